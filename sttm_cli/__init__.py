@@ -1,0 +1,40 @@
+"""Ask questions about videos, again and again.
+
+>>> import sttm_cli
+>>> with sttm_cli.VideoQA(model="tiny", budget=0.3) as qa:  # doctest: +SKIP
+...     qa.ask("video.mp4", "what happens?").text
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from sttm_cli.errors import SttmError
+    from sttm_cli.merge import MergedTokens, merge_tokens
+    from sttm_cli.pipeline import Answer, VideoQA
+
+__all__ = ["Answer", "MergedTokens", "SttmError", "VideoQA", "__version__", "merge_tokens"]
+
+# Imported on demand (PEP 562): importing the package must cost nothing.
+_HOMES = {
+    "Answer": "sttm_cli.pipeline",
+    "MergedTokens": "sttm_cli.merge",
+    "SttmError": "sttm_cli.errors",
+    "VideoQA": "sttm_cli.pipeline",
+    "merge_tokens": "sttm_cli.merge",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,61 @@
+"""Every error that a user can meet.
+
+SttmError                 1   anything that is not below
+├── UsageError            2   a setting that cannot hold
+├── VideoError            3   the video cannot be read
+├── ModelError            4   the model is missing or not supported
+├── OutOfMemoryError      5   out of memory
+└── CacheError            1   the cache cannot be used as asked
+"""
+
+from __future__ import annotations
+
+
+class SttmError(Exception):
+    """What went wrong (`message`), what to do about it (`hint`), and how the process ends."""
+
+    kind = "error"
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class UsageError(SttmError, ValueError):
+    """A setting, or a combination of settings, that cannot hold."""
+
+    kind = "usage"
+    exit_code = 2
+
+
+class VideoError(SttmError):
+    """The video is missing, damaged beyond use, or holds no video stream."""
+
+    kind = "video"
+    exit_code = 3
+
+
+class ModelError(SttmError):
+    """The model is missing, incomplete or of an architecture that is not supported."""
+
+    kind = "model"
+    exit_code = 4
+
+
+class OutOfMemoryError(SttmError):
+    """The machine or the device has not enough memory for these settings."""
+
+    kind = "memory"
+    exit_code = 5
+
+
+class CacheError(SttmError):
+    """The cache folder or an entry in it cannot be used as asked."""
+
+    kind = "cache"
+    exit_code = 1

@@ -1,0 +1,159 @@
+"""What flows between the stages: video file -> frames -> tokens -> merged tokens -> KV -> answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What the container's header says of the best video stream; nothing is decoded for it.
+
+    `width` and `height` are as shown: after rotation and with square pixels. `start_s` is the
+    presentation time of the first frame on the file's own clock; all other times in this package
+    count from it. `frame_count` is None where the header does not tell.
+    """
+
+    container: str
+    codec: str
+    width: int
+    height: int
+    duration_s: float
+    fps: float
+    rotation: int
+    start_s: float = 0.0
+    frame_count: int | None = None
+    has_audio: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FramePlan:
+    """Which frames to read, how, and of which video: complete before anything is decoded.
+
+    `times_s` are the presentation times asked for, in seconds from the first frame, ascending.
+    `reader` is resolved for this file (never "auto").
+    """
+
+    times_s: tuple[float, ...]
+    start_s: float
+    end_s: float
+    reader: str
+    reader_version: str
+
+    def identity(self) -> Json:
+        return {
+            "times_s": list(self.times_s),
+            "reader": self.reader,
+            "reader_version": self.reader_version,
+        }
+
+
+@dataclass(frozen=True)
+class FrameChunk:
+    """Consecutive sampled frames: `frames` [T, H, W, 3] uint8 RGB, upright, square pixels;
+    `times_s` the presentation times that they really have, in seconds from the first frame."""
+
+    frames: np.ndarray
+    times_s: tuple[float, ...]
+
+
+@dataclass
+class DecodeReport:
+    """What came of a decode: filled while the chunks are read, complete after the last one.
+
+    `lost` counts the asked frames that could not be decoded; `fallback` says why the other
+    reader had to take over.
+    """
+
+    times_s: list[float] = field(default_factory=list)
+    lost: int = 0
+    reader: str = ""
+    fallback: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def to_json(self) -> Json:
+        return {
+            "times_s": [round(t, 6) for t in self.times_s],
+            "lost": self.lost,
+            "reader": self.reader,
+            "fallback": self.fallback,
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The prompt before the question, as token ids with the video's place marked.
+
+    `ids` [L] int64; `video` [L] bool marks the `T*H*W` positions that hold visual tokens, in
+    the grid's order; `positions` [A, L] int64 rotary ids (one row for 1-D models, three for
+    M-RoPE); `next_position` is the id of the first token after the prefix.
+    """
+
+    ids: torch.Tensor
+    video: torch.Tensor
+    positions: torch.Tensor
+    next_position: int
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Which finest cells went into which token; applies the same merge to any per-cell tensor.
+
+    `apply` takes [T*H*W, ...] and returns [N, ...]; `roots` [N] int64 is the flat index of each
+    token's first cell (top-left cell of its box), ascending in the order of the tokens.
+    """
+
+    count: int
+    roots: torch.Tensor
+    apply: Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Video tokens before and after merging, and the length of the whole prefix in the LLM's
+    deeper layers (from the merge layer on)."""
+
+    video_full: int
+    video_kept: int
+    prefix: int
+    after_spatial: int | None = None
+    spatial_threshold: float | None = None
+    temporal_threshold: float | None = None
+
+
+@dataclass
+class PrefixKV:
+    """The prefilled prefix: what is saved, restored and continued.
+
+    `keys[i]`, `values[i]`: [capacity_i, kv_heads, head_dim] of decoder layer i, of which the
+    first `lengths[i]` rows are the prefix; rows beyond are room for the question and the answer.
+    Token-major, so that a stored prefix is read in one piece and a token is appended in one
+    piece. Layers below `merge_layer` hold every video token, the others the merged ones.
+    `next_positions` are the rotary ids with which the next token continues, below and from the
+    merge layer on. `facts` is what the entry records beside: decode report, seconds, tool version.
+    """
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    lengths: tuple[int, ...]
+    merge_layer: int
+    next_positions: tuple[int, int]
+    tokens: TokenCounts
+    grid: tuple[int, int, int]
+    facts: Json = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the prefix itself, without the room behind it."""
+        pairs = zip(self.keys + self.values, self.lengths * 2, strict=True)
+        return sum(n * t[0].numel() * t.element_size() for t, n in pairs)
