@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,37 +90,64 @@ class DecodeReport:
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """The prompt before the question, as token ids with the video's place marked.
+class VisualTokens:
+    """What the vision encoder makes of frames: `features` [T, H, W, C]; `deep` are further
+    features of the same shape that a family adds in its first decoder layers (deepstack)."""
 
-    `ids` [L] int64; `video` [L] bool marks the `T*H*W` positions that hold visual tokens, in
-    the grid's order; `positions` [A, L] int64 rotary ids (one row for 1-D models, three for
-    M-RoPE); `next_position` is the id of the first token after the prefix.
+    features: torch.Tensor
+    deep: tuple[torch.Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The prompt before the question: token ids, with the places of the visual tokens marked.
+
+    `ids` [L] int64; `video` [T*H*W] int64, the indices in `ids` that hold visual tokens, in the
+    grid's order; `positions` [A, L] int64 rotary ids (A is 1, or 3 for M-RoPE);
+    `next_position` is the rotary id of the first token after the prefix.
     """
 
     ids: torch.Tensor
     video: torch.Tensor
+    grid: tuple[int, int, int]
     positions: torch.Tensor
     next_position: int
 
 
-@dataclass(frozen=True)
-class Grouping:
-    """Which finest cells went into which token; applies the same merge to any per-cell tensor.
+class Merged(Protocol):
+    """What prefill needs of a merge: which tokens are left, and how many there were on the way.
 
-    `apply` takes [T*H*W, ...] and returns [N, ...]; `roots` [N] int64 is the flat index of each
-    token's first cell (top-left cell of its box), ascending in the order of the tokens.
+    `features` [N, C]; `roots` [N] int64, ascending: the flat index in the [T, H, W] grid of the
+    top-left cell of each token's box.
     """
 
-    count: int
-    roots: torch.Tensor
-    apply: Callable[[torch.Tensor], torch.Tensor]
+    @property
+    def features(self) -> torch.Tensor: ...
+    @property
+    def roots(self) -> torch.Tensor: ...
+    @property
+    def after_spatial(self) -> int: ...
+    @property
+    def spatial_threshold(self) -> float | None: ...
+    @property
+    def temporal_threshold(self) -> float | None: ...
+
+
+class Continuation(Protocol):
+    """A prefilled prefix that can be continued with tokens and wound back to its end."""
+
+    def extend(self, ids: torch.Tensor) -> torch.Tensor:
+        """Append tokens `ids` [n] int64 and return the logits [V] float32 after the last one."""
+        ...
+
+    def rewind(self) -> None:
+        """Forget everything after the prefix."""
+        ...
 
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Video tokens before and after merging, and the length of the whole prefix in the LLM's
-    deeper layers (from the merge layer on)."""
+    """Video tokens before and after merging, and the prefix's length from the merge layer on."""
 
     video_full: int
     video_kept: int

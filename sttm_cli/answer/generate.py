@@ -1,0 +1,93 @@
+"""The token loop: greedy decoding on top of a prefix, streamed as text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from sttm_cli.types import Continuation
+
+
+class Reading(Protocol):
+    """What the loop needs of a model: when to stop, and ids as text."""
+
+    @property
+    def end_ids(self) -> frozenset[int]: ...
+    def text(self, ids: Sequence[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class Generated:
+    """An answer's text, its tokens (the end token is not one), and the seconds it took:
+    to its first token and in all. `finished` is False where `max_new_tokens` cut it off."""
+
+    text: str
+    ids: tuple[int, ...]
+    finished: bool
+    first_token_s: float
+    seconds: float
+
+
+def generate(
+    prefix: Continuation,
+    question: torch.Tensor,
+    model: Reading,
+    *,
+    max_new_tokens: int,
+    on_text: Callable[[str], None] | None = None,
+) -> Generated:
+    """Answer `question` (token ids [n]) greedily; the prefix is wound back in any case.
+
+    `on_text` receives the text in pieces as it grows.
+    """
+    started = time.perf_counter()
+    stream = _TextStream(model, on_text)
+    finished, first = False, 0.0
+    try:
+        logits = prefix.extend(question)
+        for count in range(max_new_tokens):
+            token = int(logits.argmax())
+            first = first or time.perf_counter() - started
+            if token in model.end_ids:
+                finished = True
+                break
+            stream.add(token)
+            if count + 1 < max_new_tokens:
+                logits = prefix.extend(torch.tensor([token]))
+    finally:
+        prefix.rewind()
+    text = stream.close()
+    return Generated(text, tuple(stream.ids), finished, first, time.perf_counter() - started)
+
+
+class _TextStream:
+    """Token ids -> text pieces; holds back what later tokens may still change."""
+
+    def __init__(self, model: Reading, on_text: Callable[[str], None] | None) -> None:
+        self._model, self._on_text = model, on_text
+        self._shown = ""
+        self.ids: list[int] = []
+
+    def add(self, token: int) -> None:
+        self.ids.append(token)
+        if self._on_text is None:
+            return
+        text = self._model.text(self.ids).lstrip()
+        # An unfinished multi-byte character decodes to U+FFFD until its last token is there;
+        # white space may turn out to be the end, and answers end without it.
+        if not text.endswith("�"):
+            self._emit(text.rstrip())
+
+    def close(self) -> str:
+        text = self._model.text(self.ids).strip()
+        self._emit(text)
+        return text
+
+    def _emit(self, text: str) -> None:
+        if self._on_text is not None and len(text) > len(self._shown):
+            self._on_text(text[len(self._shown) :])
+            self._shown = text

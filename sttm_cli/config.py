@@ -1,0 +1,155 @@
+"""The settings of one run, checked once when they are made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, Literal
+
+from sttm_cli.errors import UsageError
+
+Decoder = Literal["auto", "decord", "av"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Positions = Literal["auto", "reassigned", "survivors"]
+
+LEAST_TOKENS = 16
+DEFAULT_MODEL = "tiny"
+DEFAULT_BUDGET = 0.5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that shapes an answer, but the video and the question.
+
+    `budget` is a share of the video's tokens in (0, 1], or a whole number of tokens >= 16;
+    `start` and `end` are seconds from the video's first frame; None leaves the choice to the
+    model's defaults. Raises UsageError, naming the flag, the value and what is allowed.
+    """
+
+    model: str = DEFAULT_MODEL
+    revision: str | None = None
+    budget: float | int = DEFAULT_BUDGET
+    merge_layer: int | None = None
+    positions: Positions = "auto"
+    fps: float | None = None
+    frames: int | None = None
+    start: float | None = None
+    end: float | None = None
+    decoder: Decoder = "auto"
+    device: str = "auto"
+    dtype: DType = "auto"
+    cache_dir: Path | None = None
+    no_cache: bool = False
+    refresh: bool = False
+    max_bytes: int | None = None
+    max_new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        check_budget(self.budget)
+        if not self.model:
+            raise UsageError("--model is empty", "give an alias, a hub id or a folder")
+        _at_least("--merge-layer", self.merge_layer, 0)
+        _at_least("--frames", self.frames, 1)
+        _at_least("--max-new-tokens", self.max_new_tokens, 1)
+        _at_least("--max-bytes", self.max_bytes, 1)
+        _check_fps(self.fps)
+        _check_range(self.start, self.end)
+        _one_of("--decoder", self.decoder, get_args(Decoder))
+        _one_of("--dtype", self.dtype, get_args(DType))
+        _one_of("--positions", self.positions, get_args(Positions))
+        if self.no_cache and self.refresh:
+            raise UsageError(
+                "--no-cache and --refresh cannot hold together",
+                "--refresh makes a stored entry anew, --no-cache stores none: choose one",
+            )
+
+
+def check_budget(budget: float | int) -> None:
+    """Raise UsageError unless `budget` is a share in (0, 1] or a whole number >= 16."""
+    whole = isinstance(budget, int) and not isinstance(budget, bool)
+    share = isinstance(budget, float) and 0.0 < budget <= 1.0
+    if not (share or budget == 1 or (whole and budget >= LEAST_TOKENS)) or budget is True:
+        raise UsageError(
+            f"--budget {budget} is not possible",
+            "give a share of the video's tokens above 0 and up to 1, such as 0.3, "
+            f"or a whole number of tokens from {LEAST_TOKENS} on",
+        )
+
+
+def parse_budget(text: str) -> float | int:
+    """Read a budget as typed: "0.3" is a share, "1" all tokens, "500" a number of tokens."""
+    value: float | int = _number("--budget", text, float)
+    if float(value).is_integer() and "." not in text and "e" not in text.lower():
+        value = int(value)
+    value = 1.0 if value == 1 else value
+    check_budget(value)
+    return value
+
+
+def parse_seconds(flag: str, text: str | None) -> float | None:
+    """Read a time as typed, in seconds or as [HH:]MM:SS, and return seconds."""
+    if text is None:
+        return None
+    parts = text.strip().split(":")
+    if len(parts) > 3:
+        raise UsageError(f"{flag} {text!r} is not a time", "give seconds or [HH:]MM:SS")
+    numbers = [_number(flag, part, float) for part in parts]
+    if any(n < 0 for n in numbers) or any(n >= 60 for n in numbers[1:]):
+        raise UsageError(f"{flag} {text!r} is not a time", "give seconds or [HH:]MM:SS")
+    return float(sum(n * 60**i for i, n in enumerate(reversed(numbers))))
+
+
+def parse_bytes(flag: str, text: str) -> int:
+    """Read a size as typed: plain bytes, or with K, M, G or T (KiB, MiB, GiB, TiB)."""
+    stripped = text.strip().upper().removesuffix("IB").removesuffix("B")
+    power = "KMGT".find(stripped[-1:]) + 1 if stripped[-1:] else 0
+    value = _number(flag, stripped[:-1] if power else stripped, float)
+    if value <= 0:
+        raise UsageError(f"{flag} {text!r} is not a size", "give bytes, or such as 500M or 20G")
+    return int(value * 1024**power)
+
+
+def cache_dir(given: Path | None = None) -> Path:
+    """The folder of the cache: as given, else STTM_CACHE_DIR, else the user's cache folder."""
+    if given is not None:
+        return given
+    if os.environ.get("STTM_CACHE_DIR"):
+        return Path(os.environ["STTM_CACHE_DIR"])
+    from platformdirs import user_cache_path
+
+    return user_cache_path("sttm")
+
+
+def _number(flag: str, text: str, kind: Callable[[str], Any]) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        raise UsageError(f"{flag} {text!r} is not a number") from None
+    if value != value or value in (float("inf"), float("-inf")):
+        raise UsageError(f"{flag} {text!r} is not a finite number")
+    return value
+
+
+def _at_least(flag: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise UsageError(f"{flag} {value} is not possible", f"it starts at {least}")
+
+
+def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{flag} {value!r} is not known", f"choose one of {', '.join(allowed)}")
+
+
+def _check_fps(fps: float | None) -> None:
+    if fps is not None and not 0 < fps <= 1000:
+        raise UsageError(f"--fps {fps} is not possible", "it lies above 0 and up to 1000")
+
+
+def _check_range(start: float | None, end: float | None) -> None:
+    for flag, value in (("--start", start), ("--end", end)):
+        if value is not None and not 0 <= value < float("inf"):
+            raise UsageError(f"{flag} {value} is not possible", "it is a time from 0 on")
+    if start is not None and end is not None and end <= start:
+        raise UsageError(f"--end {end:g} is not after --start {start:g}")

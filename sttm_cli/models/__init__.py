@@ -1,0 +1,16 @@
+"""Video LLMs: what a name stands for, and one file per family behind the `VideoLLM` protocol."""
+
+from sttm_cli.models.base import VideoLLM
+from sttm_cli.models.registry import ALIASES, FAMILIES, Family, defaults_of, load
+from sttm_cli.models.source import ModelSource, find_source
+
+__all__ = [
+    "ALIASES",
+    "FAMILIES",
+    "Family",
+    "ModelSource",
+    "VideoLLM",
+    "defaults_of",
+    "find_source",
+    "load",
+]

@@ -1,0 +1,86 @@
+"""Which names and architectures are known, and what each family takes as its defaults.
+
+Strings and numbers only: looking a model up imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from sttm_cli.errors import ModelError
+from sttm_cli.models.source import ModelSource
+
+if TYPE_CHECKING:
+    from sttm_cli.models.base import VideoLLM
+
+TINY = Path(__file__).parent.parent / "tiny" / "checkpoint"
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture. `module` has `load(source, device, dtype) -> VideoLLM`.
+
+    `frames`: the most frames it reads by default; `merge_layer`: the decoder layer before which
+    tokens are merged; `positions`: rotary ids after merging; `multiple`: frames per temporal
+    patch; `template`: version of the prompt around the video.
+    """
+
+    name: str
+    module: str
+    frames: int
+    merge_layer: int
+    positions: str
+    multiple: int = 1
+    template: int = 1
+
+
+FAMILIES: dict[str, Family] = {
+    # Merge layer and positions: STTM paper, section 4 and its ablations (layer 2, reassigned);
+    # 32 frames: the LLaVA-OneVision model card.
+    "llava_onevision": Family(
+        "llava-onevision", "sttm_cli.models.llava_onevision", 32, 2, "reassigned"
+    ),
+}
+
+ALIASES: dict[str, str] = {
+    "tiny": str(TINY),
+    "llava-onevision-0.5b": "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+    "llava-onevision-7b": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+}
+
+
+def defaults_of(source: ModelSource) -> Family:
+    """The family of a checkpoint, with the defaults that its own config.json may carry.
+
+    A checkpoint can state other defaults under "sttm" in its config.json ("frames",
+    "merge_layer", "positions"): the embedded model does. Raises ModelError for an architecture
+    that is not supported, naming those that are.
+    """
+    family = FAMILIES.get(source.model_type)
+    if family is None:
+        raise ModelError(
+            f"model {source.name!r} is of type {source.model_type or 'unknown'!r}, "
+            "which is not supported",
+            f"supported types: {', '.join(sorted(FAMILIES))}",
+        )
+    own = source.config.get("sttm")
+    if not isinstance(own, dict):
+        return family
+    return Family(
+        family.name,
+        family.module,
+        int(own.get("frames", family.frames)),
+        int(own.get("merge_layer", family.merge_layer)),
+        str(own.get("positions", family.positions)),
+        family.multiple,
+        family.template,
+    )
+
+
+def load(source: ModelSource, *, device: str, dtype: str) -> VideoLLM:
+    """Load the checkpoint's weights onto `device` in `dtype` ("float32", ...)."""
+    module = import_module(defaults_of(source).module)
+    return cast("VideoLLM", module.load(source, device=device, dtype=dtype))

@@ -1,0 +1,152 @@
+"""Where a model's files are, and a fingerprint of exactly those bytes.
+
+Everything here is known without loading a weight, so that a stored KV can be looked up first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from sttm_cli.errors import ModelError
+from sttm_cli.types import Json
+
+# What a checkpoint folder is made of; anything else in a hub repository is not fetched.
+_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+_PART_OF_MODEL = (".json", ".safetensors", ".jinja", ".txt", ".model", ".bin")
+
+
+class Memo(Protocol):
+    """A small persistent memory: str -> JSON object."""
+
+    def get(self, key: str) -> Json | None: ...
+    def set(self, key: str, value: Json) -> None: ...
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A checkpoint on this machine. `fingerprint` is equal only for equal files."""
+
+    name: str
+    folder: Path
+    revision: str | None
+    fingerprint: str
+    config: Json
+
+    @property
+    def model_type(self) -> str:
+        return str(self.config.get("model_type", ""))
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(p.stat().st_size for p in self.folder.glob("*.safetensors"))
+
+
+def find_source(name: str, repository: str, *, revision: str | None, memo: Memo) -> ModelSource:
+    """Find the checkpoint folder for a local path or a hub id, fetching it if need be.
+
+    `name` is what the user typed, `repository` what it stands for. Raises ModelError for a
+    folder without weights, an unknown id, or a hub that cannot be reached.
+    """
+    local = Path(repository).expanduser()
+    if local.is_dir():
+        _check_folder(name, local)
+        print_ = folder_fingerprint(local, memo)
+        return ModelSource(name, local, revision, print_, _read_config(name, local))
+    if local.is_absolute() or repository.startswith((".", "~")) or repository.count("/") != 1:
+        raise ModelError(
+            f"model {name!r} is neither an alias, nor a hub id, nor a folder",
+            "give a folder with config.json and *.safetensors, a hub id such as "
+            "llava-hf/llava-onevision-qwen2-0.5b-ov-hf, or an alias (sttm ask --help)",
+        )
+    folder = _from_hub(repository, revision)
+    _check_folder(name, folder)
+    # A snapshot folder is named by its commit: the hub's own fingerprint of all its files.
+    return ModelSource(name, folder, revision, f"hub:{repository}@{folder.name}",
+                       _read_config(name, folder))
+
+
+def folder_fingerprint(folder: Path, memo: Memo) -> str:
+    """blake3 over names and contents of all model files, remembered by their stat."""
+    files = sorted(p for p in folder.iterdir() if p.suffix in _PART_OF_MODEL and p.is_file())
+    stats = [(p.name, s.st_size, s.st_mtime_ns, s.st_ino) for p in files for s in [p.stat()]]
+    key = f"weights:{json.dumps([os.fspath(folder.resolve()), stats])}"
+    known = memo.get(key)
+    if known is not None:
+        return str(known["fingerprint"])
+    from blake3 import blake3
+
+    total = blake3()
+    for path in files:
+        one = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+        total.update(f"{path.name}\0{one}\n".encode())
+    memo.set(key, {"fingerprint": f"files:{total.hexdigest()}"})
+    return f"files:{total.hexdigest()}"
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"model folder {name!r} has no config.json", "give a transformers checkpoint folder"
+        )
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        wanted = set(_json(name, index).get("weight_map", {}).values())
+    else:
+        wanted = {"model.safetensors"}
+    missing = sorted(str(w) for w in wanted if not (folder / str(w)).is_file())
+    if missing or not wanted:
+        raise ModelError(
+            f"model folder {name!r} lacks its weights: {', '.join(missing[:3])}",
+            "give a folder with *.safetensors weights",
+        )
+
+
+def _read_config(name: str, folder: Path) -> Json:
+    return _json(name, folder / "config.json")
+
+
+def _json(name: str, path: Path) -> Json:
+    try:
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {name!r}: {path.name} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"model {name!r}: {path.name} is not a JSON object")
+    return value
+
+
+def _from_hub(repository: str, revision: str | None) -> Path:
+    """The snapshot folder: from the hub's own cache when it is whole, else downloaded."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    def fetch(offline: bool) -> Path:
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=list(_PATTERNS),
+                local_files_only=offline,
+            )
+        )
+
+    try:
+        folder = fetch(offline=True)
+        _check_folder(repository, folder)
+        return folder
+    except (OSError, ModelError, ValueError):
+        pass
+    try:
+        return fetch(offline=False)
+    except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
+        wanted = f"{repository}@{revision}" if revision else repository
+        raise ModelError(
+            f"model {wanted!r} is not on this machine and could not be fetched "
+            f"({type(error).__name__}: {str(error).splitlines()[0][:160]})",
+            "check the name and the network, log in for gated models (hf auth login), "
+            "or give a local folder",
+        ) from error

@@ -1,0 +1,124 @@
+"""Prefill: the prefix through the decoder once, video tokens merged before layer k.
+
+Source: STTM (arXiv 2507.07990), section 3: merging at the input of an early decoder layer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sttm_cli.prefill.ragged import BufferLayer, run
+from sttm_cli.types import Merged, PrefixKV, Prompt, TokenCounts
+
+ROOM = 512
+"""Rows kept free behind the prefix in each layer, for the question and its answer."""
+
+
+@dataclass(frozen=True)
+class Merging:
+    """How prefill merges: before decoder layer `layer`, by `merge` ([T, H, W, C] -> Merged).
+
+    `positions`: "reassigned" numbers the tokens consecutively after merging, "survivors" lets
+    each keep its root's rotary ids (paper, table 8 and section 4.1). Models with M-RoPE always
+    keep the survivors' ids.
+    """
+
+    layer: int
+    merge: Callable[[torch.Tensor], Merged]
+    positions: str
+
+
+@torch.inference_mode()
+def prefill(decoder: Any, prompt: Prompt, embeds: torch.Tensor, merging: Merging) -> PrefixKV:
+    """Run the prefix `embeds` [L, C] through the decoder and return its KV; no logits are made.
+
+    `facts["merge_seconds"]` tells the part spent merging.
+    """
+    state = _Merge(prompt, merging)
+    layers = [BufferLayer(room=ROOM) for _ in decoder.layers]
+    run(
+        decoder,
+        embeds,
+        layers,
+        positions=prompt.positions,
+        merge_layer=merging.layer,
+        deeper=state.apply,
+    )
+    return PrefixKV(
+        keys=[_filled(layer.keys) for layer in layers],
+        values=[_filled(layer.values) for layer in layers],
+        lengths=tuple(layer.length for layer in layers),
+        merge_layer=merging.layer,
+        next_positions=(prompt.next_position, state.next_position),
+        tokens=state.counts(),
+        grid=prompt.grid,
+        facts={"merge_seconds": state.seconds},
+    )
+
+
+class _Merge:
+    """Shortens the sequence at the merge layer; remembers what it did."""
+
+    def __init__(self, prompt: Prompt, merging: Merging) -> None:
+        self._prompt, self._merging = prompt, merging
+        self._merged: Merged | None = None
+        self.seconds = 0.0
+        self.length = 0
+        self.next_position = 0
+
+    def apply(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states [1, L, C] -> merged [1, N, C] and their rotary ids [A, N]."""
+        _wait(hidden)
+        started = time.perf_counter()
+        video = self._prompt.video.to(hidden.device)
+        merged = self._merging.merge(hidden[0, video].unflatten(0, self._prompt.grid))
+        # A merged token stands where its root stood: at the first appearance (section 3.3).
+        roots = video[merged.roots]
+        kept = torch.ones(hidden.shape[1], dtype=torch.bool, device=hidden.device)
+        kept[video] = False
+        kept[roots] = True
+        hidden = hidden.clone()
+        hidden[0, roots] = merged.features.to(hidden.dtype)
+        hidden = hidden[:, kept]
+        positions = self._renumber(self._prompt.positions.to(hidden.device)[:, kept])
+        _wait(hidden)
+        self._merged, self.length = merged, hidden.shape[1]
+        self.seconds = time.perf_counter() - started
+        return hidden, positions
+
+    def _renumber(self, survivors: torch.Tensor) -> torch.Tensor:
+        axes, count = survivors.shape
+        if self._merging.positions == "reassigned" and axes == 1:
+            self.next_position = count
+            return torch.arange(count, device=survivors.device)[None]
+        self.next_position = self._prompt.next_position
+        return survivors
+
+    def counts(self) -> TokenCounts:
+        if self._merged is None:
+            raise RuntimeError("the decoder never reached the merge layer")
+        return TokenCounts(
+            video_full=self._prompt.video.numel(),
+            video_kept=self._merged.roots.numel(),
+            prefix=self.length,
+            after_spatial=self._merged.after_spatial,
+            spatial_threshold=self._merged.spatial_threshold,
+            temporal_threshold=self._merged.temporal_threshold,
+        )
+
+
+def _filled(buffer: torch.Tensor | None) -> torch.Tensor:
+    if buffer is None:
+        raise RuntimeError("a decoder layer wrote no keys and values")
+    return buffer
+
+
+def _wait(tensor: torch.Tensor) -> None:
+    # Kernels run behind the clock on an accelerator; a stage's seconds must be its own.
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)

@@ -1,0 +1,154 @@
+"""A KV cache whose layers differ in length, and a decoder run over it.
+
+Layers below the merge layer see every video token, the others the merged ones. transformers
+computes one causal mask and one set of rotary embeddings for all layers; from the merge layer
+on, hooks put in those that belong to the shorter sequence, and are removed afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.masking_utils import create_causal_mask
+
+Deeper = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Hidden states [1, L, C] at the merge layer's input -> those that go on [1, N, C] and their
+rotary ids [A, N]."""
+
+
+class BufferLayer(CacheLayerMixin):  # type: ignore[misc]
+    """Keys and values of one layer in buffers with room behind them.
+
+    Buffers are [capacity, kv_heads, head_dim], token-major: appending a token writes one piece
+    and copies nothing, where transformers' own dynamic layer copies the whole cache per token.
+    """
+
+    is_sliding = False
+    is_croppable = True
+
+    def __init__(
+        self,
+        keys: torch.Tensor | None = None,
+        values: torch.Tensor | None = None,
+        length: int = 0,
+        *,
+        room: int = 0,
+    ) -> None:
+        super().__init__()
+        self.keys, self.values, self.length, self.room = keys, values, length, room
+        self.is_initialized = keys is not None
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        capacity = key_states.shape[2] + self.room
+        self.keys = _buffer(key_states, capacity)
+        self.values = _buffer(value_states, capacity)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append [1, heads, n, dim] and return views of all: [1, heads, length, dim]."""
+        if self.keys is None:
+            self.lazy_initialization(key_states, value_states)
+        start, end = self.length, self.length + key_states.shape[2]
+        self._make_room(end)
+        self.length = end
+        return self._append(self.keys, key_states, start), self._append(
+            self.values, value_states, start
+        )
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        return -1
+
+    def crop(self, length: int) -> None:
+        self.length = min(self.length, length)
+
+    def _append(self, buffer: Any, states: torch.Tensor, start: int) -> torch.Tensor:
+        buffer[start : self.length] = states[0].transpose(0, 1)
+        view: torch.Tensor = buffer[: self.length].transpose(0, 1)[None]
+        return view
+
+    def _make_room(self, end: int) -> None:
+        for name in ("keys", "values"):
+            buffer = getattr(self, name)
+            if end > len(buffer):
+                grown = buffer.new_empty((end + end // 4 + 64, *buffer.shape[1:]))
+                grown[: self.length] = buffer[: self.length]
+                setattr(self, name, grown)
+
+
+def run(
+    decoder: Any,
+    embeds: torch.Tensor,
+    layers: list[BufferLayer],
+    *,
+    positions: torch.Tensor,
+    merge_layer: int,
+    deeper: Deeper,
+) -> torch.Tensor:
+    """Run `embeds` [L, C] through the decoder on top of what `layers` hold.
+
+    `positions` [A, L]: rotary ids below the merge layer. Returns the normed hidden states
+    [N, C] of the tokens that reached the end; `layers` have grown accordingly.
+    """
+    with _deeper_layers(decoder, layers, merge_layer, deeper):
+        out = decoder(
+            inputs_embeds=embeds[None],
+            position_ids=_rotary_input(positions.to(embeds.device)),
+            past_key_values=Cache(layers=layers),
+            use_cache=True,
+        )
+    hidden: torch.Tensor = out.last_hidden_state[0]
+    return hidden
+
+
+@contextmanager
+def _deeper_layers(
+    decoder: Any, layers: list[BufferLayer], merge_layer: int, deeper: Deeper
+) -> Iterator[None]:
+    shared: dict[str, Any] = {}
+
+    def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden, positions = deeper(args[0])
+        shared["position_embeddings"] = decoder.rotary_emb(hidden, _rotary_input(positions))
+        shared["attention_mask"] = create_causal_mask(
+            decoder.config, hidden, None, Cache(layers=layers[merge_layer:])
+        )
+        # Flash attention would take gaps in the ids for the borders of packed sequences.
+        shared["position_ids"] = None
+        return (hidden, *args[1:]), {**kwargs, **shared}
+
+    def follow(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, **shared}
+
+    first, *rest = decoder.layers[merge_layer:]
+    handles = [first.register_forward_pre_hook(enter, with_kwargs=True)]
+    handles += [layer.register_forward_pre_hook(follow, with_kwargs=True) for layer in rest]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _rotary_input(positions: torch.Tensor) -> torch.Tensor:
+    """[1, L] as it is for 1-D models, [3, L] -> [3, 1, L] for M-RoPE."""
+    return positions if positions.shape[0] == 1 else positions[:, None]
+
+
+def _buffer(states: torch.Tensor, capacity: int) -> torch.Tensor:
+    _, heads, _, dim = states.shape
+    return states.new_empty((capacity, heads, dim))

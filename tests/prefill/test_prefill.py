@@ -1,0 +1,132 @@
+"""Prefix then question equals one pass over the whole, ragged or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sttm_cli.models import find_source, load
+from sttm_cli.prefill import KVContinuation, Merging, prefill
+from sttm_cli.prefill.ragged import BufferLayer, run
+from sttm_cli.types import Prompt, VisualTokens
+from tests.fakes import DictMemo, keep_all, pair_up
+
+GRID = (5, 4, 4)
+QUESTION = "how many shapes are there?"
+
+
+@pytest.fixture(scope="module")
+def model(random_model: Path):
+    source = find_source("m", str(random_model), revision=None, memo=DictMemo())
+    return load(source, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def prefix(model):
+    torch.manual_seed(3)
+    channels = model.decoder.config.hidden_size
+    prompt = model.prompt(GRID)
+    return prompt, model.embed_prompt(prompt, VisualTokens(torch.randn(*GRID, channels)))
+
+
+def one_pass(model, prompt: Prompt, embeds: torch.Tensor, merging: Merging) -> torch.Tensor:
+    """Prompt and question together through the decoder, in a single run."""
+    question = model.question(QUESTION)
+    count = len(prompt.ids) + len(question)
+    whole = Prompt(
+        torch.cat([prompt.ids, question]),
+        prompt.video,
+        prompt.grid,
+        torch.arange(count)[None],
+        count,
+    )
+    from sttm_cli.prefill.prefix import _Merge
+
+    layers = [BufferLayer() for _ in model.decoder.layers]
+    hidden = run(
+        model.decoder,
+        torch.cat([embeds, model.embed(question)]),
+        layers,
+        positions=whole.positions,
+        merge_layer=merging.layer,
+        deeper=_Merge(whole, merging).apply,
+    )
+    return model.logits(hidden[-1])
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2, 3])
+@pytest.mark.parametrize("positions", ["reassigned", "survivors"])
+@pytest.mark.parametrize("merge", [keep_all, pair_up])
+@torch.inference_mode()
+def test_prefix_then_question_equals_one_pass(model, prefix, layer, positions, merge) -> None:
+    prompt, embeds = prefix
+    merging = Merging(layer, merge, positions)
+    kv = prefill(model.decoder, prompt, embeds, merging)
+    logits = KVContinuation(model, kv).extend(model.question(QUESTION))
+    assert torch.allclose(logits, one_pass(model, prompt, embeds, merging), atol=1e-5)
+
+
+def test_layers_hold_all_tokens_below_the_merge_layer_and_the_merged_from_it_on(
+    model, prefix
+) -> None:
+    prompt, embeds = prefix
+    kv = prefill(model.decoder, prompt, embeds, Merging(2, pair_up, "reassigned"))
+    full, merged = len(prompt.ids), len(prompt.ids) - 40
+    assert kv.lengths == (full, full, merged, merged)
+    assert kv.next_positions == (full, merged)
+    assert (kv.tokens.video_full, kv.tokens.video_kept, kv.tokens.prefix) == (80, 40, merged)
+
+
+def test_survivors_keep_their_positions(model, prefix) -> None:
+    prompt, embeds = prefix
+    kv = prefill(model.decoder, prompt, embeds, Merging(2, pair_up, "survivors"))
+    assert kv.next_positions == (len(prompt.ids), len(prompt.ids))
+
+
+def test_merging_changes_the_answer_of_a_random_model(model, prefix) -> None:
+    prompt, embeds = prefix
+    logits = [
+        KVContinuation(
+            model, prefill(model.decoder, prompt, embeds, Merging(1, m, "reassigned"))
+        ).extend(model.question(QUESTION))
+        for m in (keep_all, pair_up)
+    ]
+    assert not torch.allclose(*logits, atol=1e-2)
+
+
+def test_rewinding_gives_the_same_logits_again_and_leaves_the_prefix_as_it_was(
+    model, prefix
+) -> None:
+    prompt, embeds = prefix
+    kv = prefill(model.decoder, prompt, embeds, Merging(1, pair_up, "reassigned"))
+    before = [k[:n].clone() for k, n in zip(kv.keys, kv.lengths, strict=True)]
+    going = KVContinuation(model, kv)
+    first = going.extend(model.question(QUESTION))
+    going.extend(torch.tensor([7]))
+    going.rewind()
+    assert torch.equal(going.extend(model.question(QUESTION)), first)
+    after = [k[:n] for k, n in zip(kv.keys, kv.lengths, strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_an_answer_longer_than_the_room_behind_the_prefix_still_fits(model, prefix) -> None:
+    prompt, embeds = prefix
+    kv = prefill(model.decoder, prompt, embeds, Merging(1, pair_up, "reassigned"))
+    tokens = torch.arange(700) % 60 + 6
+    at_once = KVContinuation(model, kv).extend(tokens)
+    going = KVContinuation(model, kv)
+    going.extend(tokens[:400])
+    assert torch.allclose(going.extend(tokens[400:]), at_once, atol=1e-4)
+
+
+def test_hooks_are_gone_after_a_run_that_failed(model, prefix) -> None:
+    prompt, embeds = prefix
+
+    def broken(grid: torch.Tensor):
+        raise ValueError("no merge today")
+
+    with pytest.raises(ValueError, match="no merge today"):
+        prefill(model.decoder, prompt, embeds, Merging(1, broken, "reassigned"))
+    assert all(not layer._forward_pre_hooks for layer in model.decoder.layers)
