@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, Literal
+from typing import Any, Literal, get_args
 
 from sttm_cli.errors import UsageError
 
@@ -17,6 +17,21 @@ Positions = Literal["auto", "reassigned", "survivors"]
 LEAST_TOKENS = 16
 DEFAULT_MODEL = "tiny"
 DEFAULT_BUDGET = 0.5
+CONFIG_KEYS = (
+    "model",
+    "revision",
+    "budget",
+    "merge_layer",
+    "positions",
+    "fps",
+    "frames",
+    "decoder",
+    "device",
+    "dtype",
+    "cache_dir",
+    "max_bytes",
+    "max_new_tokens",
+)
 
 
 @dataclass(frozen=True)
@@ -120,6 +135,39 @@ def cache_dir(given: Path | None = None) -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("sttm")
+
+
+def config_path() -> Path:
+    """The config file: STTM_CONFIG, else config.toml in the user's config folder."""
+    if os.environ.get("STTM_CONFIG"):
+        return Path(os.environ["STTM_CONFIG"])
+    from platformdirs import user_config_path
+
+    return user_config_path("sttm") / "config.toml"
+
+
+def config_file() -> dict[str, dict[str, Any]]:
+    """Defaults per command from the config file, `{}` where there is none.
+
+    The file is TOML; keys are flags without their dashes (`budget = 0.3`). Raises UsageError
+    for a file that cannot be read or holds an unknown key.
+    """
+    path = config_path()
+    if not path.is_file():
+        return {}
+    import tomllib
+
+    try:
+        loaded = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"config file {path}: {error}") from error
+    shared = {key.replace("-", "_"): str(value) for key, value in loaded.items()}
+    unknown = sorted(set(shared) - set(CONFIG_KEYS))
+    if unknown:
+        raise UsageError(
+            f"config file {path}: unknown key {unknown[0]!r}", f"known: {', '.join(CONFIG_KEYS)}"
+        )
+    return dict.fromkeys(("ask", "precompute", "inspect"), shared)
 
 
 def _number(flag: str, text: str, kind: Callable[[str], Any]) -> Any:

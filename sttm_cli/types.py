@@ -1,4 +1,4 @@
-"""What flows between the stages: video file -> frames -> tokens -> merged tokens -> KV -> answer."""
+"""What flows between the stages: video -> frames -> tokens -> merged tokens -> KV -> answer."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The prompt prefix through the decoder, merged on the way; owner of the ragged KV cache."""
 
-from sttm_cli.prefill.prefix import Merging, prefill
 from sttm_cli.prefill.continuation import KVContinuation
+from sttm_cli.prefill.prefix import ROOM, Merging, prefill
 
-__all__ = ["KVContinuation", "Merging", "prefill"]
+__all__ = ["ROOM", "KVContinuation", "Merging", "prefill"]

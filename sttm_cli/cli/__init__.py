@@ -1,0 +1,46 @@
+"""The command line: parses, calls the pipeline, prints; nothing else."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+import typer
+
+from sttm_cli.cli import ask, cache, inspect, precompute
+from sttm_cli.cli.output import show_failure
+from sttm_cli.config import config_file
+
+app = typer.Typer(
+    name="sttm",
+    help="Ask questions about videos, again and again: each video is decoded, encoded, merged "
+    "and prefilled once, and its KV cache is kept on disk.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(name="ask")(ask.ask)
+app.command(name="precompute")(precompute.precompute)
+app.command(name="inspect")(inspect.inspect)
+app.add_typer(cache.app, name="cache")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+) -> None:
+    if version:
+        from sttm_cli import __version__
+
+        typer.echo(f"sttm {__version__}")
+        raise typer.Exit()
+
+
+def main() -> NoReturn:
+    """Run the command line and end the process with the contract's exit code."""
+    arguments = sys.argv[1:]
+    try:
+        code = app(arguments, standalone_mode=False, default_map=config_file())
+    except BaseException as error:
+        code = show_failure(error, as_json="--json" in arguments, debug="--debug" in arguments)
+    sys.exit(code if isinstance(code, int) else 0)

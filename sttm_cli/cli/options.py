@@ -1,0 +1,151 @@
+"""The flags that commands share, declared once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sttm_cli.config import (
+    DEFAULT_BUDGET,
+    DEFAULT_MODEL,
+    Settings,
+    parse_budget,
+    parse_bytes,
+    parse_seconds,
+)
+
+_MODEL = "Model"
+_FRAMES = "Frames"
+_CACHE = "Cache"
+_OUTPUT = "Output"
+
+
+def _flag(
+    name: str, kind: Any, *declarations: str, default: Any = None, **details: Any
+) -> inspect.Parameter:
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, typer.Option(*declarations, **details)],
+    )
+
+
+OUTPUT = (
+    _flag("as_json", bool, "--json", default=False, rich_help_panel=_OUTPUT,
+          help="Print one JSON object on stdout."),
+    _flag("quiet", bool, "-q", "--quiet", default=False, rich_help_panel=_OUTPUT,
+          help="Print nothing on stderr but errors and warnings."),
+    _flag("debug", bool, "--debug", default=False, rich_help_panel=_OUTPUT,
+          help="Say what is being done, and show tracebacks."),
+)  # fmt: skip
+
+CACHE = (
+    _flag("cache_dir", Path | None, "--cache-dir", envvar="STTM_CACHE_DIR",
+          rich_help_panel=_CACHE, help="Folder of the cache. (default: the user's cache folder)",
+          show_default=False),
+    _flag("max_bytes", str | None, "--max-bytes", metavar="SIZE", rich_help_panel=_CACHE,
+          show_default=False, help="Bound of the cache, such as 20G; the least recently used "
+          "entries go first. (default: 20G or a tenth of the free disk)"),
+)  # fmt: skip
+
+RUN = (
+    _flag("model", str, "-m", "--model", envvar="STTM_MODEL", default=DEFAULT_MODEL,
+          rich_help_panel=_MODEL, help="An alias, a hub id or a folder."),
+    _flag("revision", str | None, "--revision", rich_help_panel=_MODEL, show_default=False,
+          help="Branch, tag or commit of a model on the hub."),
+    _flag("device", str, "--device", default="auto", rich_help_panel=_MODEL,
+          help="auto, cpu, cuda, cuda:N or mps."),
+    _flag("dtype", str, "--dtype", default="auto", rich_help_panel=_MODEL,
+          help="auto, float32, bfloat16 or float16."),
+    _flag("budget", str, "-b", "--budget", envvar="STTM_BUDGET", default=str(DEFAULT_BUDGET),
+          rich_help_panel=_MODEL, help="At most this many video tokens are kept: a share in "
+          "(0, 1], or a whole number from 16 on for the whole video."),
+    _flag("merge_layer", int | None, "--merge-layer", rich_help_panel=_MODEL, show_default=False,
+          help="Decoder layer before which tokens are merged. (default: the model's)"),
+    _flag("positions", str, "--positions", default="auto", rich_help_panel=_MODEL,
+          help="Rotary ids after merging: reassigned, survivors, or the model's own choice."),
+    _flag("fps", float | None, "--fps", rich_help_panel=_FRAMES, show_default=False,
+          help="Frames sampled per second. (default: 1)"),
+    _flag("frames", int | None, "--frames", rich_help_panel=_FRAMES, show_default=False,
+          help="At most this many frames. (default: the model's)"),
+    _flag("start", str | None, "--start", rich_help_panel=_FRAMES, show_default=False,
+          metavar="TIME", help="Begin here: seconds or [HH:]MM:SS."),
+    _flag("end", str | None, "--end", rich_help_panel=_FRAMES, show_default=False,
+          metavar="TIME", help="End here: seconds or [HH:]MM:SS."),
+    _flag("decoder", str, "--decoder", default="auto", rich_help_panel=_FRAMES,
+          help="auto, decord or av."),
+    *CACHE,
+    _flag("no_cache", bool, "--no-cache", default=False, rich_help_panel=_CACHE,
+          help="Neither read nor write the cache."),
+    _flag("refresh", bool, "--refresh", default=False, rich_help_panel=_CACHE,
+          help="Compute anew and replace what is stored."),
+)  # fmt: skip
+
+ANSWERS = (
+    _flag("max_new_tokens", int, "--max-new-tokens", default=256, rich_help_panel=_MODEL,
+          help="Longest answer, in tokens."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a command speaks."""
+
+    as_json: bool
+    quiet: bool
+    debug: bool
+
+
+def settings_from(flags: dict[str, Any]) -> Settings:
+    """Flags as typed -> checked settings. Raises UsageError."""
+    read = {
+        **flags,
+        "start": parse_seconds("--start", flags["start"]),
+        "end": parse_seconds("--end", flags["end"]),
+        "max_bytes": bytes_from(flags["max_bytes"]),
+    }
+    if "budget" in flags:
+        read["budget"] = parse_budget(flags["budget"])
+    return Settings(**read)
+
+
+def bytes_from(text: str | None) -> int | None:
+    """--max-bytes as typed -> bytes, None where it was not given."""
+    return None if text is None else parse_bytes("--max-bytes", text)
+
+
+def without(group: tuple[inspect.Parameter, ...], *names: str) -> tuple[inspect.Parameter, ...]:
+    """The flags of a group but those that would mean nothing for a command."""
+    return tuple(flag for flag in group if flag.name not in names)
+
+
+def takes(*groups: tuple[inspect.Parameter, ...]) -> Callable[[Callable[..., None]], Any]:
+    """Give a command the flags of `groups`; it receives them as `output` and `flags`."""
+    shared = [flag for group in (*groups, OUTPUT) for flag in group]
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = [
+            p
+            for p in inspect.signature(function, eval_str=True).parameters.values()
+            if p.name not in ("flags", "output")
+        ]
+
+        @wraps(function)
+        def command(**values: Any) -> None:
+            flags = {flag.name: values.pop(flag.name) for flag in shared}
+            output = Output(*(flags.pop(name) for name in ("as_json", "quiet", "debug")))
+            function(**values, flags=flags, output=output)
+
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + shared
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorate

@@ -1,0 +1,134 @@
+"""What commands print: answers and data on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import TracebackType
+from typing import Any
+
+from sttm_cli.cli.options import Output
+from sttm_cli.errors import SttmError
+from sttm_cli.types import Json
+
+STAGES = {"load": "loading the model", "decode": "decoding and encoding", "prefill": "prefilling"}
+
+
+def print_json(value: Json) -> None:
+    """One JSON object on stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def say(line: str) -> None:
+    """A line for the person, on stderr."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def warn(line: str) -> None:
+    say(f"warning: {line}")
+
+
+def show_failure(error: BaseException, *, as_json: bool, debug: bool) -> int:
+    """Say what went wrong in a line and return the exit code of the contract."""
+    kind, message, hint, code = _told(error)
+    if debug and kind != "interrupted":
+        import traceback
+
+        traceback.print_exception(error)
+    if as_json and code != 0:
+        print_json(
+            {"schema": "sttm.error/1", "error": {"kind": kind, "message": message, "hint": hint}}
+        )
+    if message:
+        say(f"sttm: {message}" + (f"\n  {hint}" if hint else ""))
+    return code
+
+
+def _told(error: BaseException) -> tuple[str, str, str, int]:
+    if isinstance(error, SttmError):
+        return error.kind, error.message, error.hint, error.exit_code
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+        return "interrupted", "interrupted", "", 130
+    if isinstance(error, SystemExit):
+        return "exit", "", "", error.code if isinstance(error.code, int) else 1
+    if isinstance(error, BrokenPipeError):
+        _drop_stdout()
+        return "output", "", "", 1
+    if hasattr(error, "format_message"):
+        # The command-line parser's own complaint; it names the flag.
+        return "usage", error.format_message(), "see --help", getattr(error, "exit_code", 2)
+    text = str(error).strip().splitlines() or [""]
+    message = f"{type(error).__name__}: {text[0][:300]}"
+    return "error", message, "run it again with --debug to see where", 1
+
+
+def _drop_stdout() -> None:
+    # The reader went away; without this Python complains once more at exit.
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class StageProgress:
+    """A bar for the stage that runs, on a terminal only; a context manager."""
+
+    def __init__(self, output: Output) -> None:
+        self._on = sys.stderr.isatty() and not output.quiet
+        self._bar: Any = None
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> StageProgress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if not self._on:
+            return
+        if self._bar is None:
+            self._bar = _bar()
+            self._bar.start()
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bar.add_task(STAGES.get(stage, stage), total=total)
+        self._bar.update(self._tasks[stage], completed=done, total=total)
+
+    def stop(self) -> None:
+        """Take the bar away, before something else is printed."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar, self._tasks = None, {}
+
+
+def _bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them: 11.2 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def share(part: int, whole: int) -> str:
+    return f"{part:,} of {whole:,} video tokens ({100 * part / whole:.0f} %)"

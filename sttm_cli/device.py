@@ -1,0 +1,59 @@
+"""Which device and number format to use, and its memory running out told in our words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sttm_cli.errors import OutOfMemoryError, UsageError
+
+
+def resolve_device(asked: str) -> str:
+    """ "auto" -> the accelerator if there is one; raises UsageError for one that is not there."""
+    import torch
+
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if asked == "auto":
+        return "cuda" if cuda else "mps" if mps else "cpu"
+    kind, _, number = asked.partition(":")
+    there = {"cpu": True, "cuda": cuda, "mps": mps}.get(kind)
+    if there and number and not (number.isdigit() and int(number) < max(1, _count(kind))):
+        there = False
+    if not there:
+        why = "not known" if there is None else "not there on this machine"
+        raise UsageError(f"--device {asked!r} is {why}", "use auto, cpu, cuda, cuda:N or mps")
+    return asked
+
+
+def resolve_dtype(asked: str, device: str) -> str:
+    """ "auto" -> bfloat16 on a GPU that has it, float16 on other accelerators, else float32."""
+    import torch
+
+    if asked != "auto":
+        return asked
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    return "float16" if device == "mps" else "float32"
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """Turn an allocator's failure into OutOfMemoryError with the way out."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # torch's CPU allocator raises a plain RuntimeError.
+        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+            raise
+        raise OutOfMemoryError(
+            "the memory does not suffice for this video with these settings",
+            "use fewer --frames, a smaller --budget or --dtype bfloat16",
+        ) from error
+
+
+def _count(kind: str) -> int:
+    import torch
+
+    return torch.cuda.device_count() if kind == "cuda" else 1

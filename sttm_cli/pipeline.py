@@ -1,0 +1,326 @@
+"""The stages in order, and the choice between computing a video's KV and restoring it.
+
+video file -> frames -> visual tokens -> merged tokens -> prefilled KV -> answer
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sttm_cli import __version__
+from sttm_cli.answer import generate
+from sttm_cli.clock import Clock
+from sttm_cli.config import Settings, cache_dir
+from sttm_cli.decode import read_frames
+from sttm_cli.device import memory_told
+from sttm_cli.errors import UsageError
+from sttm_cli.merge import MergedTokens, merge_tokens
+from sttm_cli.models import load
+from sttm_cli.prefill import ROOM, KVContinuation, Merging, prefill
+from sttm_cli.request import ModelChoice, Request, choose_model, make_request
+from sttm_cli.store import NoStore, Store
+from sttm_cli.types import DecodeReport, Json, PrefixKV, TokenCounts, VisualTokens
+
+if TYPE_CHECKING:
+    from sttm_cli.models import VideoLLM
+    from sttm_cli.types import Continuation
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, how much of it is done, and how much there is."""
+
+TO_PREFIX = ("decode", "encode", "merge", "prefill")
+"""The stages that a cache hit skips."""
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """What the cache did for one video; tokens are those of the prefix."""
+
+    hit: bool
+    key: str
+    bytes: int
+    restored_tokens: int
+    prefilled_tokens: int
+    miss_reason: str | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A video whose prefix is prefilled: questions can be asked of it at once."""
+
+    request: Request
+    kv: PrefixKV
+    cache: CacheUse
+    clock: Clock
+    prefix: Continuation
+
+    @property
+    def frame_times_s(self) -> list[float]:
+        """The times of the frames that were read, in seconds from the first frame."""
+        return list(self.kv.facts["decode"]["times_s"])
+
+    @property
+    def cold_seconds(self) -> float:
+        """What decode, encode, merge and prefill took when the KV was computed."""
+        return sum(self.kv.facts["seconds"].get(name) or 0.0 for name in TO_PREFIX)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, where it came from, and what it took.
+
+    `seconds` has the stages load_model, decode, encode, merge, prefill, restore (None for one
+    that did not run), and first_token, answer, total; `first_token` counts everything from the
+    video file to the first token but the loading of the model. `finished` is False where
+    `max_new_tokens` cut the text off.
+    """
+
+    question: str
+    text: str
+    cache_hit: bool
+    tokens: TokenCounts
+    new_tokens: int
+    finished: bool
+    seconds: dict[str, float | None] = field(default_factory=dict)
+
+
+class VideoQA:
+    """Asks questions about videos: decodes, merges and prefills each one once.
+
+    >>> with VideoQA(model="tiny", budget=0.3) as qa:  # doctest: +SKIP
+    ...     qa.ask("video.mp4", "what happens?").text
+
+    Takes the fields of `config.Settings`; `warn` gets what a user should know, a line each.
+    Raises the errors of `errors.py`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        warn: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
+        **fields: Any,
+    ) -> None:
+        self.settings = settings or Settings(**fields)
+        self.warn = warn or logging.getLogger("sttm_cli").warning
+        self._progress = progress or (lambda stage, done, of: None)
+        self.store: Store | NoStore = self._open_store()
+        self._model: VideoLLM | None = None
+        self._prepared: Prepared | None = None
+
+    def __enter__(self) -> VideoQA:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the model and the cache."""
+        self._prepared = self._model = None
+        self.store.close()
+
+    def ask(
+        self,
+        video: str | Path,
+        question: str,
+        *,
+        history: Sequence[tuple[str, str]] = (),
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Answer one question; the video is prepared first unless it already is.
+
+        `history`: earlier questions and answers of the same conversation.
+        """
+        return self.answer(self.prepare(video), question, history=history, on_text=on_text)
+
+    def prepare(self, video: str | Path) -> Prepared:
+        """Restore the video's prefilled KV, or compute and store it."""
+        clock = Clock()
+        request = self.request(video)
+        if self._prepared is not None and self._prepared.request == request:
+            return _again(self._prepared, clock)
+        self._prepared = None
+        kv, cache = self._kv(request, clock)
+        for warning in kv.facts["decode"]["warnings"]:
+            self.warn(warning)
+        prefix = KVContinuation(self.model(clock), kv)
+        self._prepared = Prepared(request, kv, cache, clock, prefix)
+        return self._prepared
+
+    def answer(
+        self,
+        prepared: Prepared,
+        question: str,
+        *,
+        history: Sequence[tuple[str, str]] = (),
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Answer one question about a prepared video."""
+        if not question.strip():
+            raise UsageError("the question is empty", "ask something about the video")
+        model, clock = self.model(), prepared.clock
+        with memory_told():
+            made = generate(
+                prepared.prefix,
+                model.question(question, history),
+                model,
+                max_new_tokens=self.settings.max_new_tokens,
+                on_text=on_text,
+            )
+        before = clock.spent(*TO_PREFIX, "restore")
+        times = {"first_token": before + made.first_token_s, "answer": made.seconds}
+        return Answer(
+            question,
+            made.text,
+            prepared.cache.hit,
+            prepared.kv.tokens,
+            len(made.ids),
+            made.finished,
+            {**clock.seconds(), **times, "total": clock.total()},
+        )
+
+    def stored(self, video: str | Path) -> bool:
+        """Whether the cache holds this video's KV for these settings; raises as `prepare`."""
+        return self.store.find(self.request(video).identity).entry is not None
+
+    # The stages in order ------------------------------------------------------------------
+
+    @cached_property
+    def choice(self) -> ModelChoice:
+        """The model as it will be used; nothing of it is loaded yet."""
+        return choose_model(self.settings, self.store)
+
+    def request(self, video: str | Path) -> Request:
+        """Everything that shapes the video's KV; reads the file's bytes, decodes nothing."""
+        return make_request(Path(video), self.choice, self.settings, self.store)
+
+    def model(self, clock: Clock | None = None) -> VideoLLM:
+        """The loaded model; loaded at its first use."""
+        if self._model is None:
+            choice = self.choice
+            self._progress("load", 0, 1)
+            with (clock or Clock()).stage("load_model"):
+                self._model = load(choice.source, device=choice.device, dtype=choice.dtype)
+            self._progress("load", 1, 1)
+        return self._model
+
+    def visual_tokens(self, request: Request, clock: Clock) -> tuple[VisualTokens, DecodeReport]:
+        """Decode and encode chunk by chunk: frames are never held beyond one chunk."""
+        model, report = self.model(clock), DecodeReport()
+        done, parts = 0, []
+        chunks = read_frames(
+            request.path,
+            request.plan,
+            report=report,
+            multiple=self.choice.family.multiple,
+            fallback=self.settings.decoder == "auto",
+        )
+        for chunk in clock.each("decode", chunks):
+            with clock.stage("encode"), memory_told():
+                parts.append(model.encode(chunk))
+            done += len(chunk.times_s)
+            self._progress("decode", done, len(request.plan.times_s))
+        features = torch.cat([part.features for part in parts])
+        deep = tuple(torch.cat(level) for level in zip(*(p.deep for p in parts), strict=True))
+        return VisualTokens(features, deep), report
+
+    def prefill(
+        self,
+        tokens: VisualTokens,
+        clock: Clock,
+        *,
+        budget: float | int,
+        on_merged: Callable[[MergedTokens], None] | None = None,
+    ) -> PrefixKV:
+        """Visual tokens through the decoder, merged to the budget on the way."""
+
+        def merge(grid: torch.Tensor) -> MergedTokens:
+            merged = merge_tokens(grid, budget=budget)
+            if on_merged is not None:
+                on_merged(merged)
+            return merged
+
+        model, choice = self.model(clock), self.choice
+        time, height, width, _ = tokens.features.shape
+        merging = Merging(choice.merge_layer, merge, choice.positions)
+        self._progress("prefill", 0, 1)
+        with clock.stage("prefill"), memory_told():
+            prompt = model.prompt((time, height, width))
+            kv = prefill(model.decoder, prompt, model.embed_prompt(prompt, tokens), merging)
+        clock.move("prefill", "merge", kv.facts.pop("merge_seconds"))
+        self._progress("prefill", 1, 1)
+        return kv
+
+    # Cold or cached -----------------------------------------------------------------------
+
+    def _kv(self, request: Request, clock: Clock) -> tuple[PrefixKV, CacheUse]:
+        found = self._restore(request, clock)
+        if found is None:
+            with self.store.computing(request.key, on_wait=self._say_waiting):
+                # Another process may have stored it while this one waited.
+                found = self._restore(request, clock) or self._compute(request, clock)
+        return found
+
+    def _restore(self, request: Request, clock: Clock) -> tuple[PrefixKV, CacheUse] | None:
+        entry = None if self.settings.refresh else self.store.find(request.identity).entry
+        if entry is None:
+            return None
+        with clock.stage("restore"), memory_told():
+            kv = self.store.load(entry, device=self.choice.device, room=ROOM)
+        if kv is None:
+            return None
+        return kv, CacheUse(True, entry.key, entry.bytes, kv.tokens.prefix, 0, None)
+
+    def _compute(self, request: Request, clock: Clock) -> tuple[PrefixKV, CacheUse]:
+        reason = (
+            "made anew, as --refresh asks"
+            if self.settings.refresh
+            else self.store.find(request.identity).miss_reason
+        )
+        tokens, report = self.visual_tokens(request, clock)
+        kv = self.prefill(tokens, clock, budget=self.settings.budget)
+        kv.facts |= {
+            "sttm_version": __version__,
+            "decode": report.to_json(),
+            "seconds": clock.seconds(),
+        }
+        entry = self.store.save(request.identity, kv, label=self._label(request))
+        size = entry.bytes if entry else 0
+        return kv, CacheUse(False, request.key, size, 0, kv.tokens.prefix, reason)
+
+    def _label(self, request: Request) -> Json:
+        return {
+            "video": str(request.path.absolute()),
+            "model": self.settings.model,
+            "budget": self.settings.budget,
+            "duration_s": request.info.duration_s,
+        }
+
+    def _open_store(self) -> Store | NoStore:
+        if self.settings.no_cache:
+            return NoStore()
+        folder = cache_dir(self.settings.cache_dir)
+        return Store(folder, max_bytes=self.settings.max_bytes, warn=self.warn)
+
+    def _say_waiting(self) -> None:
+        self.warn("another process is preparing this video; waiting for it")
+
+
+def _again(prepared: Prepared, clock: Clock) -> Prepared:
+    """The same video once more in one process: its KV is still in memory."""
+    reused = replace(
+        prepared.cache,
+        hit=True,
+        restored_tokens=prepared.kv.tokens.prefix,
+        prefilled_tokens=0,
+        miss_reason=None,
+    )
+    return replace(prepared, cache=reused, clock=clock)

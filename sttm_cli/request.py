@@ -1,0 +1,134 @@
+"""A video and a model as they will be used: complete before anything is decoded or loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+from sttm_cli.config import Settings
+from sttm_cli.decode import digest, plan_frames, remembered_probe
+from sttm_cli.device import resolve_device, resolve_dtype
+from sttm_cli.errors import UsageError
+from sttm_cli.models import ALIASES, Family, ModelSource, defaults_of, find_source
+from sttm_cli.store import FORMAT, key_of
+from sttm_cli.types import FramePlan, Json, VideoInfo
+
+MERGE_METHOD = "sttm/1"
+"""Changes whenever the same features and budget could give other tokens."""
+
+
+class Memo(Protocol):
+    """A small persistent memory: str -> JSON object."""
+
+    def get(self, key: str) -> Json | None: ...
+    def set(self, key: str, value: Json) -> None: ...
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """The checkpoint, where and how it will run, and how its tokens will be merged."""
+
+    source: ModelSource
+    family: Family
+    device: str
+    dtype: str
+    merge_layer: int
+    positions: str
+
+    def identity(self) -> Json:
+        return {
+            "family": self.family.name,
+            "weights": self.source.fingerprint,
+            "dtype": self.dtype,
+            "device": self.device.split(":")[0],
+            "attention": "sdpa",
+        }
+
+
+@dataclass(frozen=True)
+class Request:
+    """A video and everything that shapes its KV."""
+
+    path: Path
+    digest: str
+    info: VideoInfo
+    plan: FramePlan
+    identity: Json
+
+    @property
+    def key(self) -> str:
+        return key_of(self.identity)
+
+
+def choose_model(settings: Settings, memo: Memo) -> ModelChoice:
+    """Resolve `--model` and what goes with it; no weight is loaded for it.
+
+    Raises ModelError for a model that is missing or not supported, UsageError for a device or
+    a merge layer that is not there.
+    """
+    name = settings.model
+    repository = ALIASES.get(name, name)
+    source = find_source(name, repository, revision=settings.revision, memo=memo)
+    family = defaults_of(source)
+    layer, positions = settings.merge_layer, settings.positions
+    device = resolve_device(settings.device)
+    _check_layer(layer, source)
+    return ModelChoice(
+        source,
+        family,
+        device,
+        resolve_dtype(settings.dtype, device),
+        family.merge_layer if layer is None else layer,
+        family.positions if positions == "auto" else positions,
+    )
+
+
+def make_request(video: Path, choice: ModelChoice, settings: Settings, memo: Memo) -> Request:
+    """Read the video's header and digest its bytes; decodes nothing.
+
+    Raises VideoError for a file that is no readable video, UsageError for a range that lies
+    outside of it.
+    """
+    info = remembered_probe(video, memo)
+    plan = plan_frames(
+        info,
+        max_frames=choice.family.frames,
+        fps=settings.fps,
+        frames=settings.frames,
+        start=settings.start,
+        end=settings.end,
+        decoder=settings.decoder,
+    )
+    video_digest = digest(video, memo)
+    return Request(video, video_digest, info, plan, _identity(video_digest, plan, choice, settings))
+
+
+def _identity(video_digest: str, plan: FramePlan, choice: ModelChoice, settings: Settings) -> Json:
+    """All that shapes a stored KV; one may stand for another only where this is equal."""
+    return {
+        "format": FORMAT,
+        "video": {"digest": video_digest},
+        "frames": plan.identity(),
+        "model": choice.identity(),
+        "merge": {
+            "method": MERGE_METHOD,
+            "layer": choice.merge_layer,
+            "budget": settings.budget,
+            "positions": choice.positions,
+        },
+        "prompt": {"template": choice.family.template},
+        # Frames are resized and tokens computed by these; another version may do it otherwise.
+        "libraries": {name: version(name) for name in ("torch", "torchvision", "transformers")},
+    }
+
+
+def _check_layer(layer: int | None, source: ModelSource) -> None:
+    config = source.config.get("text_config", source.config)
+    layers = int(config.get("num_hidden_layers", 0))
+    if layer is not None and layers and layer >= layers:
+        raise UsageError(
+            f"--merge-layer {layer} is not possible: {source.name} has {layers} layers",
+            f"give 0 to {layers - 1}",
+        )

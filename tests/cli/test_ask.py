@@ -1,0 +1,233 @@
+"""`sttm ask`: computed once, restored by every later process, and never for another video."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.process import sttm, sttm_here
+
+SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
+QUESTION = "how many shapes are there?"
+COMPUTED = ("decode", "encode", "merge", "prefill")
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    return Path(shutil.copy(SAMPLE, tmp_path / "video.mp4"))
+
+
+def cached_files() -> dict[str, bytes]:
+    root = Path(os.environ["STTM_CACHE_DIR"])
+    return {str(p): p.read_bytes() for p in root.rglob("*.safetensors")}
+
+
+def test_second_process_starts_from_the_cache_and_answers_the_same(video: Path) -> None:
+    cold = sttm("ask", video, QUESTION, "--json")
+    warm = sttm("ask", video, QUESTION, "--json")
+    assert (cold.code, warm.code) == (0, 0), cold.err + warm.err
+    assert not cold.json["cache"]["hit"]
+    assert all(cold.json["seconds"][stage] > 0 for stage in COMPUTED)
+    assert cold.json["seconds"]["restore"] is None
+    assert warm.json["cache"]["hit"]
+    assert warm.json["cache"]["prefilled_tokens"] == 0
+    assert warm.json["cache"]["restored_tokens"] == cold.json["cache"]["prefilled_tokens"] > 0
+    assert all(warm.json["seconds"][stage] is None for stage in COMPUTED)
+    assert warm.json["seconds"]["restore"] > 0
+    assert warm.json["answers"] == cold.json["answers"]
+    assert warm.json["video"] == cold.json["video"]
+    assert warm.json["tokens"] == cold.json["tokens"]
+    assert "cache hit" in warm.err
+    assert "cold:" in warm.err
+
+
+def test_json_has_the_fields_of_the_contract(video: Path) -> None:
+    told = sttm_here("ask", video, QUESTION, "is there a circle?", "--json", "--budget", "0.3").json
+    assert told["schema"] == "sttm.ask/1"
+    assert set(told["video"]) >= {"path", "digest", "duration_s", "frame_times_s"}
+    assert set(told["model"]) >= {"name", "revision", "device", "dtype"}
+    assert set(told["tokens"]) >= {"budget", "video_full", "video_kept", "prefix"}
+    wanted = {"hit", "key", "bytes", "restored_tokens", "prefilled_tokens", "miss_reason"}
+    assert set(told["cache"]) >= wanted
+    stages = {"load_model", *COMPUTED, "restore", "first_token", "answer", "total"}
+    assert set(told["seconds"]) >= stages
+    assert [a["question"] for a in told["answers"]] == [QUESTION, "is there a circle?"]
+    kept, full = told["tokens"]["video_kept"], told["tokens"]["video_full"]
+    assert 0 < kept <= 0.3 * full
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (["--budget", "0.25"], "budget"),
+        (["--start", "1"], "times"),
+        (["--frames", "3"], "times"),
+        (["--merge-layer", "0"], "layer"),
+        (["--dtype", "bfloat16"], "dtype"),
+    ],
+)
+def test_another_setting_is_a_miss_that_names_it(
+    video: Path, change: list[str], reason: str
+) -> None:
+    sttm_here("ask", video, QUESTION)
+    other = sttm_here("ask", video, QUESTION, "--json", *change).json
+    assert not other["cache"]["hit"]
+    assert reason in other["cache"]["miss_reason"]
+    assert sttm_here("ask", video, QUESTION, "--json").json["cache"]["hit"]
+
+
+def test_one_changed_byte_of_the_video_is_a_miss(video: Path) -> None:
+    sttm_here("ask", video, QUESTION)
+    data = bytearray(video.read_bytes())
+    data[-1] ^= 1
+    video.write_bytes(data)
+    other = sttm_here("ask", video, QUESTION, "--json").json
+    assert not other["cache"]["hit"]
+    assert "video" in other["cache"]["miss_reason"]
+
+
+def test_another_model_is_a_miss(video: Path, random_model: Path) -> None:
+    sttm_here("ask", video, QUESTION)
+    other = sttm_here("ask", video, QUESTION, "--json", "--model", random_model).json
+    assert not other["cache"]["hit"]
+    assert "model" in other["cache"]["miss_reason"]
+
+
+def test_a_copy_under_another_name_is_a_hit(video: Path, tmp_path: Path) -> None:
+    sttm_here("ask", video, QUESTION)
+    copy = shutil.copy(video, tmp_path / "another name.mp4")
+    assert sttm_here("ask", copy, QUESTION, "--json").json["cache"]["hit"]
+
+
+def test_refresh_computes_anew_and_no_cache_keeps_nothing(video: Path) -> None:
+    off = sttm_here("ask", video, QUESTION, "--json", "--no-cache").json
+    assert not off["cache"]["hit"]
+    assert not cached_files()
+    sttm_here("ask", video, QUESTION)
+    anew = sttm_here("ask", video, QUESTION, "--json", "--refresh").json
+    assert not anew["cache"]["hit"]
+    assert "refresh" in anew["cache"]["miss_reason"]
+
+
+def test_questions_from_stdin_give_one_answer_a_line(video: Path) -> None:
+    ended = sttm_here("ask", video, "-", stdin=f"{QUESTION}\n\nis there a circle?\n")
+    assert ended.code == 0
+    assert len(ended.out.splitlines()) == 2
+
+
+def test_asking_twice_in_one_call_equals_asking_one_by_one(video: Path) -> None:
+    questions = [QUESTION, "is there a circle?", QUESTION]
+    together = sttm_here("ask", video, *questions).out.splitlines()
+    alone = [sttm_here("ask", video, question).out.strip() for question in questions]
+    assert together == alone
+
+
+def test_stdout_holds_answers_only_and_quiet_leaves_stderr_empty(video: Path) -> None:
+    loud = sttm_here("ask", video, QUESTION)
+    quiet = sttm_here("ask", video, QUESTION, "--quiet")
+    assert len(loud.out.splitlines()) == 1
+    assert quiet.out == loud.out
+    assert "tiny" in loud.err
+    assert quiet.err == ""
+
+
+def bad_inputs(folder: Path) -> dict[str, tuple[list[object], int, str]]:
+    """name -> (arguments after `ask`, exit code, part of the message)."""
+    empty, text, model = folder / "empty.mp4", folder / "text.mp4", folder / "model"
+    empty.write_bytes(b"")
+    text.write_text("this is no video\n" * 100)
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "llava_onevision"}')
+    video = shutil.copy(SAMPLE, folder / "video.mp4")
+    return {
+        "missing file": ([folder / "none.mp4", QUESTION], 3, "none.mp4"),
+        "empty file": ([empty, QUESTION], 3, "empty"),
+        "text as mp4": ([text, QUESTION], 3, "text.mp4"),
+        "folder": ([folder, QUESTION], 3, "folder"),
+        "start beyond the end": ([video, QUESTION, "--start", "1:00:00"], 2, "--start"),
+        "end before start": ([video, QUESTION, "--start", "5", "--end", "2"], 2, "--end"),
+        "budget 0": ([video, QUESTION, "--budget", "0"], 2, "--budget 0"),
+        "budget 1.2": ([video, QUESTION, "--budget", "1.2"], 2, "--budget 1.2"),
+        "budget 5": ([video, QUESTION, "--budget", "5"], 2, "--budget 5"),
+        "budget nan": ([video, QUESTION, "--budget", "nan"], 2, "--budget"),
+        "fps 0": ([video, QUESTION, "--fps", "0"], 2, "--fps 0"),
+        "frames 0": ([video, QUESTION, "--frames", "0"], 2, "--frames 0"),
+        "layer too deep": ([video, QUESTION, "--merge-layer", "99"], 2, "--merge-layer 99"),
+        "decoder": ([video, QUESTION, "--decoder", "vlc"], 2, "vlc"),
+        "both cache flags": ([video, QUESTION, "--no-cache", "--refresh"], 2, "--refresh"),
+        "no question": ([video], 2, "QUESTION"),
+        "empty question": ([video, "  "], 2, "question"),
+        "no weights": ([video, QUESTION, "--model", model], 4, "weights"),
+        "unknown model": ([video, QUESTION, "--model", "no-such-model"], 4, "no-such-model"),
+        "no such device": ([video, QUESTION, "--device", "abacus"], 2, "abacus"),
+    }
+
+
+BAD = [
+    "missing file", "empty file", "text as mp4", "folder", "start beyond the end",
+    "end before start", "budget 0", "budget 1.2", "budget 5", "budget nan", "fps 0", "frames 0",
+    "layer too deep", "decoder", "both cache flags", "no question", "empty question", "no weights",
+    "unknown model", "no such device",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_clear_line_and_the_contracts_exit_code(
+    tmp_path: Path, name: str
+) -> None:
+    arguments, code, part = bad_inputs(tmp_path)[name]
+    plain = sttm_here("ask", *arguments)
+    assert plain.code == code, plain.err
+    assert plain.out == ""
+    assert part in plain.err
+    assert "Traceback" not in plain.err
+    told = sttm_here("ask", *arguments, "--json")
+    assert told.code == code
+    assert told.json["schema"] == "sttm.error/1"
+    assert part in told.json["error"]["message"] + told.json["error"]["hint"]
+
+
+def test_a_failed_ask_leaves_the_cache_as_it_was(video: Path, tmp_path: Path) -> None:
+    sttm_here("ask", video, QUESTION)
+    before = cached_files()
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(video.read_bytes()[:2000])
+    assert sttm_here("ask", broken, QUESTION).code == 3
+    assert before
+    assert cached_files() == before
+
+
+def test_a_video_cut_off_in_its_middle_is_answered_with_a_warning_or_refused(
+    video: Path,
+) -> None:
+    data = video.read_bytes()
+    half = len(data) // 2
+    video.write_bytes(data[:half] + bytes(len(data) - half))
+    ended = sttm_here("ask", video, QUESTION)
+    assert ended.code in (0, 3)
+    assert "Traceback" not in ended.err
+    if ended.code == 0:
+        assert "warning" in ended.err
+        again = sttm_here("ask", video, QUESTION)
+        assert "warning" in again.err, "an entry made from damage must say so when it is used"
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(video: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sttm_cli", "ask", str(video), "-"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
