@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,15 +41,16 @@ def prefill(decoder: Any, prompt: Prompt, embeds: torch.Tensor, merging: Merging
     `facts["merge_seconds"]` tells the part spent merging.
     """
     state = _Merge(prompt, merging)
-    layers = [BufferLayer(room=ROOM) for _ in decoder.layers]
-    run(
-        decoder,
-        embeds,
-        layers,
-        positions=prompt.positions,
-        merge_layer=merging.layer,
-        deeper=state.apply,
-    )
+    layers = [BufferLayer(room=ROOM) for _ in decoder.layers[:-1]] + [_LastLayer(room=ROOM)]
+    with suppress(_Filled):
+        run(
+            decoder,
+            embeds,
+            layers,
+            positions=prompt.positions,
+            merge_layer=merging.layer,
+            deeper=state.apply,
+        )
     return PrefixKV(
         keys=[_filled(layer.keys) for layer in layers],
         values=[_filled(layer.values) for layer in layers],
@@ -59,6 +61,18 @@ def prefill(decoder: Any, prompt: Prompt, embeds: torch.Tensor, merging: Merging
         grid=prompt.grid,
         facts={"merge_seconds": state.seconds},
     )
+
+
+class _Filled(Exception):
+    """The last layer has its keys and values; the prefix needs nothing more."""
+
+
+class _LastLayer(BufferLayer):
+    """Ends the run as soon as it is filled: the rest of the last layer would be thrown away."""
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        super().update(*args, **kwargs)
+        raise _Filled
 
 
 class _Merge:

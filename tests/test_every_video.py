@@ -1,0 +1,54 @@
+"""Every real video gets an answer or the contract's error, with either decoder."""
+
+from __future__ import annotations
+
+import importlib.util
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sttm_cli.errors import VideoError
+from sttm_cli.pipeline import VideoQA
+from tests.conftest import SHARED
+
+QUESTION = "how many shapes are there?"
+VIDEOS = sorted(p.name for p in (SHARED / "videos").glob("*") if p.suffix != ".md")
+UNREADABLE = {
+    "androidx_invalid-bitstream.webm",
+    "filetype_corrupt.mkv",
+    "mp4parse_moov_without_mdat_truncated.mp4",
+    "rails_audio_only.mp4",
+}
+DECODERS = ["auto", "av"] + (["decord"] if importlib.util.find_spec("decord") else [])
+
+pytestmark = pytest.mark.skipif(not VIDEOS, reason="../shared/videos is not there")
+
+
+@pytest.fixture(scope="module", params=DECODERS)
+def qa(request: pytest.FixtureRequest) -> Iterator[VideoQA]:
+    warned: list[str] = []
+    with VideoQA(decoder=request.param, no_cache=True, frames=4, warn=warned.append) as qa:
+        yield qa
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"\n{request.param}: peak memory {peak:.2f} GiB")
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("name", VIDEOS)
+def test_a_video_is_answered_or_refused_in_bounded_time(
+    qa: VideoQA, shared_videos: Path, name: str
+) -> None:
+    try:
+        answer = qa.ask(shared_videos / name, QUESTION)
+    except VideoError as error:
+        refused = error
+    else:
+        assert name not in UNREADABLE
+        assert answer.text
+        assert answer.tokens.video_kept <= answer.tokens.video_full / 2
+        return
+    assert name in UNREADABLE or qa.settings.decoder == "decord", str(refused)
+    assert refused.message
+    assert refused.hint
