@@ -225,12 +225,13 @@ class VideoQA:
         )
         for chunk in clock.each("decode", chunks):
             with clock.stage("encode"), memory_told():
-                parts.append(model.encode(chunk))
+                parts.append(model.encode(chunk, len(request.plan.times_s)))
             done += len(chunk.times_s)
             self._progress("decode", done, len(request.plan.times_s))
         features = torch.cat([part.features for part in parts])
         deep = tuple(torch.cat(level) for level in zip(*(p.deep for p in parts), strict=True))
-        return VisualTokens(features, deep), report
+        times = tuple(report.times_s)
+        return VisualTokens(features, deep, times, request.info.duration_s), report
 
     def prefill(
         self,
@@ -249,12 +250,12 @@ class VideoQA:
             return merged
 
         model, choice = self.model(clock), self.choice
-        time, height, width, _ = tokens.features.shape
         merging = Merging(choice.merge_layer, merge, choice.positions)
         self._progress("prefill", 0, 1)
         with clock.stage("prefill"), memory_told():
-            prompt = model.prompt((time, height, width))
-            kv = prefill(model.decoder, prompt, model.embed_prompt(prompt, tokens), merging)
+            prompt = model.prompt(tokens)
+            embeds = model.embed_prompt(prompt, tokens)
+            kv = prefill(model.decoder, prompt, embeds, merging, deep=tokens.deep)
         clock.move("prefill", "merge", kv.facts.pop("merge_seconds"))
         self._progress("prefill", 1, 1)
         return kv

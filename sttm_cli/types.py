@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +19,8 @@ class VideoInfo:
 
     `width` and `height` are as shown: after rotation and with square pixels. `start_s` is the
     presentation time of the first frame on the file's own clock; all other times in this package
-    count from it. `frame_count` is None where the header does not tell.
+    count from it. `frame_count` is None where the header does not tell. `transfer` is "sdr", or
+    "pq" or "hlg" for HDR.
     """
 
     container: str
@@ -31,6 +33,7 @@ class VideoInfo:
     start_s: float = 0.0
     frame_count: int | None = None
     has_audio: bool = False
+    transfer: str = "sdr"
     notes: tuple[str, ...] = ()
 
 
@@ -39,7 +42,8 @@ class FramePlan:
     """Which frames to read, how, and of which video: complete before anything is decoded.
 
     `times_s` are the presentation times asked for, in seconds from the first frame, ascending.
-    `reader` is resolved for this file (never "auto").
+    `reader` is resolved for this file (never "auto"). `size` is the (width, height) of the frames
+    to deliver; `transfer` and `origin_s` are `VideoInfo`'s transfer and start_s.
     """
 
     times_s: tuple[float, ...]
@@ -47,10 +51,14 @@ class FramePlan:
     end_s: float
     reader: str
     reader_version: str
+    size: tuple[int, int]
+    transfer: str = "sdr"
+    origin_s: float = 0.0
 
     def identity(self) -> Json:
         return {
             "times_s": list(self.times_s),
+            "size": list(self.size),
             "reader": self.reader,
             "reader_version": self.reader_version,
         }
@@ -92,10 +100,21 @@ class DecodeReport:
 @dataclass(frozen=True)
 class VisualTokens:
     """What the vision encoder makes of frames: `features` [T, H, W, C]; `deep` are further
-    features of the same shape that a family adds in its first decoder layers (deepstack)."""
+    features of the same shape that a family adds in its first decoder layers (deepstack).
+
+    `times_s` are the presentation times of the frames behind them and `duration_s` the whole
+    video's, in seconds: known once all frames are read, and part of some families' prompts.
+    """
 
     features: torch.Tensor
     deep: tuple[torch.Tensor, ...] = ()
+    times_s: tuple[float, ...] = ()
+    duration_s: float = 0.0
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        time, height, width, _ = self.features.shape
+        return time, height, width
 
 
 @dataclass(frozen=True)
@@ -103,7 +122,7 @@ class Prompt:
     """The prompt before the question: token ids, with the places of the visual tokens marked.
 
     `ids` [L] int64; `video` [T*H*W] int64, the indices in `ids` that hold visual tokens, in the
-    grid's order; `positions` [A, L] int64 rotary ids (A is 1, or 3 for M-RoPE);
+    grid's order, text may stand between and after them; `positions` [A, L] int64 rotary ids (A is 1, or 3 for M-RoPE);
     `next_position` is the rotary id of the first token after the prefix.
     """
 
@@ -118,13 +137,16 @@ class Merged(Protocol):
     """What prefill needs of a merge: which tokens are left, and how many there were on the way.
 
     `features` [N, C]; `roots` [N] int64, ascending: the flat index in the [T, H, W] grid of the
-    top-left cell of each token's box.
+    top-left cell of each token's box. `sources` merges other features [T, H, W, C] -> [N, C]
+    in the same way.
     """
 
     @property
     def features(self) -> torch.Tensor: ...
     @property
     def roots(self) -> torch.Tensor: ...
+    @property
+    def sources(self) -> Callable[[torch.Tensor], torch.Tensor]: ...
     @property
     def after_spatial(self) -> int: ...
     @property
@@ -135,6 +157,11 @@ class Merged(Protocol):
 
 class Continuation(Protocol):
     """A prefilled prefix that can be continued with tokens and wound back to its end."""
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """The distinct token ids of the prefix."""
+        ...
 
     def extend(self, ids: torch.Tensor) -> torch.Tensor:
         """Append tokens `ids` [n] int64 and return the logits [V] float32 after the last one."""
@@ -166,7 +193,8 @@ class PrefixKV:
     Token-major, so that a stored prefix is read in one piece and a token is appended in one
     piece. Layers below `merge_layer` hold every video token, the others the merged ones.
     `next_positions` are the rotary ids with which the next token continues, below and from the
-    merge layer on. `facts` is what the entry records beside: decode report, seconds, tool version.
+    merge layer on. `facts` is what the entry records beside: decode report, seconds, tool version,
+    and `token_ids`, the distinct token ids of the prefix.
     """
 
     keys: list[torch.Tensor]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ class FakeMerged:
     after_spatial: int = 0
     spatial_threshold: float | None = None
     temporal_threshold: float | None = None
+    sources: Callable[[torch.Tensor], torch.Tensor] = lambda grid: grid.flatten(0, 2)
 
 
 def keep_all(grid: torch.Tensor) -> FakeMerged:
@@ -41,4 +43,6 @@ def pair_up(grid: torch.Tensor) -> FakeMerged:
     flat = grid.flatten(0, 2)
     roots = torch.arange(0, len(flat), 2)
     odd = flat[1::2] if len(flat) % 2 == 0 else torch.cat([flat[1::2], flat[-1:]])
-    return FakeMerged((flat[::2] + odd) / 2, roots, len(roots))
+    return FakeMerged(
+        (flat[::2] + odd) / 2, roots, len(roots), sources=lambda other: pair_up(other).features
+    )

@@ -13,11 +13,14 @@ from sttm_cli.types import Continuation
 
 
 class Reading(Protocol):
-    """What the loop needs of a model: when to stop, and ids as text."""
+    """What the loop needs of a model: when to stop, how tokens are weighed, and ids as text."""
 
     @property
     def end_ids(self) -> frozenset[int]: ...
     def text(self, ids: Sequence[int]) -> str: ...
+    def weighed(
+        self, logits: torch.Tensor, prompt: Sequence[int], made: Sequence[int]
+    ) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,11 @@ def generate(
     started = time.perf_counter()
     stream = _TextStream(model, on_text)
     finished, first = False, 0.0
+    prompt = [*prefix.token_ids, *question.tolist()]
     try:
         logits = prefix.extend(question)
         for count in range(max_new_tokens):
-            token = int(logits.argmax())
+            token = int(model.weighed(logits, prompt, stream.ids).argmax())
             first = first or time.perf_counter() - started
             if token in model.end_ids:
                 finished = True

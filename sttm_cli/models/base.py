@@ -21,16 +21,20 @@ class VideoLLM(Protocol):
     """The text decoder (transformers): `.layers`, `.rotary_emb`, `.config`, called with
     `inputs_embeds`, `position_ids` and `past_key_values`."""
 
-    def encode(self, chunk: FrameChunk) -> VisualTokens:
-        """Frames [T, H, W, 3] uint8 -> visual tokens [T', h, w, C] as the decoder reads them."""
+    def encode(self, chunk: FrameChunk, frames: int) -> VisualTokens:
+        """Frames [T, H, W, 3] uint8 -> visual tokens [T', h, w, C] as the decoder reads them.
+
+        `frames` is how many the whole video gives: some families share a pixel budget among
+        them. A chunk but the last holds a multiple of `Family.multiple`.
+        """
         ...
 
-    def prompt(self, grid: tuple[int, int, int]) -> Prompt:
-        """The prompt up to the last visual token, for a grid of [T, H, W] visual tokens."""
+    def prompt(self, tokens: VisualTokens) -> Prompt:
+        """The prompt around all of a video's tokens, up to what belongs to the question."""
         ...
 
     def question(self, text: str, history: Sequence[Turn] = ()) -> torch.Tensor:
-        """Token ids [n] of everything after the last visual token, up to the answer's start.
+        """Token ids [n] of everything after the prompt's, up to the answer's start.
 
         Raises UsageError where the question holds one of the model's control tokens.
         """
@@ -46,6 +50,15 @@ class VideoLLM(Protocol):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Decoder output [C] of one position -> logits [V] float32."""
+        ...
+
+    def weighed(
+        self, logits: torch.Tensor, prompt: Sequence[int], made: Sequence[int]
+    ) -> torch.Tensor:
+        """Logits [V] as the checkpoint's generation settings weigh them in greedy decoding.
+
+        `prompt`: the ids before the answer, in any order; `made`: those of the answer so far.
+        """
         ...
 
     def text(self, ids: Sequence[int]) -> str:

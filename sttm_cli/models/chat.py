@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from sttm_cli.errors import ModelError, UsageError
+from sttm_cli.types import Prompt, VisualTokens
 
 
 class ChatFormat:
@@ -31,9 +32,13 @@ class ChatFormat:
             ends = self._tokenizer.eos_token_id
         return frozenset(ends if isinstance(ends, (list, tuple)) else [ends])
 
+    def head(self) -> str:
+        """The rendered prompt before the video."""
+        return self._cut(self._render([{"role": "user", "content": _with_video("")}]))[0]
+
     def head_ids(self) -> list[int]:
         """Token ids before the video."""
-        head, _ = self._cut(self._render([{"role": "user", "content": _with_video("")}]))
+        head = self.head()
         return list(self._tokenizer(head).input_ids) if head else []
 
     def question(self, text: str, history: Sequence[tuple[str, str]] = ()) -> torch.Tensor:
@@ -53,8 +58,26 @@ class ChatFormat:
         result: torch.Tensor = self._embedding(ids.to(self._embedding.weight.device))
         return result
 
+    def embed_prompt(self, prompt: Prompt, tokens: VisualTokens) -> torch.Tensor:
+        embeds = self.embed(prompt.ids).clone()
+        embeds[prompt.video.to(embeds.device)] = tokens.features.flatten(0, 2).to(embeds)
+        return embeds
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self._lm_head(hidden).float()
+        return result
+
+    def weighed(
+        self, logits: torch.Tensor, prompt: Sequence[int], made: Sequence[int]
+    ) -> torch.Tensor:
+        # Of the settings in generation_config.json this one acts in greedy decoding too.
+        penalty = self._generation.repetition_penalty or 1.0
+        if penalty == 1.0:
+            return logits
+        from transformers import RepetitionPenaltyLogitsProcessor
+
+        seen = torch.tensor([[*prompt, *made]], device=logits.device)
+        result: torch.Tensor = RepetitionPenaltyLogitsProcessor(penalty)(seen, logits[None])[0]
         return result
 
     def text(self, ids: Sequence[int]) -> str:

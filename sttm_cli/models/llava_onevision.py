@@ -7,6 +7,7 @@ newline token closes the video; the newline is never merged. Source: transformer
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -21,9 +22,7 @@ class LlavaOnevision(ChatFormat):
     """A loaded LLaVA-OneVision; see `VideoLLM` for the methods' shapes."""
 
     def __init__(self, model: Any, processor: Any) -> None:
-        super().__init__(
-            processor.tokenizer, processor.chat_template, processor.video_token, model
-        )
+        super().__init__(processor.tokenizer, processor.chat_template, processor.video_token, model)
         self._model = model
         self._frames = processor.video_processor
         self.decoder = model.model.language_model
@@ -32,7 +31,7 @@ class LlavaOnevision(ChatFormat):
         self._side = (side + 1) // 2
 
     @torch.inference_mode()
-    def encode(self, chunk: FrameChunk) -> VisualTokens:
+    def encode(self, chunk: FrameChunk, frames: int) -> VisualTokens:
         pixels = self._frames(
             torch.from_numpy(chunk.frames).permute(0, 3, 1, 2),
             do_sample_frames=False,
@@ -43,16 +42,15 @@ class LlavaOnevision(ChatFormat):
         # The last token is the newline, which embed_prompt puts in.
         return VisualTokens(tokens[0, :-1].reshape(count, side, side, -1))
 
-    def prompt(self, grid: tuple[int, int, int]) -> Prompt:
-        count = grid[0] * grid[1] * grid[2]
+    def prompt(self, tokens: VisualTokens) -> Prompt:
+        count = math.prod(tokens.grid)
         head = self.head_ids()
         ids = torch.tensor(head + [self.video_id] * (count + 1))
         video = torch.arange(len(head), len(head) + count)
-        return Prompt(ids, video, grid, torch.arange(len(ids))[None], len(ids))
+        return Prompt(ids, video, tokens.grid, torch.arange(len(ids))[None], len(ids))
 
     def embed_prompt(self, prompt: Prompt, tokens: VisualTokens) -> torch.Tensor:
-        embeds = self.embed(prompt.ids).clone()
-        embeds[prompt.video.to(embeds.device)] = tokens.features.flatten(0, 2).to(embeds.dtype)
+        embeds = super().embed_prompt(prompt, tokens)
         embeds[-1] = self._model.model.image_newline.to(embeds)
         return embeds
 

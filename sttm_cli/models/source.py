@@ -65,8 +65,9 @@ def find_source(name: str, repository: str, *, revision: str | None, memo: Memo)
     folder = _from_hub(repository, revision)
     _check_folder(name, folder)
     # A snapshot folder is named by its commit: the hub's own fingerprint of all its files.
-    return ModelSource(name, folder, revision, f"hub:{repository}@{folder.name}",
-                       _read_config(name, folder))
+    return ModelSource(
+        name, folder, revision, f"hub:{repository}@{folder.name}", _read_config(name, folder)
+    )
 
 
 def folder_fingerprint(folder: Path, memo: Memo) -> str:

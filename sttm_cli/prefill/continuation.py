@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +34,11 @@ class KVContinuation:
         ]
         self._axes = 3 if getattr(model.decoder.rotary_emb, "mrope_section", None) else 1
         self._appended = 0
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        ids: list[int] = self._kv.facts["token_ids"]
+        return ids
 
     @torch.inference_mode()
     def extend(self, ids: torch.Tensor) -> torch.Tensor:

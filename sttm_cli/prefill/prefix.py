@@ -6,9 +6,10 @@ Source: STTM (arXiv 2507.07990), section 3: merging at the input of an early dec
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,14 +36,23 @@ class Merging:
 
 
 @torch.inference_mode()
-def prefill(decoder: Any, prompt: Prompt, embeds: torch.Tensor, merging: Merging) -> PrefixKV:
+def prefill(
+    decoder: Any,
+    prompt: Prompt,
+    embeds: torch.Tensor,
+    merging: Merging,
+    *,
+    deep: Sequence[torch.Tensor] = (),
+) -> PrefixKV:
     """Run the prefix `embeds` [L, C] through the decoder and return its KV; no logits are made.
 
-    `facts["merge_seconds"]` tells the part spent merging.
+    `deep[i]` [T, H, W, C] is added to the visual tokens after decoder layer i (deepstack),
+    merged like them from the merge layer on. `facts["merge_seconds"]` tells the part spent
+    merging.
     """
     state = _Merge(prompt, merging)
     layers = [BufferLayer(room=ROOM) for _ in decoder.layers[:-1]] + [_LastLayer(room=ROOM)]
-    with suppress(_Filled):
+    with suppress(_Filled), _deepstack(decoder, state, deep):
         run(
             decoder,
             embeds,
@@ -59,7 +69,10 @@ def prefill(decoder: Any, prompt: Prompt, embeds: torch.Tensor, merging: Merging
         next_positions=(prompt.next_position, state.next_position),
         tokens=state.counts(),
         grid=prompt.grid,
-        facts={"merge_seconds": state.seconds},
+        facts={
+            "merge_seconds": state.seconds,
+            "token_ids": prompt.ids.unique().tolist(),
+        },
     )
 
 
@@ -75,12 +88,29 @@ class _LastLayer(BufferLayer):
         raise _Filled
 
 
+@contextmanager
+def _deepstack(decoder: Any, state: _Merge, deep: Sequence[torch.Tensor]) -> Iterator[None]:
+    def add(level: torch.Tensor, *called: Any) -> torch.Tensor:
+        return state.add(called[-1], level)
+
+    handles = [
+        layer.register_forward_hook(partial(add, level))
+        for layer, level in zip(decoder.layers, deep, strict=False)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class _Merge:
     """Shortens the sequence at the merge layer; remembers what it did."""
 
     def __init__(self, prompt: Prompt, merging: Merging) -> None:
         self._prompt, self._merging = prompt, merging
         self._merged: Merged | None = None
+        self._places = prompt.video
         self.seconds = 0.0
         self.length = 0
         self.next_position = 0
@@ -99,11 +129,20 @@ class _Merge:
         hidden = hidden.clone()
         hidden[0, roots] = merged.features.to(hidden.dtype)
         hidden = hidden[:, kept]
+        self._places = kept.cumsum(0)[roots] - 1
         positions = self._renumber(self._prompt.positions.to(hidden.device)[:, kept])
         _wait(hidden)
         self._merged, self.length = merged, hidden.shape[1]
         self.seconds = time.perf_counter() - started
         return hidden, positions
+
+    def add(self, hidden: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """Add features [T, H, W, C] to the visual tokens among the hidden states [1, L, C]."""
+        level = level.to(hidden)
+        rows = level.flatten(0, 2) if self._merged is None else self._merged.sources(level)
+        hidden = hidden.clone()
+        hidden[0, self._places.to(hidden.device)] += rows
+        return hidden
 
     def _renumber(self, survivors: torch.Tensor) -> torch.Tensor:
         axes, count = survivors.shape

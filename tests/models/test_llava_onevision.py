@@ -49,8 +49,8 @@ def reference(folder: Path, frames: np.ndarray, question: str):
 
 
 def prepared(model, frames: np.ndarray, layer: int = 1):
-    tokens = model.encode(FrameChunk(frames, tuple(range(len(frames)))))
-    prompt = model.prompt(tuple(tokens.features.shape[:3]))
+    tokens = model.encode(FrameChunk(frames, tuple(range(len(frames)))), len(frames))
+    prompt = model.prompt(tokens)
     embeds = model.embed_prompt(prompt, tokens)
     return prefill(model.decoder, prompt, embeds, Merging(layer, keep_all, "reassigned")), prompt
 
@@ -82,8 +82,8 @@ def test_first_token_logits_and_text_equal_transformers(folder: Path, frames: np
 
 def test_encoding_in_chunks_equals_encoding_at_once(folder: Path, frames: np.ndarray) -> None:
     model = loaded(folder)
-    whole = model.encode(FrameChunk(frames, tuple(range(6)))).features
-    parts = [model.encode(FrameChunk(frames[i : i + 2], (i, i + 1))).features for i in (0, 2, 4)]
+    whole = model.encode(FrameChunk(frames, tuple(range(6))), 6).features
+    parts = [model.encode(FrameChunk(frames[i : i + 2], (i, i + 1)), 6).features for i in (0, 2, 4)]
     assert torch.allclose(torch.cat(parts), whole, atol=1e-5)
 
 

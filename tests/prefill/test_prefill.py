@@ -27,8 +27,9 @@ def model(random_model: Path):
 def prefix(model):
     torch.manual_seed(3)
     channels = model.decoder.config.hidden_size
-    prompt = model.prompt(GRID)
-    return prompt, model.embed_prompt(prompt, VisualTokens(torch.randn(*GRID, channels)))
+    tokens = VisualTokens(torch.randn(*GRID, channels))
+    prompt = model.prompt(tokens)
+    return prompt, model.embed_prompt(prompt, tokens)
 
 
 def one_pass(model, prompt: Prompt, embeds: torch.Tensor, merging: Merging) -> torch.Tensor:
