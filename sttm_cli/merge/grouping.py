@@ -1,17 +1,16 @@
-"""From similarities to groups: the quadtree's nodes, their links in time, and common roots.
+"""From similarities to groups: the quadtree's nodes, their links in time, their common roots.
 
 A node is named by the flat index, in the [T, H, W] grid, of the top-left cell of its box. Names
-ascend by t, then top, then left: the smallest of several names is the top-left one.
+ascend by t, then top, then left: of several nodes the one with the smallest name is the top-left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from sttm_cli.merge.pyramid import Level
+from sttm_cli.merge.pyramid import Pyramid
 from sttm_cli.merge.similarity import Similarities
 
 
@@ -19,16 +18,21 @@ from sttm_cli.merge.similarity import Similarities
 class Nodes:
     """The quadtree's nodes, per finest cell (P = H*W).
 
-    `level` [T, P] int64: the level of the node around the cell; `name` [T*P] int64: its name.
+    `level` [T, P] int64: of the node around the cell; `name` [T*P] int64: the node's name.
     """
 
     level: torch.Tensor
     name: torch.Tensor
 
+    @property
+    def is_node(self) -> torch.Tensor:
+        """[T*P] bool: which names are in use."""
+        return self.name == torch.arange(len(self.name), device=self.name.device)
+
 
 @dataclass(frozen=True)
 class Candidates:
-    """Nodes that can be linked in time, per finest cell of frames 1..T-1.
+    """Nodes that could be linked in time, one pair per finest cell of the frames after the first.
 
     `later`, `earlier` [(T-1)*P] int64 names; `similarity` [(T-1)*P] float32 of the two nodes.
     """
@@ -38,65 +42,75 @@ class Candidates:
     similarity: torch.Tensor
 
 
-def split(keep: torch.Tensor, levels: Sequence[Level], threshold: float) -> Nodes:
-    """The coarsest cells of which all children reach `threshold`; section 3.2."""
-    ranks = torch.arange(len(levels), device=keep.device)[:, None, None]
-    level = torch.where(keep >= threshold, ranks, 0).amax(0)
-    corners = torch.stack([level.corner for level in levels])
-    frames, cells = level.shape
-    offset = torch.arange(frames, device=keep.device)[:, None] * cells
-    corner = corners[level, torch.arange(cells, device=keep.device)]
-    return Nodes(level, (corner + offset).flatten())
+def spread(similarities: Similarities, pyramid: Pyramid) -> torch.Tensor:
+    """The similarity that keeps a cell whole, by level and finest cell: [L+1, T, P].
 
-
-def candidates(nodes: Nodes, similarities: Similarities) -> Candidates:
-    """Which nodes of consecutive frames nest, and how similar they are.
-
-    Cells of one quadtree nest, so overlapping boxes always do: two label maps give all pairs.
+    +inf at the finest level, of which every cell is kept.
     """
-    frames, cells = nodes.level.shape
-    count = int(similarities.keep.shape[0])
-    which = nodes.level[1:] * count + nodes.level[:-1]
-    similarity = similarities.pair.gather(0, which[None])[0]
-    return Candidates(nodes.name[cells:], nodes.name[: (frames - 1) * cells], similarity.flatten())
+    levels = similarities.least[:, pyramid.parent_at].transpose(0, 1)
+    return torch.cat([levels.new_full((1, *levels.shape[1:]), torch.inf), levels])
 
 
-def link_first(found: Candidates, passes: torch.Tensor, count: int) -> torch.Tensor:
-    """Each node's parent [count]: the top-left candidate that `passes`, else itself; section 3.3."""
-    parents = torch.arange(count, device=found.later.device)
-    earlier = torch.where(passes, found.earlier, found.later)
-    return parents.scatter_reduce_(0, found.later, earlier, "amin")
+def split(keep: torch.Tensor, pyramid: Pyramid, threshold: float | torch.Tensor) -> Nodes:
+    """The coarsest cells of which every child reaches `threshold`; section 3.2.
+
+    `keep` [L+1, T, P] as from `spread`.
+    """
+    ranks = torch.arange(len(keep), device=keep.device)[:, None, None]
+    level = torch.where(keep >= threshold, ranks, 0).amax(0)
+    frames, cells = level.shape
+    first = torch.arange(frames, device=keep.device)[:, None] * cells
+    return Nodes(level, (pyramid.corner.gather(0, level) + first).flatten())
 
 
-def link_most_similar(found: Candidates, passes: torch.Tensor, count: int) -> torch.Tensor:
-    """Each node's parent [count]: the most similar candidate that `passes`, else itself."""
-    best = best_similarity(found, count)[found.later]
-    return link_first(found, passes & (found.similarity >= best), count)
+def pair_up(nodes: Nodes, similarities: Similarities, pyramid: Pyramid) -> Candidates:
+    """Which nodes of consecutive frames nest, and how similar they are; section 3.3.
+
+    Boxes of one quadtree nest or are apart, so the two label maps hold all pairs.
+    """
+    cells = nodes.level.shape[1]
+    pair = nodes.level[1:] * (pyramid.depth + 1) + nodes.level[:-1]
+    similarity = similarities.cross.gather(1, pyramid.pair_at.gather(0, pair))
+    return Candidates(nodes.name[cells:], nodes.name[:-cells], similarity.flatten())
 
 
-def best_similarity(found: Candidates, count: int) -> torch.Tensor:
-    """Per node [count] the similarity of its most similar candidate, -inf where it has none."""
-    best = torch.full((count,), -torch.inf, device=found.later.device)
-    return best.scatter_reduce_(0, found.later, found.similarity, "amax")
+def best_similarity(pairs: Candidates, count: int) -> torch.Tensor:
+    """By name [count], the similarity of the most similar candidate; -inf where there is none."""
+    best = torch.full((count,), -torch.inf, device=pairs.later.device)
+    return best.scatter_reduce_(0, pairs.later, pairs.similarity, "amax")
+
+
+def link_to_first(pairs: Candidates, passes: torch.Tensor, count: int) -> torch.Tensor:
+    """By name [count], the parent: the top-left candidate that `passes`, else the node itself."""
+    parents = torch.arange(count, device=pairs.later.device)
+    earlier = torch.where(passes, pairs.earlier, pairs.later)
+    return parents.scatter_reduce_(0, pairs.later, earlier, "amin")
+
+
+def link_to_most_similar(pairs: Candidates, passes: torch.Tensor, count: int) -> torch.Tensor:
+    """By name [count], the parent: the most similar candidate that `passes`, else the node."""
+    best = best_similarity(pairs, count)[pairs.later]
+    return link_to_first(pairs, passes & (pairs.similarity == best), count)
 
 
 def follow(parents: torch.Tensor, frames: int) -> torch.Tensor:
-    """The root of every node: parents of parents, doubling until the first frame is reached."""
-    for _ in range(max(1, (frames - 1).bit_length())):
+    """By name, the root: the end of the chain of parents, one frame earlier with each link."""
+    for _ in range((frames - 1).bit_length()):
         parents = parents[parents]
     return parents
 
 
-def join_rounds(found: Candidates, passes: torch.Tensor, count: int) -> torch.Tensor:
-    """Groups as the released code forms them.
+def join_in_rounds(pairs: Candidates, passes: torch.Tensor, count: int) -> torch.Tensor:
+    """By name, the root, as the released code finds it.
 
-    In each round both ends of every link take the smaller of their labels, then every label is
-    replaced by its label's label; the rounds end when that has become stable, which can be
-    before all links are satisfied: the first round gives the top-left forest, each further one
-    also joins nodes that share a later neighbour.
+    A round: both ends of every link take the smaller of their labels, then every label is
+    replaced by its label's label. The rounds end as soon as labels point to themselves, whether
+    all links are satisfied or not. The first round makes the top-left forest; every further one,
+    which a chain of links over three frames anywhere forces, also joins nodes that share a later
+    neighbour.
     """
-    labels = torch.arange(count, device=found.later.device)
-    later, earlier = found.later[passes], found.earlier[passes]
+    labels = torch.arange(count, device=pairs.later.device)
+    later, earlier = pairs.later[passes], pairs.earlier[passes]
     while True:
         joined = labels.scatter_reduce(0, later, labels[earlier], "amin")
         joined.scatter_reduce_(0, earlier, labels[later], "amin")

@@ -1,27 +1,46 @@
-"""`merge_tokens`: a video's visual tokens merged at known thresholds, or to a budget.
+"""`merge_tokens`: the visual tokens of a video merged in space, then in time.
 
-Source: Multi-Granular Spatio-Temporal Token Merging, ICCV 2025, arXiv 2507.07990.
+Source: "Multi-Granular Spatio-Temporal Token Merging for Training-Free Acceleration of Video
+LLMs", ICCV 2025, arXiv 2507.07990.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from sttm_cli.merge.budget import fit, token_limit
+from sttm_cli.merge.checks import check_features, check_finite, check_settings, too_small
 from sttm_cli.merge.grouping import (
+    Candidates,
     Nodes,
-    candidates,
     follow,
-    join_rounds,
-    link_first,
-    link_most_similar,
+    join_in_rounds,
+    link_to_first,
+    link_to_most_similar,
+    pair_up,
     split,
+    spread,
 )
-from sttm_cli.merge.pyramid import Level, build_pyramid
+from sttm_cli.merge.pyramid import Pyramid, build_pyramid
+from sttm_cli.merge.repetition import settle_repetition
 from sttm_cli.merge.similarity import Similarities, measure
 from sttm_cli.merge.tokens import MergedTokens, Sources
+
+SPATIAL, TEMPORAL = 0.8, 0.6
+"""The thresholds where neither they nor a budget are given."""
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Nodes, the root of the node around every finest cell [T*P] by name, thresholds used."""
+
+    nodes: Nodes
+    root: torch.Tensor
+    spatial: float | None = None
+    temporal: float | None = None
 
 
 @torch.no_grad()
@@ -34,98 +53,139 @@ def merge_tokens(
     root_level: int = 1,
     weighted: bool = False,
     head_dim: int | None = None,
-    semantics: str = "paper",
-    link: str = "first",
+    semantics: Literal["paper", "reference"] = "paper",
+    link: Literal["first", "most_similar"] = "first",
 ) -> MergedTokens:
-    """Merge `features` [T, H, W, C] in space, then in time."""
-    frames, height, width, channels = features.shape
-    levels = build_pyramid(height, width, root_level, features.device)
-    heads = channels // head_dim if head_dim else 1
-    padding = semantics == "reference"
-    found = measure(features, levels, heads=heads, padding=padding)
-    if budget is not None:
-        while (
-            root_level
-            and frames
-            and levels[-1].size[0] * levels[-1].size[1]
-            > token_limit(budget, frames * height * width)
-        ):
-            root_level -= 1
-            levels = build_pyramid(height, width, root_level, features.device)
-            found = measure(features, levels, heads=heads, padding=padding)
-        return _to_budget(features, found, levels, budget, link, weighted)
-    spatial = 0.8 if spatial_threshold is None else spatial_threshold
-    temporal = 0.6 if temporal_threshold is None else temporal_threshold
-    nodes = split(found.keep, levels, spatial)
-    roots = _roots(nodes, found, temporal, semantics=semantics, link=link)
-    return _gather(features, levels, nodes, roots, weighted, spatial, temporal)
+    """Merge a video's visual tokens `features` [T, H, W, C] in space, then in time.
+
+    Thresholds are cosines in [-1, 1], 0.8 and 0.6 unless given; a temporal one <= 0 switches
+    merging in time off. `budget` finds both instead: a share in (0, 1] or a whole number >= 16 of
+    tokens, an upper bound met as closely as the video allows; one that allows every token merges
+    nothing. `root_level` 0 starts the quadtree at the coarsest level, 1 one finer; a budget that
+    the roots of one frame exceed lowers it. `weighted` averages nodes by their patch counts;
+    `head_dim` takes the mean of per-head cosines. `semantics="reference"` gives the released
+    code's results, quirks included; `link` says which candidate a node merges into.
+
+    float16, bfloat16 or float32, on any device; similarities in float32. Raises UsageError, a
+    ValueError, for what cannot hold. Sections 3.2 and 3.3.
+    """
+    check_features(features)
+    check_settings(
+        {"spatial_threshold": spatial_threshold, "temporal_threshold": temporal_threshold},
+        budget=budget,
+        root_level=root_level,
+        head_dim=head_dim,
+        channels=features.shape[3],
+        choices={"semantics": semantics, "link": link},
+    )
+    rule = Rule(root_level, head_dim, semantics == "reference", link == "most_similar")
+    if budget is None:
+        spatial = SPATIAL if spatial_threshold is None else float(spatial_threshold)
+        temporal = TEMPORAL if temporal_threshold is None else float(temporal_threshold)
+        grouping, pyramid = _at_thresholds(features, rule, spatial, temporal)
+    else:
+        grouping, pyramid = _to_budget(features, rule, budget)
+    return _collect(features, grouping, pyramid, weighted=weighted)
 
 
-def _roots(
-    nodes: Nodes, found: Similarities, threshold: float, *, semantics: str, link: str
-) -> torch.Tensor:
-    frames, count = nodes.level.shape[0], nodes.name.numel()
-    if threshold <= 0 or frames == 1:
-        return torch.arange(count, device=nodes.name.device)
-    pairs = candidates(nodes, found)
-    passes = pairs.similarity >= threshold
-    if semantics == "reference":
-        return join_rounds(pairs, passes, count)
-    choose = link_first if link == "first" else link_most_similar
-    return follow(choose(pairs, passes, count), frames)
+@dataclass(frozen=True)
+class Rule:
+    """How similarities are measured and nodes linked; as in `merge_tokens`."""
+
+    root_level: int
+    head_dim: int | None
+    reference: bool
+    most_similar: bool
+
+    def pyramid(self, features: torch.Tensor, *, lowered: int = 0) -> Pyramid:
+        height, width = features.shape[1:3]
+        return build_pyramid(height, width, self.root_level - lowered, features.device)
+
+    def measure(self, features: torch.Tensor, pyramid: Pyramid) -> Similarities:
+        heads = features.shape[3] // self.head_dim if self.head_dim else 1
+        found = measure(features, pyramid, heads=heads, padding=self.reference)
+        check_finite(found.norm, features)
+        return found if self.reference else settle_repetition(features, pyramid, found)
+
+    def roots(self, nodes: Nodes, pairs: Candidates, passes: torch.Tensor) -> torch.Tensor:
+        """By finest cell, the name of the root of the node around it."""
+        count = len(nodes.name)
+        if self.reference:
+            return join_in_rounds(pairs, passes, count)[nodes.name]
+        link = link_to_most_similar if self.most_similar else link_to_first
+        return follow(link(pairs, passes, count), len(nodes.level))[nodes.name]
 
 
-def _gather(features, levels, nodes, roots, weighted, spatial, temporal):  # type: ignore[no-untyped-def]
-    shape = features.shape[:3]
-    frames, cells = nodes.level.shape
-    device = features.device
-    here = torch.arange(cells, device=device)
-    share = torch.stack([level.weight for level in levels])[nodes.level, here].flatten()
-    is_node = nodes.name == torch.arange(nodes.name.numel(), device=device)
-    group = roots[nodes.name]
-    is_root = is_node & (group == nodes.name)
-    rank = is_root.cumsum(0) - 1
-    kept = is_root.nonzero()[:, 0]
-    count = kept.numel()
-    index = rank[group]
-    area = torch.zeros_like(share).index_add_(0, nodes.name, torch.ones_like(share))
-    mass = torch.where(is_node, area if weighted else 1.0, 0.0)
-    total = torch.zeros(count, device=device).index_add_(0, index, mass)
-    weight = share * mass[nodes.name] / total[index]
-    boxes = torch.stack([level.box for level in levels])[nodes.level.flatten()[kept], kept % cells]
-    boxes = torch.cat([(kept // cells).int()[:, None], boxes], 1)
-    sources = Sources(index.reshape(shape), weight.reshape(shape), count)
+def _at_thresholds(
+    features: torch.Tensor, rule: Rule, spatial: float, temporal: float
+) -> tuple[Grouping, Pyramid]:
+    pyramid = rule.pyramid(features)
+    found = rule.measure(features, pyramid)
+    nodes = split(spread(found, pyramid), pyramid, spatial)
+    root = nodes.name
+    if temporal > 0:
+        pairs = pair_up(nodes, found, pyramid)
+        root = rule.roots(nodes, pairs, pairs.similarity >= temporal)
+    return Grouping(nodes, root, spatial, temporal), pyramid
+
+
+def _to_budget(features: torch.Tensor, rule: Rule, budget: float | int) -> tuple[Grouping, Pyramid]:
+    total = features.shape[:3].numel()
+    limit, lowered = token_limit(budget, total), 0
+    pyramid = rule.pyramid(features)
+    if limit.most >= total:
+        check_finite(features, features)
+        name = torch.arange(total, device=features.device)
+        return Grouping(Nodes(torch.zeros_like(name).view(len(features), -1), name), name), pyramid
+    while pyramid.root_count > limit.most:
+        if lowered == rule.root_level:
+            raise too_small(budget, limit.most, total, pyramid.root_count)
+        lowered += 1
+        pyramid = rule.pyramid(features, lowered=lowered)
+    found = rule.measure(features, pyramid)
+    fitted = fit(found, pyramid, limit)
+    pairs = pair_up(fitted.nodes, found, pyramid)
+    passes = fitted.linked[pairs.later] & (pairs.similarity >= fitted.temporal)
+    root = rule.roots(fitted.nodes, pairs, passes)
+    return Grouping(fitted.nodes, root, fitted.spatial, fitted.temporal), pyramid
+
+
+def _collect(
+    features: torch.Tensor, grouping: Grouping, pyramid: Pyramid, *, weighted: bool
+) -> MergedTokens:
+    """The tokens of a grouping: one per root, the mean of the nodes in its group."""
+    nodes, root, cells = grouping.nodes, grouping.root, grouping.nodes.level.shape[1]
+    is_node = nodes.is_node
+    is_root = root == torch.arange(len(root), device=root.device)
+    roots = is_root.nonzero()[:, 0]
+    index = (is_root.cumsum(0) - 1)[root]
+    patches = torch.zeros(len(roots), dtype=torch.int32, device=root.device)
+    patches.index_add_(0, index, torch.ones_like(index, dtype=torch.int32))
+    sources = Sources(
+        index.view(features.shape[:3]),
+        _weights(nodes, is_node, root, pyramid, weighted).view(features.shape[:3]),
+        len(roots),
+    )
+    boxes = pyramid.box[nodes.level.flatten()[roots], roots % cells]
     return MergedTokens(
-        sources(features),
-        boxes,
-        torch.bincount(index, minlength=count).int(),
-        kept,
-        sources,
-        int(is_node.sum()),
-        spatial,
-        temporal,
+        features=sources(features),
+        boxes=torch.cat([(roots // cells)[:, None].int(), boxes], 1),
+        patch_counts=patches,
+        roots=roots,
+        sources=sources,
+        after_spatial=int(is_node.sum()),
+        spatial_threshold=grouping.spatial,
+        temporal_threshold=grouping.temporal,
     )
 
 
-def _to_budget(features, found, levels, budget, link, weighted):  # type: ignore[no-untyped-def]
-    frames, height, width, _ = features.shape
-    total = frames * height * width
-    limit = token_limit(budget, total)
-    if limit >= total:
-        return _identity(features, levels)
-    fitted = fit(found, levels, limit)
-    nodes, count = fitted.nodes, fitted.nodes.name.numel()
-    roots = torch.arange(count, device=features.device)
-    if frames > 1:
-        pairs = candidates(nodes, found)
-        passes = fitted.linked[pairs.later] & (pairs.similarity >= fitted.temporal)
-        choose = link_first if link == "first" else link_most_similar
-        roots = follow(choose(pairs, passes, count), frames)
-    return _gather(features, levels, nodes, roots, weighted, fitted.spatial, fitted.temporal)
-
-
-def _identity(features: torch.Tensor, levels: Sequence[Level]) -> MergedTokens:
-    frames, height, width, _ = features.shape
-    name = torch.arange(frames * height * width, device=features.device)
-    nodes = Nodes(torch.zeros_like(name).reshape(frames, -1), name)
-    return _gather(features, levels, nodes, name, False, None, None)
+def _weights(
+    nodes: Nodes, is_node: torch.Tensor, root: torch.Tensor, pyramid: Pyramid, weighted: bool
+) -> torch.Tensor:
+    """Each finest cell's weight in its token: in the pooled node, times the node's in the group."""
+    share = pyramid.share.gather(0, nodes.level).flatten()
+    mass = is_node.float()
+    if weighted:
+        mass = torch.zeros_like(share).index_add_(0, nodes.name, torch.ones_like(share))
+    total = torch.zeros_like(share).index_add_(0, root, torch.where(is_node, mass, 0.0))
+    return share * mass[nodes.name] / total[root]

@@ -1,7 +1,11 @@
-"""The pyramid over one frame's grid: which finest cells each coarser cell covers."""
+"""The pyramid over one frame's grid: which finest cells each coarser cell covers.
+
+Everything here depends on the grid's size alone and is made once per size and device.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,81 +13,162 @@ import torch
 
 
 @dataclass(frozen=True)
-class Level:
-    """One level, described per finest cell (P = H*W, row-major).
+class Pyramid:
+    """Levels 0..L of a grid of P = H*W finest cells, 0 the finest, L the one of the roots.
 
-    `size` (h, w) of the level's own grid; `rows` [H] and `columns` [W] the level's row and
-    column of each finest one; `corner` [P] int64 the finest index of the top-left cell of the
-    box around each finest cell; `weight` [P] float32 its share in the box's pooled feature;
-    `box` [P, 4] int32 that box: top, left, bottom, right.
+    Per level and finest cell (row-major): `corner` [L+1, P] int64, the finest index of the
+    top-left cell of the box around the cell; `share` [L+1, P] float32, the cell's weight in the
+    pooled feature of that box; `box` [L+1, P, 4] int32, the box: top, left, bottom, right.
+
+    Quadtree order keeps the children of a cell together, `fan` of them: cell i of a level covers
+    the cells i*fan to i*fan+fan-1 of the level below. A child that an odd side lacks is filled
+    with its neighbour, which changes neither a mean nor a minimum. `order` [Z] int64: the finest
+    index at each place; `lacking`: for each level from 1 on, the cells that lack a child.
+
+    The cells of levels 1..L are also laid one after another: `several` [their number] bool tells
+    those with more than one child, `parent_at` [L, P] int64 where the one of each level around
+    each finest cell lies. Pairs of levels are laid one after another in the order of
+    `level_pairs`, each with the cells of its finer level: `pair_at` [(L+1)**2, P] int64.
     """
 
-    size: tuple[int, int]
-    rows: torch.Tensor
-    columns: torch.Tensor
     corner: torch.Tensor
-    weight: torch.Tensor
+    share: torch.Tensor
     box: torch.Tensor
+    fan: int
+    order: torch.Tensor
+    lacking: tuple[torch.Tensor, ...]
+    several: torch.Tensor
+    parent_at: torch.Tensor
+    pair_at: torch.Tensor
+
+    @property
+    def depth(self) -> int:
+        """L, the level of the roots."""
+        return self.corner.shape[0] - 1
+
+    @property
+    def root_count(self) -> int:
+        """How many roots a frame has: the fewest tokens that it can be merged to."""
+        return self.order.shape[0] // self.fan**self.depth
 
 
-@lru_cache(maxsize=64)
-def build_pyramid(
-    height: int, width: int, root_level: int, device: torch.device
-) -> tuple[Level, ...]:
-    """The levels from the finest to the one that the search starts at.
+def build_pyramid(height: int, width: int, root_level: int, device: torch.device) -> Pyramid:
+    """The pyramid of a grid: sides are halved until one is 2; a side of 1 stays 1.
 
-    `root_level` 0 starts at the coarsest level (a side is 2), each step one level finer; beyond
-    the finest it stays there. Section 3.2.
+    `root_level` 0 starts the search at the coarsest level, each step one level finer; beyond the
+    finest it stays there. Section 3.2.
     """
-    sides = [(_Side.finest(height), _Side.finest(width))]
-    while 2 not in (size := (sides[-1][0].length, sides[-1][1].length)) and size != (1, 1):
-        sides.append((sides[-1][0].coarser(), sides[-1][1].coarser()))
-    return tuple(_level(*pair, device) for pair in sides[: max(1, len(sides) - root_level)])
+    return _build(height, width, max(0, _halvings(height, width) - root_level), str(device))
+
+
+def level_pairs(depth: int) -> Iterator[tuple[int, int]]:
+    """All pairs of levels: (of the later frame's cell, of the earlier frame's cell)."""
+    return ((later, earlier) for later in range(depth + 1) for earlier in range(depth + 1))
+
+
+def _halvings(height: int, width: int) -> int:
+    count = 0
+    while 2 not in (height, width) and (height, width) != (1, 1):
+        height, width, count = (height + 1) // 2, (width + 1) // 2, count + 1
+    return count
+
+
+@lru_cache(maxsize=32)
+def _build(height: int, width: int, depth: int, device: str) -> Pyramid:
+    down, across = _side(height, depth), _side(width, depth)
+    spans = [down.start, across.start, down.end, across.end]
+    grids = [s[:, None, :] if i % 2 else s[:, :, None] for i, s in enumerate(spans)]
+    fan = (2 if height > 1 else 1) * (2 if width > 1 else 1)
+    order = _quadtree_order(down.slots, across.slots, width)
+    parent_at, pair_at = _lookups(order, height * width, fan, depth)
+    return Pyramid(
+        corner=(grids[0] * width + grids[1]).flatten(1).to(device),
+        share=(down.share[:, :, None] * across.share[:, None, :]).flatten(1).to(device),
+        box=torch.stack(torch.broadcast_tensors(*grids), -1).flatten(1, 2).int().to(device),
+        fan=fan,
+        order=order.to(device),
+        lacking=tuple(cells.to(device) for cells in _lacking(order, fan, down, across)),
+        several=_several(order, fan, depth).to(device),
+        parent_at=parent_at.to(device),
+        pair_at=pair_at.to(device),
+    )
 
 
 @dataclass(frozen=True)
 class _Side:
-    """One side of a level: the starts of its intervals on the finest grid, and their shares."""
+    """One side of the pyramid, n finest rows long.
 
-    starts: tuple[int, ...]
-    end: int
-    shares: tuple[float, ...]
+    `start`, `end` [L+1, n]: the interval of each level around each row; `share` [L+1, n]: the
+    row's weight in it; `slots` [roots, S]: the row at each place below each root; `alone` [L+1]:
+    whether the level's first interval holds a single interval of the level below.
+    """
 
-    @classmethod
-    def finest(cls, length: int) -> _Side:
-        return cls(tuple(range(length)), length, (1.0,) * length)
-
-    @property
-    def length(self) -> int:
-        return len(self.starts)
-
-    def coarser(self) -> _Side:
-        """Pair neighbours; with an odd length the first one stays alone."""
-        alone = self.length % 2
-        starts = self.starts[:alone] + self.starts[alone::2]
-        single = starts[1] if alone and len(starts) > 1 else self.end * alone
-        shares = tuple(s if i < single else s / 2 for i, s in enumerate(self.shares))
-        return _Side(starts, self.end, shares)
-
-    def spread(self) -> tuple[list[int], list[int], list[int]]:
-        """Per finest row: the index, start and end of the interval around it."""
-        ends = (*self.starts[1:], self.end)
-        spans = enumerate(zip(self.starts, ends, strict=True))
-        cells = [(i, start, end) for i, (start, end) in spans for _ in range(start, end)]
-        index, start, end = zip(*cells, strict=True)
-        return list(index), list(start), list(end)
+    start: torch.Tensor
+    end: torch.Tensor
+    share: torch.Tensor
+    slots: torch.Tensor
+    alone: tuple[bool, ...]
 
 
-def _level(vertical: _Side, horizontal: _Side, device: torch.device) -> Level:
-    row, top, bottom = (torch.tensor(v)[:, None] for v in vertical.spread())
-    column, left, right = (torch.tensor(v)[None, :] for v in horizontal.spread())
-    box = torch.stack(torch.broadcast_tensors(top, left, bottom, right), -1)
-    weight = torch.tensor(vertical.shares)[:, None] * torch.tensor(horizontal.shares)
-    return Level(
-        size=(vertical.length, horizontal.length),
-        rows=row.flatten().to(device),
-        columns=column.flatten().to(device),
-        corner=(top * horizontal.end + left).flatten().to(device),
-        weight=weight.flatten().to(device),
-        box=box.reshape(-1, 4).to(device, torch.int32),
-    )
+def _side(length: int, depth: int) -> _Side:
+    """Pair neighbours, level after level; of an odd number the first stays alone."""
+    rows = torch.arange(length)
+    index, share, slots, alone = [rows], [torch.ones(length)], rows[:, None], [False]
+    for _ in range(depth):
+        odd = len(slots) % 2 if length > 1 else 0
+        halves = length > 1 and ~((index[-1] == 0) & bool(odd))
+        share.append(share[-1] / (1 + torch.as_tensor(halves, dtype=torch.float32)))
+        index.append((index[-1] + odd) // 2 if length > 1 else index[-1])
+        if length > 1:
+            filled = torch.cat([slots[:odd], slots])
+            slots = torch.cat([filled[0::2], filled[1::2]], 1)
+        alone.append(bool(odd))
+    together = torch.stack(index)[:, :, None] == torch.stack(index)[:, None, :]
+    start = torch.where(together, rows, length).amin(-1)
+    end = torch.where(together, rows + 1, 0).amax(-1)
+    return _Side(start, end, torch.stack(share), slots, tuple(alone))
+
+
+def _quadtree_order(rows: torch.Tensor, columns: torch.Tensor, width: int) -> torch.Tensor:
+    """Finest indices [Z]: root after root, below each its first child and all in it, and so on."""
+    grid = (rows[:, None, :, None] * width + columns[None, :, None, :]).flatten(0, 1)
+    while grid.shape[1:].numel() > 1:
+        # Halve both sides: [cells, h, w] -> [cells * (children down) * (children across), ..]
+        down, across = min(2, grid.shape[1]), min(2, grid.shape[2])
+        halves = grid.unflatten(2, (across, -1)).unflatten(1, (down, -1))
+        grid = halves.permute(0, 1, 3, 2, 4).flatten(0, 2)
+    return grid.flatten()
+
+
+def _lookups(
+    order: torch.Tensor, cells: int, fan: int, depth: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Pyramid.parent_at` and `Pyramid.pair_at`."""
+    places = torch.arange(len(order))
+    place = torch.full((cells,), len(order)).scatter_reduce_(0, order, places, "amin")
+    around = [place // fan**level for level in range(depth + 1)]
+    sizes = [len(order) // fan**level for level in range(depth + 1)]
+    parents = [around[k] + sum(sizes[1:k]) for k in range(1, depth + 1)]
+    pairs, offset = [], 0
+    for finer in map(min, level_pairs(depth)):
+        pairs.append(around[finer] + offset)
+        offset += sizes[finer]
+    return torch.stack(parents) if parents else place.new_empty(0, cells), torch.stack(pairs)
+
+
+def _lacking(order: torch.Tensor, fan: int, down: _Side, across: _Side) -> Iterator[torch.Tensor]:
+    """For each level from 1 on, the cells that lack a child because a side below is odd."""
+    width = across.start.shape[1]
+    first_row, first_column = order < width, order % width == 0
+    for level in range(1, len(down.alone)):
+        border = first_row & down.alone[level] | first_column & across.alone[level]
+        yield border.view(-1, fan**level).any(1).nonzero()[:, 0]
+
+
+def _several(order: torch.Tensor, fan: int, depth: int) -> torch.Tensor:
+    """`Pyramid.several`: the children of a cell are not all one and the same."""
+    found = [torch.zeros(0, dtype=torch.bool)]
+    for level in range(1, depth + 1):
+        children = order.view(-1, fan, fan ** (level - 1))
+        found.append((children != children[:, :1]).flatten(1).any(1))
+    return torch.cat(found)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from torch.nn.functional import embedding_bag
+
+from sttm_cli.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -12,7 +16,7 @@ class Sources:
     """The grouping of a merge: where every finest cell went, and with which weight.
 
     `index` [T, H, W] int64: the output token; `weight` [T, H, W] float32: the cell's share in
-    it, so that the shares of one token sum to 1; `count` the number of output tokens.
+    it, so that the shares of a token sum to 1; `count`: how many tokens there are.
     """
 
     index: torch.Tensor
@@ -20,23 +24,42 @@ class Sources:
     count: int
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        """Merge `values` [T, H, W, ...] -> [count, ...], in the same way as the features.
+        """Merge `values` [T, H, W, ...] -> [count, ...] as the features were merged.
 
-        Sums in float32 (float64 for float64), result in the dtype of `values`. Raises
-        ValueError where the grid differs or the values are not floating point.
+        Sums in float32 (float64 for float64); the result has the dtype of `values`. Raises
+        UsageError, a ValueError, for another grid or for whole numbers, which have no mean.
         """
         if values.shape[:3] != self.index.shape:
-            raise ValueError(
-                f"values are on a grid {tuple(values.shape[:3])}, "
-                f"the merge was made on {tuple(self.index.shape)}"
+            raise UsageError(
+                f"values on a {_grid(values)} grid do not belong to a merge of a "
+                f"{_grid(self.index)} grid"
             )
         if not values.is_floating_point():
-            raise ValueError(f"values of {values.dtype} cannot be averaged; take them at .roots")
+            raise UsageError(f"values of {values.dtype} have no mean", "take them at .roots")
         rows = values.reshape(self.index.numel(), -1)
-        total = torch.float64 if rows.dtype == torch.float64 else torch.float32
-        out = torch.zeros(self.count, rows.shape[1], dtype=total, device=rows.device)
-        out.index_add_(0, self.index.flatten(), rows.to(total) * self.weight.reshape(-1, 1))
-        return out.to(values.dtype).reshape(self.count, *values.shape[3:])
+        return self._sums(rows).view(self.count, *values.shape[3:])
+
+    @cached_property
+    def _by_token(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The cells token by token [T*H*W], where each token begins [count], the weights."""
+        order = self.index.flatten().argsort(stable=True)
+        sizes = torch.bincount(self.index.flatten(), minlength=self.count)
+        return order, sizes.cumsum(0) - sizes, self.weight.flatten()[order]
+
+    def _sums(self, rows: torch.Tensor) -> torch.Tensor:
+        order, starts, weight = self._by_token
+        if rows.dtype in (torch.float32, torch.float64):
+            weight = weight.to(rows.dtype)
+            return embedding_bag(order, rows, starts, mode="sum", per_sample_weights=weight)
+        # A slice of the channels at a time: the sums need float32, all of it at once would double
+        # the memory.
+        out = rows.new_empty(self.count, rows.shape[1])
+        width = max(64, -(-rows.shape[1] // 8))
+        for part, result in zip(rows.split(width, 1), out.split(width, 1), strict=True):
+            result.copy_(
+                embedding_bag(order, part.float(), starts, mode="sum", per_sample_weights=weight)
+            )
+        return out
 
 
 @dataclass(frozen=True)
@@ -45,9 +68,10 @@ class MergedTokens:
 
     `features` [N, C], dtype and device of the input; `boxes` [N, 5] int32 of the roots (t, top,
     left, bottom, right), half-open, in finest-grid units; `patch_counts` [N] int32: finest cells
-    behind each token; `roots` [N] int64, ascending: flat index in the [T, H, W] grid of each root
-    box's top-left cell. `after_spatial`: tokens after the spatial step alone. The thresholds are
-    those really used, None where nothing was merged at all.
+    behind each token; `roots` [N] int64, ascending: flat index in the [T, H, W] grid of the
+    top-left cell of each root's box; `sources`: the grouping, to be applied to other tensors.
+    `after_spatial`: tokens after the spatial step alone. The thresholds are those really used,
+    None where a budget allowed every token and nothing was compared.
     """
 
     features: torch.Tensor
@@ -60,4 +84,8 @@ class MergedTokens:
     temporal_threshold: float | None
 
     def __len__(self) -> int:
-        return self.features.shape[0]
+        return self.boxes.shape[0]
+
+
+def _grid(values: torch.Tensor) -> str:
+    return " x ".join(str(side) for side in values.shape[:3])

@@ -1,0 +1,112 @@
+"""What `merge_tokens` refuses, and how it says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+
+from sttm_cli.errors import UsageError
+
+FEWEST = 16
+"""The smallest whole number of tokens that a budget may ask for."""
+
+CHOICES = {"semantics": ("paper", "reference"), "link": ("first", "most_similar")}
+
+
+def check_features(features: Any) -> None:
+    """A floating-point tensor [T, H, W, C] with something in it."""
+    if not isinstance(features, torch.Tensor):
+        raise UsageError(f"features are a {type(features).__name__}", "give a tensor [T, H, W, C]")
+    shape = tuple(features.shape)
+    if features.ndim != 4:
+        raise UsageError(f"features have shape {shape}", "give a tensor [T, H, W, C]")
+    if 0 in shape:
+        raise UsageError(f"features of shape {shape} are empty", "every side must be at least 1")
+    if not features.is_floating_point():
+        raise UsageError(f"features are {features.dtype}", "give float16, bfloat16 or float32")
+
+
+def check_finite(norm: torch.Tensor, features: torch.Tensor) -> None:
+    """No NaN, no infinity, and squares that float32 can hold; `norm` says whether to look."""
+    if bool(torch.isfinite(norm).all()):
+        return
+    bad = (~torch.isfinite(features)).nonzero()
+    if len(bad):
+        at = tuple(bad[0].tolist())
+        raise UsageError(f"features[{at}] is {features[at].item()}", "every value must be finite")
+    most = features.abs().max().item()
+    raise UsageError(f"features reach {most:g}", "their squares must be finite in float32")
+
+
+def check_settings(
+    thresholds: Mapping[str, float | None],
+    *,
+    budget: float | int | None,
+    root_level: int,
+    head_dim: int | None,
+    channels: int,
+    choices: Mapping[str, str],
+) -> None:
+    """Every setting in its range, and none that contradicts another."""
+    for name, threshold in thresholds.items():
+        if threshold is not None:
+            _check_threshold(name, threshold)
+    if budget is not None:
+        _check_budget(budget)
+        given = [name for name, threshold in thresholds.items() if threshold is not None]
+        if given:
+            raise UsageError(
+                f"budget={budget!r} finds both thresholds, but {given[0]} is given",
+                "give a budget or thresholds",
+            )
+    if not _whole(root_level) or root_level < 0:
+        raise UsageError(f"root_level is {root_level!r}", "give a whole number >= 0")
+    if head_dim is not None and not (_whole(head_dim) and 0 < head_dim and not channels % head_dim):
+        raise UsageError(f"head_dim is {head_dim!r}", f"give a divisor of the {channels} channels")
+    _check_choices(choices, budget)
+
+
+def too_small(budget: float | int, most: int, total: int, least: int) -> UsageError:
+    """A budget below what the roots of a single frame take."""
+    return UsageError(
+        f"budget={budget!r} allows {most} of {total} tokens",
+        f"the least possible for this video is {least}",
+    )
+
+
+def _check_threshold(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not -1 <= value <= 1:
+        raise UsageError(f"{name} is {value!r}", "give a cosine in [-1, 1]")
+
+
+def _check_budget(budget: Any) -> None:
+    share = isinstance(budget, Real) and not isinstance(budget, Integral) and 0 < budget <= 1
+    count = _whole(budget) and budget >= FEWEST
+    if not share and not count:
+        raise UsageError(
+            f"budget is {budget!r}",
+            f"give a share in (0, 1] or a whole number of tokens >= {FEWEST}",
+        )
+
+
+def _check_choices(choices: Mapping[str, str], budget: float | int | None) -> None:
+    for name, value in choices.items():
+        if value not in CHOICES[name]:
+            raise UsageError(f"{name} is {value!r}", f"give one of {', '.join(CHOICES[name])}")
+    if choices["semantics"] == "reference" and choices["link"] != "first":
+        raise UsageError(
+            f"semantics='reference' does not go with link={choices['link']!r}",
+            "the released code knows link='first' only",
+        )
+    if choices["semantics"] == "reference" and budget is not None:
+        raise UsageError(
+            f"semantics='reference' does not go with budget={budget!r}",
+            "the released code takes thresholds only",
+        )
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
