@@ -78,11 +78,12 @@ class DecodeReport:
     """What came of a decode: filled while the chunks are read, complete after the last one.
 
     `lost` counts the asked frames that could not be decoded; `fallback` says why the other
-    reader had to take over.
+    reader had to take over. `causes` counts the lost frames by cause.
     """
 
     times_s: list[float] = field(default_factory=list)
     lost: int = 0
+    causes: dict[str, int] = field(default_factory=dict)
     reader: str = ""
     fallback: str | None = None
     warnings: list[str] = field(default_factory=list)

@@ -1,0 +1,8 @@
+"""Video file -> frames: what the file is, which frames to take, and reading them."""
+
+from sttm_cli.decode.digest import digest
+from sttm_cli.decode.plan import plan_frames
+from sttm_cli.decode.probe import probe, remembered_probe
+from sttm_cli.decode.read import read_frames
+
+__all__ = ["digest", "plan_frames", "probe", "read_frames", "remembered_probe"]

@@ -1,0 +1,37 @@
+"""Reading frames with PyAV: every format, sought by keyframe, errors caught packet by packet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from sttm_cli.decode.container import open_video
+from sttm_cli.decode.cursor import Cursor
+from sttm_cli.decode.lost import Lost
+from sttm_cli.decode.pixels import RGB, picture
+from sttm_cli.types import FramePlan
+
+ROUNDING_S = 2e-6
+"""Asked times are rounded to microseconds."""
+
+
+def read_av(path: Path, plan: FramePlan) -> Iterator[tuple[float, RGB] | Lost]:
+    """For each of the plan's times the frame on show and its true time, or why it is lost.
+
+    Raises VideoError where the file cannot be opened.
+    """
+    with open_video(path) as (container, stream):
+        cursor = Cursor(container, stream)
+        last: tuple[int, RGB] | None = None
+        for time in plan.times_s:
+            try:
+                pts, frame = cursor.at(
+                    math.floor((time + plan.origin_s + ROUNDING_S) / cursor.base)
+                )
+            except Lost as lost:
+                yield lost
+                continue
+            if last is None or last[0] != pts:
+                last = pts, picture(frame, plan.size, plan.transfer)
+            yield max(0.0, round(float(pts * cursor.base) - plan.origin_s, 6)), last[1]

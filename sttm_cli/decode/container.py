@@ -1,0 +1,81 @@
+"""Opening a video file with PyAV: safely, and with errors that say what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import av
+
+from sttm_cli.decode.file import NEEDED, check_file
+from sttm_cli.errors import VideoError
+
+# A file may name others (playlists, references): only the file itself is ever opened.
+# max_pixels: a header that lies about the size must not allocate the memory it asks for.
+OPTIONS = {"protocol_whitelist": "file", "max_pixels": "150000000"}
+PATIENCE_S = (60.0, 60.0)
+"""How long one call that opens, and one that reads, may take."""
+
+ATTACHED_PICTURE = 0x400
+NO_VIDEO_FORMATS = {"tty", "hls", "concat", "dash", "lrc", "srt", "webvtt", "ass"}
+FRAME_THREADS_BYTES = 512 << 20
+"""Frame threads hold decoded frames each: fewer of them for large pictures."""
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
+    """Open `path` and yield the container and its best video stream, ready to decode.
+
+    Raises VideoError for what is no video, has no video stream or an unknown codec.
+    """
+    check_file(path)
+    try:
+        container = av.open(f"file:{path}", options=dict(OPTIONS), timeout=PATIENCE_S)
+    except (av.FFmpegError, UnicodeError, ValueError) as error:
+        raise VideoError(f"{path} is not a video: {reason(error)}", NEEDED) from None
+    with container:
+        yield container, _video_stream(path, container)
+
+
+def reason(error: Exception) -> str:
+    """What FFmpeg says of an error, without its number and the path."""
+    return (getattr(error, "strerror", None) or str(error)).lower()
+
+
+def _video_stream(path: Path, container: Any) -> Any:
+    if container.format.name in NO_VIDEO_FORMATS:
+        raise VideoError(f"{path} is not a video but {container.format.long_name}", NEEDED)
+    stream = container.streams.best("video")
+    if stream is None or int(stream.disposition) & ATTACHED_PICTURE:
+        kinds = sorted({s.type for s in container.streams}) or ["nothing"]
+        raise VideoError(f"{path} has no video stream, only {', '.join(kinds)}", NEEDED)
+    if stream.codec_context is None:
+        raise VideoError(f"{path} has a video codec that is not known", "convert it to H.264")
+    context = stream.codec_context
+    # Never av.logging.set_level: with frame threads it can wait for ever when a decode is left.
+    stream.thread_type = "AUTO"
+    # Planar 10-bit 4:2:0 takes three bytes a pixel; a thread holds a frame and its references.
+    room = FRAME_THREADS_BYTES // max(1, context.width * context.height * 3)
+    context.thread_count = 0 if room >= 16 else max(1, min(room, 4))
+    for other in container.streams:
+        if other.index != stream.index and hasattr(av.stream, "Discard"):
+            other.discard = av.stream.Discard.all
+    return stream
+
+
+def packets_of(container: Any, stream: Any) -> Iterator[Any]:
+    """The stream's packets, up to the end or to where the file cannot be read on."""
+    try:
+        yield from container.demux(stream)
+    except (av.FFmpegError, OSError):
+        return
+
+
+def decode(packet: Any) -> tuple[list[Any], bool]:
+    """The frames that come of a packet, and whether all went well."""
+    try:
+        return list(packet.decode()), True
+    except (av.FFmpegError, ValueError):
+        return [], False

@@ -1,0 +1,51 @@
+"""The digest of a video's bytes, computed once per version of a file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+from sttm_cli.decode.file import check_file
+from sttm_cli.errors import VideoError
+
+Json = dict[str, Any]
+
+
+class Memo(Protocol):
+    """A small persistent memory: str -> JSON object."""
+
+    def get(self, key: str) -> Json | None: ...
+    def set(self, key: str, value: Json) -> None: ...
+
+
+def digest(path: Path, memo: Memo) -> str:
+    """The blake3 of the file's bytes, in hex; looked up where the file was digested before.
+
+    A file counts as the same while its path, size, modification time and inode are. Raises
+    VideoError for a file that cannot be read or that changes meanwhile.
+    """
+    before = check_file(path)
+    key = "digest:" + version_key(path, before)
+    known = memo.get(key)
+    if known is not None and isinstance(known.get("blake3"), str):
+        return str(known["blake3"])
+    value = _blake3(path)
+    if version_key(path, check_file(path)) != version_key(path, before):
+        raise VideoError(f"{path} changed while it was read", "wait until it is complete")
+    memo.set(key, {"blake3": value})
+    return value
+
+
+def version_key(path: Path, found: os.stat_result) -> str:
+    """What tells one version of a file from another without reading it."""
+    return f"{path.absolute()}|{found.st_size}|{found.st_mtime_ns}|{found.st_ino}"
+
+
+def _blake3(path: Path) -> str:
+    from blake3 import blake3
+
+    try:
+        return str(blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest())
+    except OSError as error:
+        raise VideoError(f"{path} cannot be read: {error.strerror}", "check the file") from None

@@ -1,0 +1,109 @@
+"""A video stream's packets, with jumps ahead to the keyframe before a wanted time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from sttm_cli.decode.container import packets_of
+
+LOOKAHEAD_BYTES = 64 << 20
+"""How much is read ahead in search of a later keyframe before decoding goes on instead."""
+
+INDEXED = {"mov", "matroska", "avi"}
+
+
+class Packets:
+    """Packets in file order; `jump` leaves out those that a wanted time does not need.
+
+    Formats with an index (MP4, Matroska with cues, AVI) are sought in. The others are read
+    through, and what lies before the last keyframe at or before the wanted time is dropped
+    undecoded: slower than seeking, but right for every format.
+    """
+
+    def __init__(self, container: Any, stream: Any) -> None:
+        self._container, self._stream = container, stream
+        self._index = _index(container, stream)
+        self._packets = packets_of(container, stream)
+        self._ahead: deque[Any] = deque()
+        self._read_dts: int | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return self._ahead.popleft() if self._ahead else self._read()
+
+    def jump(self, now: int, goal: int) -> bool:
+        """Go on at the last keyframe shown at or before `goal`, if that is later than `now`.
+
+        `now` is the pts that decoding has reached. Returns whether packets were left out, so
+        that the decoder has to begin anew.
+        """
+        return self._drop(goal) if self._index is None else self._seek(now, goal)
+
+    def cut_off(self) -> bool:
+        """Whether the index names packets behind the last one that could be read."""
+        if not self._index:
+            return False
+        last = self._index[len(self._index) - 1].timestamp
+        return self._read_dts is None or self._read_dts < last
+
+    def _read(self) -> Any:
+        packet = next(self._packets)
+        if packet.dts is not None:
+            self._read_dts = packet.dts
+        return packet
+
+    def _seek(self, now: int, goal: int) -> bool:
+        key = self._key_before(goal)
+        if key is None or key <= now:
+            return False
+        self._go(goal)
+        # The index counts in decoding time; a keyframe is shown at that time or later.
+        while self._ahead and (self._ahead[0].pts or 0) > goal and key is not None:
+            key = self._key_before(key - 1)
+            self._go(goal if key is None else key)
+        return True
+
+    def _key_before(self, time: int) -> int | None:
+        at = self._index.search_timestamp(time) if self._index else -1
+        return self._index[at].timestamp if self._index and at >= 0 else None
+
+    def _go(self, time: int) -> None:
+        self._container.seek(time, stream=self._stream)
+        self._packets = packets_of(self._container, self._stream)
+        self._ahead = deque(p for p in [next(iter(self._packets), None)] if p is not None)
+
+    def _drop(self, goal: int) -> bool:
+        found = seen = held = 0
+        while held < LOOKAHEAD_BYTES:
+            if seen == len(self._ahead):
+                packet = next(iter(self._packets), None)
+                if packet is None:
+                    break
+                self._ahead.append(packet)
+            packet = self._ahead[seen]
+            if packet.is_keyframe and packet.pts is not None and packet.pts <= goal:
+                found = seen
+            time = packet.pts if packet.dts is None else packet.dts
+            if time is not None and time > goal:
+                break
+            seen, held = seen + 1, held + packet.size
+        for _ in range(found):
+            self._ahead.popleft()
+        return found > 0
+
+
+def _index(container: Any, stream: Any) -> Any | None:
+    """The demuxer's index, where it is known to be whole; a sequence with `search_timestamp`."""
+    name = container.format.name.split(",")[0]
+    entries = getattr(stream, "index_entries", None)
+    # A fragmented MP4 has no frame count: its index grows only while it is read.
+    if entries is None or name not in INDEXED or (name == "mov" and not stream.frames):
+        return None
+    if name == "matroska":
+        # The cues stand at the end of most files and are only read when they are needed.
+        container.seek(stream.start_time or 0, stream=stream)
+    return entries if len(entries) > 1 else None

@@ -1,0 +1,89 @@
+"""A decoded frame -> the picture to deliver: RGB, upright, square pixels, SDR, at the right size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sttm_cli.decode.tone import to_sdr
+
+RGB = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How stored pixels are turned: transposed first, then mirrored left-right and upside down."""
+
+    transpose: bool = False
+    mirror: bool = False
+    flip: bool = False
+
+    @property
+    def rotation(self) -> int:
+        """The clockwise turn in degrees, mirroring left aside."""
+        if self.transpose:
+            return 90 if self.mirror else 270
+        return 180 if self.flip else 0
+
+    def apply(self, picture: RGB) -> RGB:
+        if self.transpose:
+            picture = picture.swapaxes(0, 1)
+        if self.mirror:
+            picture = picture[:, ::-1]
+        if self.flip:
+            picture = picture[::-1]
+        return np.ascontiguousarray(picture)
+
+
+def orientation(frame: Any) -> Orientation:
+    """What the display matrix of a PyAV frame asks for, to the nearest quarter turn."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return Orientation()
+    matrix = np.frombuffer(bytes(data), dtype=np.int32)
+    if matrix.size < 5:
+        return Orientation()
+    # (x, y) is shown at (a x + c y, b x + d y), in 16.16 fixed point.
+    a, b, c, d = (int(matrix[i]) for i in (0, 1, 3, 4))
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return Orientation(False, a < 0, d < 0)
+    return Orientation(True, c < 0, b < 0)
+
+
+def picture(frame: Any, size: tuple[int, int], transfer: str) -> RGB:
+    """A PyAV frame as [H, W, 3] uint8 RGB of `size` (width, height)."""
+    turned = orientation(frame)
+    width, height = reversed(size) if turned.transpose else size
+    rgb = _to_rgb(frame, width, height, "rgb24" if transfer == "sdr" else "rgb48le")
+    if frame.interlaced_frame and rgb.shape[0] == frame.height > 2:
+        rgb = _blend_fields(rgb)
+    if transfer != "sdr":
+        rgb = to_sdr(rgb, transfer)
+    return turned.apply(rgb)
+
+
+def fitted(rgb: RGB, size: tuple[int, int], transfer: str) -> RGB:
+    """An upright picture [H, W, 3] brought to `size` (width, height) and to SDR."""
+    if (rgb.shape[1], rgb.shape[0]) != size:
+        from PIL import Image
+
+        rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BOX))
+    return to_sdr(rgb, transfer) if transfer != "sdr" else rgb
+
+
+def _to_rgb(frame: Any, width: int, height: int, pixels: str) -> Any:
+    """Convert with libswscale; only where the size changes as well does it resample."""
+    resized = (width, height) != (frame.width, frame.height)
+    how = {"width": width, "height": height, "interpolation": "AREA"} if resized else {}
+    return frame.reformat(format=pixels, **how).to_ndarray()
+
+
+def _blend_fields(rgb: NDArray[Any]) -> Any:
+    """Weigh each line with its neighbours, 1-2-1: the comb between two fields goes."""
+    wide = rgb.astype(np.uint32)
+    above, below = np.roll(wide, 1, axis=0), np.roll(wide, -1, axis=0)
+    above[0], below[-1] = wide[0], wide[-1]
+    return ((above + 2 * wide + below + 2) // 4).astype(rgb.dtype)

@@ -1,0 +1,118 @@
+"""Which frames to read, with which reader: pure, from what the header says."""
+
+from __future__ import annotations
+
+import math
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+from sttm_cli.errors import UsageError, VideoError
+from sttm_cli.types import FramePlan, VideoInfo
+
+PIXELS = "pixels-1"
+"""Changes whenever the same file and plan could give other pixels or times."""
+
+DISTRIBUTIONS = {"av": "av", "decord": "decord"}
+
+DECORD_UNREAD = {"av1": "AV1", "vvc": "VVC", "gif": "GIF"}
+DECORD_WRONG = {"mpegts": "MPEG-TS"}
+
+
+def plan_frames(
+    info: VideoInfo,
+    *,
+    max_frames: int,
+    fps: float | None = None,
+    frames: int | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    decoder: str = "auto",
+    input_side: int | None = None,
+) -> FramePlan:
+    """Choose the times to read, the reader, and the size to read at.
+
+    One frame a second (or `fps`) from the range's start; where those are more than `max_frames`
+    or `frames`, that many spread evenly, the first and the last of them kept. `input_side` is the
+    model's input side in pixels: frames of more than twice that are shrunk to it while reading.
+    Raises UsageError for a range, rate or count that cannot hold and for a decoder that is not
+    installed, VideoError where the decoder asked for is known not to read such a file.
+    """
+    first, last = _range(info, start, end)
+    if fps is not None and not (0 < fps < math.inf):
+        raise UsageError(f"--fps {fps:g} is not possible", "give a rate above 0")
+    if frames is not None and frames < 1:
+        raise UsageError(f"--frames {frames} is not possible", "it starts at 1")
+    limit = min(max_frames, frames or max_frames)
+    reader = _reader(info, decoder)
+    return FramePlan(
+        times_s=spread(first, last, fps=fps or 1.0, limit=limit),
+        start_s=first,
+        end_s=last,
+        reader=reader,
+        reader_version=f"{version(DISTRIBUTIONS[reader])} {PIXELS}",
+        size=_size(info, input_side),
+        transfer=info.transfer,
+        origin_s=info.start_s,
+    )
+
+
+def spread(start: float, end: float, *, fps: float, limit: int) -> tuple[float, ...]:
+    """The times start, start + 1/fps, ... before `end`; at most `limit`, then spread evenly."""
+    steps = max(1, math.ceil((end - start) * fps - 1e-6))
+    count = min(steps, limit)
+    stride = (steps - 1) / (count - 1) if count > 1 else 1.0
+    return tuple(round(start + i * stride / fps, 6) for i in range(count))
+
+
+def _range(info: VideoInfo, start: float | None, end: float | None) -> tuple[float, float]:
+    first = 0.0 if start is None else start
+    if first < 0 or not math.isfinite(first):
+        raise UsageError(f"--start {first:g} is not possible", "it is a time from 0 on")
+    if first >= info.duration_s:
+        raise UsageError(
+            f"--start {first:g} lies beyond the end of the video ({info.duration_s:.2f} s)",
+            "give a time within the video",
+        )
+    if end is not None and not end > first:
+        named = f"--start {first:g}" if start is not None else "the start of the video"
+        raise UsageError(f"--end {end:g} is not after {named}", "give a later time")
+    return first, info.duration_s if end is None else min(end, info.duration_s)
+
+
+def _size(info: VideoInfo, input_side: int | None) -> tuple[int, int]:
+    """As shown, or shrunk so that the shorter side is twice the model's input side."""
+    short = min(info.width, info.height)
+    if input_side is None or short <= 2 * input_side:
+        return info.width, info.height
+    share = 2 * input_side / short
+    return max(1, round(info.width * share)), max(1, round(info.height * share))
+
+
+def _reader(info: VideoInfo, decoder: str) -> str:
+    if decoder not in ("auto", "av", "decord"):
+        raise UsageError(f"--decoder {decoder!r} is not known", "choose one of auto, av, decord")
+    if decoder != "decord":
+        return "av"
+    if find_spec("decord") is None or not _installed("decord"):
+        raise UsageError(
+            f"--decoder decord is not possible: decord is not installed ({sys.platform})",
+            "use --decoder av; decord has wheels for Linux and Windows on x86-64 only",
+        )
+    _check_decord(info)
+    return "decord"
+
+
+def _check_decord(info: VideoInfo) -> None:
+    unread, wrong = DECORD_UNREAD.get(info.codec), DECORD_WRONG.get(info.container)
+    if unread:
+        raise VideoError(f"decord cannot read {unread} video", "use --decoder av")
+    if wrong:
+        raise VideoError(f"decord gives wrong frames for {wrong}", "use --decoder av")
+
+
+def _installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False

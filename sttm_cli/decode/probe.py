@@ -1,0 +1,150 @@
+"""What a video file is, from its header and its first frame."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from sttm_cli.decode.digest import Memo, version_key
+from sttm_cli.decode.file import NEEDED, check_file
+from sttm_cli.errors import VideoError
+from sttm_cli.types import VideoInfo
+
+FIRST_PACKETS = 300
+"""How many packets may go by before the first frame; broken starts are longer than good ones."""
+
+TRANSFERS = {16: "pq", 18: "hlg"}
+"""FFmpeg's numbers of the HDR transfer functions (AVCOL_TRC_SMPTE2084, AVCOL_TRC_ARIB_STD_B67)."""
+
+REVISION = 1
+"""Changes whenever a remembered probe would have to be taken anew."""
+
+
+def remembered_probe(path: Path, memo: Memo) -> VideoInfo:
+    """As `probe`, but looked up where this version of the file was probed before."""
+    key = f"probe:{REVISION}:" + version_key(path, check_file(path))
+    known = memo.get(key)
+    if known is not None:
+        try:
+            return VideoInfo(**{**known, "notes": tuple(known["notes"])})
+        except (KeyError, TypeError):
+            pass
+    info = probe(path)
+    memo.set(key, {**asdict(info), "notes": list(info.notes)})
+    return info
+
+
+def probe(path: Path) -> VideoInfo:
+    """Read the header of the best video stream, and its first frame for what no header tells.
+
+    Raises VideoError, saying what was given and what is wrong with it.
+    """
+    from sttm_cli.decode.container import open_video
+
+    with open_video(path) as (container, stream):
+        # Everything is read before the file is closed: its streams are gone afterwards.
+        first = _first_frame(container, stream)
+        start = _start_s(stream, first)
+        duration = _duration_s(container, stream, start)
+        facts = _facts(path, container, stream) | _picture_facts(stream, first)
+    if duration is None:
+        with open_video(path) as (container, stream):
+            duration = _scanned_s(container, stream, start)
+    if not duration:
+        raise VideoError(f"{path} has no duration: it holds no video data", NEEDED)
+    if not (facts["width"] and facts["height"]):
+        raise VideoError(f"{path} does not tell the size of its picture", NEEDED)
+    return VideoInfo(**facts, duration_s=duration, start_s=start)
+
+
+def _facts(path: Path, container: Any, stream: Any) -> dict[str, Any]:
+    names = container.format.name.split(",")
+    suffix = path.suffix.lower().lstrip(".")
+    rate = float(stream.average_rate or stream.guessed_rate or 0)
+    return {
+        "container": suffix if suffix in names else names[0],
+        "codec": stream.codec_context.codec.canonical_name,
+        "fps": rate if math.isfinite(rate) else 0.0,
+        "frame_count": stream.frames or None,
+        "has_audio": any(s.type == "audio" for s in container.streams),
+        "notes": _notes(container),
+    }
+
+
+def _notes(container: Any) -> tuple[str, ...]:
+    """What a user may want to know of; never metadata, which can tell where a video was taken."""
+    videos = sum(1 for s in container.streams if s.type == "video")
+    return (f"{videos} video streams; the best one is read",) if videos > 1 else ()
+
+
+def _first_frame(container: Any, stream: Any) -> Any | None:
+    """The first frame that decodes, or None: then reading will say what is lost."""
+    from sttm_cli.decode.container import decode, packets_of
+
+    for number, packet in enumerate(packets_of(container, stream)):
+        frames, _ = decode(packet)
+        if frames:
+            return frames[0]
+        if number >= FIRST_PACKETS:
+            break
+    return None
+
+
+def _start_s(stream: Any, first: Any | None) -> float:
+    pts = first.pts if first is not None and first.pts is not None else stream.start_time
+    return float(pts * stream.time_base) if pts is not None else 0.0
+
+
+def _duration_s(container: Any, stream: Any, start: float) -> float | None:
+    """Seconds from the first frame to the end, as the header tells; None where it does not."""
+    if stream.duration:
+        return _positive(float(stream.duration * stream.time_base))
+    if container.duration is None:
+        return None
+    # The container's duration may count from its own start, which other streams may set.
+    offset = start - (container.start_time or 0) / 1e6
+    return _positive(container.duration / 1e6 - max(0.0, offset))
+
+
+def _positive(seconds: float) -> float | None:
+    return seconds if 0 < seconds < math.inf else None
+
+
+def _scanned_s(container: Any, stream: Any, start: float) -> float | None:
+    """The duration that the packets' times tell; for recordings cut off without a header."""
+    from sttm_cli.decode.container import packets_of
+
+    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+    end, count = 0.0, 0
+    for packet in packets_of(container, stream):
+        if packet.size:
+            count += 1
+            if packet.pts is not None:
+                length = (packet.duration or 0) * stream.time_base or 1 / rate
+                end = max(end, float(packet.pts * stream.time_base + length))
+    return _positive(end - start) if end > start else _positive(float(count / rate))
+
+
+def _picture_facts(stream: Any, first: Any | None) -> dict[str, Any]:
+    """Width, height (with square pixels), clockwise rotation and transfer function."""
+    from sttm_cli.decode.pixels import Orientation, orientation
+
+    context = stream.codec_context
+    source = first if first is not None else context
+    turned = orientation(first) if first is not None else Orientation()
+    width, height = source.width, source.height
+    aspect = stream.sample_aspect_ratio or context.sample_aspect_ratio or Fraction(1)
+    # Within 1 % nothing is to be seen of it, and resampling would blur.
+    if 0.1 < aspect < 10 and abs(aspect - 1) > 0.01:
+        width = max(1, round(width * aspect))
+    if turned.transpose:
+        width, height = height, width
+    return {
+        "width": width,
+        "height": height,
+        "rotation": turned.rotation,
+        "transfer": TRANSFERS.get(int(source.color_trc or 0), "sdr"),
+    }
