@@ -1,0 +1,9 @@
+"""The KV of each prefilled video on disk: found by identity, checked in full before it is used."""
+
+from sttm_cli.store.artifact import FORMAT
+from sttm_cli.store.entry import Entry, Finding, Lookup
+from sttm_cli.store.identity import difference, key_of
+from sttm_cli.store.off import NoStore
+from sttm_cli.store.store import Store
+
+__all__ = ["FORMAT", "Entry", "Finding", "Lookup", "NoStore", "Store", "difference", "key_of"]
