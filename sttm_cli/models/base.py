@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sttm_cli.types import FrameChunk, Prompt, VisualTokens
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a model runs: "cuda:0", "bfloat16", "sdpa" (transformers' names)."""
+
+    device: str
+    dtype: str
+    attention: str = "sdpa"
+
 
 Turn = tuple[str, str]
 """An earlier question and its answer."""

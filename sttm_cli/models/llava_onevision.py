@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sttm_cli.models.base import Placement
 from sttm_cli.models.chat import ChatFormat
 from sttm_cli.models.loading import load_pretrained
 from sttm_cli.models.source import ModelSource
@@ -55,11 +56,10 @@ class LlavaOnevision(ChatFormat):
         return embeds
 
 
-def load(source: ModelSource, *, device: str, dtype: str) -> LlavaOnevision:
+def load(source: ModelSource, placement: Placement) -> LlavaOnevision:
     """Load model and processor with transformers' own `from_pretrained`."""
     from transformers import LlavaOnevisionForConditionalGeneration
 
-    model, processor = load_pretrained(
-        LlavaOnevisionForConditionalGeneration, source, device=device, dtype=dtype
+    return LlavaOnevision(
+        *load_pretrained(LlavaOnevisionForConditionalGeneration, source, placement)
     )
-    return LlavaOnevision(model, processor)

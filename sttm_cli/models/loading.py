@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from sttm_cli.errors import ModelError, OutOfMemoryError
+from sttm_cli.models.base import Placement
 from sttm_cli.models.source import ModelSource
 
 
-def load_pretrained(
-    model_class: Any, source: ModelSource, *, device: str, dtype: str
-) -> tuple[Any, Any]:
-    """`from_pretrained` of a model and its processor, in evaluation mode on `device`.
+def load_pretrained(model_class: Any, source: ModelSource, placement: Placement) -> tuple[Any, Any]:
+    """`from_pretrained` of a model and its processor, in evaluation mode where `placement` says.
 
     Raises ModelError where files are missing or do not fit the architecture, OutOfMemoryError
     where the weights do not fit into memory. Remote code is never run.
@@ -24,16 +23,17 @@ def load_pretrained(
         processor = AutoProcessor.from_pretrained(source.folder, local_files_only=True)
         model, loading = model_class.from_pretrained(
             source.folder,
-            dtype=getattr(torch, dtype),
+            dtype=getattr(torch, placement.dtype),
+            attn_implementation=placement.attention,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
         )
-        model = model.to(device).eval()
+        model = model.to(placement.device).eval()
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemoryError(
             f"model {source.name!r} needs about {source.weight_bytes / 2**30:.1f} GiB "
-            f"and does not fit on {device}",
+            f"and does not fit on {placement.device}",
             "choose a smaller model or --dtype bfloat16",
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:

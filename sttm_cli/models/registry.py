@@ -5,12 +5,13 @@ Strings and numbers only: looking a model up imports neither torch nor transform
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from sttm_cli.errors import ModelError
+from sttm_cli.models.base import Placement
 from sttm_cli.models.source import ModelSource
 
 if TYPE_CHECKING:
@@ -21,11 +22,12 @@ TINY = Path(__file__).parent.parent / "tiny" / "checkpoint"
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture. `module` has `load(source, device, dtype) -> VideoLLM`.
+    """One architecture. `module` has `load(source, placement) -> VideoLLM`.
 
     `frames`: the most frames it reads by default; `merge_layer`: the decoder layer before which
     tokens are merged; `positions`: rotary ids after merging; `multiple`: frames per temporal
-    patch; `template`: version of the prompt around the video.
+    patch; `template`: version of the prompt around the video and of the frames' sizes;
+    `rotary_axes`: 3 for M-RoPE, whose survivors always keep their ids.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Family:
     positions: str
     multiple: int = 1
     template: int = 1
+    rotary_axes: int = 1
 
 
 FAMILIES: dict[str, Family] = {
@@ -42,6 +45,17 @@ FAMILIES: dict[str, Family] = {
     # 32 frames: the LLaVA-OneVision model card.
     "llava_onevision": Family(
         "llava-onevision", "sttm_cli.models.llava_onevision", 32, 2, "reassigned"
+    ),
+    # Merge layer, positions and 128 frames: STTM paper, section 4. Qwen2.5-VL by its likeness.
+    "qwen2_vl": Family(
+        "qwen2-vl", "sttm_cli.models.qwen2_vl", 128, 2, "survivors", multiple=2, rotary_axes=3
+    ),
+    "qwen2_5_vl": Family(
+        "qwen2.5-vl", "sttm_cli.models.qwen2_5_vl", 128, 2, "survivors", multiple=2, rotary_axes=3
+    ),
+    # Merged after the three deepstack layers, where the last visual features have come in.
+    "qwen3_vl": Family(
+        "qwen3-vl", "sttm_cli.models.qwen3_vl", 128, 3, "survivors", multiple=2, rotary_axes=3
     ),
 }
 
@@ -69,18 +83,15 @@ def defaults_of(source: ModelSource) -> Family:
     own = source.config.get("sttm")
     if not isinstance(own, dict):
         return family
-    return Family(
-        family.name,
-        family.module,
-        int(own.get("frames", family.frames)),
-        int(own.get("merge_layer", family.merge_layer)),
-        str(own.get("positions", family.positions)),
-        family.multiple,
-        family.template,
+    return replace(
+        family,
+        frames=int(own.get("frames", family.frames)),
+        merge_layer=int(own.get("merge_layer", family.merge_layer)),
+        positions=str(own.get("positions", family.positions)),
     )
 
 
-def load(source: ModelSource, *, device: str, dtype: str) -> VideoLLM:
+def load(source: ModelSource, *, device: str, dtype: str, attention: str = "sdpa") -> VideoLLM:
     """Load the checkpoint's weights onto `device` in `dtype` ("float32", ...)."""
     module = import_module(defaults_of(source).module)
-    return cast("VideoLLM", module.load(source, device=device, dtype=dtype))
+    return cast("VideoLLM", module.load(source, Placement(device, dtype, attention)))

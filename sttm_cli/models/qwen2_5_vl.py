@@ -1,0 +1,38 @@
+"""Qwen2.5-VL: Qwen2-VL whose rotary time counts seconds (`tokens_per_second`)."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+from sttm_cli.models.base import Placement
+from sttm_cli.models.loading import load_pretrained
+from sttm_cli.models.qwen2_vl import Qwen2VL
+from sttm_cli.models.source import ModelSource
+from sttm_cli.types import VisualTokens
+
+
+class Qwen25VL(Qwen2VL):
+    """A loaded Qwen2.5-VL; see `VideoLLM` for the methods' shapes."""
+
+    def rotary_times(self, tokens: VisualTokens) -> dict[str, Any]:
+        return {"second_per_grid_ts": [self._temporal * spacing(tokens.times_s)]}
+
+
+def spacing(times_s: tuple[float, ...]) -> float:
+    """Mean seconds between sampled frames, 1 where there are fewer than two.
+
+    Frames on show at 0, 1, 2, ... s have times like 0.97: without rounding to a sampling rate
+    in small numbers, 0.9993 s would be floored to the rotary id before.
+    """
+    if len(times_s) < 2 or times_s[-1] <= times_s[0]:
+        return 1.0
+    mean = (times_s[-1] - times_s[0]) / (len(times_s) - 1)
+    return float(Fraction(mean).limit_denominator(100)) or mean
+
+
+def load(source: ModelSource, placement: Placement) -> Qwen25VL:
+    """Load model and processor with transformers' own `from_pretrained`."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    return Qwen25VL(*load_pretrained(Qwen2_5_VLForConditionalGeneration, source, placement))

@@ -1,0 +1,61 @@
+"""Qwen3-VL (dense): timestamps as text between frames, deepstack features, a pixel budget
+that all frames share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
+
+from sttm_cli.models.base import Placement
+from sttm_cli.models.loading import load_pretrained
+from sttm_cli.models.qwen_vl import QwenVL
+from sttm_cli.models.source import ModelSource
+from sttm_cli.types import VisualTokens
+
+FRAME_TOKENS = 768
+"""Most tokens of a frame (VIDEO_MAX_TOKEN_NUM of qwen-vl-utils, the authors' preprocessing)."""
+
+
+class Qwen3VL(QwenVL):
+    """A loaded Qwen3-VL; see `VideoLLM` for the methods' shapes."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__(model, processor)
+        self._marks = processor.vision_start_token, processor.vision_end_token
+
+    def video_text(self, tokens: VisualTokens) -> str:
+        start, end = self._marks
+        return "".join(
+            f"<{time:.1f} seconds>{start}{self._video_token}{end}"
+            for time in patch_times(tokens.times_s, self._temporal)
+        )
+
+    def frame_size(self, height: int, width: int, frames: int) -> tuple[int, int]:
+        size, factor = self._frames.size, self._frames.patch_size * self._merge
+        frame = getattr(self._frames, "max_video_tokens", FRAME_TOKENS) * factor**2
+        each = max(min(frame, size["longest_edge"] // frames), int(size["shortest_edge"] * 1.05))
+        resized: tuple[int, int] = smart_resize(
+            frames,
+            height,
+            width,
+            temporal_factor=self._temporal,
+            factor=factor,
+            min_pixels=size["shortest_edge"],
+            max_pixels=each * frames,
+        )
+        return resized
+
+
+def patch_times(times_s: tuple[float, ...], temporal: int) -> list[float]:
+    """The middle of each temporal patch: the mean of its first and last frame's seconds."""
+    last = len(times_s) - 1
+    starts = range(0, len(times_s), temporal)
+    return [(times_s[i] + times_s[min(i + temporal - 1, last)]) / 2 for i in starts]
+
+
+def load(source: ModelSource, placement: Placement) -> Qwen3VL:
+    """Load model and processor with transformers' own `from_pretrained`."""
+    from transformers import Qwen3VLForConditionalGeneration
+
+    return Qwen3VL(*load_pretrained(Qwen3VLForConditionalGeneration, source, placement))

@@ -1,0 +1,101 @@
+"""What the Qwen-VL families share: dynamic resolution, patches of two frames, M-RoPE.
+
+Frames keep their aspect ratio; `spatial_merge_size`^2 patches of `temporal_patch_size` frames
+become one token. Every token has rotary ids (t, h, w), which survivors of a merge keep (STTM
+paper, section 4.1). Source: transformers' Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.image_utils import SizeDict
+from transformers.video_processing_utils import BaseVideoProcessor
+
+from sttm_cli.errors import VideoError
+from sttm_cli.models.chat import ChatFormat
+from sttm_cli.types import FrameChunk, Prompt, VisualTokens
+
+
+class QwenVL(ChatFormat):
+    """A loaded Qwen-VL; a family adds the size of frames, text and times between them."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__(processor.tokenizer, processor.chat_template, processor.video_token, model)
+        self._model = model
+        self._frames = processor.video_processor
+        self._merge = model.config.vision_config.spatial_merge_size
+        self._temporal = model.config.vision_config.temporal_patch_size
+        self.decoder = model.model.language_model
+
+    @torch.inference_mode()
+    def encode(self, chunk: FrameChunk, frames: int) -> VisualTokens:
+        made = self._frames(
+            self._resized(torch.from_numpy(chunk.frames).permute(0, 3, 1, 2), frames),
+            do_resize=False,
+            do_sample_frames=False,
+            return_tensors="pt",
+        )
+        pixels = made["pixel_values_videos"].to(self._model.device, self._model.dtype)
+        grid = made["video_grid_thw"].to(self._model.device)
+        out = self._model.model.get_video_features(pixels, grid, return_dict=True)
+        time, height, width = grid[0].tolist()
+        shape = (time, height // self._merge, width // self._merge, -1)
+        deep = getattr(out, "deepstack_features", None) or ()
+        return VisualTokens(
+            out.pooler_output[0].reshape(shape), tuple(level[0].reshape(shape) for level in deep)
+        )
+
+    def prompt(self, tokens: VisualTokens) -> Prompt:
+        text = self.head() + self.video_text(tokens)
+        ids = torch.tensor(self._tokenizer(text).input_ids)
+        places = ids == self.video_id
+        each = tokens.features[..., 0].numel() // int(places.sum())
+        ids = ids.repeat_interleave(torch.where(places, each, 1))
+        positions, following = self._rotary_ids(ids, tokens)
+        video = (ids == self.video_id).nonzero()[:, 0]
+        return Prompt(ids, video, tokens.grid, positions, following)
+
+    def video_text(self, tokens: VisualTokens) -> str:
+        """The video in the prompt, one video token standing for each unbroken run of them."""
+        return self._video_token
+
+    def frame_size(self, height: int, width: int, frames: int) -> tuple[int, int]:
+        """Height and width to which frames are resized, `frames` of them in the whole video."""
+        raise NotImplementedError
+
+    def rotary_times(self, tokens: VisualTokens) -> dict[str, Any]:
+        """What the model's `get_rope_index` takes beside ids and grid."""
+        return {}
+
+    def _resized(self, video: torch.Tensor, frames: int) -> torch.Tensor:
+        height, width = video.shape[-2:]
+        try:
+            # One frame alone is doubled to fill its temporal patch.
+            size = self.frame_size(height, width, max(frames, self._temporal))
+        except ValueError as error:
+            raise VideoError(
+                f"frames of {width}x{height} pixels are too narrow for this model: {error}",
+                "choose another model",
+            ) from error
+        # The processor alone would size a chunk as if it were the whole video.
+        resized: torch.Tensor = BaseVideoProcessor.resize(
+            self._frames,
+            video,
+            SizeDict(height=size[0], width=size[1]),
+            resample=self._frames.resample,
+        )
+        return resized
+
+    def _rotary_ids(self, ids: torch.Tensor, tokens: VisualTokens) -> tuple[torch.Tensor, int]:
+        """The model's own (t, h, w) ids [3, L], and the id of the text token that comes next."""
+        time, height, width = tokens.grid
+        whole = torch.cat([ids, ids[:1]])[None]
+        positions, _ = self._model.model.get_rope_index(
+            whole,
+            mm_token_type_ids=2 * (whole == self.video_id).int(),
+            video_grid_thw=torch.tensor([[time, height * self._merge, width * self._merge]]),
+            **self.rotary_times(tokens),
+        )
+        return positions[:, 0, :-1], int(positions[0, 0, -1])
