@@ -22,7 +22,7 @@ where all cells merge, are pairs that the paper's authors set by hand: for LLaVA
 and for LLaVA-Video-7B and Qwen2-VL-7B at 50 % and 30 %."""
 
 TRIES = 32
-"""How many cells that overshoot a budget are barred, one after another, before it is left at that."""
+"""How many cells that overshoot a budget are barred before it is left at that."""
 
 
 @dataclass(frozen=True)

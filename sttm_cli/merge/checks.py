@@ -64,7 +64,7 @@ def check_settings(
             )
     if not _whole(root_level) or root_level < 0:
         raise UsageError(f"root_level is {root_level!r}", "give a whole number >= 0")
-    if head_dim is not None and not (_whole(head_dim) and 0 < head_dim and not channels % head_dim):
+    if head_dim is not None and not (_whole(head_dim) and head_dim > 0 and not channels % head_dim):
         raise UsageError(f"head_dim is {head_dim!r}", f"give a divisor of the {channels} channels")
     _check_choices(choices, budget)
 

@@ -1,8 +1,12 @@
-"""Every cosine similarity that a merge can ask for, computed once."""
+"""Every cosine similarity that a merge can ask for, computed once.
+
+Vectors are read a few frames at a time and leave dot products behind; those of the whole video
+are made cosines together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,8 +14,11 @@ import torch
 
 from sttm_cli.merge.pyramid import Pyramid, level_pairs
 
-CACHE_BYTES = 16 << 20
+CACHE_BYTES = 4 << 20
 """On a CPU so many frames are taken at once that they stay in its cache for all comparisons."""
+
+Levels = list[torch.Tensor]
+"""The cells of some frames, level by level: [t, heads, cells, C/heads], in quadtree order."""
 
 
 @dataclass(frozen=True)
@@ -36,32 +43,18 @@ def measure(
     `padding`: compare the children that a border cell of an odd grid lacks as if they were the
     child at (0, 0) of the frame, as the released code does. Time is linear in T*H*W*C.
     """
-    least, cross, norm = [], [], []
-    for start, levels in _frames_by_level(features, pyramid, heads):
-        cosine = _Cosines(levels, pyramid.fan)
-        least.append(_least_to_children(cosine, pyramid, padding)[start:])
-        cross.append(torch.cat(list(_between_frames(cosine)), 1))
-        norm.append(cosine.norms[0].amin(1)[start:])
-    return Similarities(torch.cat(least), torch.cat(cross), torch.cat(norm))
-
-
-def _frames_by_level(
-    features: torch.Tensor, pyramid: Pyramid, heads: int
-) -> Iterator[tuple[int, list[torch.Tensor]]]:
-    """Chunks of frames: the cells of each level, [t, heads, cells, C/heads] in quadtree order.
-
-    All chunks but the first begin with the last frame of the one before; with each chunk comes
-    the number of frames that were there already.
-    """
-    step = frames_at_once(features, pyramid)
-    for start in range(0, len(features), step):
-        known = min(start, 1)
-        chunk = features[start - known : start + step].flatten(1, 2)
-        finest = chunk.index_select(1, pyramid.order).float().unflatten(2, (heads, -1))
-        levels = [finest.transpose(1, 2).contiguous()]
-        for _ in range(pyramid.depth):
-            levels.append(levels[-1].unflatten(2, (-1, pyramid.fan)).mean(3))
-        yield known, levels
+    chunks: list[_Dots] = []
+    for frames in features.flatten(1, 2).split(frames_at_once(features, pyramid)):
+        last = chunks[-1].last if chunks else None
+        chunks.append(_dots(frames, last, pyramid, heads=heads, padding=padding))
+    norms = _join(chunk.norms for chunk in chunks)
+    # A zero vector is similar to nothing.
+    scales = [torch.where(norm > 0, norm.rsqrt(), 0) for norm in norms]
+    return Similarities(
+        _least(chunks, scales, pyramid, padding),
+        _cross(chunks, scales, pyramid),
+        norms[0].amin(1),
+    )
 
 
 def frames_at_once(features: torch.Tensor, pyramid: Pyramid) -> int:
@@ -72,55 +65,103 @@ def frames_at_once(features: torch.Tensor, pyramid: Pyramid) -> int:
     return max(1, CACHE_BYTES // (4 * len(pyramid.order) * features.shape[3]))
 
 
-class _Cosines:
-    """Cosines between the cells of one chunk; `levels` as from `_frames_by_level`."""
+@dataclass(frozen=True)
+class _Dots:
+    """Dot products within a chunk of frames, and with the frame before it; [t, heads, cells].
 
-    def __init__(self, levels: list[torch.Tensor], fan: int) -> None:
-        self.levels, self.fan = levels, fan
-        self.norms = [_dot(level, level) for level in levels]
-        # A zero vector is similar to nothing.
-        self._scales = [torch.where(n > 0, n.rsqrt(), 0) for n in self.norms]
+    `norms`, per level: of cells with themselves. `children`, per level from 1 on: with each
+    child. `padding`, likewise: of the cells that lack a child with the cell at (0, 0) one level
+    below. `cross`, per pair of levels: of nested cells in consecutive frames. `last`: the levels
+    of the chunk's last frame.
+    """
 
-    def nested(self, fine: int, coarse: int, frames: slice, around: slice) -> torch.Tensor:
-        """Of the cells of level `fine` in `frames` and the `coarse` ones in the frames `around`.
+    norms: list[torch.Tensor]
+    children: list[torch.Tensor]
+    padding: list[torch.Tensor]
+    cross: list[torch.Tensor]
+    last: Levels
 
-        Returns [t, cells of the finer level].
-        """
-        dots = _dot(self.levels[fine][frames], self.levels[coarse][around])
-        outer = self._scales[coarse][around].repeat_interleave(self.fan ** (coarse - fine), 2)
-        return (dots * self._scales[fine][frames] * outer).mean(1).clamp(-1, 1)
 
-    def to_first_child(self, coarse: int, cells: torch.Tensor) -> torch.Tensor:
-        """Of `cells` of level `coarse` and the cell at (0, 0) one level below, [t, cells]."""
-        dots = _dot(self.levels[coarse][:, :, cells], self.levels[coarse - 1][:, :, :1])
-        scale = self._scales[coarse][:, :, cells] * self._scales[coarse - 1][:, :, :1]
-        return (dots * scale).mean(1).clamp(-1, 1)
+def _dots(
+    frames: torch.Tensor, before: Levels | None, pyramid: Pyramid, *, heads: int, padding: bool
+) -> _Dots:
+    """Dot products of `frames` [t, P, C]; `before` is the frame before them, if there is one."""
+    levels = _levels(frames, pyramid, heads)
+    steps = [] if before is None else [_nested(before, [level[:1] for level in levels])]
+    if len(frames) > 1:
+        pair = [level[:-1] for level in levels], [level[1:] for level in levels]
+        steps.append(_nested(*pair))
+    firsts = []
+    for parent, child, cells in zip(levels[1:], levels, pyramid.lacking, strict=False):
+        firsts.append(_dot(parent[:, :, cells if padding else []], child[:, :, :1]))
+    return _Dots(
+        norms=[_dot(level, level) for level in levels],
+        children=[_dot(child, parent) for child, parent in pairwise(levels)],
+        padding=firsts,
+        cross=_join(steps),
+        last=[level[-1:].clone() for level in levels],
+    )
+
+
+def _levels(frames: torch.Tensor, pyramid: Pyramid, heads: int) -> Levels:
+    """The cells of `frames` [t, P, C] at every level."""
+    cells = frames.index_select(1, pyramid.order).float()
+    levels = [cells.view(*cells.shape[:2], heads, -1).transpose(1, 2).contiguous()]
+    for _ in range(pyramid.depth):
+        time, _, _, width = levels[-1].shape
+        levels.append(levels[-1].view(time, heads, -1, pyramid.fan, width).mean(3))
+    return levels
+
+
+def _nested(earlier: Levels, later: Levels) -> list[torch.Tensor]:
+    """Per pair of levels, dot products of nested cells of `earlier` and `later` frames."""
+    return [
+        _dot(later[a], earlier[b]) if a <= b else _dot(earlier[b], later[a])
+        for a, b in level_pairs(len(later) - 1)
+    ]
 
 
 def _dot(fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
     """Each coarse cell with the fine ones in it: [t, h, n*k, c], [t, h, n, c] -> [t, h, n*k]."""
-    inside = fine.shape[2] // coarse.shape[2]
-    blocks = fine.reshape(-1, inside, fine.shape[3])
-    return torch.bmm(blocks, coarse.reshape(-1, coarse.shape[3], 1)).view(fine.shape[:3])
+    vectors = coarse.reshape(-1, 1, coarse.shape[3])
+    blocks = fine.reshape(len(vectors), fine.shape[2] // coarse.shape[2], coarse.shape[3])
+    # A row times a matrix: as a column vector it would miss the fast path of the CPU's library.
+    return torch.bmm(vectors, blocks.mT).view(fine.shape[:3])
 
 
-def _least_to_children(cosine: _Cosines, pyramid: Pyramid, padding: bool) -> torch.Tensor:
-    every = slice(None)
-    found = [cosine.levels[0].new_empty(len(cosine.levels[0]), 0)]
-    for child, parent in pairwise(range(pyramid.depth + 1)):
-        least = cosine.nested(child, parent, every, every).unflatten(1, (-1, pyramid.fan)).amin(2)
-        lacking = pyramid.lacking[child]
-        if padding and len(lacking):
-            quirk = cosine.to_first_child(parent, lacking)
-            least[:, lacking] = torch.minimum(least[:, lacking], quirk)
+def _join(parts: Iterator[list[torch.Tensor]] | Sequence[list[torch.Tensor]]) -> list[torch.Tensor]:
+    """Lists of tensors joined along the frames, item by item."""
+    return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+
+
+def _cosine(dots: torch.Tensor, fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+    """Cosines [t, n*k] from dot products and the inverse norms of both sides; mean over heads."""
+    around = coarse.repeat_interleave(fine.shape[2] // coarse.shape[2], 2)
+    return (dots * fine * around).mean(1).clamp(-1, 1)
+
+
+def _least(
+    chunks: list[_Dots], scales: list[torch.Tensor], pyramid: Pyramid, padding: bool
+) -> torch.Tensor:
+    children, firsts = (_join(c.children for c in chunks), _join(c.padding for c in chunks))
+    found = [scales[0].new_empty(len(scales[0]), 0)]
+    for k, cells in enumerate(pyramid.lacking):
+        cosine = _cosine(children[k], scales[k], scales[k + 1])
+        least = cosine.view(len(cosine), -1, pyramid.fan).amin(2)
+        if padding and len(cells):
+            first = _cosine(firsts[k], scales[k + 1][:, :, cells], scales[k][:, :, :1])
+            least[:, cells] = torch.minimum(least[:, cells], first)
         found.append(least)
     return torch.cat(found, 1)
 
 
-def _between_frames(cosine: _Cosines) -> Iterator[torch.Tensor]:
-    later, earlier = slice(1, None), slice(None, -1)
-    for a, b in level_pairs(len(cosine.levels) - 1):
-        if a <= b:
-            yield cosine.nested(a, b, later, earlier)
-        else:
-            yield cosine.nested(b, a, earlier, later)
+def _cross(chunks: list[_Dots], scales: list[torch.Tensor], pyramid: Pyramid) -> torch.Tensor:
+    later, earlier = (
+        [scale[frames] for scale in scales] for frames in (slice(1, None), slice(None, -1))
+    )
+    dots = _join(chunk.cross for chunk in chunks if chunk.cross)
+    found = [
+        _cosine(dot, later[a], earlier[b]) if a <= b else _cosine(dot, earlier[b], later[a])
+        for dot, (a, b) in zip(dots, level_pairs(pyramid.depth), strict=False)
+    ]
+    return torch.cat(found, 1) if found else scales[0].new_empty(0, int(pyramid.pair_at.max()) + 1)
