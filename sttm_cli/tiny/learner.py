@@ -1,0 +1,188 @@
+"""The model as it learns: its answers to packed questions, and what every cell must tell."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sttm_cli.tiny.batches import COVERED, DENSE, IGNORE, MOVES, Batch, Packer, collate, make_clip
+from sttm_cli.tiny.checkpoint import GRID, WIDTH, make_model
+from sttm_cli.tiny.questions import KINDS
+from sttm_cli.tiny.scenes import COLOURS, SHAPES
+
+_MOVE_LAYER = 1  # the decoder layer whose output must know how a cell's thing has moved
+# The shapes, the colours and the digits among a cell's shares.
+_BORDERS = (0, len(SHAPES), len(SHAPES) + len(COLOURS), DENSE)
+GROUPS = tuple(slice(a, b) for a, b in pairwise(_BORDERS))
+_NOTHING_WEIGHT = 0.1  # most cells show nothing: they must not drown the others
+
+
+class Learner(nn.Module):
+    """The model with two linear heads that exist only while training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = make_model()
+        self.cells = nn.Linear(WIDTH, DENSE + 2)
+        # Before the projector and the pooling, on the tower's own patches: also which of a
+        # patch's four quarters are covered.
+        self.patches = nn.Linear(self.model.config.vision_config.hidden_size, DENSE + 2 + 4)
+        self._seen = torch.empty(0)
+        self.model.model.multi_modal_projector.register_forward_pre_hook(self._keep_seen)
+        self.moves = nn.Linear(WIDTH, len(MOVES))
+        _place_patches(self.model.model.vision_tower)
+        self._head = torch.tensor(Packer().head)
+        self._middle = torch.empty(0)
+        layer = self.model.model.language_model.layers[_MOVE_LAYER]
+        layer.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._middle = output[0] if isinstance(output, tuple) else output
+
+    def _keep_seen(self, module: nn.Module, args: Any) -> None:
+        self._seen = args[0]
+
+    def see(self, batch: Batch) -> torch.Tensor:
+        """Visual tokens and the newline [B, F * G * G + 1, WIDTH]."""
+        pixels = batch["frames"].float() / 127.5 - 1
+        output = self.model.model.get_video_features(pixels, return_dict=True)
+        tokens: torch.Tensor = output.pooler_output
+        return tokens
+
+    def answer(self, batch: Batch, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [B, L, V] over the packed tokens and [B, F * G * G, MOVES] over the cells."""
+        clips, video = tokens.shape[:2]
+        head = self._head.expand(clips, -1)
+        prefix = head.shape[1] + video
+        embed = self.model.get_input_embeddings()
+        first = torch.arange(prefix).expand(clips, -1)
+        hidden = self.model.model.language_model(
+            inputs_embeds=torch.cat([embed(head), tokens, embed(batch["ids"])], 1),
+            attention_mask=_mask(batch["segments"], prefix),
+            position_ids=torch.cat([first, prefix + batch["positions"]], 1),
+            use_cache=False,
+        ).last_hidden_state
+        moves = self.moves(self._middle[:, head.shape[1] : prefix - 1])
+        return self.model.lm_head(hidden[:, prefix:]), moves
+
+
+def _place_patches(tower: nn.Module) -> None:
+    """Start the position embedding from waves along x and y, so that near patches are alike:
+    from random numbers the tower takes far longer to find out what is next to what."""
+    weight = next(p for name, p in tower.named_parameters() if "position_embedding" in name)
+    count, width = weight.shape
+    side = round(count**0.5)
+    place = torch.arange(side).float()
+    waves = place[:, None] * torch.logspace(0.3, -1.3, width // 4)
+    line = torch.cat([waves.sin(), waves.cos()], -1)
+    grid = torch.cat([line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)], -1)
+    with torch.no_grad():
+        weight.copy_(grid.reshape(count, width))
+
+
+def losses(
+    learner: Learner, batch: Batch, *, answers: bool, freeze_tower: bool = False
+) -> dict[str, torch.Tensor]:
+    """Losses by name: `cells` always; `answer` and `moves` where the decoder learns too."""
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.set_grad_enabled(not freeze_tower):
+            tokens = learner.see(batch)
+        found = {"cells": _cell_loss(learner, tokens, batch)}
+        if answers:
+            logits, moves = learner.answer(batch, tokens)
+            known = batch["labels"] != IGNORE
+            found["answer"] = F.cross_entropy(logits[known].float(), batch["labels"][known])
+            found["moves"] = _move_loss(moves.float(), batch["moves"])
+    return found
+
+
+def _cell_loss(learner: Learner, tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """How well every cell's token, and every patch before, tells what it shows."""
+    shares, offsets = batch["shares"], batch["offsets"]
+    clips, frames = shares.shape[:2]
+    found = learner.cells(tokens[:, :-1]).float().reshape(clips, frames, GRID, GRID, -1)
+    loss = _names_loss(found, _pool(shares, GRID), _pool(offsets, GRID))
+    side = 2 * GRID
+    fine = learner.patches(learner._seen).float().reshape(clips, frames, side, side, -1)
+    loss = loss + _names_loss(fine, _pool(shares, side), _pool(offsets, side))
+    covered = shares[..., : GROUPS[0].stop].amax(-1) + shares[..., GROUPS[2]].amax(-1)
+    quarters = covered.reshape(clips, frames, side, 2, side, 2).transpose(3, 4).flatten(4)
+    return loss + 4 * F.binary_cross_entropy_with_logits(fine[..., -4:], quarters.clamp(0, 1))
+
+
+def _pool(cells: torch.Tensor, side: int) -> torch.Tensor:
+    """Means over squares of fine cells: [B, F, FINE, FINE, C] to [B, F, side, side, C]."""
+    clips, frames, fine, _, channels = cells.shape
+    split = cells.reshape(clips, frames, side, fine // side, side, fine // side, channels)
+    return split.nanmean((3, 5))
+
+
+def _names_loss(found: torch.Tensor, shares: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    loss = F.binary_cross_entropy_with_logits(found[..., :DENSE], shares) * DENSE
+    for part in GROUPS:
+        # Telling the names apart where there is something: the shares alone teach it slowly.
+        covered = shares[..., part].amax(-1) > COVERED
+        if covered.any():
+            names = shares[..., part][covered].argmax(-1)
+            loss = loss + F.cross_entropy(found[..., :DENSE][..., part][covered], names)
+    there = ~offsets[..., 0].isnan()
+    return loss + F.smooth_l1_loss(found[..., DENSE : DENSE + 2][there], offsets[there])
+
+
+@torch.no_grad()
+def cell_accuracy(learner: Learner, *, clips: int = 48) -> dict[str, float]:
+    """Share of held-out covered cells whose shape, colour and digit are told right."""
+    packer = Packer()
+    made = [make_clip(70_000 + i, 2, crowded=True) for i in range(clips)]
+    batch = collate(made, [packer.pack(c.questions[:1], together=False, rng=None) for c in made])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = learner.cells(learner.see(batch)[:, :-1]).float()
+    shares = _pool(batch["shares"], GRID)
+    found = found.reshape(*shares.shape[:4], -1)[..., :DENSE]
+    result = {}
+    for name, part in zip(("shape", "colour", "digit"), GROUPS, strict=True):
+        covered = shares[..., part].amax(-1) > COVERED
+        right = found[..., part][covered].argmax(-1) == shares[..., part][covered].argmax(-1)
+        result[name] = right.float().mean().item()
+    return result
+
+
+def _move_loss(found: torch.Tensor, moves: torch.Tensor) -> torch.Tensor:
+    """How well a cell in the decoder tells how its thing has moved since it was first seen."""
+    weight = torch.ones(len(MOVES))
+    weight[MOVES.index("nothing")] = _NOTHING_WEIGHT
+    return F.cross_entropy(found.flatten(0, 1), moves.flatten(), weight, ignore_index=IGNORE)
+
+
+def _mask(segments: torch.Tensor, prefix: int) -> torch.Tensor:
+    """Who sees whom [B, 1, P + L, P + L] bool: causal, and text only its own segment."""
+    clips, length = segments.shape
+    mask = torch.ones(prefix + length, prefix + length, dtype=torch.bool).tril()
+    mask = mask.repeat(clips, 1, 1)
+    mask[:, prefix:, prefix:] &= segments[:, :, None] == segments[:, None, :]
+    return mask[:, None]
+
+
+@torch.no_grad()
+def accuracy(learner: Learner, frames: int, *, clips: int = 48) -> dict[str, tuple[float, int]]:
+    """Share of held-out answers that are right in full, and how many were asked, by kind."""
+    learner.eval()
+    packer = Packer()
+    tally = {kind: [0, 0] for kind in KINDS}
+    for start in range(0, clips, 16):
+        made = [make_clip(frames * 10_000 + start + i, frames) for i in range(16)]
+        packs = [packer.pack(c.questions, together=False, rng=None) for c in made]
+        batch = collate(made, packs)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, _ = learner.answer(batch, learner.see(batch))
+        right = (logits.argmax(-1) == batch["labels"]) | (batch["labels"] == IGNORE)
+        for row, clip in enumerate(made):
+            for number, question in enumerate(clip.questions):
+                tally[question.kind][0] += bool(right[row][batch["index"][row] == number].all())
+                tally[question.kind][1] += 1
+    learner.train()
+    return {kind: (good / max(1, asked), asked) for kind, (good, asked) in tally.items()}
