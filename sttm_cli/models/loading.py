@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sttm_cli.errors import ModelError, OutOfMemoryError
@@ -15,12 +18,29 @@ def load_pretrained(model_class: Any, source: ModelSource, placement: Placement)
     Raises ModelError where files are missing or do not fit the architecture, OutOfMemoryError
     where the weights do not fit into memory. Remote code is never run.
     """
-    import torch
     from transformers import AutoProcessor
 
+    processor = load_files(AutoProcessor, source)
+    return load_weights(model_class, source, placement), processor
+
+
+def load_files(file_class: Any, source: ModelSource) -> Any:
+    """`from_pretrained` of what is no weights: a processor or a tokenizer. Raises ModelError."""
     _quiet()
-    try:
-        processor = AutoProcessor.from_pretrained(source.folder, local_files_only=True)
+    with _told(source, "this machine"), warnings.catch_warnings():
+        # Names of settings that transformers has given up are the checkpoint's, not the user's.
+        warnings.simplefilter("ignore", FutureWarning)
+        return file_class.from_pretrained(source.folder, local_files_only=True)
+
+
+def load_weights(
+    model_class: Any, source: ModelSource, placement: Placement, **options: Any
+) -> Any:
+    """`from_pretrained` of a model alone, with `options` for it; raises as `load_pretrained`."""
+    import torch
+
+    _quiet()
+    with _told(source, placement.device):
         model, loading = model_class.from_pretrained(
             source.folder,
             dtype=getattr(torch, placement.dtype),
@@ -28,12 +48,23 @@ def load_pretrained(model_class: Any, source: ModelSource, placement: Placement)
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            **options,
         )
         model = model.to(placement.device).eval()
+    _check_complete(source, loading)
+    return model
+
+
+@contextmanager
+def _told(source: ModelSource, device: str) -> Iterator[None]:
+    import torch
+
+    try:
+        yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemoryError(
             f"model {source.name!r} needs about {source.weight_bytes / 2**30:.1f} GiB "
-            f"and does not fit on {placement.device}",
+            f"and does not fit on {device}",
             "choose a smaller model or --dtype bfloat16",
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
@@ -42,8 +73,6 @@ def load_pretrained(model_class: Any, source: ModelSource, placement: Placement)
             f"model {source.name!r} cannot be loaded: {reason[0][:200]}",
             "give a complete checkpoint folder",
         ) from error
-    _check_complete(source, loading)
-    return model, processor
 
 
 def _check_complete(source: ModelSource, loading: dict[str, Any]) -> None:

@@ -27,7 +27,8 @@ class Family:
     `frames`: the most frames it reads by default; `merge_layer`: the decoder layer before which
     tokens are merged; `positions`: rotary ids after merging; `multiple`: frames per temporal
     patch; `template`: version of the prompt around the video and of the frames' sizes;
-    `rotary_axes`: 3 for M-RoPE, whose survivors always keep their ids.
+    `rotary_axes`: 3 for M-RoPE, whose survivors always keep their ids; `newlines`: whether
+    newline tokens can be put between rows of tokens.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Family:
     multiple: int = 1
     template: int = 1
     rotary_axes: int = 1
+    newlines: bool = False
 
 
 FAMILIES: dict[str, Family] = {
@@ -45,6 +47,11 @@ FAMILIES: dict[str, Family] = {
     # 32 frames: the LLaVA-OneVision model card.
     "llava_onevision": Family(
         "llava-onevision", "sttm_cli.models.llava_onevision", 32, 2, "reassigned"
+    ),
+    # 64 frames: the model cards. Merge layer and positions: STTM paper, section 4 (7B; the 72B
+    # merges before layer 0 there).
+    "llava_qwen": Family(
+        "llava-video", "sttm_cli.models.llava_video", 64, 2, "reassigned", newlines=True
     ),
     # Merge layer, positions and 128 frames: STTM paper, section 4. Qwen2.5-VL by its likeness.
     "qwen2_vl": Family(
@@ -91,7 +98,21 @@ def defaults_of(source: ModelSource) -> Family:
     )
 
 
-def load(source: ModelSource, *, device: str, dtype: str, attention: str = "sdpa") -> VideoLLM:
-    """Load the checkpoint's weights onto `device` in `dtype` ("float32", ...)."""
-    module = import_module(defaults_of(source).module)
-    return cast("VideoLLM", module.load(source, Placement(device, dtype, attention)))
+def load(
+    source: ModelSource,
+    *,
+    device: str,
+    dtype: str,
+    attention: str = "sdpa",
+    newlines: bool = False,
+) -> VideoLLM:
+    """Load the checkpoint's weights onto `device` in `dtype` ("float32", ...).
+
+    `newlines` puts newline tokens between rows, where `Family.newlines` says there are any.
+    """
+    family = defaults_of(source)
+    module = import_module(family.module)
+    model = cast("VideoLLM", module.load(source, Placement(device, dtype, attention)))
+    if family.newlines:
+        model.newlines = newlines  # type: ignore[attr-defined]
+    return model
