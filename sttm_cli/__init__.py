@@ -14,13 +14,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from sttm_cli.errors import SttmError
     from sttm_cli.merge import MergedTokens, merge_tokens
-    from sttm_cli.pipeline import Answer, VideoQA
+    from sttm_cli.pipeline import VideoQA
+    from sttm_cli.results import Answer
 
 __all__ = ["Answer", "MergedTokens", "SttmError", "VideoQA", "__version__", "merge_tokens"]
 
 # Imported on demand (PEP 562): importing the package must cost nothing.
 _HOMES = {
-    "Answer": "sttm_cli.pipeline",
+    "Answer": "sttm_cli.results",
     "MergedTokens": "sttm_cli.merge",
     "SttmError": "sttm_cli.errors",
     "VideoQA": "sttm_cli.pipeline",

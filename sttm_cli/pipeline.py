@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,9 @@ from sttm_cli.merge import MergedTokens, merge_tokens
 from sttm_cli.models import load
 from sttm_cli.prefill import ROOM, KVContinuation, Merging, prefill
 from sttm_cli.request import ModelChoice, Request, choose_model, make_request
+from sttm_cli.results import Answer, CacheUse
 from sttm_cli.store import NoStore, Store
-from sttm_cli.types import DecodeReport, Json, PrefixKV, TokenCounts, VisualTokens
+from sttm_cli.types import DecodeReport, Json, PrefixKV, VisualTokens
 
 if TYPE_CHECKING:
     from sttm_cli.models import VideoLLM
@@ -37,18 +38,6 @@ Progress = Callable[[str, int, int], None]
 
 TO_PREFIX = ("decode", "encode", "merge", "prefill")
 """The stages that a cache hit skips."""
-
-
-@dataclass(frozen=True)
-class CacheUse:
-    """What the cache did for one video; tokens are those of the prefix."""
-
-    hit: bool
-    key: str
-    bytes: int
-    restored_tokens: int
-    prefilled_tokens: int
-    miss_reason: str | None
 
 
 @dataclass(frozen=True)
@@ -72,25 +61,6 @@ class Prepared:
         return sum(self.kv.facts["seconds"].get(name) or 0.0 for name in TO_PREFIX)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """An answer, where it came from, and what it took.
-
-    `seconds` has the stages load_model, decode, encode, merge, prefill, restore (None for one
-    that did not run), and first_token, answer, total; `first_token` counts everything from the
-    video file to the first token but the loading of the model. `finished` is False where
-    `max_new_tokens` cut the text off.
-    """
-
-    question: str
-    text: str
-    cache_hit: bool
-    tokens: TokenCounts
-    new_tokens: int
-    finished: bool
-    seconds: dict[str, float | None] = field(default_factory=dict)
-
-
 class VideoQA:
     """Asks questions about videos: decodes, merges and prefills each one once.
 
@@ -110,7 +80,8 @@ class VideoQA:
         **fields: Any,
     ) -> None:
         self.settings = settings or Settings(**fields)
-        self.warn = warn or logging.getLogger("sttm_cli").warning
+        self._warn = warn or logging.getLogger("sttm_cli").warning
+        self._warned: set[str] = set()
         self._progress = progress or (lambda stage, done, of: None)
         self.store: Store | NoStore = self._open_store()
         self._model: VideoLLM | None = None
@@ -144,6 +115,7 @@ class VideoQA:
     def prepare(self, video: str | Path) -> Prepared:
         """Restore the video's prefilled KV, or compute and store it."""
         clock = Clock()
+        self._warned.clear()
         request = self.request(video)
         if self._prepared is not None and self._prepared.request == request:
             return _again(self._prepared, clock)
@@ -190,6 +162,12 @@ class VideoQA:
     def stored(self, video: str | Path) -> bool:
         """Whether the cache holds this video's KV for these settings; raises as `prepare`."""
         return self.store.find(self.request(video).identity).entry is not None
+
+    def warn(self, line: str) -> None:
+        """Pass a warning on, once per video."""
+        if line not in self._warned:
+            self._warned.add(line)
+            self._warn(line)
 
     # The stages in order ------------------------------------------------------------------
 
@@ -264,28 +242,32 @@ class VideoQA:
 
     def _kv(self, request: Request, clock: Clock) -> tuple[PrefixKV, CacheUse]:
         found = self._restore(request, clock)
-        if found is None:
+        if isinstance(found, str):
             with self.store.computing(request.key, on_wait=self._say_waiting):
                 # Another process may have stored it while this one waited.
-                found = self._restore(request, clock) or self._compute(request, clock)
+                found = self._restore(request, clock)
+                if isinstance(found, str):
+                    found = self._compute(request, clock, miss_reason=found)
         return found
 
-    def _restore(self, request: Request, clock: Clock) -> tuple[PrefixKV, CacheUse] | None:
-        entry = None if self.settings.refresh else self.store.find(request.identity).entry
-        if entry is None:
-            return None
+    def _restore(self, request: Request, clock: Clock) -> tuple[PrefixKV, CacheUse] | str:
+        """The stored KV, or why there is none to use."""
+        if self.settings.refresh:
+            return "made anew, as --refresh asks"
+        lookup = self.store.find(request.identity)
+        if lookup.entry is None:
+            return lookup.miss_reason or "nothing stored"
+        entry = lookup.entry
         with clock.stage("restore"), memory_told():
             kv = self.store.load(entry, device=self.choice.device, room=ROOM)
-        if kv is None:
-            return None
+        if kv is None or not _is_whole(kv, self.model(clock).decoder.config):
+            self.warn(f"stored entry {entry.key[:12]} cannot be used; computing it anew")
+            return "the stored entry is damaged"
         return kv, CacheUse(True, entry.key, entry.bytes, kv.tokens.prefix, 0, None)
 
-    def _compute(self, request: Request, clock: Clock) -> tuple[PrefixKV, CacheUse]:
-        reason = (
-            "made anew, as --refresh asks"
-            if self.settings.refresh
-            else self.store.find(request.identity).miss_reason
-        )
+    def _compute(
+        self, request: Request, clock: Clock, *, miss_reason: str
+    ) -> tuple[PrefixKV, CacheUse]:
         tokens, report = self.visual_tokens(request, clock)
         kv = self.prefill(tokens, clock, budget=self.settings.budget)
         kv.facts |= {
@@ -295,7 +277,7 @@ class VideoQA:
         }
         entry = self.store.save(request.identity, kv, label=self._label(request))
         size = entry.bytes if entry else 0
-        return kv, CacheUse(False, request.key, size, 0, kv.tokens.prefix, reason)
+        return kv, CacheUse(False, request.key, size, 0, kv.tokens.prefix, miss_reason)
 
     def _label(self, request: Request) -> Json:
         return {
@@ -313,6 +295,22 @@ class VideoQA:
 
     def _say_waiting(self) -> None:
         self.warn("another process is preparing this video; waiting for it")
+
+
+def _is_whole(kv: PrefixKV, config: Any) -> bool:
+    """Whether a KV has the model's shape and its record the facts that are read later: a file
+    may have all its checksums and still not be made by this program."""
+    heads = config.num_key_value_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    shaped = all(tuple(t.shape[1:]) == (heads, dim) for t in kv.keys + kv.values)
+    layers = len(kv.lengths) == config.num_hidden_layers and kv.merge_layer < len(kv.lengths)
+    decode, seconds = kv.facts.get("decode"), kv.facts.get("seconds")
+    if not (isinstance(decode, dict) and isinstance(seconds, dict)):
+        return False
+    times, warnings = decode.get("times_s"), decode.get("warnings")
+    told = isinstance(times, list) and isinstance(warnings, list)
+    numbers = all(isinstance(s, (int, float)) for s in seconds.values() if s is not None)
+    return shaped and layers and told and numbers
 
 
 def _again(prepared: Prepared, clock: Clock) -> Prepared:

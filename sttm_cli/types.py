@@ -123,8 +123,8 @@ class Prompt:
     """The prompt before the question: token ids, with the places of the visual tokens marked.
 
     `ids` [L] int64; `video` [T*H*W] int64, the indices in `ids` that hold visual tokens, in the
-    grid's order, text may stand between and after them; `positions` [A, L] int64 rotary ids (A is 1, or 3 for M-RoPE);
-    `next_position` is the rotary id of the first token after the prefix.
+    grid's order, text may stand between and after them; `positions` [A, L] int64 rotary ids (A is
+    1, or 3 for M-RoPE); `next_position` is the rotary id of the first token after the prefix.
     """
 
     ids: torch.Tensor

@@ -14,7 +14,8 @@ from sttm_cli.errors import UsageError
 from sttm_cli.types import Json
 
 if TYPE_CHECKING:
-    from sttm_cli.pipeline import Answer, Prepared, VideoQA
+    from sttm_cli.pipeline import Prepared, VideoQA
+    from sttm_cli.results import Answer
 
 NAME_A_MODEL = (
     "using the small embedded model 'tiny', which knows generated scenes of coloured shapes only; "

@@ -1,0 +1,38 @@
+"""What a question gives back, and what the cache did for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sttm_cli.types import TokenCounts
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """What the cache did for one video; tokens are those of the prefix."""
+
+    hit: bool
+    key: str
+    bytes: int
+    restored_tokens: int
+    prefilled_tokens: int
+    miss_reason: str | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, where it came from, and what it took.
+
+    `seconds` has the stages load_model, decode, encode, merge, prefill, restore (None for one
+    that did not run), and first_token, answer, total; `first_token` counts everything from the
+    video file to the first token but the loading of the model. `finished` is False where
+    `max_new_tokens` cut the text off.
+    """
+
+    question: str
+    text: str
+    cache_hit: bool
+    tokens: TokenCounts
+    new_tokens: int
+    finished: bool
+    seconds: dict[str, float | None] = field(default_factory=dict)
