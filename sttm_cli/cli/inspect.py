@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sttm_cli.survey import BudgetCost, Survey
 
 BUDGETS = "1,0.5,0.3,0.15"
+COLUMNS = "budget split kept s-thr t-thr KV merge prefill restore first gain".split() + [""]
 
 
 @takes(without(RUN, "budget", "refresh"))
@@ -153,16 +154,16 @@ def _table(qa: VideoQA, found: Survey) -> None:
         markup=False,
         soft_wrap=True,
     )
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in ("budget", "spatial", "kept", "s-thr", "t-thr", "KV", "merge", "prefill",
-                 "restore", "first", "speedup", ""):  # fmt: skip
-        table.add_column(name, justify="right")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
     for row in found.rows:
         table.add_row(*_row_cells(row))
     console.print(table)
     console.print(
-        "kept: video tokens left; s-thr, t-thr: thresholds found; seconds are medians;\n"
-        "speedup: to the first token against budget 1; * in the cache already",
+        "split: tokens after the spatial step, kept: after both; s-thr, t-thr: thresholds\n"
+        "found; merge to first: seconds, medians; gain: to the first token, against\n"
+        "budget 1; * in the cache already",
         style="dim",
     )
 
@@ -177,7 +178,7 @@ def _row_cells(row: BudgetCost) -> list[str]:
         f"{tokens.video_kept}",
         _threshold(tokens.spatial_threshold),
         _threshold(tokens.temporal_threshold),
-        size(row.kv_bytes),
+        size(row.kv_bytes).replace(" ", ""),
         *times,
         f"{row.speedup:.2f}x",
         "*" if row.cached else "",
@@ -185,4 +186,4 @@ def _row_cells(row: BudgetCost) -> list[str]:
 
 
 def _threshold(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    return "-" if value is None else f"{value:.3f}"

@@ -71,6 +71,8 @@ RUN = (
           help="Decoder layer before which tokens are merged. (default: the model's)"),
     _flag("positions", str, "--positions", default="auto", rich_help_panel=_MODEL,
           help="Rotary ids after merging: reassigned, survivors, or the model's own choice."),
+    _flag("newlines", bool, "--newlines", default=False, rich_help_panel=_MODEL,
+          help="Put a newline token after each row of tokens, as LLaVA-Video was trained."),
     _flag("fps", float | None, "--fps", rich_help_panel=_FRAMES, show_default=False,
           help="Frames sampled per second. (default: 1)"),
     _flag("frames", int | None, "--frames", rich_help_panel=_FRAMES, show_default=False,

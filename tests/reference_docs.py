@@ -1,0 +1,95 @@
+"""Writes docs/cli.md from the commands themselves: `python -m tests.reference_docs`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
+HEAD = """\
+# Commands
+
+This page is written from the commands' own help (`python -m tests.reference_docs`) and checked by a
+test. Answers and requested data go to stdout, everything else to stderr. A flag beats its
+environment variable, which beats the [config file](#config-file), which beats the default.
+
+"""
+TAIL = """\
+## Config file
+
+`config.toml` in the user's configuration folder (Linux: `~/.config/sttm/`), or the file that
+`STTM_CONFIG` names. Its keys are flags without their dashes, for `ask`, `precompute` and `inspect`:
+
+```toml
+model = "llava-onevision-7b"
+budget = 0.3
+cache_dir = "/data/sttm"
+```
+
+## Environment
+
+| variable | does |
+|---|---|
+| `STTM_MODEL`, `STTM_BUDGET`, `STTM_CACHE_DIR` | defaults of the flags |
+| `STTM_CONFIG` | the config file |
+| `HF_HOME`, `HF_HUB_OFFLINE` | where models from the hub are kept, and whether it is asked at all |
+| `NO_COLOR` | no colours |
+
+## Exit codes
+
+| code | means |
+|---|---|
+| 0 | done |
+| 1 | any other failure; `precompute`: some file failed; `cache verify`: something is damaged |
+| 2 | usage: a flag or a combination that cannot hold |
+| 3 | the video cannot be read or has no video stream |
+| 4 | the model is missing or not supported |
+| 5 | out of memory |
+| 130 | interrupted |
+
+A failure is one line on stderr, with what to do below it. With `--json` it is also
+`{"schema": "sttm.error/1", "error": {"kind", "message", "hint"}}` on stdout. `--debug` adds the
+traceback.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    from sttm_cli.cli import app
+
+    group = typer.main.get_command(app)
+    return HEAD + "\n".join(_sections(group, "sttm")) + "\n" + TAIL
+
+
+def _sections(group: Any, prefix: str) -> Iterator[str]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _sections(command, f"{prefix} {name}")
+        else:
+            yield _section(command, f"{prefix} {name}")
+
+
+def _section(command: Any, name: str) -> str:
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
+    usage = " ".join([name, *(a.metavar for a in arguments), "[OPTIONS]"])
+    about = " ".join(command.help.split())
+    lines = [f"## {name}", "", f"`{usage}`", "", about, "", "| option | does |", "|---|---|"]
+    return "\n".join(lines + [_row(option) for option in options]) + "\n"
+
+
+def _row(option: Any) -> str:
+    names = ", ".join(f"`{name}`" for name in option.opts)
+    about = " ".join(option.help.split())
+    if option.envvar:
+        about += f" Environment: `{option.envvar}`."
+    if option.show_default and option.default not in (None, False):
+        about += f" Default: `{option.default}`."
+    return f"| {names} | {about} |".replace("A|B", "A\\|B")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
