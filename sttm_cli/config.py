@@ -48,6 +48,7 @@ class Settings:
     budget: float | int = DEFAULT_BUDGET
     merge_layer: int | None = None
     positions: Positions = "auto"
+    newlines: bool = False
     fps: float | None = None
     frames: int | None = None
     start: float | None = None

@@ -36,6 +36,15 @@ def resolve_dtype(asked: str, device: str) -> str:
     return "float16" if device == "mps" else "float32"
 
 
+def resolve_attention(device: str, dtype: str) -> str:
+    """transformers' name of the attention to use: flash attention where it is installed."""
+    if not device.startswith("cuda") or dtype not in ("bfloat16", "float16"):
+        return "sdpa"
+    from transformers import utils
+
+    return "flash_attention_2" if utils.is_flash_attn_2_available() else "sdpa"
+
+
 @contextmanager
 def memory_told() -> Iterator[None]:
     """Turn an allocator's failure into OutOfMemoryError with the way out."""

@@ -186,7 +186,13 @@ class VideoQA:
             choice = self.choice
             self._progress("load", 0, 1)
             with (clock or Clock()).stage("load_model"):
-                self._model = load(choice.source, device=choice.device, dtype=choice.dtype)
+                self._model = load(
+                    choice.source,
+                    device=choice.device,
+                    dtype=choice.dtype,
+                    attention=choice.attention,
+                    newlines=choice.newlines,
+                )
             self._progress("load", 1, 1)
         return self._model
 

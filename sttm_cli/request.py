@@ -9,7 +9,7 @@ from typing import Protocol
 
 from sttm_cli.config import Settings
 from sttm_cli.decode import digest, plan_frames, remembered_probe
-from sttm_cli.device import resolve_device, resolve_dtype
+from sttm_cli.device import resolve_attention, resolve_device, resolve_dtype
 from sttm_cli.errors import UsageError
 from sttm_cli.models import ALIASES, Family, ModelSource, defaults_of, find_source
 from sttm_cli.store import FORMAT, key_of
@@ -36,6 +36,8 @@ class ModelChoice:
     dtype: str
     merge_layer: int
     positions: str
+    attention: str = "sdpa"
+    newlines: bool = False
 
     def identity(self) -> Json:
         return {
@@ -43,7 +45,7 @@ class ModelChoice:
             "weights": self.source.fingerprint,
             "dtype": self.dtype,
             "device": self.device.split(":")[0],
-            "attention": "sdpa",
+            "attention": self.attention,
         }
 
 
@@ -74,14 +76,18 @@ def choose_model(settings: Settings, memo: Memo) -> ModelChoice:
     family = defaults_of(source)
     layer, positions = settings.merge_layer, settings.positions
     device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
     _check_layer(layer, source)
+    _check_family(settings, family)
     return ModelChoice(
         source,
         family,
         device,
-        resolve_dtype(settings.dtype, device),
+        dtype,
         family.merge_layer if layer is None else layer,
         family.positions if positions == "auto" else positions,
+        resolve_attention(device, dtype),
+        settings.newlines,
     )
 
 
@@ -118,15 +124,29 @@ def _identity(video_digest: str, plan: FramePlan, choice: ModelChoice, settings:
             "budget": settings.budget,
             "positions": choice.positions,
         },
-        "prompt": {"template": choice.family.template},
+        "prompt": {"template": choice.family.template, "newlines": choice.newlines},
         # Frames are resized and tokens computed by these; another version may do it otherwise.
         "libraries": {name: version(name) for name in ("torch", "torchvision", "transformers")},
     }
 
 
+def _check_family(settings: Settings, family: Family) -> None:
+    if settings.positions == "reassigned" and family.rotary_axes > 1:
+        raise UsageError(
+            f"--positions reassigned cannot hold with --model {settings.model}: "
+            f"tokens of {family.name} have ids in time, height and width",
+            "leave it out, or give --positions survivors",
+        )
+    if settings.newlines and not family.newlines:
+        raise UsageError(
+            f"--newlines cannot hold with --model {settings.model}: "
+            f"{family.name} was not trained with newline tokens between rows",
+            "leave it out",
+        )
+
+
 def _check_layer(layer: int | None, source: ModelSource) -> None:
-    config = source.config.get("text_config", source.config)
-    layers = int(config.get("num_hidden_layers", 0))
+    layers = source.layers
     if layer is not None and layers and layer >= layers:
         raise UsageError(
             f"--merge-layer {layer} is not possible: {source.name} has {layers} layers",

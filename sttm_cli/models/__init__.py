@@ -1,6 +1,7 @@
 """Video LLMs: what a name stands for, and one file per family behind the `VideoLLM` protocol."""
 
 from sttm_cli.models.base import VideoLLM
+from sttm_cli.models.known import Known, known_models
 from sttm_cli.models.registry import ALIASES, FAMILIES, Family, defaults_of, load
 from sttm_cli.models.source import ModelSource, find_source
 
@@ -8,9 +9,11 @@ __all__ = [
     "ALIASES",
     "FAMILIES",
     "Family",
+    "Known",
     "ModelSource",
     "VideoLLM",
     "defaults_of",
     "find_source",
+    "known_models",
     "load",
 ]

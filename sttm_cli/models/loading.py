@@ -9,6 +9,7 @@ from typing import Any
 
 from sttm_cli.errors import ModelError, OutOfMemoryError
 from sttm_cli.models.base import Placement
+from sttm_cli.models.memory import WAY_OUT, check_fits
 from sttm_cli.models.source import ModelSource
 
 
@@ -40,6 +41,7 @@ def load_weights(
     import torch
 
     _quiet()
+    check_fits(source, placement)
     with _told(source, placement.device):
         model, loading = model_class.from_pretrained(
             source.folder,
@@ -63,9 +65,7 @@ def _told(source: ModelSource, device: str) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemoryError(
-            f"model {source.name!r} needs about {source.weight_bytes / 2**30:.1f} GiB "
-            f"and does not fit on {device}",
-            "choose a smaller model or --dtype bfloat16",
+            f"the memory of {device} does not suffice for model {source.name!r}", WAY_OUT
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 from sttm_cli.errors import ModelError
 from sttm_cli.models.base import Placement
 from sttm_cli.models.source import ModelSource
+from sttm_cli.types import Json
 
 if TYPE_CHECKING:
     from sttm_cli.models.base import VideoLLM
@@ -28,7 +29,8 @@ class Family:
     tokens are merged; `positions`: rotary ids after merging; `multiple`: frames per temporal
     patch; `template`: version of the prompt around the video and of the frames' sizes;
     `rotary_axes`: 3 for M-RoPE, whose survivors always keep their ids; `newlines`: whether
-    newline tokens can be put between rows of tokens.
+    newline tokens can be put between rows of tokens; `merge_layer_at_depth`: another merge
+    layer for decoders of so many layers.
     """
 
     name: str
@@ -40,6 +42,16 @@ class Family:
     template: int = 1
     rotary_axes: int = 1
     newlines: bool = False
+    merge_layer_at_depth: tuple[int, int] | None = None
+
+    def to_json(self) -> Json:
+        """What a user may want to know of it."""
+        return {
+            "name": self.name,
+            "frames": self.frames,
+            "merge_layer": self.merge_layer,
+            "positions": self.positions,
+        }
 
 
 FAMILIES: dict[str, Family] = {
@@ -48,10 +60,16 @@ FAMILIES: dict[str, Family] = {
     "llava_onevision": Family(
         "llava-onevision", "sttm_cli.models.llava_onevision", 32, 2, "reassigned"
     ),
-    # 64 frames: the model cards. Merge layer and positions: STTM paper, section 4 (7B; the 72B
-    # merges before layer 0 there).
+    # 64 frames: the model cards. Merge layer and positions: STTM paper, section 4; its 72B, of
+    # 80 layers, merges before layer 0.
     "llava_qwen": Family(
-        "llava-video", "sttm_cli.models.llava_video", 64, 2, "reassigned", newlines=True
+        "llava-video",
+        "sttm_cli.models.llava_video",
+        64,
+        2,
+        "reassigned",
+        newlines=True,
+        merge_layer_at_depth=(80, 0),
     ),
     # Merge layer, positions and 128 frames: STTM paper, section 4. Qwen2.5-VL by its likeness.
     "qwen2_vl": Family(
@@ -66,11 +84,41 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+CHECKPOINTS: dict[str, dict[str, str]] = {
+    "llava_onevision": {
+        "0.5b": "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+        "7b": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+    },
+    "llava_qwen": {
+        "7b": "lmms-lab/LLaVA-Video-7B-Qwen2",
+        "7b-video-only": "lmms-lab/LLaVA-Video-7B-Qwen2-Video-Only",
+        "72b": "lmms-lab/LLaVA-Video-72B-Qwen2",
+    },
+    "qwen2_vl": {
+        "2b": "Qwen/Qwen2-VL-2B-Instruct",
+        "7b": "Qwen/Qwen2-VL-7B-Instruct",
+    },
+    "qwen2_5_vl": {
+        "3b": "Qwen/Qwen2.5-VL-3B-Instruct",
+        "7b": "Qwen/Qwen2.5-VL-7B-Instruct",
+    },
+    "qwen3_vl": {
+        "2b": "Qwen/Qwen3-VL-2B-Instruct",
+        "4b": "Qwen/Qwen3-VL-4B-Instruct",
+        "8b": "Qwen/Qwen3-VL-8B-Instruct",
+    },
+}
+"""Hub ids of each architecture's released sizes."""
+
 ALIASES: dict[str, str] = {
     "tiny": str(TINY),
-    "llava-onevision-0.5b": "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
-    "llava-onevision-7b": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+    **{
+        f"{FAMILIES[kind].name}-{size}": repository
+        for kind, sizes in CHECKPOINTS.items()
+        for size, repository in sizes.items()
+    },
 }
+"""Short names, such as qwen2.5-vl-7b, and what they stand for."""
 
 
 def defaults_of(source: ModelSource) -> Family:
@@ -87,6 +135,8 @@ def defaults_of(source: ModelSource) -> Family:
             "which is not supported",
             f"supported types: {', '.join(sorted(FAMILIES))}",
         )
+    if family.merge_layer_at_depth and source.layers == family.merge_layer_at_depth[0]:
+        family = replace(family, merge_layer=family.merge_layer_at_depth[1])
     own = source.config.get("sttm")
     if not isinstance(own, dict):
         return family

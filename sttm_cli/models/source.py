@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from sttm_cli.errors import ModelError
+from sttm_cli.errors import ModelError, UsageError
 from sttm_cli.types import Json
 
 # What a checkpoint folder is made of; anything else in a hub repository is not fetched.
@@ -41,17 +41,24 @@ class ModelSource:
         return str(self.config.get("model_type", ""))
 
     @property
-    def weight_bytes(self) -> int:
-        return sum(p.stat().st_size for p in self.folder.glob("*.safetensors"))
+    def layers(self) -> int:
+        """How many layers the decoder has, 0 where the config does not tell."""
+        return int(self.config.get("text_config", self.config).get("num_hidden_layers", 0))
 
 
 def find_source(name: str, repository: str, *, revision: str | None, memo: Memo) -> ModelSource:
     """Find the checkpoint folder for a local path or a hub id, fetching it if need be.
 
     `name` is what the user typed, `repository` what it stands for. Raises ModelError for a
-    folder without weights, an unknown id, or a hub that cannot be reached.
+    folder without weights, an unknown id, or a hub that cannot be reached, UsageError for a
+    revision of a folder.
     """
     local = Path(repository).expanduser()
+    if local.is_dir() and revision is not None:
+        raise UsageError(
+            f"--revision {revision} cannot hold with --model {name}, which is a folder",
+            "leave it out",
+        )
     if local.is_dir():
         _check_folder(name, local)
         print_ = folder_fingerprint(local, memo)
@@ -60,7 +67,7 @@ def find_source(name: str, repository: str, *, revision: str | None, memo: Memo)
         raise ModelError(
             f"model {name!r} is neither an alias, nor a hub id, nor a folder",
             "give a folder with config.json and *.safetensors, a hub id such as "
-            "llava-hf/llava-onevision-qwen2-0.5b-ov-hf, or an alias (sttm ask --help)",
+            "llava-hf/llava-onevision-qwen2-0.5b-ov-hf, or an alias (sttm models lists them)",
         )
     folder = _from_hub(repository, revision)
     _check_folder(name, folder)
@@ -68,6 +75,16 @@ def find_source(name: str, repository: str, *, revision: str | None, memo: Memo)
     return ModelSource(
         name, folder, revision, f"hub:{repository}@{folder.name}", _read_config(name, folder)
     )
+
+
+def cached_folder(repository: str, revision: str | None = None) -> Path | None:
+    """The snapshot folder in the hub's own cache, None where it is not there or not whole."""
+    try:
+        folder = _snapshot(repository, revision, offline=True)
+        _check_folder(repository, folder)
+    except (OSError, ModelError, ValueError):
+        return None
+    return folder
 
 
 def folder_fingerprint(folder: Path, memo: Memo) -> str:
@@ -120,29 +137,28 @@ def _json(name: str, path: Path) -> Json:
     return value
 
 
+def _snapshot(repository: str, revision: str | None, *, offline: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=list(_PATTERNS),
+            local_files_only=offline,
+        )
+    )
+
+
 def _from_hub(repository: str, revision: str | None) -> Path:
     """The snapshot folder: from the hub's own cache when it is whole, else downloaded."""
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    def fetch(offline: bool) -> Path:
-        return Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=list(_PATTERNS),
-                local_files_only=offline,
-            )
-        )
-
-    try:
-        folder = fetch(offline=True)
-        _check_folder(repository, folder)
+    folder = cached_folder(repository, revision)
+    if folder is not None:
         return folder
-    except (OSError, ModelError, ValueError):
-        pass
     try:
-        return fetch(offline=False)
+        return _snapshot(repository, revision, offline=False)
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         wanted = f"{repository}@{revision}" if revision else repository
         raise ModelError(

@@ -1,0 +1,43 @@
+"""`sttm models`: which names are known, and what of them is on this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sttm_cli.cli.options import Output, takes
+from sttm_cli.cli.output import print_json, say, size
+
+if TYPE_CHECKING:
+    from sttm_cli.models import Known
+
+
+@takes()
+def models(*, flags: dict[str, Any], output: Output) -> None:
+    """List the models that have a short name or are on this machine, and the families that a
+    hub id or a folder may belong to."""
+    from sttm_cli.models import FAMILIES, known_models
+
+    found = known_models()
+    if output.as_json:
+        families = [{"model_type": kind, **family.to_json()} for kind, family in FAMILIES.items()]
+        rows = [model.to_json() for model in found]
+        print_json({"schema": "sttm.models/1", "models": rows, "families": families})
+        return
+    _table(found)
+    if not output.quiet:
+        here = sum(model.bytes is not None for model in found)
+        say(f"{here} of {len(found)} on this machine")
+        say(f"any hub id or folder of these types works: {', '.join(FAMILIES)}")
+
+
+def _table(found: list[Known]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for name in ("name", "family", "stands for", "on this machine"):
+        table.add_column(name, justify="left", overflow="fold")
+    for model in found:
+        here = "" if model.bytes is None else size(model.bytes)
+        table.add_row(model.name, model.family, model.repository, here)
+    Console(highlight=False, markup=False).print(table)

@@ -1,0 +1,63 @@
+"""How much memory a checkpoint's weights will take, told before any of them is loaded."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from pathlib import Path
+
+import torch
+
+from sttm_cli.errors import ModelError, OutOfMemoryError
+from sttm_cli.models.base import Placement
+from sttm_cli.models.source import ModelSource
+
+WAY_OUT = "choose a smaller model, --dtype bfloat16, or a --device with more memory"
+HEADER = 100_000_000
+"""Most bytes of a safetensors header, as in the library itself."""
+
+
+def check_fits(source: ModelSource, placement: Placement) -> None:
+    """Raise OutOfMemoryError where the weights alone are more than what is free there."""
+    needed = weight_bytes(source, placement.dtype)
+    free = free_bytes(placement.device)
+    if free is not None and needed > free:
+        raise OutOfMemoryError(
+            f"model {source.name!r} takes {needed / 2**30:.1f} GiB in {placement.dtype}, and "
+            f"{free / 2**30:.1f} GiB are free on {placement.device}",
+            WAY_OUT,
+        )
+
+
+def weight_bytes(source: ModelSource, dtype: str) -> int:
+    """Bytes of all weights once they are in `dtype`, from the files' headers alone."""
+    each: int = getattr(torch, dtype).itemsize
+    return each * sum(_numbers(source.name, path) for path in source.folder.glob("*.safetensors"))
+
+
+def free_bytes(device: str) -> int | None:
+    """Bytes that are free on a device, None where that cannot be told."""
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    meminfo = Path("/proc/meminfo")
+    if device != "cpu" or not meminfo.is_file():
+        return None
+    lines = (line.split() for line in meminfo.read_text(encoding="ascii").splitlines())
+    known = {words[0]: int(words[1]) * 1024 for words in lines if len(words) > 1}
+    if "MemAvailable:" not in known:
+        return None
+    return known["MemAvailable:"] + known.get("SwapFree:", 0)
+
+
+def _numbers(name: str, path: Path) -> int:
+    """How many numbers a safetensors file holds."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length) if length <= HEADER else b"")
+        return sum(prod(row["shape"]) for key, row in header.items() if key != "__metadata__")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"model {name!r}: {path.name} is not a safetensors file", "fetch the model again"
+        ) from error
