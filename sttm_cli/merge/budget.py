@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import torch
 
+from sttm_cli.merge.checks import is_whole
 from sttm_cli.merge.grouping import Nodes, best_similarity, pair_up, split, spread
 from sttm_cli.merge.pyramid import Pyramid
 from sttm_cli.merge.similarity import Similarities
@@ -43,20 +44,34 @@ class Fit:
     spatial: float
     temporal: float
 
+    @property
+    def off_path(self) -> float:
+        """How far the temporal threshold is from the one that goes with the spatial one."""
+        return abs(self.temporal - float(temporal_on_path(torch.tensor(self.spatial))))
+
 
 def token_limit(budget: float | int, total: int) -> Limit:
     """The tokens that `budget` allows of `total`: a share in (0, 1], or a whole number."""
-    exact = float(budget) if isinstance(budget, int) else budget * total
+    exact = float(budget) if is_whole(budget) else float(budget) * total
     return Limit(math.floor(exact), min(math.floor(exact), math.ceil(exact - total / 100)))
 
 
 def temporal_on_path(spatial: torch.Tensor) -> torch.Tensor:
     """The temporal threshold that goes with a spatial one: straight lines between `PATH`."""
-    temporal = torch.full_like(spatial, PATH[-1][1])
-    for (s1, t1), (s0, t0) in pairwise(PATH):
-        line = t1 + (spatial - s1) * ((t1 - t0) / (s1 - s0))
-        temporal = torch.where((spatial > s0) & (spatial <= s1), line, temporal)
-    return temporal
+    return _along(spatial, PATH)
+
+
+def spatial_on_path(temporal: torch.Tensor) -> torch.Tensor:
+    """The spatial threshold that goes with a temporal one: the same lines, read the other way."""
+    return _along(temporal, tuple((temporal, spatial) for spatial, temporal in PATH))
+
+
+def _along(at: torch.Tensor, path: tuple[tuple[float, float], ...]) -> torch.Tensor:
+    value = torch.full_like(at, path[-1][1])
+    for (x1, y1), (x0, y0) in pairwise(path):
+        line = y1 + (at - x1) * ((y1 - y0) / (x1 - x0))
+        value = torch.where((at > x0) & (at <= x1), line, value)
+    return value
 
 
 def fit(found: Similarities, pyramid: Pyramid, limit: Limit) -> Fit:
@@ -67,24 +82,28 @@ def fit(found: Similarities, pyramid: Pyramid, limit: Limit) -> Fit:
     """
     search = _Search(found, pyramid, limit)
     at = search.along_path()
-    # The step before is still over the budget: more links in time bring it down to it.
-    for near in (at - 1, at):
-        if near >= 0 and (state := search.state(near)).meets(limit):
-            return state.fit(limit)
-    state = search.state(at)
-    return (state if state.most >= limit.most else search.around(at)).fit(limit)
+    # The step before is still over the budget, where links in time can bring it down to it; this
+    # one is below, where fewer of them can bring it up. The nearer to the path is taken.
+    states = [search.state(near) for near in (at - 1, at) if near >= 0]
+    fits = [state.fit(limit) for state in states if state.meets(limit)]
+    if fits:
+        return min(fits, key=lambda fit: fit.off_path)
+    # At the start of the path only equal cells have merged, and that is free.
+    return (search.around(at) if at else search.state(at)).fit(limit)
 
 
 @dataclass(frozen=True)
 class _State:
-    """The nodes at one spatial threshold; `best` [T*P]: of the candidates of each node's name.
+    """The nodes at a spatial threshold from `above` (itself out) to `spatial`.
 
-    `least` tokens are left where every later node is linked, `most` where only equal ones are.
+    `best` [T*P], by name: the similarity of each node's best candidate. `least` tokens are left
+    where every later node is linked, `most` where only equal ones are.
     """
 
     nodes: Nodes
     best: torch.Tensor
-    spatial: float
+    above: torch.Tensor
+    spatial: torch.Tensor
     least: int
     most: int
 
@@ -93,15 +112,17 @@ class _State:
         return self.least <= limit.most <= self.most
 
     def fit(self, limit: Limit) -> Fit:
-        order = self.best.argsort(descending=True, stable=True)
+        """Link the most similar nodes, as many as it takes."""
         linked = self.best >= 1
-        temporal, surplus = 1.0, self.most - limit.most
+        temporal, surplus = torch.ones_like(self.spatial), self.most - limit.most
         if surplus > 0:
-            equal = int(linked.sum())
-            chosen = order[: equal + surplus]
+            order = self.best.argsort(descending=True, stable=True)
+            chosen = order[: int(linked.sum()) + surplus]
             linked[chosen] = True
-            temporal = float(self.best[chosen[-1]])
-        return Fit(self.nodes, linked, self.spatial, temporal)
+            temporal = self.best[chosen[-1]]
+        # Of the thresholds that give these nodes, the one nearest to the path.
+        spatial = spatial_on_path(temporal).clamp(self.above.nextafter(self.spatial), self.spatial)
+        return Fit(self.nodes, linked, float(spatial), float(temporal))
 
 
 class _Search:
@@ -131,10 +152,10 @@ class _Search:
         spatial = self.values[at]
         nodes, best = self._probe(spatial)
         is_node = nodes.is_node
-        first = is_node[: nodes.level.shape[1]].sum()
+        least = is_node[: nodes.level.shape[1]].sum()
         most = is_node.sum() - (best >= 1).sum()
-        left = torch.stack([first.double(), most.double(), spatial.double()]).tolist()
-        return _State(nodes, best, left[2], int(left[0]), int(left[1]))
+        above = torch.where(self.keep < spatial, self.keep, -1).amax()
+        return _State(nodes, best, above, spatial, *torch.stack([least, most]).tolist())
 
     def around(self, at: int) -> _State:
         """Where one cell merged too many tokens and links in time cannot make up for it.

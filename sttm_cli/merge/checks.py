@@ -62,9 +62,11 @@ def check_settings(
                 f"budget={budget!r} finds both thresholds, but {given[0]} is given",
                 "give a budget or thresholds",
             )
-    if not _whole(root_level) or root_level < 0:
+    if not is_whole(root_level) or root_level < 0:
         raise UsageError(f"root_level is {root_level!r}", "give a whole number >= 0")
-    if head_dim is not None and not (_whole(head_dim) and head_dim > 0 and not channels % head_dim):
+    if head_dim is not None and not (
+        is_whole(head_dim) and head_dim > 0 and not channels % head_dim
+    ):
         raise UsageError(f"head_dim is {head_dim!r}", f"give a divisor of the {channels} channels")
     _check_choices(choices, budget)
 
@@ -78,13 +80,14 @@ def too_small(budget: float | int, most: int, total: int, least: int) -> UsageEr
 
 
 def _check_threshold(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not -1 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not -1 <= float(value) <= 1:
         raise UsageError(f"{name} is {value!r}", "give a cosine in [-1, 1]")
 
 
 def _check_budget(budget: Any) -> None:
-    share = isinstance(budget, Real) and not isinstance(budget, Integral) and 0 < budget <= 1
-    count = _whole(budget) and budget >= FEWEST
+    real = isinstance(budget, Real) and not isinstance(budget, Integral)
+    share = real and 0 < float(budget) <= 1
+    count = is_whole(budget) and budget >= FEWEST
     if not share and not count:
         raise UsageError(
             f"budget is {budget!r}",
@@ -108,5 +111,6 @@ def _check_choices(choices: Mapping[str, str], budget: float | int | None) -> No
         )
 
 
-def _whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """A whole number of any type, not a truth value."""
     return isinstance(value, Integral) and not isinstance(value, bool)

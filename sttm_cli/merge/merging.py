@@ -78,6 +78,7 @@ def merge_tokens(
         channels=features.shape[3],
         choices={"semantics": semantics, "link": link},
     )
+    features = features.contiguous()
     rule = Rule(root_level, head_dim, semantics == "reference", link == "most_similar")
     if budget is None:
         spatial = SPATIAL if spatial_threshold is None else float(spatial_threshold)

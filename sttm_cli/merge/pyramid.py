@@ -44,12 +44,16 @@ class Pyramid:
     @property
     def depth(self) -> int:
         """L, the level of the roots."""
-        return self.corner.shape[0] - 1
+        return len(self.corner) - 1
 
     @property
     def root_count(self) -> int:
         """How many roots a frame has: the fewest tokens that it can be merged to."""
-        return self.order.shape[0] // self.fan**self.depth
+        return self.cells(self.depth)
+
+    def cells(self, level: int) -> int:
+        """How many cells a level has, those that fill included."""
+        return len(self.order) // int(self.fan**level)
 
 
 def build_pyramid(height: int, width: int, root_level: int, device: torch.device) -> Pyramid:

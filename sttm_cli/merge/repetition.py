@@ -57,9 +57,10 @@ def _equal_cells(
         repeats.append((cells[1:] == cells[:-1]).all(2))
         follows.append((cells == cells.roll(1, 1)).all(2)[known:])
     # The first finest cell of each box follows one of another box: it is not asked.
-    chain = torch.cat(follows)
-    sizes = [pyramid.fan**level for level in range(pyramid.depth + 1)]
-    uniform = [chain.unflatten(1, (-1, size))[:, :, 1:].all(2) for size in sizes]
+    chain, uniform = torch.cat(follows), []
+    for level in range(pyramid.depth + 1):
+        boxes = chain.view(len(chain), pyramid.cells(level), -1)
+        uniform.append(boxes[:, :, 1:].all(2))
     return torch.cat(repeats), uniform
 
 
@@ -67,10 +68,11 @@ def _equal_pair(
     repeats: torch.Tensor, uniform: list[torch.Tensor], later: int, earlier: int
 ) -> torch.Tensor:
     """Which cells of level `later` equal the `earlier` ones before; [T-1, cells of the finer]."""
-    cells = max(len(uniform[later][0]), len(uniform[earlier][0]))
-    repeat = repeats.unflatten(1, (cells, -1))
+    after, before = uniform[later][1:], uniform[earlier][:-1]
+    cells = max(after.shape[1], before.shape[1])
+    repeat = repeats.view(len(repeats), cells, repeats.shape[1] // cells)
     if later == earlier:
         return repeat.all(2)
-    after = uniform[later][1:].repeat_interleave(cells // uniform[later].shape[1], 1)
-    before = uniform[earlier][:-1].repeat_interleave(cells // uniform[earlier].shape[1], 1)
-    return after & before & repeat[:, :, 0]
+    after = after.repeat_interleave(cells // after.shape[1], 1)
+    before = before.repeat_interleave(cells // before.shape[1], 1)
+    return torch.logical_and(after & before, repeat[:, :, 0])

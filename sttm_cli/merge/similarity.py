@@ -44,9 +44,10 @@ def measure(
     child at (0, 0) of the frame, as the released code does. Time is linear in T*H*W*C.
     """
     chunks: list[_Dots] = []
-    for frames in features.flatten(1, 2).split(frames_at_once(features, pyramid)):
-        last = chunks[-1].last if chunks else None
-        chunks.append(_dots(frames, last, pyramid, heads=heads, padding=padding))
+    before: Levels = []
+    for levels in _levels(features, pyramid, heads):
+        chunks.append(_dots(before, levels, pyramid, padding))
+        before = [level[-1:] for level in levels]
     norms = _join(chunk.norms for chunk in chunks)
     # A zero vector is similar to nothing.
     scales = [torch.where(norm > 0, norm.rsqrt(), 0) for norm in norms]
@@ -60,9 +61,37 @@ def measure(
 def frames_at_once(features: torch.Tensor, pyramid: Pyramid) -> int:
     """How many frames to take at a time: few enough for the cache, and for the memory."""
     if features.device.type != "cpu":
-        # As float32 with its coarser levels a quarter of a bfloat16 video is about one input.
-        return max(1, -(-len(features) // 4))
+        # Twice an eighth of a bfloat16 video, as float32 with its coarser levels, is one input.
+        return max(1, -(-len(features) // 8))
     return max(1, CACHE_BYTES // (4 * len(pyramid.order) * features.shape[3]))
+
+
+def _levels(features: torch.Tensor, pyramid: Pyramid, heads: int) -> Iterator[Levels]:
+    """The cells of all levels, a few frames at a time; each is overwritten by the next but one."""
+    step = min(frames_at_once(features, pyramid), len(features))
+    sizes = [pyramid.cells(level) for level in range(pyramid.depth + 1)]
+    width = features.shape[3] // heads
+    # Two sets of buffers in turn, so that the frame before is still there: allocating anew would
+    # cost more than the reading.
+    spaces = [
+        [features.new_empty(step, heads, size, width, dtype=torch.float32) for size in sizes]
+        for _ in range(2)
+    ]
+    for count, frames in enumerate(features.flatten(1, 2).split(step)):
+        levels = [level[: len(frames)] for level in spaces[count % 2]]
+        _read(frames, pyramid.order, levels[0])
+        for finer, coarser in pairwise(levels):
+            torch.mean(finer.view(*coarser.shape[:3], pyramid.fan, width), 3, out=coarser)
+        yield levels
+
+
+def _read(frames: torch.Tensor, order: torch.Tensor, finest: torch.Tensor) -> None:
+    """Put `frames` [t, P, C] into `finest` [t, heads, Z, C/heads], in quadtree order."""
+    if finest.shape[1] == 1 and frames.dtype == finest.dtype:
+        torch.index_select(frames, 1, order, out=finest[:, 0])
+    else:
+        cells = frames.index_select(1, order)
+        finest.copy_(cells.view(*cells.shape[:2], finest.shape[1], -1).transpose(1, 2))
 
 
 @dataclass(frozen=True)
@@ -71,24 +100,19 @@ class _Dots:
 
     `norms`, per level: of cells with themselves. `children`, per level from 1 on: with each
     child. `padding`, likewise: of the cells that lack a child with the cell at (0, 0) one level
-    below. `cross`, per pair of levels: of nested cells in consecutive frames. `last`: the levels
-    of the chunk's last frame.
+    below. `cross`, per pair of levels: of nested cells in consecutive frames.
     """
 
     norms: list[torch.Tensor]
     children: list[torch.Tensor]
     padding: list[torch.Tensor]
     cross: list[torch.Tensor]
-    last: Levels
 
 
-def _dots(
-    frames: torch.Tensor, before: Levels | None, pyramid: Pyramid, *, heads: int, padding: bool
-) -> _Dots:
-    """Dot products of `frames` [t, P, C]; `before` is the frame before them, if there is one."""
-    levels = _levels(frames, pyramid, heads)
-    steps = [] if before is None else [_nested(before, [level[:1] for level in levels])]
-    if len(frames) > 1:
+def _dots(before: Levels, levels: Levels, pyramid: Pyramid, padding: bool) -> _Dots:
+    """Dot products of some frames; `before` is the frame before them, if there is one."""
+    steps = [_nested(before, [level[:1] for level in levels])] if before else []
+    if len(levels[0]) > 1:
         pair = [level[:-1] for level in levels], [level[1:] for level in levels]
         steps.append(_nested(*pair))
     firsts = []
@@ -99,18 +123,7 @@ def _dots(
         children=[_dot(child, parent) for child, parent in pairwise(levels)],
         padding=firsts,
         cross=_join(steps),
-        last=[level[-1:].clone() for level in levels],
     )
-
-
-def _levels(frames: torch.Tensor, pyramid: Pyramid, heads: int) -> Levels:
-    """The cells of `frames` [t, P, C] at every level."""
-    cells = frames.index_select(1, pyramid.order).float()
-    levels = [cells.view(*cells.shape[:2], heads, -1).transpose(1, 2).contiguous()]
-    for _ in range(pyramid.depth):
-        time, _, _, width = levels[-1].shape
-        levels.append(levels[-1].view(time, heads, -1, pyramid.fan, width).mean(3))
-    return levels
 
 
 def _nested(earlier: Levels, later: Levels) -> list[torch.Tensor]:

@@ -51,14 +51,15 @@ class Sources:
         if rows.dtype in (torch.float32, torch.float64):
             weight = weight.to(rows.dtype)
             return embedding_bag(order, rows, starts, mode="sum", per_sample_weights=weight)
-        # A slice of the channels at a time: the sums need float32, all of it at once would double
-        # the memory.
+        # The sums need float32: of a slice of the channels at a time, to spare the memory.
         out = rows.new_empty(self.count, rows.shape[1])
         width = max(64, -(-rows.shape[1] // 8))
-        for part, result in zip(rows.split(width, 1), out.split(width, 1), strict=True):
-            result.copy_(
-                embedding_bag(order, part.float(), starts, mode="sum", per_sample_weights=weight)
-            )
+        space = rows.new_empty(len(rows), width, dtype=torch.float32)
+        for first in range(0, rows.shape[1], width):
+            part = rows[:, first : first + width]
+            table = space[:, : part.shape[1]].copy_(part)
+            sums = embedding_bag(order, table, starts, mode="sum", per_sample_weights=weight)
+            out[:, first : first + width] = sums
         return out
 
 
