@@ -53,6 +53,8 @@ def ask(
         answers = [_answer(qa, prepared, question, output) for question in asked]
     if output.as_json:
         print_json(_json(qa, prepared, settings, answers))
+    if output.debug:
+        _explain(prepared, answers[0])
     if not output.quiet:
         say(_summary(prepared, answers[0]))
 
@@ -89,6 +91,18 @@ def _write(text: str) -> None:
 def _one_line(text: str) -> str:
     # One answer a line: a script reads the lines, a line break within would shift them.
     return text.replace("\r", " ").replace("\n", " ")
+
+
+def _explain(prepared: Prepared, first: Answer) -> None:
+    """What a bug report needs: how the video was read, why it was a miss, seconds by stage."""
+    plan, decode = prepared.request.plan, prepared.kv.facts["decode"]
+    say(f"debug: read with {plan.reader} {plan.reader_version}, {len(plan.times_s)} frames asked")
+    if decode.get("fallback"):
+        say(f"debug: the other reader took over: {decode['fallback']}")
+    if prepared.cache.miss_reason:
+        say(f"debug: not from the cache: {prepared.cache.miss_reason}")
+    spent = ((name, value) for name, value in first.seconds.items() if value is not None)
+    say("debug: seconds: " + ", ".join(f"{name} {value:.3f}" for name, value in spent))
 
 
 def _summary(prepared: Prepared, first: Answer) -> str:

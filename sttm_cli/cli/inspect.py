@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sttm_cli.survey import BudgetCost, Survey
 
 BUDGETS = "1,0.5,0.3,0.15"
-COLUMNS = "budget split kept s-thr t-thr KV merge prefill restore first gain".split() + [""]
+COLUMNS = [*"budget split kept s-thr t-thr KV merge prefill restore first gain".split(), ""]
 
 
 @takes(without(RUN, "budget", "refresh"))

@@ -43,7 +43,7 @@ OUTPUT = (
     _flag("quiet", bool, "-q", "--quiet", default=False, rich_help_panel=_OUTPUT,
           help="Print nothing on stderr but errors and warnings."),
     _flag("debug", bool, "--debug", default=False, rich_help_panel=_OUTPUT,
-          help="Say what is being done, and show tracebacks."),
+          help="Say how the answer came about, and show tracebacks."),
 )  # fmt: skip
 
 CACHE = (
