@@ -39,7 +39,9 @@ TEMPLATE = (
 )
 
 
-def byte_level_tokenizer(special: list[str] = SPECIAL) -> hf.PreTrainedTokenizerFast:
+def byte_level_tokenizer(
+    special: list[str] = SPECIAL, **options: Any
+) -> hf.PreTrainedTokenizerFast:
     """A byte-level BPE that splits text as Qwen2's does, trained on a few sentences."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.Sequence(
@@ -58,6 +60,7 @@ def byte_level_tokenizer(special: list[str] = SPECIAL) -> hf.PreTrainedTokenizer
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=special,
+        **options,
     )
 
 
@@ -77,6 +80,12 @@ FAMILIES: dict[str, tuple[Any, Any, Any, Any]] = {
     "qwen3_vl": (
         hf.Qwen3VLConfig,
         hf.Qwen3VLForConditionalGeneration,
+        hf.Qwen3VLProcessor,
+        hf.Qwen3VLVideoProcessor,
+    ),
+    "qwen3_vl_moe": (
+        hf.Qwen3VLMoeConfig,
+        hf.Qwen3VLMoeForConditionalGeneration,
         hf.Qwen3VLProcessor,
         hf.Qwen3VLVideoProcessor,
     ),
@@ -149,4 +158,6 @@ def _dimensions(
         window = {"window_size": 4 * patch, "fullatt_block_indexes": [1], "tokens_per_second": 4}
         return {**vision, **window}, text
     deep = {"deepstack_visual_indexes": [0, 1, 2], "num_position_embeddings": 64}
-    return {**vision, **deep}, {**text, "head_dim": 16}
+    if family == "qwen3_vl_moe":
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    return {**vision, **deep}, {**text, "head_dim": 16, "tie_word_embeddings": False}

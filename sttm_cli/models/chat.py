@@ -41,6 +41,13 @@ class ChatFormat:
         head = self.head()
         return list(self._tokenizer(head).input_ids) if head else []
 
+    def spread(self, text: str, each: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids [L] of a prompt in which every video token stands for `each` of them, and
+        their places in it."""
+        ids = torch.tensor(self._tokenizer(text).input_ids)
+        ids = ids.repeat_interleave(torch.where(ids == self.video_id, each, 1))
+        return ids, (ids == self.video_id).nonzero()[:, 0]
+
     def question(self, text: str, history: Sequence[tuple[str, str]] = ()) -> torch.Tensor:
         for part in [text, *(q for q, _ in history)]:
             self._check(part)

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from sttm_cli.models.registry import ALIASES, FAMILIES, TINY
+from sttm_cli.models.registry import ALIASES, CHECKPOINTS, FAMILIES, TINY
 from sttm_cli.models.source import cached_folder
 from sttm_cli.types import Json
 
@@ -48,7 +48,7 @@ def known_models() -> list[Known]:
 def _alias(alias: str, where: str) -> Known:
     if where == str(TINY):
         return Known(alias, "(embedded)", _family(TINY), _bytes(TINY))
-    family = next(f.name for f in FAMILIES.values() if alias.startswith(f"{f.name}-"))
+    family = next(FAMILIES[kind].name for kind, of in CHECKPOINTS.items() if where in of.values())
     folder = cached_folder(where)
     return Known(alias, where, family, _bytes(folder) if folder else None)
 

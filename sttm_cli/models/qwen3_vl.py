@@ -1,5 +1,5 @@
-"""Qwen3-VL (dense): timestamps as text between frames, deepstack features, a pixel budget
-that all frames share."""
+"""Qwen3-VL, dense or with experts: timestamps as text between frames, deepstack features, and
+a pixel budget that all frames share."""
 
 from __future__ import annotations
 
@@ -56,6 +56,8 @@ def patch_times(times_s: tuple[float, ...], temporal: int) -> list[float]:
 
 def load(source: ModelSource, placement: Placement) -> Qwen3VL:
     """Load model and processor with transformers' own `from_pretrained`."""
-    from transformers import Qwen3VLForConditionalGeneration
+    from transformers import Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 
-    return Qwen3VL(*load_pretrained(Qwen3VLForConditionalGeneration, source, placement))
+    experts = source.model_type == "qwen3_vl_moe"
+    kind = Qwen3VLMoeForConditionalGeneration if experts else Qwen3VLForConditionalGeneration
+    return Qwen3VL(*load_pretrained(kind, source, placement))

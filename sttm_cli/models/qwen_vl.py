@@ -7,6 +7,7 @@ paper, section 4.1). Source: transformers' Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -48,13 +49,10 @@ class QwenVL(ChatFormat):
         )
 
     def prompt(self, tokens: VisualTokens) -> Prompt:
-        text = self.head() + self.video_text(tokens)
-        ids = torch.tensor(self._tokenizer(text).input_ids)
-        places = ids == self.video_id
-        each = tokens.features[..., 0].numel() // int(places.sum())
-        ids = ids.repeat_interleave(torch.where(places, each, 1))
+        text = self.video_text(tokens)
+        each = math.prod(tokens.grid) // text.count(self._video_token)
+        ids, video = self.spread(self.head() + text, each)
         positions, following = self._rotary_ids(ids, tokens)
-        video = (ids == self.video_id).nonzero()[:, 0]
         return Prompt(ids, video, tokens.grid, positions, following)
 
     def video_text(self, tokens: VisualTokens) -> str:

@@ -82,6 +82,11 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl": Family(
         "qwen3-vl", "sttm_cli.models.qwen3_vl", 128, 3, "survivors", multiple=2, rotary_axes=3
     ),
+    "qwen3_vl_moe": Family(
+        "qwen3-vl-moe", "sttm_cli.models.qwen3_vl", 128, 3, "survivors", multiple=2, rotary_axes=3
+    ),
+    # 64 frames: the most that its authors evaluate with. Merged as the LLaVAs are, by likeness.
+    "internvl": Family("internvl3.5", "sttm_cli.models.internvl", 64, 2, "reassigned"),
 }
 
 CHECKPOINTS: dict[str, dict[str, str]] = {
@@ -106,6 +111,12 @@ CHECKPOINTS: dict[str, dict[str, str]] = {
         "2b": "Qwen/Qwen3-VL-2B-Instruct",
         "4b": "Qwen/Qwen3-VL-4B-Instruct",
         "8b": "Qwen/Qwen3-VL-8B-Instruct",
+    },
+    "qwen3_vl_moe": {"30b": "Qwen/Qwen3-VL-30B-A3B-Instruct"},
+    "internvl": {
+        "2b": "OpenGVLab/InternVL3_5-2B-HF",
+        "4b": "OpenGVLab/InternVL3_5-4B-HF",
+        "8b": "OpenGVLab/InternVL3_5-8B-HF",
     },
 }
 """Hub ids of each architecture's released sizes."""

@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL agree with transformers' own processor, ids and generation."""
+"""The Qwen-VL families agree with transformers' own processor, ids and generation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.fakes import DictMemo, keep_all, pair_up
 from tests.models.reference import one_pass
 
 QUESTION = "what colour is the circle?"
-FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
 GEOMETRIES: dict[str, dict[str, Any]] = {
     "5x7": {"seed": 1, "patch": 8, "shape": (7, 80, 112)},
     "3x2": {"seed": 2, "patch": 12, "heads": 6, "kv_heads": 3, "shape": (6, 90, 40)},
@@ -35,7 +35,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     family, name = request.param
     geometry = dict(GEOMETRIES[name])
     shape = geometry.pop("shape")
-    whole = shape[0] if family == "qwen3_vl" else 1
+    whole = shape[0] if "qwen3" in family else 1
     geometry["pixels"] = (16 * 16, 80 * 112 * whole)
     folder = qwen_vl(tmp_path_factory.mktemp("qwen"), family, **geometry)
     frames = np.random.default_rng(3).integers(0, 255, (*shape, 3)).astype(np.uint8)

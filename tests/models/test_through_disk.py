@@ -1,0 +1,103 @@
+"""A fresh process answers from the stored KV as a plain pass over prompt and question would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from sttm_cli.clock import Clock
+from sttm_cli.merge import merge_tokens
+from sttm_cli.pipeline import VideoQA
+from tests.checkpoints_internvl import internvl
+from tests.checkpoints_llava import llava_video
+from tests.checkpoints_qwen import qwen_vl
+from tests.models.reference import one_pass
+
+QUESTION = "what colour is the circle?"
+BUDGET = 0.4
+FRESH = """
+import json, sys
+from pathlib import Path
+from sttm_cli.pipeline import VideoQA
+found = {}
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    with VideoQA(model=str(folder), budget=float(sys.argv[3]), max_new_tokens=8) as qa:
+        ready = qa.prepare(sys.argv[2])
+        logits = ready.prefix.extend(qa.model().question(sys.argv[4]))
+        ready.prefix.rewind()
+        text = qa.answer(ready, sys.argv[4]).text
+        found[folder.name] = [ready.cache.hit, text, logits.tolist()]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five seconds of a square that moves over noise."""
+    path = tmp_path_factory.mktemp("video") / "square.mp4"
+    noise = np.random.default_rng(0).integers(0, 255, (96, 128, 3)).astype(np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4, width=128, height=96, pix_fmt="yuv420p")
+        for index in range(20):
+            picture = noise.copy()
+            picture[20:60, 4 * index : 4 * index + 40] = (200, 30, 30)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One checkpoint of each family."""
+    root = tmp_path_factory.mktemp("models")
+    for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+        qwen_vl(root / family, family, pixels=(256, 80 * 112 * (5 if "3" in family else 1)))
+    llava_video(root / "llava_video")
+    internvl(root / "internvl")
+    return root
+
+
+@torch.inference_mode()
+def computed(folder: Path, video: Path) -> tuple[str, torch.Tensor]:
+    """The cold answer, and the first token's logits from one plain pass."""
+    with VideoQA(model=str(folder), budget=BUDGET, max_new_tokens=8) as qa:
+        answer = qa.ask(video, QUESTION)
+        assert not answer.cache_hit
+        tokens, _ = qa.visual_tokens(qa.request(video), Clock())
+        model: Any = qa.model()
+        logits = one_pass(
+            model,
+            model.prompt(tokens),
+            tokens,
+            question=model.question(QUESTION),
+            layer=qa.choice.merge_layer,
+            merge=lambda grid: merge_tokens(grid, budget=BUDGET),
+            reassigned=qa.choice.positions == "reassigned",
+        )
+    return answer.text, logits
+
+
+def test_a_fresh_process_restores_what_one_pass_gives(video: Path, folders: Path) -> None:
+    wanted = {folder.name: computed(folder, video) for folder in sorted(folders.iterdir())}
+    out = subprocess.run(
+        [sys.executable, "-c", FRESH, str(folders), str(video), str(BUDGET), QUESTION],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=True,
+    )
+    found = json.loads(out.stdout)
+    assert set(found) == set(wanted)
+    for name, (hit, text, logits) in found.items():
+        assert hit, name
+        assert text == wanted[name][0]
+        assert torch.allclose(torch.tensor(logits), wanted[name][1], atol=1e-5), name
