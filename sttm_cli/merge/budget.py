@@ -22,8 +22,9 @@ PATH = ((1.0, 1.0), (0.94, 0.82), (0.85, 0.60), (0.75, 0.55), (-1.0, -1.0))
 where all cells merge, are pairs that the paper's authors set by hand: for LLaVA-Video-72B at 50 %,
 and for LLaVA-Video-7B and Qwen2-VL-7B at 50 % and 30 %."""
 
-TRIES = 32
-"""How many cells that overshoot a budget are barred before it is left at that."""
+TRIES, BORDERS = 32, 8
+"""How many cells that overshoot a budget are left split, and how many cells at the borders are
+turned over, before it is left at that."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class _Search:
 
     def __init__(self, found: Similarities, pyramid: Pyramid, limit: Limit) -> None:
         self.found, self.pyramid, self.limit = found, pyramid, limit
-        self.keep = spread(found, pyramid)
+        self.keep = spread(found.least, pyramid)
         ends = found.least.new_tensor([1.0, -1.0])
         self.values = torch.cat([ends, found.least.flatten()]).sort(descending=True).values
 
@@ -149,6 +150,7 @@ class _Search:
         return int(high)
 
     def state(self, at: int) -> _State:
+        """What the value number `at` as the spatial threshold leaves."""
         spatial = self.values[at]
         nodes, best = self._probe(spatial)
         is_node = nodes.is_node
@@ -158,30 +160,57 @@ class _Search:
         return _State(nodes, best, above, spatial, *torch.stack([least, most]).tolist())
 
     def around(self, at: int) -> _State:
-        """Where one cell merged too many tokens and links in time cannot make up for it.
+        """The best there is where one cell more or less makes too much of a difference.
 
-        Such cells stay split, and less similar ones merge instead; mostly videos of one frame.
+        That is so for single frames, and for few that are all the same. A cell that merges more
+        tokens than it should stays split, and less similar ones merge instead. What is short by
+        less than a full cell's children then is made up for at the borders of odd grids.
         """
-        nearest = self.state(at)
+        nearest, least = self.state(at), self.found.least
         for _ in range(TRIES):
+            if nearest.most > self.limit.most - (self.pyramid.fan - 1):
+                break
+            least = torch.where(least == self.values[at], -torch.inf, least)
+            at, state = self._anew(least, at)
+            nearest = max(nearest, state, key=self._use)
+        borders = self._borders_near(float(nearest.spatial))
+        for count in range(1, len(borders) + 1):
             if nearest.most >= self.limit.enough:
                 break
-            self.keep = torch.where(self.keep == self.values[at], -torch.inf, self.keep)
-            at = self._first_below(at)
-            state = self.state(at)
-            if state.least > self.limit.most:
-                break
-            nearest = max(nearest, state, key=lambda s: min(s.most, self.limit.most))
+            turned = least.clone()
+            whole = self.found.least[0, borders[:count]] >= nearest.spatial
+            turned[:, borders[:count]] = torch.where(whole, -torch.inf, 1.0)
+            nearest = max(nearest, self._anew(turned, 0)[1], key=self._use)
         return nearest
 
-    def _first_below(self, low: int) -> int:
-        """The first value from `low` on at which all links in time would meet the budget."""
+    def _use(self, state: _State) -> int:
+        """How much of the budget is used; a state over it is none."""
+        return min(state.most, self.limit.most) if state.least <= self.limit.most else -1
+
+    def _anew(self, least: torch.Tensor, low: int) -> tuple[int, _State]:
+        """Search again, from value number `low` on, with other similarities to children."""
+        self.keep = spread(least, self.pyramid)
         high = len(self.values) - 1
         while low < high:
             middle = (low + high) // 2
-            meets = self.state(middle).least <= self.limit.most
+            nodes = split(self.keep, self.pyramid, self.values[middle])
+            meets = int(nodes.is_node[: nodes.level.shape[1]].sum()) <= self.limit.most
             low, high = (low, middle) if meets else (middle + 1, high)
-        return low
+        return low, self.state(low)
+
+    def _borders_near(self, spatial: float) -> torch.Tensor:
+        """The cells of the first frame with some children but not all; nearest threshold first.
+
+        Whether one is whole changes the count by other steps than elsewhere.
+        """
+        lacks = torch.zeros_like(self.pyramid.several)
+        start = 0
+        for level, cells in enumerate(self.pyramid.lacking, 1):
+            lacks[start + cells] = True
+            start += self.pyramid.cells(level)
+        borders = (lacks & self.pyramid.several).nonzero()[:, 0]
+        distance = (self.found.least[0, borders] - spatial).abs()
+        return borders[distance.argsort(stable=True)][:BORDERS]
 
     def _probe(self, spatial: torch.Tensor) -> tuple[Nodes, torch.Tensor]:
         nodes = split(self.keep, self.pyramid, spatial)

@@ -42,12 +42,12 @@ class Candidates:
     similarity: torch.Tensor
 
 
-def spread(similarities: Similarities, pyramid: Pyramid) -> torch.Tensor:
-    """The similarity that keeps a cell whole, by level and finest cell: [L+1, T, P].
+def spread(least: torch.Tensor, pyramid: Pyramid) -> torch.Tensor:
+    """The least similarity to a child, by level and finest cell: [L+1, T, P].
 
-    +inf at the finest level, of which every cell is kept.
+    `least` as in `Similarities`. +inf at the finest level, of which every cell is kept.
     """
-    levels = similarities.least[:, pyramid.parent_at].transpose(0, 1)
+    levels = least[:, pyramid.parent_at].transpose(0, 1)
     return torch.cat([levels.new_full((1, *levels.shape[1:]), torch.inf), levels])
 
 

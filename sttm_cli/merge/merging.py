@@ -122,7 +122,7 @@ def _at_thresholds(
 ) -> tuple[Grouping, Pyramid]:
     pyramid = rule.pyramid(features)
     found = rule.measure(features, pyramid)
-    nodes = split(spread(found, pyramid), pyramid, spatial)
+    nodes = split(spread(found.least, pyramid), pyramid, spatial)
     root = nodes.name
     if temporal > 0:
         pairs = pair_up(nodes, found, pyramid)

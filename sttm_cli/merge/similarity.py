@@ -27,7 +27,7 @@ class Similarities:
 
     `least` [T, cells of levels 1..L]: of each cell, the least similarity to a child;
     `cross` [T-1, cells of pairs of levels]: between nested cells of consecutive frames;
-    `norm` [T, Z]: the squared norm of the finest cells, the least over the heads.
+    `norm` [T, heads, Z]: the squared norms of the finest cells.
     """
 
     least: torch.Tensor
@@ -54,7 +54,7 @@ def measure(
     return Similarities(
         _least(chunks, scales, pyramid, padding),
         _cross(chunks, scales, pyramid),
-        norms[0].amin(1),
+        norms[0],
     )
 
 
