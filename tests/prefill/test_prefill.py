@@ -9,9 +9,9 @@ import torch
 
 from sttm_cli.models import find_source, load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
-from sttm_cli.prefill.ragged import BufferLayer, run
-from sttm_cli.types import Prompt, VisualTokens
+from sttm_cli.types import VisualTokens
 from tests.fakes import DictMemo, keep_all, pair_up
+from tests.models.reference import one_pass
 
 GRID = (5, 4, 4)
 QUESTION = "how many shapes are there?"
@@ -29,32 +29,7 @@ def prefix(model):
     channels = model.decoder.config.hidden_size
     tokens = VisualTokens(torch.randn(*GRID, channels))
     prompt = model.prompt(tokens)
-    return prompt, model.embed_prompt(prompt, tokens)
-
-
-def one_pass(model, prompt: Prompt, embeds: torch.Tensor, merging: Merging) -> torch.Tensor:
-    """Prompt and question together through the decoder, in a single run."""
-    question = model.question(QUESTION)
-    count = len(prompt.ids) + len(question)
-    whole = Prompt(
-        torch.cat([prompt.ids, question]),
-        prompt.video,
-        prompt.grid,
-        torch.arange(count)[None],
-        count,
-    )
-    from sttm_cli.prefill.prefix import _Merge
-
-    layers = [BufferLayer() for _ in model.decoder.layers]
-    hidden = run(
-        model.decoder,
-        torch.cat([embeds, model.embed(question)]),
-        layers,
-        positions=whole.positions,
-        merge_layer=merging.layer,
-        deeper=_Merge(whole, merging).apply,
-    )
-    return model.logits(hidden[-1])
+    return prompt, model.embed_prompt(prompt, tokens), tokens
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2, 3])
@@ -62,17 +37,26 @@ def one_pass(model, prompt: Prompt, embeds: torch.Tensor, merging: Merging) -> t
 @pytest.mark.parametrize("merge", [keep_all, pair_up])
 @torch.inference_mode()
 def test_prefix_then_question_equals_one_pass(model, prefix, layer, positions, merge) -> None:
-    prompt, embeds = prefix
+    prompt, embeds, tokens = prefix
     merging = Merging(layer, merge, positions)
     kv = prefill(model.decoder, prompt, embeds, merging)
     logits = KVContinuation(model, kv).extend(model.question(QUESTION))
-    assert torch.allclose(logits, one_pass(model, prompt, embeds, merging), atol=1e-5)
+    whole = one_pass(
+        model,
+        prompt,
+        tokens,
+        question=model.question(QUESTION),
+        layer=layer,
+        merge=merge,
+        reassigned=positions == "reassigned",
+    )
+    assert torch.allclose(logits, whole, atol=1e-5)
 
 
 def test_layers_hold_all_tokens_below_the_merge_layer_and_the_merged_from_it_on(
     model, prefix
 ) -> None:
-    prompt, embeds = prefix
+    prompt, embeds, _ = prefix
     kv = prefill(model.decoder, prompt, embeds, Merging(2, pair_up, "reassigned"))
     full, merged = len(prompt.ids), len(prompt.ids) - 40
     assert kv.lengths == (full, full, merged, merged)
@@ -81,13 +65,13 @@ def test_layers_hold_all_tokens_below_the_merge_layer_and_the_merged_from_it_on(
 
 
 def test_survivors_keep_their_positions(model, prefix) -> None:
-    prompt, embeds = prefix
+    prompt, embeds, _ = prefix
     kv = prefill(model.decoder, prompt, embeds, Merging(2, pair_up, "survivors"))
     assert kv.next_positions == (len(prompt.ids), len(prompt.ids))
 
 
 def test_merging_changes_the_answer_of_a_random_model(model, prefix) -> None:
-    prompt, embeds = prefix
+    prompt, embeds, _ = prefix
     logits = [
         KVContinuation(
             model, prefill(model.decoder, prompt, embeds, Merging(1, m, "reassigned"))
@@ -100,7 +84,7 @@ def test_merging_changes_the_answer_of_a_random_model(model, prefix) -> None:
 def test_rewinding_gives_the_same_logits_again_and_leaves_the_prefix_as_it_was(
     model, prefix
 ) -> None:
-    prompt, embeds = prefix
+    prompt, embeds, _ = prefix
     kv = prefill(model.decoder, prompt, embeds, Merging(1, pair_up, "reassigned"))
     before = [k[:n].clone() for k, n in zip(kv.keys, kv.lengths, strict=True)]
     going = KVContinuation(model, kv)
@@ -113,7 +97,7 @@ def test_rewinding_gives_the_same_logits_again_and_leaves_the_prefix_as_it_was(
 
 
 def test_an_answer_longer_than_the_room_behind_the_prefix_still_fits(model, prefix) -> None:
-    prompt, embeds = prefix
+    prompt, embeds, _ = prefix
     kv = prefill(model.decoder, prompt, embeds, Merging(1, pair_up, "reassigned"))
     tokens = torch.arange(700) % 60 + 6
     at_once = KVContinuation(model, kv).extend(tokens)
@@ -123,7 +107,7 @@ def test_an_answer_longer_than_the_room_behind_the_prefix_still_fits(model, pref
 
 
 def test_hooks_are_gone_after_a_run_that_failed(model, prefix) -> None:
-    prompt, embeds = prefix
+    prompt, embeds, _ = prefix
 
     def broken(grid: torch.Tensor):
         raise ValueError("no merge today")
