@@ -11,8 +11,8 @@ import math
 from typing import Any
 
 import torch
-from transformers.image_utils import SizeDict
-from transformers.video_processing_utils import BaseVideoProcessor
+from torchvision.transforms.v2 import functional
+from transformers.image_utils import pil_torch_interpolation_mapping
 
 from sttm_cli.errors import VideoError
 from sttm_cli.models.chat import ChatFormat
@@ -78,11 +78,9 @@ class QwenVL(ChatFormat):
                 "choose another model",
             ) from error
         # The processor alone would size a chunk as if it were the whole video.
-        resized: torch.Tensor = BaseVideoProcessor.resize(
-            self._frames,
-            video,
-            SizeDict(height=size[0], width=size[1]),
-            resample=self._frames.resample,
+        how = pil_torch_interpolation_mapping[self._frames.resample]
+        resized: torch.Tensor = functional.resize(
+            video, list(size), interpolation=how, antialias=True
         )
         return resized
 

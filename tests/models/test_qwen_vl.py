@@ -24,7 +24,7 @@ QUESTION = "what colour is the circle?"
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
 GEOMETRIES: dict[str, dict[str, Any]] = {
     "5x7": {"seed": 1, "patch": 8, "shape": (7, 80, 112)},
-    "3x2": {"seed": 2, "patch": 12, "heads": 6, "kv_heads": 3, "shape": (6, 90, 40)},
+    "4x2": {"seed": 2, "patch": 12, "heads": 6, "kv_heads": 3, "shape": (6, 90, 40)},
 }
 FPS = 0.5
 """One frame each two seconds: the ids that count seconds then differ from plain counting."""

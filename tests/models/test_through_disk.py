@@ -17,6 +17,7 @@ import torch
 from sttm_cli.clock import Clock
 from sttm_cli.merge import merge_tokens
 from sttm_cli.pipeline import VideoQA
+from tests.checkpoints import llava_onevision
 from tests.checkpoints_internvl import internvl
 from tests.checkpoints_llava import llava_video
 from tests.checkpoints_qwen import qwen_vl
@@ -59,8 +60,9 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One checkpoint of each family."""
     root = tmp_path_factory.mktemp("models")
-    for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+    for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"):
         qwen_vl(root / family, family, pixels=(256, 80 * 112 * (5 if "3" in family else 1)))
+    llava_onevision(root / "llava_onevision")
     llava_video(root / "llava_video")
     internvl(root / "internvl")
     return root
