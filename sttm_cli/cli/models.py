@@ -35,9 +35,9 @@ def _table(found: list[Known]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in ("name", "family", "stands for", "on this machine"):
-        table.add_column(name, justify="left", overflow="fold")
+    for name in ("name", "here", "stands for"):
+        table.add_column(name, justify="right" if name == "here" else "left", no_wrap=True)
     for model in found:
         here = "" if model.bytes is None else size(model.bytes)
-        table.add_row(model.name, model.family, model.repository, here)
+        table.add_row(model.name, here, model.repository if model.alias else f"({model.family})")
     Console(highlight=False, markup=False).print(table)
