@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import torch
 
+from sttm_cli.merge.products import frames_at_once
 from sttm_cli.merge.pyramid import Pyramid, level_pairs
-from sttm_cli.merge.similarity import Similarities, frames_at_once
+from sttm_cli.merge.similarity import Similarities
 
 NEAR = 1 - 1e-5
 """Cosines of equal vectors are above this, in whatever order their products were summed."""

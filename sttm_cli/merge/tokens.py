@@ -11,7 +11,7 @@ from torch.nn.functional import embedding_bag
 from sttm_cli.errors import UsageError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sources:
     """The grouping of a merge: where every finest cell went, and with which weight.
 
@@ -22,6 +22,9 @@ class Sources:
     index: torch.Tensor
     weight: torch.Tensor
     count: int
+
+    def __repr__(self) -> str:
+        return f"Sources({_grid(self.index)} cells -> {self.count} tokens)"
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """Merge `values` [T, H, W, ...] -> [count, ...] as the features were merged.
@@ -43,7 +46,9 @@ class Sources:
     def _by_token(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The cells token by token [T*H*W], where each token begins [count], the weights."""
         order = self.index.flatten().argsort(stable=True)
-        sizes = torch.bincount(self.index.flatten(), minlength=self.count)
+        # Not bincount: that waits for the device.
+        sizes = self.index.new_zeros(self.count)
+        sizes.index_add_(0, self.index.flatten(), torch.ones_like(order))
         return order, sizes.cumsum(0) - sizes, self.weight.flatten()[order]
 
     def _sums(self, rows: torch.Tensor) -> torch.Tensor:
@@ -63,7 +68,7 @@ class Sources:
         return out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class MergedTokens:
     """The tokens that are left, in the order of their roots: t, then top, then left.
 
@@ -85,7 +90,11 @@ class MergedTokens:
     temporal_threshold: float | None
 
     def __len__(self) -> int:
-        return self.boxes.shape[0]
+        return len(self.boxes)
+
+    def __repr__(self) -> str:
+        cells, how = _grid(self.sources.index), (self.spatial_threshold, self.temporal_threshold)
+        return f"MergedTokens({cells} cells -> {len(self)} tokens at thresholds {how})"
 
 
 def _grid(values: torch.Tensor) -> str:

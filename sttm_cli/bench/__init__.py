@@ -1,0 +1,1 @@
+"""Speed and accuracy, measured on this machine; never imported by the rest."""

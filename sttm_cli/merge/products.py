@@ -1,0 +1,160 @@
+"""The one pass over the features: dot products between cells, of all levels.
+
+A few cells are copied at a time, in quadtree order, pooled level by level, and compared while
+they are still in the cache. What is left of them is a few numbers per cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from itertools import pairwise
+
+import torch
+
+from sttm_cli.merge.pyramid import Pyramid, level_pairs
+
+CACHE_BYTES = 4 << 20
+"""On a CPU so many cells are taken at once that they stay in its cache for all comparisons."""
+
+Levels = list[torch.Tensor]
+"""The cells of some frames, level by level: [t, heads, cells, C/heads], in quadtree order."""
+
+
+@dataclass(frozen=True)
+class Products:
+    """Dot products [t, heads, cells] of some frames' cells.
+
+    `norms`, per level: of cells with themselves. `children`, per level from 1 on: with each
+    child. `cross`, per pair of levels: of nested cells in consecutive frames, [t-1, ..].
+    `padding`, per level from 1 on: of the cells that lack a child with the cell at (0, 0) one
+    level below; empty unless asked for.
+    """
+
+    norms: list[torch.Tensor]
+    children: list[torch.Tensor]
+    cross: list[torch.Tensor]
+    padding: list[torch.Tensor]
+
+
+def multiply(features: torch.Tensor, pyramid: Pyramid, *, heads: int, padding: bool) -> Products:
+    """Dot products of `features` [T, H, W, C], each of the `heads` by itself, in float32."""
+    frames, roots = _at_once(features, pyramid)
+    below_roots = pyramid.order.view(pyramid.root_count, -1)
+    # The cell at (0, 0), which `padding` compares with, is below the first root alone.
+    parts = below_roots.split(pyramid.root_count if padding else roots)
+    return _join(
+        (
+            _multiply(features, pyramid, places.flatten(), (frames, heads, padding))
+            for places in parts
+        ),
+        axis=2,
+    )
+
+
+def frames_at_once(features: torch.Tensor, pyramid: Pyramid) -> int:
+    """How many frames to copy at a time: few enough for the cache, and for the memory."""
+    return _at_once(features, pyramid)[0]
+
+
+def _at_once(features: torch.Tensor, pyramid: Pyramid) -> tuple[int, int]:
+    """How many frames to take at a time, and how many roots of each with all below them."""
+    if features.device.type != "cpu":
+        # Twice an eighth of a bfloat16 video, as float32 with its coarser levels, is one input.
+        return max(1, -(-len(features) // 8)), pyramid.root_count
+    below_root = 4 * len(pyramid.order) * features.shape[3] // pyramid.root_count
+    roots = max(1, min(pyramid.root_count, CACHE_BYTES // below_root))
+    return max(1, CACHE_BYTES // (below_root * pyramid.root_count)), roots
+
+
+def _multiply(
+    features: torch.Tensor, pyramid: Pyramid, places: torch.Tensor, how: tuple[int, int, bool]
+) -> Products:
+    frames, heads, padding = how
+    chunks: list[Products] = []
+    before: Levels = []
+    for levels in _levels(features, places, pyramid, frames=frames, heads=heads):
+        steps = [_nested(before, [level[:1] for level in levels])] if before else []
+        if len(levels[0]) > 1:
+            earlier, later = ([level[s] for level in levels] for s in _EARLIER_LATER)
+            steps.append(_nested(earlier, later))
+        chunks.append(
+            Products(
+                norms=[_dot(level, level) for level in levels],
+                children=[_dot(child, parent) for child, parent in pairwise(levels)],
+                cross=_concatenate(steps, 0),
+                padding=_with_first(levels, pyramid) if padding else [],
+            )
+        )
+        before = [level[-1:] for level in levels]
+    return _join(chunks, axis=0)
+
+
+_EARLIER_LATER = slice(None, -1), slice(1, None)
+
+
+def _levels(
+    features: torch.Tensor, places: torch.Tensor, pyramid: Pyramid, *, frames: int, heads: int
+) -> Iterator[Levels]:
+    """The cells at `places` and above them, some frames at a time.
+
+    What is given is overwritten by the next but one.
+    """
+    width, step = features.shape[3] // heads, min(frames, len(features))
+    sizes = [len(places) // int(pyramid.fan**level) for level in range(pyramid.depth + 1)]
+    # Two sets of buffers in turn, so that the frame before is still there: allocating anew would
+    # cost more than the reading.
+    spaces = [
+        [features.new_empty(step, heads, size, width, dtype=torch.float32) for size in sizes]
+        for _ in range(2)
+    ]
+    for count, chunk in enumerate(features.flatten(1, 2).split(step)):
+        levels = [level[: len(chunk)] for level in spaces[count % 2]]
+        _read(chunk, places, levels[0])
+        for finer, coarser in pairwise(levels):
+            torch.mean(finer.view(*coarser.shape[:3], pyramid.fan, width), 3, out=coarser)
+        yield levels
+
+
+def _read(frames: torch.Tensor, places: torch.Tensor, finest: torch.Tensor) -> None:
+    """Put cells of `frames` [t, P, C] into `finest` [t, heads, cells, C/heads]."""
+    if finest.shape[1] == 1 and frames.dtype == finest.dtype:
+        torch.index_select(frames, 1, places, out=finest[:, 0])
+    else:
+        cells = frames.index_select(1, places)
+        finest.copy_(cells.view(*cells.shape[:2], finest.shape[1], -1).transpose(1, 2))
+
+
+def _nested(earlier: Levels, later: Levels) -> list[torch.Tensor]:
+    """Per pair of levels, dot products of nested cells of `earlier` and `later` frames."""
+    return [
+        _dot(later[a], earlier[b]) if a <= b else _dot(earlier[b], later[a])
+        for a, b in level_pairs(len(later) - 1)
+    ]
+
+
+def _with_first(levels: Levels, pyramid: Pyramid) -> list[torch.Tensor]:
+    """Per level from 1 on, of the cells that lack a child and the cell at (0, 0) below."""
+    return [
+        _dot(parent[:, :, lacking], child[:, :, :1])
+        for (child, parent), lacking in zip(pairwise(levels), pyramid.lacking, strict=True)
+    ]
+
+
+def _dot(fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+    """Each coarse cell with the fine ones in it: [t, h, n*k, c], [t, h, n, c] -> [t, h, n*k]."""
+    vectors = coarse.reshape(-1, 1, coarse.shape[3])
+    blocks = fine.reshape(len(vectors), fine.shape[2] // coarse.shape[2], coarse.shape[3])
+    # A row times a matrix: as a matrix times a column it would miss the fast path of some CPUs.
+    return torch.bmm(vectors, blocks.mT).view(fine.shape[:3])
+
+
+def _join(parts: Iterable[Products], *, axis: int) -> Products:
+    parts = list(parts)
+    lists = [[getattr(part, field.name) for part in parts] for field in fields(Products)]
+    return Products(*(_concatenate(tensors, axis) for tensors in lists))
+
+
+def _concatenate(lists: Iterable[list[torch.Tensor]], axis: int) -> list[torch.Tensor]:
+    """Lists of tensors joined item by item; the first chunk's last list may be empty."""
+    return [torch.cat(items, axis) for items in zip(*filter(None, lists), strict=True)]
