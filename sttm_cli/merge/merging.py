@@ -102,11 +102,14 @@ class Rule:
         height, width = features.shape[1:3]
         return build_pyramid(height, width, self.root_level - lowered, features.device)
 
-    def measure(self, features: torch.Tensor, pyramid: Pyramid) -> Similarities:
+    def measure(
+        self, features: torch.Tensor, pyramid: Pyramid, *, threshold: float
+    ) -> Similarities:
+        """All similarities, of which the highest `threshold` will be asked."""
         heads = features.shape[3] // self.head_dim if self.head_dim else 1
         found = measure(features, pyramid, heads=heads, padding=self.reference)
         check_finite(found.norm, features)
-        return found if self.reference else settle_repetition(features, pyramid, found)
+        return found if self.reference else settle_repetition(features, pyramid, found, threshold)
 
     def roots(self, nodes: Nodes, pairs: Candidates, passes: torch.Tensor) -> torch.Tensor:
         """By finest cell, the name of the root of the node around it."""
@@ -121,7 +124,7 @@ def _at_thresholds(
     features: torch.Tensor, rule: Rule, spatial: float, temporal: float
 ) -> tuple[Grouping, Pyramid]:
     pyramid = rule.pyramid(features)
-    found = rule.measure(features, pyramid)
+    found = rule.measure(features, pyramid, threshold=max(spatial, temporal))
     nodes = split(spread(found.least, pyramid), pyramid, spatial)
     root = nodes.name
     if temporal > 0:
@@ -143,7 +146,7 @@ def _to_budget(features: torch.Tensor, rule: Rule, budget: float | int) -> tuple
             raise too_small(budget, limit.most, total, pyramid.root_count)
         lowered += 1
         pyramid = rule.pyramid(features, lowered=lowered)
-    found = rule.measure(features, pyramid)
+    found = rule.measure(features, pyramid, threshold=1.0)
     fitted = fit(found, pyramid, limit)
     pairs = pair_up(fitted.nodes, found, pyramid)
     passes = fitted.linked[pairs.later] & (pairs.similarity >= fitted.temporal)

@@ -21,16 +21,18 @@ BELOW_ONE = 1 - 2**-24
 
 
 def settle_repetition(
-    features: torch.Tensor, pyramid: Pyramid, found: Similarities
+    features: torch.Tensor, pyramid: Pyramid, found: Similarities, threshold: float
 ) -> Similarities:
     """`found` with exactly 1 between equal cells, zero vectors included, and less elsewhere.
 
     A cell equals its children, or a cell inside it in the next frame, where all finest cells in
     them are one and the same vector; cells with the same box are equal where each finest cell
-    repeats. Reads the features again only where something is near.
+    repeats. The features are read again only where that can matter: where vectors are zero, or
+    something is near and the highest `threshold` nearer.
     """
     near = (found.cross >= NEAR).any() | (found.least[:, pyramid.several] >= NEAR).any()
-    if not bool(near | (found.norm == 0).any()):
+    asked = (found.norm == 0).any() | (near if threshold > NEAR else False)
+    if not bool(asked):
         return found
     repeats, uniform = _equal_cells(features, pyramid)
     least = torch.cat([found.least.new_zeros(len(features), 0, dtype=torch.bool), *uniform[1:]], 1)
@@ -49,16 +51,19 @@ def _equal_cells(
 
     The latter per level, [T, cells].
     """
-    repeats, follows = [], []
-    step = frames_at_once(features, pyramid)
-    for start in range(0, len(features), step):
-        known = min(start, 1)
-        chunk = features[start - known : start + step].flatten(1, 2)
-        cells = chunk.index_select(1, pyramid.order)
-        repeats.append((cells[1:] == cells[:-1]).all(2))
-        follows.append((cells == cells.roll(1, 1)).all(2)[known:])
+    step = min(frames_at_once(features, pyramid), len(features))
+    # Buffers, because allocating anew would cost more than comparing.
+    shape = (step, len(pyramid.order), features.shape[3])
+    now, before, space = (features.new_empty(shape) for _ in range(3))
+    repeats, follows, last = [], [], before[:0]
+    for frames in features.flatten(1, 2).split(step):
+        cells = torch.index_select(frames, 1, pyramid.order, out=now[: len(frames)])
+        repeats += [_equal(cells[: len(last)], last, space), _equal(cells[1:], cells[:-1], space)]
+        follows.append(_equal(cells[:, 1:], cells[:, :-1], space))
+        now, before, last = before, now, cells[-1:]
+    chain = torch.nn.functional.pad(torch.cat(follows), (1, 0))
     # The first finest cell of each box follows one of another box: it is not asked.
-    chain, uniform = torch.cat(follows), []
+    uniform = []
     for level in range(pyramid.depth + 1):
         boxes = chain.view(len(chain), pyramid.cells(level), -1)
         uniform.append(boxes[:, :, 1:].all(2))
@@ -77,3 +82,13 @@ def _equal_pair(
     after = after.repeat_interleave(cells // after.shape[1], 1)
     before = before.repeat_interleave(cells // before.shape[1], 1)
     return torch.logical_and(after & before, repeat[:, :, 0])
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor, space: torch.Tensor) -> torch.Tensor:
+    """Which vectors [..., C] are the same; `space` is overwritten.
+
+    Differences take a third of the time of `==` and `all`.
+    """
+    difference = space.view(-1)[: one.numel()].view(one.shape)
+    torch.sub(one, other, out=difference)
+    return torch.eq(difference.abs_().amax(-1), 0)
