@@ -56,8 +56,8 @@ def split(keep: torch.Tensor, pyramid: Pyramid, threshold: float | torch.Tensor)
 
     `keep` [L+1, T, P] as from `spread`.
     """
-    ranks = torch.arange(len(keep), device=keep.device)[:, None, None]
-    level = torch.where(keep >= threshold, ranks, 0).amax(0)
+    ranks = torch.arange(len(keep), dtype=torch.int8, device=keep.device)[:, None, None]
+    level = torch.where(keep >= threshold, ranks, 0).amax(0).long()
     frames, cells = level.shape
     first = torch.arange(frames, device=keep.device)[:, None] * cells
     return Nodes(level, (pyramid.corner.gather(0, level) + first).flatten())
@@ -76,7 +76,7 @@ def pair_up(nodes: Nodes, similarities: Similarities, pyramid: Pyramid) -> Candi
 
 def best_similarity(pairs: Candidates, count: int) -> torch.Tensor:
     """By name [count], the similarity of the most similar candidate; -inf where there is none."""
-    best = torch.full((count,), -torch.inf, device=pairs.later.device)
+    best = pairs.similarity.new_full((count,), -torch.inf)
     return best.scatter_reduce_(0, pairs.later, pairs.similarity, "amax")
 
 

@@ -7,6 +7,7 @@ they are still in the cache. What is left of them is a few numbers per cell.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
@@ -40,16 +41,32 @@ class Products:
 def multiply(features: torch.Tensor, pyramid: Pyramid, *, heads: int, padding: bool) -> Products:
     """Dot products of `features` [T, H, W, C], each of the `heads` by itself, in float32."""
     frames, roots = _at_once(features, pyramid)
+    how = (frames, heads, padding)
     below_roots = pyramid.order.view(pyramid.root_count, -1)
     # The cell at (0, 0), which `padding` compares with, is below the first root alone.
     parts = below_roots.split(pyramid.root_count if padding else roots)
-    return _join(
-        (
-            _multiply(features, pyramid, places.flatten(), (frames, heads, padding))
-            for places in parts
-        ),
-        axis=2,
-    )
+    with full_float32(features.device.type):
+        products = [_multiply(features, pyramid, places.flatten(), how) for places in parts]
+    return _join(products, axis=2)
+
+
+@contextmanager
+def full_float32(device: str) -> Iterator[None]:
+    """Products of float32 as they are, whatever the caller set: neither autocast nor TF32."""
+    with torch.autocast(device, enabled=False):
+        if device != "cuda":
+            yield
+            return
+        matmul = torch.backends.cuda.matmul
+        # torch 2.8 knows the older name only.
+        new = hasattr(matmul, "fp32_precision")
+        name = "fp32_precision" if new else "allow_tf32"
+        before = getattr(matmul, name)
+        setattr(matmul, name, "ieee" if new else False)
+        try:
+            yield
+        finally:
+            setattr(matmul, name, before)
 
 
 def frames_at_once(features: torch.Tensor, pyramid: Pyramid) -> int:

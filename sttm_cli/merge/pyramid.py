@@ -117,7 +117,12 @@ class _Side:
 def _side(length: int, depth: int) -> _Side:
     """Pair neighbours, level after level; of an odd number the first stays alone."""
     rows = torch.arange(length)
-    index, share, slots, alone = [rows], [torch.ones(length)], rows[:, None], [False]
+    index, share, slots, alone = (
+        [rows],
+        [torch.ones(length, dtype=torch.float32)],
+        rows[:, None],
+        [False],
+    )
     for _ in range(depth):
         odd = len(slots) % 2 if length > 1 else 0
         halves = length > 1 and ~((index[-1] == 0) & bool(odd))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sttm_cli.merge import MergedTokens, merge_tokens
+from sttm_cli.merge.products import full_float32
 from tests.merge.footage import footage, static
 
 videos = st.builds(
@@ -208,3 +209,37 @@ def test_thousands_of_frames_chain_to_the_first_one() -> None:
     assert merged.boxes.tolist() == [[0, y, x, y + 1, x + 1] for y in (0, 1) for x in (0, 1)]
     assert merged.patch_counts.tolist() == [3000] * 4
     torch.testing.assert_close(merged.features, video[0].flatten(0, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_autocast_and_the_default_dtype_around_it_change_nothing() -> None:
+    video = footage(3, 14, 14, 96, noise=0.5).bfloat16()
+    expected = merge_tokens(video, budget=0.4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(merge_tokens(video, budget=0.4).features, expected.features)
+    torch.set_default_dtype(torch.float64)
+    try:
+        other_size = merge_tokens(video[:, 1:], budget=0.4).features
+        assert torch.equal(merge_tokens(video, budget=0.4).features, expected.features)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(other_size, merge_tokens(video[:, 1:], budget=0.4).features)
+
+
+def test_tf32_is_off_while_products_are_taken_and_back_afterwards() -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with full_float32("cuda"):
+            matmul = torch.backends.cuda.matmul
+            new = hasattr(matmul, "fp32_precision")
+            assert (matmul.fp32_precision == "ieee") if new else not matmul.allow_tf32
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_it_works_in_inference_mode_and_outside_afterwards() -> None:
+    video = footage(2, 11, 13)
+    with torch.inference_mode():
+        merged = merge_tokens(video, budget=0.5)
+    assert torch.equal(merged.sources(video), merge_tokens(video, budget=0.5).features)
