@@ -5,15 +5,16 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from sttm_cli.tiny.checkpoint import GRID, make_tokenizer
+from sttm_cli.tiny.checkpoint import GRID, make_tokenizer, vocabulary
 from sttm_cli.tiny.drawing import coverage, draw
-from sttm_cli.tiny.questions import Question, ask_about, look
+from sttm_cli.tiny.questions import CORNERS, Question, ask_about, look
 from sttm_cli.tiny.scenes import COLOURS, DIRECTIONS, SHAPES, SIDE, Scene, make_scene
 from sttm_cli.tiny.textures import textured
 
@@ -23,11 +24,19 @@ DENSE = len(SHAPES) + len(COLOURS) + 10
 # What a cell of a frame can show, for the decoder's dense targets.
 MOVES = ("nothing", "new", "none", *DIRECTIONS)
 IGNORE = -100
+_FIRST_FRAMES = 10
+# How many values each of a named thing's facts can have, one of them for no such thing.
+NAMED = tuple(n + 1 for n in (len(SHAPES), len(COLOURS), len(MOVES), len(CORNERS), _FIRST_FRAMES))
 FINE = 4 * GRID  # cells along a side of the finest dense targets
 COVERED = 0.3  # share of a cell from which on it shows a thing
-_MOST_QUESTIONS = 18
+_MOST_QUESTIONS = 12
 _FILLERS = frozenset("the is does do you there of in a an can on to have me what which".split())
 Batch = dict[str, torch.Tensor]
+
+
+@cache
+def word_ids() -> dict[str, int]:
+    return {word: index for index, word in enumerate(vocabulary())}
 
 
 @dataclass(frozen=True)
@@ -177,6 +186,24 @@ class Packer:
         return [self._unknown if i == chosen else token for i, token in enumerate(ids)]
 
 
+def name_targets(clip: Clip, ids: Sequence[int]) -> list[tuple[int, ...]]:
+    """For every token that names a shape or colour, what is true of the thing so named: shape,
+    colour, motion, corner, first frame; one beyond the last where there is no such thing."""
+    missing = tuple(count - 1 for count in NAMED)
+    words = word_ids()
+    targets = {words[name]: missing for name in (*SHAPES, *COLOURS)}
+    for seen in look(clip.scene, clip.times):
+        shape, colour = seen.thing.shape, seen.thing.colour
+        targets[words[shape]] = targets[words[colour]] = (
+            SHAPES.index(shape),
+            list(COLOURS).index(colour),
+            IGNORE if seen.motion is None else MOVES.index(seen.motion),
+            IGNORE if seen.corner is None else CORNERS.index(seen.corner),
+            min(seen.first, _FIRST_FRAMES - 1),
+        )
+    return [targets.get(token, (IGNORE,) * len(NAMED)) for token in ids]
+
+
 def collate(clips: Sequence[Clip], packs: Sequence[dict[str, list[int]]]) -> Batch:
     """One batch: `frames` [B, F, 3, S, S] uint8, the packed tokens [B, L], the dense targets."""
     longest = max(len(p["ids"]) for p in packs)
@@ -186,6 +213,10 @@ def collate(clips: Sequence[Clip], packs: Sequence[dict[str, list[int]]]) -> Bat
         key: torch.tensor([p[key] + [value] * (longest - len(p[key])) for p in packs])
         for key, value in fill.items()
     }
+    names = torch.full((len(clips), longest, len(NAMED)), IGNORE)
+    for row, (clip, pack) in enumerate(zip(clips, packs, strict=True)):
+        names[row, : len(pack["ids"])] = torch.tensor(name_targets(clip, pack["ids"]))
+    batch["names"] = names
     frames = np.stack([clip.frames for clip in clips])
     batch["frames"] = torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous()
     targets = [dense_targets(clip) for clip in clips]
@@ -204,7 +235,7 @@ class Clips(IterableDataset[Batch]):
         frames_per_batch: int,
         seed: int,
         together: float,
-        crowded: bool = False,
+        crowded: float = 0.0,
     ) -> None:
         self._lengths = lengths
         self._frames = frames_per_batch
@@ -222,7 +253,11 @@ class Clips(IterableDataset[Batch]):
         while True:
             length = int(rng.choice(lengths, p=shares))
             seeds = rng.integers(FIRST_TRAINING_SEED, 2**62, max(1, self._frames // length))
-            clips = [make_clip(int(seed), length, crowded=self._crowded) for seed in seeds]
+            full = rng.random(len(seeds)) < self._crowded
+            clips = [
+                make_clip(int(seed), length, crowded=bool(crowd))
+                for seed, crowd in zip(seeds, full, strict=True)
+            ]
             together = bool(rng.random() < self._together)
             packs = [packer.pack(clip.questions, together=together, rng=rng) for clip in clips]
             yield collate(clips, packs)

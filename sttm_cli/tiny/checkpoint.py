@@ -27,7 +27,7 @@ PATCH = 8
 GRID = SIDE // PATCH // 2
 WIDTH = 192
 # What this package reads of a config.json: the frames trained with, and merging that suits them.
-SETTINGS = {"frames": 8, "merge_layer": 1, "positions": "surviving"}
+SETTINGS = {"frames": 8, "merge_layer": 1, "positions": "survivors"}
 SPECIAL = ("<unk>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 # The layout of the llava-hf checkpoints: the video first, then the question on a line of its own.
 CHAT_TEMPLATE = (

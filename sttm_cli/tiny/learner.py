@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -9,15 +10,28 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sttm_cli.tiny.batches import COVERED, DENSE, IGNORE, MOVES, Batch, Packer, collate, make_clip
+from sttm_cli.tiny.batches import (
+    COVERED,
+    DENSE,
+    IGNORE,
+    MOVES,
+    NAMED,
+    Batch,
+    Packer,
+    collate,
+    make_clip,
+)
 from sttm_cli.tiny.checkpoint import GRID, WIDTH, make_model
 from sttm_cli.tiny.questions import KINDS
 from sttm_cli.tiny.scenes import COLOURS, SHAPES
 
-_MOVE_LAYER = 1  # the decoder layer whose output must know how a cell's thing has moved
+# The decoder layers whose outputs must know how a cell's thing has moved, and what a word names:
+# one after the other, so that the last layers have only to answer.
+_MOVE_LAYER, _NAME_LAYER = 1, 2
 # The shapes, the colours and the digits among a cell's shares.
 _BORDERS = (0, len(SHAPES), len(SHAPES) + len(COLOURS), DENSE)
 GROUPS = tuple(slice(a, b) for a, b in pairwise(_BORDERS))
+_SHARPNESS = 10.0  # of the nearness, a cosine, between a cell and a word
 _NOTHING_WEIGHT = 0.1  # most cells show nothing: they must not drown the others
 
 
@@ -28,20 +42,28 @@ class Learner(nn.Module):
         super().__init__()
         self.model = make_model()
         self.cells = nn.Linear(WIDTH, DENSE + 2)
+        # Where in the picture a cell is, and where the centre of its thing.
+        self.places = nn.Linear(WIDTH, 4)
         # Before the projector and the pooling, on the tower's own patches: also which of a
         # patch's four quarters are covered.
         self.patches = nn.Linear(self.model.config.vision_config.hidden_size, DENSE + 2 + 4)
+        # In the decoder, on the words of a question: the facts of what a word names,
+        # so that words find what they name before anything is made of it.
+        self.things = nn.Linear(WIDTH, sum(NAMED))
         self._seen = torch.empty(0)
         self.model.model.multi_modal_projector.register_forward_pre_hook(self._keep_seen)
         self.moves = nn.Linear(WIDTH, len(MOVES))
         _place_patches(self.model.model.vision_tower)
+        words = [*SHAPES, *COLOURS, *map(str, range(10))]
+        self.names = torch.tensor([Packer().encode(word)[0] for word in words])
         self._head = torch.tensor(Packer().head)
-        self._middle = torch.empty(0)
-        layer = self.model.model.language_model.layers[_MOVE_LAYER]
-        layer.register_forward_hook(self._keep)
+        self._kept: dict[int, torch.Tensor] = {}
+        for index in (_MOVE_LAYER, _NAME_LAYER):
+            layer = self.model.model.language_model.layers[index]
+            layer.register_forward_hook(partial(self._keep, index))
 
-    def _keep(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._middle = output[0] if isinstance(output, tuple) else output
+    def _keep(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
+        self._kept[index] = output[0] if isinstance(output, tuple) else output
 
     def _keep_seen(self, module: nn.Module, args: Any) -> None:
         self._seen = args[0]
@@ -52,6 +74,11 @@ class Learner(nn.Module):
         output = self.model.model.get_video_features(pixels, return_dict=True)
         tokens: torch.Tensor = output.pooler_output
         return tokens
+
+    def named(self, batch: Batch) -> torch.Tensor:
+        """What the packed words name [B, L, sum(NAMED)], after `answer` has run on the batch."""
+        found: torch.Tensor = self.things(self._kept[_NAME_LAYER][:, -batch["ids"].shape[1] :])
+        return found
 
     def answer(self, batch: Batch, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [B, L, V] over the packed tokens and [B, F * G * G, MOVES] over the cells."""
@@ -66,8 +93,17 @@ class Learner(nn.Module):
             position_ids=torch.cat([first, prefix + batch["positions"]], 1),
             use_cache=False,
         ).last_hidden_state
-        moves = self.moves(self._middle[:, head.shape[1] : prefix - 1])
+        moves = self.moves(self._kept[_MOVE_LAYER][:, head.shape[1] : prefix - 1])
         return self.model.lm_head(hidden[:, prefix:]), moves
+
+
+def _thing_loss(found: torch.Tensor, names: torch.Tensor) -> torch.Tensor:
+    """How well the words of a question tell what they name; names [B, L, len(NAMED)]."""
+    loss = found.new_zeros(())
+    for logits, target in zip(found.split(NAMED, -1), names.unbind(-1), strict=True):
+        if (target != IGNORE).any():
+            loss = loss + F.cross_entropy(logits[target != IGNORE], target[target != IGNORE])
+    return loss
 
 
 def _place_patches(tower: nn.Module) -> None:
@@ -84,19 +120,21 @@ def _place_patches(tower: nn.Module) -> None:
         weight.copy_(grid.reshape(count, width))
 
 
-def losses(
-    learner: Learner, batch: Batch, *, answers: bool, freeze_tower: bool = False
-) -> dict[str, torch.Tensor]:
+def losses(learner: Learner, batch: Batch, *, answers: bool) -> dict[str, torch.Tensor]:
     """Losses by name: `cells` always; `answer` and `moves` where the decoder learns too."""
     with torch.autocast("cpu", torch.bfloat16):
-        with torch.set_grad_enabled(not freeze_tower):
-            tokens = learner.see(batch)
-        found = {"cells": _cell_loss(learner, tokens, batch)}
+        tokens = learner.see(batch)
+        found = {
+            "cells": _cell_loss(learner, tokens, batch),
+            "places": _place_loss(learner.places(tokens[:, :-1]).float(), batch),
+        }
         if answers:
             logits, moves = learner.answer(batch, tokens)
             known = batch["labels"] != IGNORE
             found["answer"] = F.cross_entropy(logits[known].float(), batch["labels"][known])
             found["moves"] = _move_loss(moves.float(), batch["moves"])
+            found["things"] = _thing_loss(learner.named(batch).float(), batch["names"])
+            found["words"] = _word_loss(learner, tokens, batch)
     return found
 
 
@@ -112,6 +150,18 @@ def _cell_loss(learner: Learner, tokens: torch.Tensor, batch: Batch) -> torch.Te
     covered = shares[..., : GROUPS[0].stop].amax(-1) + shares[..., GROUPS[2]].amax(-1)
     quarters = covered.reshape(clips, frames, side, 2, side, 2).transpose(3, 4).flatten(4)
     return loss + 4 * F.binary_cross_entropy_with_logits(fine[..., -4:], quarters.clamp(0, 1))
+
+
+def _place_loss(found: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """How well every cell's token tells where it is and where its thing's centre is, in half
+    widths of the picture from its middle: corners and directions follow from that."""
+    offsets = _pool(batch["offsets"], GRID)
+    line = torch.arange(GRID) - (GRID - 1) / 2
+    own = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).expand_as(offsets)
+    found = found.reshape(*offsets.shape[:-1], 4) * (GRID / 2)
+    there = ~offsets[..., 0].isnan()
+    loss = F.smooth_l1_loss(found[..., :2], own)
+    return loss + F.smooth_l1_loss(found[..., 2:][there], (own + offsets)[there])
 
 
 def _pool(cells: torch.Tensor, side: int) -> torch.Tensor:
@@ -149,6 +199,25 @@ def cell_accuracy(learner: Learner, *, clips: int = 48) -> dict[str, float]:
         right = found[..., part][covered].argmax(-1) == shares[..., part][covered].argmax(-1)
         result[name] = right.float().mean().item()
     return result
+
+
+def _word_loss(learner: Learner, tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """How near every cell's token is to the words for what it shows, as read and as written.
+
+    A question's words then find their cells, and cells their answers, by one common rule instead
+    of one learnt for every word.
+    """
+    shares = _pool(batch["shares"], GRID)
+    cells = F.normalize(tokens[:, :-1].float(), dim=-1).reshape(*shares.shape[:4], -1)
+    loss = tokens.new_zeros(())
+    for table in (learner.model.get_input_embeddings().weight, learner.model.lm_head.weight):
+        near = _SHARPNESS * cells @ F.normalize(table[learner.names].float(), dim=-1).T
+        for part in GROUPS:
+            covered = shares[..., part].amax(-1) > COVERED
+            if covered.any():
+                names = shares[..., part][covered].argmax(-1)
+                loss = loss + F.cross_entropy(near[..., part][covered], names)
+    return loss
 
 
 def _move_loss(found: torch.Tensor, moves: torch.Tensor) -> torch.Tensor:

@@ -22,16 +22,18 @@ from sttm_cli.tiny.batches import Batch, Clips
 from sttm_cli.tiny.checkpoint import FOLDER, make_model, write_checkpoint
 from sttm_cli.tiny.learner import Learner, accuracy, cell_accuracy, losses
 
-_WEIGHTS = {"cells": 0.3, "answer": 1.0, "moves": 0.3}
+_WEIGHTS = {"cells": 0.3, "answer": 1.0, "moves": 0.3, "words": 0.2, "things": 0.5, "places": 1.0}
 _LOG_BATCHES = 50
-_REPORT_SECONDS = 120
+_REPORT_SECONDS = 90
 _SAVE_SECONDS = 180
 
 
 @dataclass(frozen=True)
 class Stage:
     """`lengths`: frames a clip -> share of the batches; `together`: share of the batches whose
-    questions are turns of one conversation; the others are each asked alone."""
+    questions are turns of one conversation, the others are each asked alone; `crowded`: share of
+    the scenes that are as full as can be; `tower_rate`: the rate of the tower and the
+    projector, as a share."""
 
     name: str
     minutes: float
@@ -40,19 +42,28 @@ class Stage:
     frames_per_batch: int
     answers: bool = True
     together: float = 0.25
-    crowded: bool = False
-    freeze_tower: bool = False
+    crowded: float = 0.0
+    tower_rate: float = 1.0
 
 
 STAGES = (
-    Stage("tower", 6, 2e-3, {2: 1.0}, 32, answers=False, crowded=True),
-    Stage("words", 8, 1.5e-3, {1: 1.0}, 32),
+    Stage("tower", 6, 2e-3, {2: 1.0}, 32, answers=False, crowded=1.0),
+    Stage("words", 6, 1.5e-3, {1: 1.0}, 16, crowded=0.3, tower_rate=0.3),
     Stage(
         "clips",
-        42,
-        1.5e-3,
-        {1: 0.06, 2: 0.08, 3: 0.1, 4: 0.14, 5: 0.12, 6: 0.14, 7: 0.12, 8: 0.2, 10: 0.04},
-        80,
+        15.5,
+        1.2e-3,
+        {1: 0.05, 2: 0.2, 3: 0.2, 4: 0.14, 5: 0.1, 6: 0.1, 7: 0.08, 8: 0.12, 10: 0.01},
+        48,
+        tower_rate=0.3,
+    ),
+    Stage(
+        "longer",
+        30,
+        1e-3,
+        {1: 0.06, 2: 0.1, 3: 0.12, 4: 0.14, 5: 0.12, 6: 0.12, 7: 0.12, 8: 0.2, 10: 0.02},
+        48,
+        tower_rate=0.3,
     ),
 )
 
@@ -136,17 +147,27 @@ class Run:
         return DataLoader(clips, batch_size=None, num_workers=1, prefetch_factor=6)
 
     def _optimiser(self, stage: Stage) -> torch.optim.Optimizer:
-        matrices = [p for p in self.learner.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.learner.parameters() if p.ndim < 2]
         optimiser = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": 0.03}, {"params": vectors, "weight_decay": 0.0}],
-            lr=stage.peak_rate,
-            betas=(0.9, 0.98),
-            eps=1e-7,
+            self._groups(stage.tower_rate), lr=stage.peak_rate, betas=(0.9, 0.98), eps=1e-7
         )
         if self._moments is not None:
             optimiser.load_state_dict(self._moments)
         return optimiser
+
+    def _groups(self, tower_rate: float) -> list[dict[str, Any]]:
+        """The parameters by their share of the rate, and by whether they decay."""
+        groups = []
+        for in_tower, share in ((True, tower_rate), (False, 1.0)):
+            named = self.learner.named_parameters()
+            mine = [p for name, p in named if _in_tower(name) == in_tower]
+            for matrix, decay in ((True, 0.03), (False, 0.0)):
+                params = [p for p in mine if (p.ndim >= 2) == matrix]
+                groups.append({"params": params, "weight_decay": decay, "share": share})
+        return groups
+
+
+def _in_tower(name: str) -> bool:
+    return "vision_tower" in name or "multi_modal_projector" in name
 
 
 def _step(
@@ -157,7 +178,7 @@ def _step(
     shown: dict[str, float],
 ) -> None:
     """One batch; `shown` keeps the losses' running means."""
-    found = losses(learner, batch, answers=stage.answers, freeze_tower=stage.freeze_tower)
+    found = losses(learner, batch, answers=stage.answers)
     optimiser.zero_grad(set_to_none=True)
     total = torch.stack([_WEIGHTS[name] * value for name, value in found.items()]).sum()
     torch.autograd.backward(total)
@@ -174,7 +195,7 @@ def _share_of_peak(done: float) -> float:
 
 def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["share"]
 
 
 def _report(learner: Learner, *, answers: bool) -> None:

@@ -12,16 +12,18 @@ from sttm_cli.tiny.batches import (
     FIRST_TRAINING_SEED,
     IGNORE,
     MOVES,
+    NAMED,
     Clip,
     Packer,
     collate,
     dense_targets,
     make_clip,
+    name_targets,
 )
 from sttm_cli.tiny.learner import Learner, losses
 from sttm_cli.tiny.measure import FIRST_SEED
 from sttm_cli.tiny.questions import Question
-from sttm_cli.tiny.scenes import Scene, Thing
+from sttm_cli.tiny.scenes import COLOURS, SHAPES, Scene, Thing
 from sttm_cli.tiny.train import Run, Stage
 
 QUESTIONS = [
@@ -72,6 +74,20 @@ def test_dense_targets_say_what_each_cell_shows_and_how_it_moves() -> None:
     assert moves[0, 1, 1] == MOVES.index("new")
     assert moves[3, 1, 3] == MOVES.index("right")
     assert moves[3, 6, 6] == MOVES.index("nothing")
+
+
+def test_every_name_in_a_question_is_told_what_it_names() -> None:
+    star = Thing("star", "blue", 16.0, 0.0, (24.0, 24.0), (10.0, 0.0), 0.5, 4.0)
+    scene = Scene(0, 4, (star,), None)
+    clip = Clip(np.zeros((4, 112, 112, 3), np.uint8), scene, (0.0, 1.0, 2.0, 3.0), [])
+    ids = Packer().encode("is the star blue or red?")
+    _, _, star_facts, blue_facts, _, red_facts = name_targets(clip, ids)
+    assert star_facts == blue_facts
+    assert star_facts[:3] == (
+        SHAPES.index("star"), list(COLOURS).index("blue"), MOVES.index("right")
+    )  # fmt: skip
+    assert star_facts[3:] == (IGNORE, 1)
+    assert red_facts == tuple(count - 1 for count in NAMED)
 
 
 def test_measured_seeds_are_never_trained_on() -> None:
