@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sttm_cli.decode.container import open_video
 from sttm_cli.decode.cursor import Cursor
-from sttm_cli.decode.lost import Lost
+from sttm_cli.decode.lost import Lost, Reading
 from sttm_cli.decode.pixels import RGB, picture
 from sttm_cli.types import FramePlan
 
@@ -16,22 +16,38 @@ ROUNDING_S = 2e-6
 """Asked times are rounded to microseconds."""
 
 
-def read_av(path: Path, plan: FramePlan) -> Iterator[tuple[float, RGB] | Lost]:
-    """For each of the plan's times the frame on show and its true time, or why it is lost.
+def read_sound(path: Path, plan: FramePlan) -> Iterator[Reading]:
+    """For each of the plan's times the frame on show and its true time, up to the first damage.
 
-    Raises VideoError where the file cannot be opened.
+    Ends early, without the reading that damage could have touched, where a packet does not
+    decode. Raises VideoError where the file cannot be opened.
     """
     with open_video(path) as (container, stream):
         cursor = Cursor(container, stream)
-        last: tuple[int, RGB] | None = None
-        for time in plan.times_s:
-            try:
-                pts, frame = cursor.at(
-                    math.floor((time + plan.origin_s + ROUNDING_S) / cursor.base)
-                )
-            except Lost as lost:
-                yield lost
-                continue
-            if last is None or last[0] != pts:
-                last = pts, picture(frame, plan.size, plan.transfer)
-            yield max(0.0, round(float(pts * cursor.base) - plan.origin_s, 6)), last[1]
+        for found in _readings(cursor, plan):
+            if cursor.damaged:
+                return
+            yield found
+
+
+def read_damaged(path: Path, plan: FramePlan) -> Iterator[Reading]:
+    """For each of the plan's times the frame on show, or why it is lost.
+
+    Decodes one frame after the other: several frame threads lose more of a damaged stream, and
+    how much depends on their number. Raises VideoError where the file cannot be opened.
+    """
+    with open_video(path, threads="SLICE") as (container, stream):
+        yield from _readings(Cursor(container, stream), plan)
+
+
+def _readings(cursor: Cursor, plan: FramePlan) -> Iterator[Reading]:
+    last: tuple[int, RGB] | None = None
+    for time in plan.times_s:
+        try:
+            pts, frame = cursor.at(math.floor((time + plan.origin_s + ROUNDING_S) / cursor.base))
+        except Lost as lost:
+            yield lost
+            continue
+        if last is None or last[0] != pts:
+            last = pts, picture(frame, plan.size, plan.transfer)
+        yield max(0.0, round(float(pts * cursor.base) - plan.origin_s, 6)), last[1]

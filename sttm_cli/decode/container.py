@@ -25,10 +25,11 @@ FRAME_THREADS_BYTES = 512 << 20
 
 
 @contextmanager
-def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
+def open_video(path: Path, *, threads: str = "AUTO") -> Iterator[tuple[Any, Any]]:
     """Open `path` and yield the container and its best video stream, ready to decode.
 
-    Raises VideoError for what is no video, has no video stream or an unknown codec.
+    `threads` as in FFmpeg: "AUTO" decodes several frames at once, "SLICE" parts of one. Raises
+    VideoError for what is no video, has no video stream or an unknown codec.
     """
     check_file(path)
     try:
@@ -36,7 +37,10 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     except (av.FFmpegError, UnicodeError, ValueError) as error:
         raise VideoError(f"{path} is not a video: {reason(error)}", NEEDED) from None
     with container:
-        yield container, _video_stream(path, container)
+        stream = _video_stream(path, container)
+        # Never av.logging.set_level: with frame threads it can wait for ever when a decode is left.
+        stream.thread_type = threads
+        yield container, stream
 
 
 def reason(error: Exception) -> str:
@@ -54,8 +58,6 @@ def _video_stream(path: Path, container: Any) -> Any:
     if stream.codec_context is None:
         raise VideoError(f"{path} has a video codec that is not known", "convert it to H.264")
     context = stream.codec_context
-    # Never av.logging.set_level: with frame threads it can wait for ever when a decode is left.
-    stream.thread_type = "AUTO"
     # Planar 10-bit 4:2:0 takes three bytes a pixel; a thread holds a frame and its references.
     room = FRAME_THREADS_BYTES // max(1, context.width * context.height * 3)
     context.thread_count = 0 if room >= 16 else max(1, min(room, 4))
@@ -69,7 +71,9 @@ def packets_of(container: Any, stream: Any) -> Iterator[Any]:
     """The stream's packets, up to the end or to where the file cannot be read on."""
     try:
         yield from container.demux(stream)
-    except (av.FFmpegError, OSError):
+    except Exception:
+        # Hostile input makes the demuxer, and PyAV around it, raise all sorts of errors; what
+        # was read before them counts.
         return
 
 
@@ -77,5 +81,5 @@ def decode(packet: Any) -> tuple[list[Any], bool]:
     """The frames that come of a packet, and whether all went well."""
     try:
         return list(packet.decode()), True
-    except (av.FFmpegError, ValueError):
+    except Exception:
         return [], False

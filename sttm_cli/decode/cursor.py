@@ -16,7 +16,10 @@ frames are missing: sound is often a little longer than the picture."""
 
 
 class Cursor:
-    """Moves forward through a stream; `at` gives the frame on show, `now` where it has got to."""
+    """Moves forward through a stream: `at` gives the frame on show at a time.
+
+    `damaged` tells that a packet was damaged on the way, `ended` that there is nothing left.
+    """
 
     def __init__(self, container: Any, stream: Any) -> None:
         self._packets = Packets(container, stream)
@@ -28,8 +31,7 @@ class Cursor:
         self._unordered = container.format.name == "avi"
         self._shown: tuple[int, Any] | None = None
         self._ahead: tuple[int, Any] | None = None
-        self.errors = 0
-        self.ended = False
+        self.ended = self.damaged = False
         self._start_over()
 
     def _start_over(self) -> None:
@@ -37,13 +39,15 @@ class Cursor:
         self._sent: set[int] = set()
         self._jumped = self._broken = False
         self._last: int | None = None
+        self._first: int | None = None
+        self._delay: int | None = None
 
     @property
     def end(self) -> int:
         """The pts at which the last frame that came ends."""
         if self._shown is None:
             return 0
-        return self._shown[0] + (self._shown[1].duration or self._step)
+        return self._shown[0] + int(self._shown[1].duration or self._step)
 
     def at(self, time: int) -> tuple[int, Any]:
         """The pts and the frame on show at pts `time`; raises Lost. Times must not go back."""
@@ -55,35 +59,38 @@ class Cursor:
         return self._checked(time)
 
     def _jump(self, time: int) -> None:
-        if self.ended or (self._ahead is not None and self._ahead[0] > time):
+        if self._ahead is not None and self._ahead[0] > time:
             return
-        now = self._ahead[0] if self._ahead is not None else -1
-        if self._packets.jump(now, time):
+        reached = self._ahead or self._shown
+        if self._packets.jump(None if reached is None else reached[0], time):
             self._context.flush_buffers()
             self._shown = self._ahead = None
+            self.ended = False
             self._start_over()
             self._jumped = True
 
     def _checked(self, time: int) -> tuple[int, Any]:
-        found = self._shown
-        if found is None:
-            # Before the first frame the first one stands; after a jump it is not the first.
-            if self._jumped or self._ahead is None:
-                raise Lost(ENDED if self._ahead is None else DAMAGED)
-            found = self._ahead
-        if found[1].is_corrupt or (self._broken and self._missing(found[0], time)):
+        if self.ended and (self._shown is None or time > self.end + self._slack()):
+            raise Lost(DAMAGED if self.damaged and not self._packets.cut_off() else ENDED)
+        # Before the first frame the first one stands; after a jump it is not the first.
+        found = self._shown or (None if self._jumped else self._ahead)
+        if found is None or found[1].is_corrupt or self._is_gone(found[0], time):
+            self.damaged = True
             raise Lost(DAMAGED)
-        if self.ended and time > self.end + self._slack():
-            raise Lost(ENDED)
         return found
+
+    def _is_gone(self, shown: int, time: int) -> bool:
+        """Whether the frame at pts `shown` only stands for another one that was damaged."""
+        if self._broken:
+            # A packet between the two gave no frame.
+            self._sent = {pts for pts in self._sent if pts > shown}
+            if any(pts <= time for pts in self._sent):
+                return True
+        # Nothing came for a while in a stream that is known to be damaged.
+        return self.damaged and self._ahead is not None and time >= self.end + self._step
 
     def _slack(self) -> float:
         return 0.0 if self._packets.cut_off() else float(END_SLACK_S / self.base)
-
-    def _missing(self, shown: int, time: int) -> bool:
-        """Whether a packet between the frame on show and `time` gave no frame."""
-        self._sent = {pts for pts in self._sent if pts > shown}
-        return any(pts <= time for pts in self._sent)
 
     def _next(self) -> tuple[int, Any] | None:
         """The next frame in display order with its repaired pts."""
@@ -102,21 +109,27 @@ class Cursor:
         if packet is None:
             self.ended = True
             return
-        if packet.pts is not None and packet.size and not packet.is_discard:
-            self._sent.add(packet.pts)
+        if packet.size and not packet.is_discard:
+            time = packet.dts if packet.pts is None else packet.pts
+            if self._first is None:
+                self._first = time
+            if time is not None:
+                self._sent.add(time)
         frames, well = decode(packet)
         self._frames.extend(frames)
-        if not well:
-            self.errors += 1
-            self._broken = True
+        self._broken = self._broken or not well
+        self.damaged = self.damaged or not well or self._packets.damaged
 
     def _repaired(self, frame: Any) -> int:
         """A frame's pts, or what it must be where the file does not tell."""
-        if self._unordered and self._sent:
-            pts = min(self._sent)
-        elif frame.pts is not None:
-            pts = int(frame.pts)
-        else:
-            pts = 0 if self._last is None else self._last + self._step
+        pts = self._counted(frame) if self._unordered or frame.pts is None else int(frame.pts)
         self._sent.discard(pts)
         return pts
+
+    def _counted(self, frame: Any) -> int:
+        """The pts by the packet that a frame came with: they follow each other at one distance."""
+        if frame.dts is None or self._first is None:
+            return 0 if self._last is None else self._last + self._step
+        if self._delay is None:
+            self._delay = frame.dts - self._first
+        return int(frame.dts) - self._delay

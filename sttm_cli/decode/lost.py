@@ -1,6 +1,12 @@
-"""Why a frame cannot be had."""
+"""What reading a frame gives: its true time and its picture, or why there is none."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 DAMAGED, ENDED = "damaged", "ended"
 
@@ -11,3 +17,7 @@ class Lost(Exception):
     def __init__(self, cause: str) -> None:
         super().__init__(cause)
         self.cause = cause
+
+
+Reading = tuple[float, "NDArray[np.uint8]"] | Lost
+"""Seconds from the first frame and [H, W, 3] RGB, or the loss of that frame."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from sttm_cli.decode.container import packets_of
 
 LOOKAHEAD_BYTES = 64 << 20
 """How much is read ahead in search of a later keyframe before decoding goes on instead."""
+
+REORDER_S = 10
+"""Frames are shown out of decoding order, but never this far: such a time is damaged."""
 
 INDEXED = {"mov", "matroska", "avi"}
 
@@ -19,7 +24,8 @@ class Packets:
 
     Formats with an index (MP4, Matroska with cues, AVI) are sought in. The others are read
     through, and what lies before the last keyframe at or before the wanted time is dropped
-    undecoded: slower than seeking, but right for every format.
+    undecoded: slower than seeking, but right for every format. `damaged` tells that a packet
+    read so far is known to be incomplete or has an impossible time.
     """
 
     def __init__(self, container: Any, stream: Any) -> None:
@@ -28,6 +34,8 @@ class Packets:
         self._packets = packets_of(container, stream)
         self._ahead: deque[Any] = deque()
         self._read_dts: int | None = None
+        self._most_reorder = REORDER_S / stream.time_base
+        self.damaged = False
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -35,10 +43,10 @@ class Packets:
     def __next__(self) -> Any:
         return self._ahead.popleft() if self._ahead else self._read()
 
-    def jump(self, now: int, goal: int) -> bool:
+    def jump(self, now: int | None, goal: int) -> bool:
         """Go on at the last keyframe shown at or before `goal`, if that is later than `now`.
 
-        `now` is the pts that decoding has reached. Returns whether packets were left out, so
+        `now` is the pts that decoding has reached, None at the start. Returns whether packets were left out, so
         that the decoder has to begin anew.
         """
         return self._drop(goal) if self._index is None else self._seek(now, goal)
@@ -51,14 +59,18 @@ class Packets:
         return self._read_dts is None or self._read_dts < last
 
     def _read(self) -> Any:
+        """The next packet of the file, its time put right; StopIteration at the end."""
         packet = next(self._packets)
         if packet.dts is not None:
             self._read_dts = packet.dts
+            if packet.pts is not None and abs(packet.pts - packet.dts) > self._most_reorder:
+                packet.pts, self.damaged = packet.dts, True
+        self.damaged = self.damaged or packet.is_corrupt
         return packet
 
-    def _seek(self, now: int, goal: int) -> bool:
-        key = self._key_before(goal)
-        if key is None or key <= now:
+    def _seek(self, now: int | None, goal: int) -> bool:
+        key, first = self._key_before(goal), self._index[0].timestamp if self._index else 0
+        if key is None or key <= (first if now is None else now):
             return False
         self._go(goal)
         # The index counts in decoding time; a keyframe is shown at that time or later.
@@ -74,16 +86,18 @@ class Packets:
     def _go(self, time: int) -> None:
         self._container.seek(time, stream=self._stream)
         self._packets = packets_of(self._container, self._stream)
-        self._ahead = deque(p for p in [next(iter(self._packets), None)] if p is not None)
+        self._ahead = deque()
+        with suppress(StopIteration):
+            self._ahead.append(self._read())
 
     def _drop(self, goal: int) -> bool:
         found = seen = held = 0
         while held < LOOKAHEAD_BYTES:
             if seen == len(self._ahead):
-                packet = next(iter(self._packets), None)
-                if packet is None:
+                try:
+                    self._ahead.append(self._read())
+                except StopIteration:
                     break
-                self._ahead.append(packet)
             packet = self._ahead[seen]
             if packet.is_keyframe and packet.pts is not None and packet.pts <= goal:
                 found = seen
@@ -100,10 +114,12 @@ def _index(container: Any, stream: Any) -> Any | None:
     """The demuxer's index, where it is known to be whole; a sequence with `search_timestamp`."""
     name = container.format.name.split(",")[0]
     entries = getattr(stream, "index_entries", None)
-    # A fragmented MP4 has no frame count: its index grows only while it is read.
-    if entries is None or name not in INDEXED or (name == "mov" and not stream.frames):
+    if entries is None or name not in INDEXED:
         return None
     if name == "matroska":
         # The cues stand at the end of most files and are only read when they are needed.
         container.seek(stream.start_time or 0, stream=stream)
-    return entries if len(entries) > 1 else None
+        return entries if len(entries) > 1 else None
+    # A fragmented MP4 has no frame count, and an AVI may have lost its index: what there is then
+    # grows only while the file is read.
+    return entries if len(entries) >= max(2, 0.8 * (stream.frames or math.inf)) else None

@@ -1,10 +1,11 @@
-"""A decoded frame -> the picture to deliver: RGB, upright, square pixels, SDR, at the right size."""
+"""A decoded frame -> the picture to deliver: RGB, upright, square pixels, SDR, of a given size."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,32 +57,28 @@ def orientation(frame: Any) -> Orientation:
 def picture(frame: Any, size: tuple[int, int], transfer: str) -> RGB:
     """A PyAV frame as [H, W, 3] uint8 RGB of `size` (width, height)."""
     turned = orientation(frame)
+    rgb = frame.reformat(format="rgb24" if transfer == "sdr" else "rgb48le")
+    if frame.interlaced_frame:
+        rgb = av.VideoFrame.from_ndarray(_blended(rgb.to_ndarray()), format=rgb.format.name)
     width, height = reversed(size) if turned.transpose else size
-    rgb = _to_rgb(frame, width, height, "rgb24" if transfer == "sdr" else "rgb48le")
-    if frame.interlaced_frame and rgb.shape[0] == frame.height > 2:
-        rgb = _blend_fields(rgb)
-    if transfer != "sdr":
-        rgb = to_sdr(rgb, transfer)
-    return turned.apply(rgb)
+    pixels = _resized(rgb, width, height)
+    return turned.apply(pixels if transfer == "sdr" else to_sdr(pixels, transfer))
 
 
 def fitted(rgb: RGB, size: tuple[int, int], transfer: str) -> RGB:
     """An upright picture [H, W, 3] brought to `size` (width, height) and to SDR."""
-    if (rgb.shape[1], rgb.shape[0]) != size:
-        from PIL import Image
-
-        rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BOX))
-    return to_sdr(rgb, transfer) if transfer != "sdr" else rgb
+    pixels = _resized(av.VideoFrame.from_ndarray(rgb, format="rgb24"), *size)
+    return pixels if transfer == "sdr" else to_sdr(pixels, transfer)
 
 
-def _to_rgb(frame: Any, width: int, height: int, pixels: str) -> Any:
-    """Convert with libswscale; only where the size changes as well does it resample."""
-    resized = (width, height) != (frame.width, frame.height)
-    how = {"width": width, "height": height, "interpolation": "AREA"} if resized else {}
-    return frame.reformat(format=pixels, **how).to_ndarray()
+def _resized(rgb: av.VideoFrame, width: int, height: int) -> Any:
+    """Resampled in RGB: libswscale's shortcut from subsampled colours darkens by a level."""
+    if (width, height) != (rgb.width, rgb.height):
+        rgb = rgb.reformat(width=width, height=height, interpolation="BICUBIC")
+    return rgb.to_ndarray()
 
 
-def _blend_fields(rgb: NDArray[Any]) -> Any:
+def _blended(rgb: NDArray[Any]) -> NDArray[Any]:
     """Weigh each line with its neighbours, 1-2-1: the comb between two fields goes."""
     wide = rgb.astype(np.uint32)
     above, below = np.roll(wide, 1, axis=0), np.roll(wide, -1, axis=0)

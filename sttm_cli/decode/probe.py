@@ -104,8 +104,10 @@ def _duration_s(container: Any, stream: Any, start: float) -> float | None:
         return _positive(float(stream.duration * stream.time_base))
     if container.duration is None:
         return None
-    # The container's duration may count from its own start, which other streams may set.
-    offset = start - (container.start_time or 0) / 1e6
+    # The container's duration counts from its own start, which other streams may set; in
+    # Matroska and WebM it counts from 0.
+    from_zero = "matroska" in container.format.name
+    offset = start if from_zero else start - (container.start_time or 0) / 1e6
     return _positive(container.duration / 1e6 - max(0.0, offset))
 
 

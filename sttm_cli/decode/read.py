@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sttm_cli.decode.lost import DAMAGED, ENDED, Lost
+from sttm_cli.decode.lost import DAMAGED, ENDED, Lost, Reading
 from sttm_cli.errors import VideoError
 from sttm_cli.types import DecodeReport, FrameChunk, FramePlan
 
@@ -31,26 +31,27 @@ def read_frames(
     import numpy as np
 
     width, height = plan.size
-    fitting = max_chunk_bytes // (width * height * 3) // multiple * multiple
-    count = max(multiple, fitting)
-    pictures, times = [], []
-    for time, picture in _kept(path, plan, report, fallback):
+    count = max(multiple, max_chunk_bytes // (width * height * 3) // multiple * multiple)
+    pictures: list[Any] = []
+    for time, picture in _kept(_readings(path, plan, report, fallback), report):
         pictures.append(picture)
-        times.append(time)
         report.times_s.append(time)
         if len(pictures) == count:
-            yield FrameChunk(np.stack(pictures), tuple(times))
-            pictures, times = [], []
+            yield FrameChunk(np.stack(pictures), tuple(report.times_s[-count:]))
+            pictures = []
     if pictures:
-        yield FrameChunk(np.stack(pictures), tuple(times))
-    _conclude(path, plan, report)
+        yield FrameChunk(np.stack(pictures), tuple(report.times_s[-len(pictures) :]))
+    if not report.times_s:
+        raise VideoError(f"no frame of {path} could be decoded", "it is damaged or cut off")
+    if report.lost:
+        report.warnings.append(_loss(len(plan.times_s), report))
+    elif report.causes:
+        report.warnings.append("the video is damaged: frames may show traces of it")
 
 
-def _kept(
-    path: Path, plan: FramePlan, report: DecodeReport, fallback: bool
-) -> Iterator[tuple[float, Any]]:
-    """The pictures that can be had, with their times; the others are counted by cause."""
-    for found in _readings(path, plan, report, fallback):
+def _kept(readings: Iterator[Reading], report: DecodeReport) -> Iterator[tuple[float, Any]]:
+    """The frames that can be had, with their times; the others are counted by cause."""
+    for found in readings:
         if isinstance(found, Lost):
             report.lost += 1
             report.causes[found.cause] = report.causes.get(found.cause, 0) + 1
@@ -60,42 +61,55 @@ def _kept(
 
 def _readings(
     path: Path, plan: FramePlan, report: DecodeReport, fallback: bool
-) -> Iterator[tuple[float, Any] | Lost]:
+) -> Iterator[Reading]:
     """One reading per asked time, from the plan's reader or from the one that takes over."""
-    report.reader, done = plan.reader, 0
+    report.reader = plan.reader
     if plan.reader == "decord":
-        from sttm_cli.decode.decord_reader import read_decord
-
+        done = 0
         try:
-            for found in read_decord(path, plan):
+            from sttm_cli.decode.isolated import read_isolated
+
+            for found in read_isolated(path, plan, "decord"):
                 yield found
                 done += 1
             return
         except VideoError as error:
             if not fallback:
                 raise
-            report.fallback = f"decord: {error.message}"
-            report.reader = "av"
-    from sttm_cli.decode.av_reader import read_av
-
-    yield from read_av(path, replace(plan, times_s=plan.times_s[done:]))
+            report.fallback, report.reader = error.message, "av"
+            plan = replace(plan, times_s=plan.times_s[done:])
+    yield from _with_av(path, plan, report)
 
 
-def _conclude(path: Path, plan: FramePlan, report: DecodeReport) -> None:
-    """Say what was lost; raise VideoError where nothing is left."""
-    asked = len(plan.times_s)
-    if not report.times_s:
-        raise VideoError(f"no frame of {path} could be decoded", "the file is damaged or cut off")
-    if report.lost:
-        report.warnings.append(_loss(asked, report))
+def _with_av(path: Path, plan: FramePlan, report: DecodeReport) -> Iterator[Reading]:
+    """In this process while all is well, in one of its own from the first damage on."""
+    from sttm_cli.decode.av_reader import read_sound
+
+    done = 0
+    for found in read_sound(path, plan):
+        yield found
+        done += 1
+    if done == len(plan.times_s):
+        return
+    from sttm_cli.decode.isolated import read_isolated
+
+    report.causes[DAMAGED] = 0
+    try:
+        for found in read_isolated(path, replace(plan, times_s=plan.times_s[done:]), "av"):
+            yield found
+            done += 1
+    except VideoError:
+        yield from (Lost(DAMAGED) for _ in plan.times_s[done:])
 
 
 def _loss(asked: int, report: DecodeReport) -> str:
-    whole = f"{report.lost} of {asked} frames could not be decoded and are left out"
     damaged, ended = report.causes.get(DAMAGED, 0), report.causes.get(ENDED, 0)
-    last = max(report.times_s)
-    if not damaged:
-        return f"{whole}: the video's data end after {last:.1f} s"
-    if not ended:
-        return f"{whole}: the video is damaged"
-    return f"{whole}: {damaged} are damaged, and the data end after {last:.1f} s"
+    why = []
+    if damaged:
+        why.append("the video is damaged, and what follows may show traces of it")
+    if ended:
+        why.append(f"its data end after {max(report.times_s):.1f} s")
+    were = "was" if report.lost == 1 else "were"
+    return f"{report.lost} of {asked} frames could not be decoded and {were} left out: " + (
+        "; ".join(why)
+    )

@@ -42,7 +42,8 @@ def to_sdr(rgb: NDArray[np.uint8] | NDArray[np.uint16], transfer: str) -> NDArra
     position = np.sqrt(np.clip(brightest / PEAK_NITS, 0, 1)) * (LEVELS - 1)
     light *= _scale()[position.astype(np.int32)][..., None]
     linear = np.clip(light @ TO_BT709.T, 0, 1)
-    return _encode()[(np.sqrt(linear) * (LEVELS - 1) + 0.5).astype(np.int32)]
+    coded: NDArray[np.uint8] = _encode()[(np.sqrt(linear) * (LEVELS - 1) + 0.5).astype(np.int32)]
+    return coded
 
 
 @cache
