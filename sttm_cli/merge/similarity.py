@@ -33,12 +33,14 @@ def measure(
     child at (0, 0) of the frame, as the released code does. Time is linear in T*H*W*C.
     """
     found = multiply(features, pyramid, heads=heads, padding=padding)
-    # The inverse of a norm; a zero vector is similar to nothing.
-    scales = [torch.where(norm > 0, norm.rsqrt(), 0) for norm in found.norms]
+    # By linearity the products of a coarser cell are the means of those of the cells in it.
+    norms = [*found.norm, *(_means(dots, pyramid.fan) for dots in found.children)]
+    # The inverse of the norm; a zero vector is similar to nothing.
+    scales = [torch.where(norm > 0, norm.rsqrt(), 0) for norm in norms]
     return Similarities(
         _least_to_children(found, scales, pyramid),
         _between_frames(found, scales, pyramid),
-        found.norms[0],
+        norms[0],
     )
 
 
@@ -57,14 +59,22 @@ def _least_to_children(
 
 
 def _between_frames(found: Products, scales: list[torch.Tensor], pyramid: Pyramid) -> torch.Tensor:
-    later, earlier = [scale[1:] for scale in scales], [scale[:-1] for scale in scales]
-    if not found.cross:
+    if not found.later:
         return scales[0].new_empty(0, int(pyramid.pair_at.max()) + 1)
-    parts = [
-        _cosine(dots, later[a], earlier[b]) if a <= b else _cosine(dots, earlier[b], later[a])
-        for dots, (a, b) in zip(found.cross, level_pairs(pyramid.depth), strict=True)
-    ]
+    later, earlier = [scale[1:] for scale in scales], [scale[:-1] for scale in scales]
+    parts = []
+    for a, b in level_pairs(pyramid.depth):
+        if a <= b:
+            dots, fine, coarse = found.later[b], later[a], earlier[b]
+        else:
+            dots, fine, coarse = found.earlier[a - 1], earlier[b], later[a]
+        parts.append(_cosine(_means(dots, pyramid.fan ** min(a, b)), fine, coarse))
     return torch.cat(parts, 1)
+
+
+def _means(values: torch.Tensor, count: int) -> torch.Tensor:
+    """The means of `count` neighbours each, [t, heads, n*count] -> [t, heads, n]."""
+    return values.view(*values.shape[:2], values.shape[2] // count, count).mean(3)
 
 
 def _cosine(dots: torch.Tensor, fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
@@ -72,5 +82,5 @@ def _cosine(dots: torch.Tensor, fine: torch.Tensor, coarse: torch.Tensor) -> tor
 
     `dots` and `fine` [t, heads, n*k], `coarse` [t, heads, n].
     """
-    around = coarse.repeat_interleave(fine.shape[2] // max(1, coarse.shape[2]), 2)
+    around = coarse.repeat_interleave(fine.shape[2] // coarse.shape[2], 2)
     return (dots * fine * around).mean(1).clamp(-1, 1)
