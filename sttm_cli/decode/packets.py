@@ -46,8 +46,8 @@ class Packets:
     def jump(self, now: int | None, goal: int) -> bool:
         """Go on at the last keyframe shown at or before `goal`, if that is later than `now`.
 
-        `now` is the pts that decoding has reached, None at the start. Returns whether packets were left out, so
-        that the decoder has to begin anew.
+        `now` is the pts that decoding has reached, None at the start. Returns whether packets
+        were left out, so that the decoder has to begin anew.
         """
         return self._drop(goal) if self._index is None else self._seek(now, goal)
 
