@@ -11,13 +11,10 @@ import torch
 
 from sttm_cli.merge.products import frames_at_once
 from sttm_cli.merge.pyramid import Pyramid, level_pairs
-from sttm_cli.merge.similarity import Similarities
+from sttm_cli.merge.similarity import BELOW_ONE, Similarities
 
 NEAR = 1 - 1e-5
 """Cosines of equal vectors are above this, in whatever order their products were summed."""
-
-BELOW_ONE = 1 - 2**-24
-"""The largest float32 below 1."""
 
 
 def settle_repetition(

@@ -9,6 +9,9 @@ import torch
 from sttm_cli.merge.products import Products, multiply
 from sttm_cli.merge.pyramid import Pyramid, level_pairs
 
+BELOW_ONE = 1 - 2**-24
+"""The largest float32 below 1; 1 itself is kept for cells that are equal to the last bit."""
+
 
 @dataclass(frozen=True)
 class Similarities:
@@ -55,7 +58,9 @@ def _least_to_children(
             quirk = _cosine(found.padding[k], scales[k + 1][:, :, lacking], scales[k][:, :, :1])
             least[:, lacking] = torch.minimum(least[:, lacking], quirk)
         parts.append(least)
-    return torch.cat(parts, 1)
+    least = torch.cat(parts, 1)
+    # A lone child is its parent, whatever rounding makes of their cosine.
+    return torch.where(pyramid.several, least, BELOW_ONE) if not found.padding else least
 
 
 def _between_frames(found: Products, scales: list[torch.Tensor], pyramid: Pyramid) -> torch.Tensor:

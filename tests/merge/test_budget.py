@@ -91,6 +91,17 @@ def test_what_differs_in_the_last_digit_is_not_repetition() -> None:
     assert len(merge_tokens(video, budget=0.4)) == math.floor(0.4 * 784)
 
 
+@pytest.mark.parametrize("grid", [(2, 10, 10), (4, 10, 10), (2, 14, 14)])
+def test_a_lone_child_at_a_corner_is_no_repetition(grid: tuple[int, int, int]) -> None:
+    # 10 -> 5 -> 3: the corner root has one child, of four cells that differ.
+    video = footage(*grid, noise=1.0)
+    total = video.shape[:3].numel()
+    assert only_equal_cells_merged(video) == total
+    assert_met(video, 0.99)
+    corner = merge_tokens(video, spatial_threshold=0.999, temporal_threshold=0)
+    assert len(corner) == total - 3 * grid[0]
+
+
 def test_ties_are_broken_to_the_token() -> None:
     tile = footage(1, 7, 7, noise=0.3).repeat(1, 2, 2, 1)
     video = torch.cat([tile + 1e-3 * k for k in range(6)])
