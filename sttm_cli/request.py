@@ -100,7 +100,8 @@ def make_request(video: Path, choice: ModelChoice, settings: Settings, memo: Mem
     info = remembered_probe(video, memo)
     plan = plan_frames(
         info,
-        max_frames=choice.family.frames,
+        # What the user asks for may exceed the model's default.
+        max_frames=settings.frames or choice.family.frames,
         fps=settings.fps,
         frames=settings.frames,
         start=settings.start,

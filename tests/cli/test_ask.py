@@ -100,6 +100,14 @@ def test_another_model_is_a_miss(video: Path, random_model: Path) -> None:
     assert "model" in other["cache"]["miss_reason"]
 
 
+@pytest.mark.parametrize(("frames", "read"), [(3, 3), (12, 12), (99, 16)])
+def test_frames_is_an_upper_bound_that_may_exceed_the_models_default(
+    video: Path, frames: int, read: int
+) -> None:
+    told = sttm_here("ask", video, QUESTION, "--json", "--fps", "2", "--frames", frames).json
+    assert len(told["video"]["frame_times_s"]) == read
+
+
 def test_a_copy_under_another_name_is_a_hit(video: Path, tmp_path: Path) -> None:
     sttm_here("ask", video, QUESTION)
     copy = shutil.copy(video, tmp_path / "another name.mp4")
