@@ -146,22 +146,29 @@ def _levels(
     # Rows of one table, because gathering along the second axis takes a single thread.
     cells = features.shape[1] * features.shape[2]
     rows = (torch.arange(step, device=places.device)[:, None] * cells + places).flatten()
+    taken = features.new_empty(len(rows), features.shape[3])
     for count, chunk in enumerate(features.flatten(0, 2).split(step * cells)):
         levels = [level[: len(chunk) // cells] for level in spaces[count % 2]]
-        _read(chunk, rows[: len(chunk) // cells * len(places)], levels[0])
+        _read(chunk, rows[: len(levels[0]) * len(places)], levels[0], taken)
         for finer, coarser in pairwise(levels):
             _pool(finer, coarser, pyramid.fan)
         yield levels
 
 
-def _read(table: torch.Tensor, rows: torch.Tensor, finest: torch.Tensor) -> None:
-    """Put `rows` of `table` [t*P, C] into `finest` [t, heads, cells, C/heads]."""
+def _read(
+    table: torch.Tensor, rows: torch.Tensor, finest: torch.Tensor, taken: torch.Tensor
+) -> None:
+    """Put `rows` of `table` [t*P, C] into `finest` [t, heads, cells, C/heads].
+
+    By way of the buffer `taken` where the layout or the dtype is another.
+    """
     frames, heads, cells, width = finest.shape
     if heads == 1 and table.dtype == finest.dtype:
         torch.index_select(table, 0, rows, out=finest.view(-1, width))
     else:
-        taken = table.index_select(0, rows)
-        finest.copy_(taken.view(frames, cells, heads, width).transpose(1, 2))
+        torch.index_select(table, 0, rows, out=taken[: len(rows)])
+        found = taken[: len(rows)].view(frames, cells, heads, width)
+        finest.copy_(found.transpose(1, 2))
 
 
 def _pool(finer: torch.Tensor, coarser: torch.Tensor, fan: int) -> None:
