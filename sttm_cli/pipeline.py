@@ -22,7 +22,7 @@ from sttm_cli.decode import read_frames
 from sttm_cli.device import memory_told
 from sttm_cli.errors import UsageError
 from sttm_cli.merge import MergedTokens, merge_tokens
-from sttm_cli.models import load
+from sttm_cli.models import Placement, load
 from sttm_cli.prefill import ROOM, KVContinuation, Merging, prefill
 from sttm_cli.request import ModelChoice, Request, choose_model, make_request
 from sttm_cli.results import Answer, CacheUse
@@ -85,6 +85,7 @@ class VideoQA:
         self._progress = progress or (lambda stage, done, of: None)
         self.store: Store | NoStore = self._open_store()
         self._model: VideoLLM | None = None
+        self._sees = False
         self._prepared: Prepared | None = None
 
     def __enter__(self) -> VideoQA:
@@ -123,7 +124,7 @@ class VideoQA:
         kv, cache = self._kv(request, clock)
         for warning in kv.facts["decode"]["warnings"]:
             self.warn(warning)
-        prefix = KVContinuation(self.model(clock), kv)
+        prefix = KVContinuation(self.model(clock, vision=False), kv)
         self._prepared = Prepared(request, kv, cache, clock, prefix)
         return self._prepared
 
@@ -138,7 +139,7 @@ class VideoQA:
         """Answer one question about a prepared video."""
         if not question.strip():
             raise UsageError("the question is empty", "ask something about the video")
-        model, clock = self.model(), prepared.clock
+        model, clock = self.model(vision=False), prepared.clock
         with memory_told():
             made = generate(
                 prepared.prefix,
@@ -180,19 +181,17 @@ class VideoQA:
         """Everything that shapes the video's KV; reads the file's bytes, decodes nothing."""
         return make_request(Path(video), self.choice, self.settings, self.store)
 
-    def model(self, clock: Clock | None = None) -> VideoLLM:
-        """The loaded model; loaded at its first use."""
-        if self._model is None:
-            choice = self.choice
+    def model(self, clock: Clock | None = None, *, vision: bool = True) -> VideoLLM:
+        """The model, loaded at its first use; without `vision` it need not be able to encode."""
+        if self._model is None or (vision and not self._sees):
+            choice, self._model = self.choice, None
+            placement = Placement(
+                choice.device, choice.dtype, choice.attention, choice.spread, vision
+            )
             self._progress("load", 0, 1)
             with (clock or Clock()).stage("load_model"):
-                self._model = load(
-                    choice.source,
-                    device=choice.device,
-                    dtype=choice.dtype,
-                    attention=choice.attention,
-                    newlines=choice.newlines,
-                )
+                self._model = load(choice.source, placement, newlines=choice.newlines)
+            self._sees = vision
             self._progress("load", 1, 1)
         return self._model
 
@@ -263,10 +262,11 @@ class VideoQA:
         lookup = self.store.find(request.identity)
         if lookup.entry is None:
             return lookup.miss_reason or "nothing stored"
-        entry = lookup.entry
+        # What is not needed to go on from a stored KV is not loaded.
+        entry, model = lookup.entry, self.model(clock, vision=False)
         with clock.stage("restore"), memory_told():
-            kv = self.store.load(entry, device=self.choice.device, room=ROOM)
-        if kv is None or not _is_whole(kv, self.model(clock).decoder.config):
+            kv = self.store.load(entry, device=model.layer_devices, room=ROOM)
+        if kv is None or not _is_whole(kv, model.decoder.config):
             self.warn(f"stored entry {entry.key[:12]} cannot be used; computing it anew")
             return "the stored entry is damaged"
         return kv, CacheUse(True, entry.key, entry.bytes, kv.tokens.prefix, 0, None)

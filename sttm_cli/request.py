@@ -37,6 +37,7 @@ class ModelChoice:
     merge_layer: int
     positions: str
     attention: str = "sdpa"
+    spread: bool = False
     newlines: bool = False
 
     def identity(self) -> Json:
@@ -87,6 +88,8 @@ def choose_model(settings: Settings, memo: Memo) -> ModelChoice:
         family.merge_layer if layer is None else layer,
         family.positions if positions == "auto" else positions,
         resolve_attention(device, dtype),
+        # A device named by hand is the one that is meant.
+        settings.device == "auto" and device == "cuda",
         settings.newlines,
     )
 

@@ -131,7 +131,7 @@ def _restore(qa: VideoQA, kv: PrefixKV, clock: Clock) -> None:
         entry = store.save({"survey": True}, kv, label={})
         if entry is not None:
             with clock.stage("restore"):
-                store.load(entry, device=qa.choice.device, room=ROOM)
+                store.load(entry, device=qa.model().layer_devices, room=ROOM)
 
 
 def _medians(runs: Sequence[BudgetCost]) -> BudgetCost:

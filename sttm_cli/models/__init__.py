@@ -1,6 +1,6 @@
 """Video LLMs: what a name stands for, and one file per family behind the `VideoLLM` protocol."""
 
-from sttm_cli.models.base import VideoLLM
+from sttm_cli.models.base import Placement, VideoLLM
 from sttm_cli.models.known import Known, known_models
 from sttm_cli.models.registry import ALIASES, FAMILIES, Family, defaults_of, load
 from sttm_cli.models.source import ModelSource, find_source
@@ -11,6 +11,7 @@ __all__ = [
     "Family",
     "Known",
     "ModelSource",
+    "Placement",
     "VideoLLM",
     "defaults_of",
     "find_source",

@@ -14,11 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how a model runs: "cuda:0", "bfloat16", "sdpa" (transformers' names)."""
+    """Where and how a model runs: "cuda:0", "bfloat16", "sdpa" (transformers' names).
+
+    `spread`: it may lie on all accelerators of this kind where one does not hold it. Without
+    `vision` the tower's layers are not loaded: enough where the video's KV is there already.
+    """
 
     device: str
     dtype: str
     attention: str = "sdpa"
+    spread: bool = False
+    vision: bool = True
 
 
 Turn = tuple[str, str]
@@ -31,6 +37,11 @@ class VideoLLM(Protocol):
     decoder: Any
     """The text decoder (transformers): `.layers`, `.rotary_emb`, `.config`, called with
     `inputs_embeds`, `position_ids` and `past_key_values`."""
+
+    @property
+    def layer_devices(self) -> list[str]:
+        """Where each decoder layer runs, and its keys and values lie."""
+        ...
 
     def encode(self, chunk: FrameChunk, frames: int) -> VisualTokens:
         """Frames [T, H, W, 3] uint8 -> visual tokens [T', h, w, C] as the decoder reads them.

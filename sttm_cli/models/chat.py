@@ -15,6 +15,8 @@ class ChatFormat:
     """Cuts the model's own chat template right after the video, so that both parts tokenize
     exactly as the whole does: a control token is a hard border for every tokenizer."""
 
+    decoder: Any
+
     def __init__(self, tokenizer: Any, template: str, video_token: str, model: Any) -> None:
         self._tokenizer = tokenizer
         self._template = template
@@ -24,6 +26,10 @@ class ChatFormat:
         self._control = frozenset(tokenizer.all_special_tokens) | {video_token}
         self._generation = model.generation_config
         self.video_id: int = tokenizer.convert_tokens_to_ids(video_token)
+
+    @property
+    def layer_devices(self) -> list[str]:
+        return [str(next(layer.parameters()).device) for layer in self.decoder.layers]
 
     @property
     def end_ids(self) -> frozenset[int]:

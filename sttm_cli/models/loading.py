@@ -9,7 +9,7 @@ from typing import Any
 
 from sttm_cli.errors import ModelError, OutOfMemoryError
 from sttm_cli.models.base import Placement
-from sttm_cli.models.memory import WAY_OUT, check_fits
+from sttm_cli.models.memory import WAY_OUT, place
 from sttm_cli.models.source import ModelSource
 
 
@@ -41,20 +41,36 @@ def load_weights(
     import torch
 
     _quiet()
-    check_fits(source, placement)
+    where = place(source, placement)
     with _told(source, placement.device):
         model, loading = model_class.from_pretrained(
             source.folder,
+            config=_config(source, placement, options.pop("config", None)),
             dtype=getattr(torch, placement.dtype),
             attn_implementation=placement.attention,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            **where,
             **options,
         )
-        model = model.to(placement.device).eval()
     _check_complete(source, loading)
-    return model
+    _check_placed(source, model)
+    return model.eval()
+
+
+def _config(source: ModelSource, placement: Placement, config: Any) -> Any:
+    """The checkpoint's configuration, or the given one, with what `placement` leaves out."""
+    if config is None:
+        from transformers import AutoConfig
+
+        with _told(source, placement.device):
+            config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
+    if not placement.vision:
+        # A tower of no layers: the weights of those in the files are not read.
+        tower = config.vision_config
+        setattr(tower, "depth" if hasattr(tower, "depth") else "num_hidden_layers", 0)
+    return config
 
 
 @contextmanager
@@ -84,6 +100,15 @@ def _check_complete(source: ModelSource, loading: dict[str, Any]) -> None:
         raise ModelError(
             f"model {source.name!r} lacks {len(missing)} weights, such as {missing[0]}",
             "the checkpoint is incomplete or of another architecture",
+        )
+
+
+def _check_placed(source: ModelSource, model: Any) -> None:
+    # Where accelerators do not suffice, parts would be fetched from the disk for every token.
+    left = {"cpu", "disk"} & {str(d) for d in getattr(model, "hf_device_map", {}).values()}
+    if left and len(model.hf_device_map) > 1:
+        raise OutOfMemoryError(
+            f"the accelerators' memory does not suffice for model {source.name!r}", WAY_OUT
         )
 
 

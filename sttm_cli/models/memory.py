@@ -11,22 +11,52 @@ import torch
 from sttm_cli.errors import ModelError, OutOfMemoryError
 from sttm_cli.models.base import Placement
 from sttm_cli.models.source import ModelSource
+from sttm_cli.types import Json
 
 WAY_OUT = "choose a smaller model, --dtype bfloat16, or a --device with more memory"
+SHARE = 0.8
+"""Of an accelerator's free memory for weights; the rest is for a video's KV and activations."""
 HEADER = 100_000_000
 """Most bytes of a safetensors header, as in the library itself."""
 
 
-def check_fits(source: ModelSource, placement: Placement) -> None:
-    """Raise OutOfMemoryError where the weights alone are more than what is free there."""
+def place(source: ModelSource, placement: Placement) -> Json:
+    """Where the weights go, as `from_pretrained` takes it: one device, or several if need be.
+
+    Raises OutOfMemoryError where the weights alone are more than what is free there.
+    """
     needed = weight_bytes(source, placement.dtype)
     free = free_bytes(placement.device)
+    every = accelerators() if placement.spread else []
+    if free is not None and needed > SHARE * free and len(every) > 1:
+        return _spread(source, placement, needed, every)
     if free is not None and needed > free:
-        raise OutOfMemoryError(
-            f"model {source.name!r} takes {needed / 2**30:.1f} GiB in {placement.dtype}, and "
-            f"{free / 2**30:.1f} GiB are free on {placement.device}",
-            WAY_OUT,
-        )
+        raise _too_large(source, placement, needed, free, placement.device)
+    return {"device_map": {"": placement.device}}
+
+
+def _spread(source: ModelSource, placement: Placement, needed: int, free: list[int]) -> Json:
+    """Layers over all accelerators alike; what is left free is for KV and activations."""
+    room = {index: int(SHARE * bytes_) for index, bytes_ in enumerate(free)}
+    if needed > sum(room.values()):
+        where = f"{len(free)} accelerators, of which a fifth is needed for the video,"
+        raise _too_large(source, placement, needed, sum(free), where)
+    return {"device_map": "balanced", "max_memory": room}
+
+
+def _too_large(
+    source: ModelSource, placement: Placement, needed: int, free: int, where: str
+) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        f"model {source.name!r} takes {needed / 2**30:.1f} GiB in {placement.dtype}, and "
+        f"{free / 2**30:.1f} GiB are free on {where}",
+        WAY_OUT,
+    )
+
+
+def accelerators() -> list[int]:
+    """Bytes that are free on each GPU."""
+    return [torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())]
 
 
 def weight_bytes(source: ModelSource, dtype: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from sttm_cli.errors import ModelError
 from sttm_cli.models.base import Placement
@@ -159,21 +159,20 @@ def defaults_of(source: ModelSource) -> Family:
     )
 
 
-def load(
-    source: ModelSource,
-    *,
-    device: str,
-    dtype: str,
-    attention: str = "sdpa",
-    newlines: bool = False,
-) -> VideoLLM:
-    """Load the checkpoint's weights onto `device` in `dtype` ("float32", ...).
+def load(source: ModelSource, placement: Placement, *, newlines: bool = False) -> VideoLLM:
+    """Load the checkpoint's weights where and how `placement` says.
 
     `newlines` puts newline tokens between rows, where `Family.newlines` says there are any.
     """
     family = defaults_of(source)
     module = import_module(family.module)
-    model = cast("VideoLLM", module.load(source, Placement(device, dtype, attention)))
+    model = cast("VideoLLM", module.load(source, placement))
     if family.newlines:
         model.newlines = newlines  # type: ignore[attr-defined]
+    if not placement.vision:
+        model.encode = _blind  # type: ignore[method-assign, assignment]
     return model
+
+
+def _blind(*_: object) -> NoReturn:
+    raise RuntimeError("this model was loaded without its vision tower")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -120,7 +120,9 @@ def read_header(file: IO[bytes], identity: Json | None = None) -> Header:
         raise Damaged(f"its header is damaged ({type(error).__name__})") from error
 
 
-def read_tensors(file: IO[bytes], header: Header, *, device: str, room: int) -> PrefixKV:
+def read_tensors(
+    file: IO[bytes], header: Header, *, device: str | Sequence[str], room: int
+) -> PrefixKV:
     """Read keys and values into buffers with `room` free rows behind them.
 
     One read per tensor, straight into its buffer on the CPU; for a GPU through pinned memory,
@@ -129,10 +131,13 @@ def read_tensors(file: IO[bytes], header: Header, *, device: str, room: int) -> 
     """
     file.seek(header.start)
     buffers = []
-    for length in header.lengths:
+    devices = [device] * len(header.lengths) if isinstance(device, str) else device
+    if len(devices) != len(header.lengths):
+        raise Damaged(f"it has {len(header.lengths)} layers, the model {len(devices)}")
+    for length, place in zip(header.lengths, devices, strict=True):
         for _ in range(2):
-            buffers.append(_read_one(file, header, length, device, room))
-    if device != "cpu" and torch.cuda.is_available():
+            buffers.append(_read_one(file, header, length, place, room))
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
     meta = header.meta
     return PrefixKV(

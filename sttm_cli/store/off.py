@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from sttm_cli.store.entry import Entry, Lookup
@@ -24,7 +24,7 @@ class NoStore:
     def find(self, identity: Json) -> Lookup:
         return Lookup(None, "the cache is off (--no-cache)")
 
-    def load(self, entry: Entry, *, device: str, room: int) -> PrefixKV | None:
+    def load(self, entry: Entry, *, device: str | Sequence[str], room: int) -> PrefixKV | None:
         return None
 
     def save(self, identity: Json, kv: PrefixKV, *, label: Json) -> Entry | None:

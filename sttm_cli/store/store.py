@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,8 +84,11 @@ class Store:
             self._say_damaged(path, error)
             return Lookup(None, f"entry damaged: {error}")
 
-    def load(self, entry: Entry, *, device: str, room: int) -> PrefixKV | None:
-        """Read an entry into buffers with `room` free rows; None, and a warning, if damaged."""
+    def load(self, entry: Entry, *, device: str | Sequence[str], room: int) -> PrefixKV | None:
+        """Read an entry into buffers with `room` free rows; None, and a warning, if damaged.
+
+        `device`: one for all layers, or each layer's own.
+        """
         try:
             with open_artifact(entry.path) as file:
                 header = read_header(file, entry.identity)

@@ -11,7 +11,7 @@ import torch
 from transformers.integrations import flash_attention
 
 from sttm_cli.device import resolve_attention
-from sttm_cli.models import find_source, load
+from sttm_cli.models import Placement, find_source, load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
 from sttm_cli.types import FrameChunk
 from tests.checkpoints import llava_onevision
@@ -52,7 +52,7 @@ def as_flash_attention_computes(
 
 def answered(folder: Path, positions: str, attention: str) -> torch.Tensor:
     source = find_source(str(folder), str(folder), revision=None, memo=DictMemo())
-    model = load(source, device="cpu", dtype="float32")
+    model = load(source, Placement("cpu", "float32"))
     model.decoder.config._attn_implementation = attention
     frames = np.random.default_rng(0).integers(0, 255, (6, 56, 40, 3)).astype(np.uint8)
     tokens = model.encode(FrameChunk(frames, ()), 6)

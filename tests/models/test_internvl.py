@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sttm_cli.answer import generate
-from sttm_cli.models import find_source, load
+from sttm_cli.models import Placement, find_source, load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
 from sttm_cli.types import FrameChunk
 from tests.checkpoints_internvl import internvl
@@ -33,7 +33,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def model(folder: Path):
     source = find_source(str(folder), str(folder), revision=None, memo=DictMemo())
-    return load(source, device="cpu", dtype="float32")
+    return load(source, Placement("cpu", "float32"))
 
 
 def reference(folder: Path, frames: np.ndarray):

@@ -11,7 +11,7 @@ from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
 
 from sttm_cli.answer import generate
 from sttm_cli.errors import ModelError, UsageError
-from sttm_cli.models import defaults_of, find_source, load
+from sttm_cli.models import Placement, defaults_of, find_source, load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
 from sttm_cli.types import FrameChunk
 from tests.checkpoints import llava_onevision
@@ -31,7 +31,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def loaded(folder: Path):
     source = find_source(str(folder), str(folder), revision=None, memo=DictMemo())
-    return load(source, device="cpu", dtype="float32")
+    return load(source, Placement("cpu", "float32"))
 
 
 def reference(folder: Path, frames: np.ndarray, question: str):

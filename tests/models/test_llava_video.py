@@ -22,7 +22,7 @@ from transformers import (
 
 from sttm_cli.answer import generate
 from sttm_cli.errors import ModelError
-from sttm_cli.models import find_source, load
+from sttm_cli.models import Placement, find_source, load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
 from sttm_cli.types import FrameChunk, VisualTokens
 from tests.checkpoints_llava import llava_video
@@ -54,7 +54,7 @@ def model(folder: Path, newlines: bool):
 
 def loaded(folder: Path, newlines: bool = False):
     source = find_source(str(folder), str(folder), revision=None, memo=DictMemo())
-    return load(source, device="cpu", dtype="float32", newlines=newlines)
+    return load(source, Placement("cpu", "float32"), newlines=newlines)
 
 
 class Assembly:

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.video_utils import VideoMetadata
 
 from sttm_cli.answer import generate
-from sttm_cli.models import defaults_of, find_source, load
+from sttm_cli.models import Placement, defaults_of, find_source, load
 from sttm_cli.models.qwen2_5_vl import spacing
 from sttm_cli.prefill import KVContinuation, Merging, prefill
 from sttm_cli.types import FrameChunk, VisualTokens
@@ -58,7 +58,7 @@ def theirs(case: tuple[Path, np.ndarray]):
 
 def loaded(folder: Path):
     source = find_source(str(folder), str(folder), revision=None, memo=DictMemo())
-    return load(source, device="cpu", dtype="float32")
+    return load(source, Placement("cpu", "float32"))
 
 
 def inputs_of(processor: Any, frames: np.ndarray):

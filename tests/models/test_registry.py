@@ -12,7 +12,7 @@ import pytest
 from sttm_cli.errors import ModelError, OutOfMemoryError, UsageError
 from sttm_cli.models import ALIASES, FAMILIES, defaults_of, find_source, load
 from sttm_cli.models.base import Placement
-from sttm_cli.models.memory import check_fits, free_bytes, weight_bytes
+from sttm_cli.models.memory import free_bytes, place, weight_bytes
 from sttm_cli.models.registry import CHECKPOINTS
 from tests.fakes import DictMemo
 
@@ -89,10 +89,10 @@ def test_weights_are_measured_before_loading_and_refused_where_they_do_not_fit(
     assert weight_bytes(source, "float32") == 4 * numbers
     assert weight_bytes(source, "bfloat16") == 2 * numbers
     monkeypatch.setattr("sttm_cli.models.memory.free_bytes", lambda device: 3 * numbers)
-    check_fits(source, Placement("cpu", "bfloat16"))
-    monkeypatch.setattr(torch.nn.Module, "to", lambda *a, **k: pytest.fail("a weight was moved"))
+    place(source, Placement("cpu", "bfloat16"))
+    monkeypatch.setattr(torch.nn.Module, "__init__", lambda *a, **k: pytest.fail("it was built"))
     with pytest.raises(OutOfMemoryError, match="GiB are free on cpu") as error:
-        load(source, device="cpu", dtype="float32")
+        load(source, Placement("cpu", "float32"))
     assert error.value.exit_code == 5
     assert "--dtype bfloat16" in error.value.hint
 
@@ -111,7 +111,7 @@ def test_a_weights_file_that_is_none_is_refused(
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ModelError, match="not a safetensors file"):
-        load(source_of(tmp_path), device="cpu", dtype="float32")
+        load(source_of(tmp_path), Placement("cpu", "float32"))
 
 
 def test_models_lists_names_families_and_what_is_downloaded(
@@ -153,6 +153,6 @@ def test_a_downloaded_model_is_found_offline_by_its_hub_id(
     name = "someone/finetuned"
     source = find_source(name, name, revision=None, memo=DictMemo())
     assert source.fingerprint.startswith("hub:someone/finetuned@0123456789abcdef")
-    assert load(source, device="cpu", dtype="float32").end_ids
+    assert load(source, Placement("cpu", "float32")).end_ids
     with pytest.raises(ModelError, match=r"someone/other.*not on this machine"):
         find_source("x", "someone/other", revision=None, memo=DictMemo())

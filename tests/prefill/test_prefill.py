@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sttm_cli.models import find_source, load
+from sttm_cli.models import Placement, find_source, load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
 from sttm_cli.types import VisualTokens
 from tests.fakes import DictMemo, keep_all, pair_up
@@ -20,7 +20,7 @@ QUESTION = "how many shapes are there?"
 @pytest.fixture(scope="module")
 def model(random_model: Path):
     source = find_source("m", str(random_model), revision=None, memo=DictMemo())
-    return load(source, device="cpu", dtype="float32")
+    return load(source, Placement("cpu", "float32"))
 
 
 @pytest.fixture(scope="module")
