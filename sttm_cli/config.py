@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sttm_cli.errors import UsageError
+from sttm_cli.types import Sampling
 
 Decoder = Literal["auto", "decord", "av"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -31,6 +32,7 @@ CONFIG_KEYS = (
     "cache_dir",
     "max_bytes",
     "max_new_tokens",
+    "temperature",
 )
 
 
@@ -61,6 +63,9 @@ class Settings:
     refresh: bool = False
     max_bytes: int | None = None
     max_new_tokens: int = 256
+    temperature: float = 0.0
+    seed: int | None = None
+    top_p: float | None = None
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
@@ -75,11 +80,26 @@ class Settings:
         _one_of("--decoder", self.decoder, get_args(Decoder))
         _one_of("--dtype", self.dtype, get_args(DType))
         _one_of("--positions", self.positions, get_args(Positions))
+        self._check_sampling()
         if self.no_cache and self.refresh:
             raise UsageError(
                 "--no-cache and --refresh cannot hold together",
                 "--refresh makes a stored entry anew, --no-cache stores none: choose one",
             )
+
+    @property
+    def sampling(self) -> Sampling:
+        """How answers are drawn."""
+        return Sampling(self.temperature, self.seed, self.top_p)
+
+    def _check_sampling(self) -> None:
+        temperature = self.sampling.temperature
+        for flag, value in (("--seed", self.seed), ("--top-p", self.top_p)):
+            if value is not None and temperature == 0:
+                raise UsageError(
+                    f"{flag} {value} cannot hold with --temperature 0, which draws nothing",
+                    f"give a --temperature above 0, or leave {flag} out",
+                )
 
 
 def check_budget(budget: float | int) -> None:

@@ -15,19 +15,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sttm_cli import __version__
-from sttm_cli.answer import generate
+from sttm_cli.asking import question_ids, reply
 from sttm_cli.clock import Clock
 from sttm_cli.config import Settings, cache_dir
 from sttm_cli.decode import read_frames
 from sttm_cli.device import memory_told
-from sttm_cli.errors import UsageError
 from sttm_cli.merge import MergedTokens, merge_tokens
 from sttm_cli.models import Placement, load
 from sttm_cli.prefill import ROOM, KVContinuation, Merging, prefill
 from sttm_cli.request import ModelChoice, Request, choose_model, make_request
 from sttm_cli.results import Answer, CacheUse
 from sttm_cli.store import NoStore, Store
-from sttm_cli.types import DecodeReport, Json, PrefixKV, VisualTokens
+from sttm_cli.types import DecodeReport, Json, PrefixKV, Sampling, VisualTokens
 
 if TYPE_CHECKING:
     from sttm_cli.models import VideoLLM
@@ -38,6 +37,8 @@ Progress = Callable[[str, int, int], None]
 
 TO_PREFIX = ("decode", "encode", "merge", "prefill")
 """The stages that a cache hit skips."""
+NARROW = 0.1
+"""A checkpoint's own top-p below this leaves a temperature next to nothing to act on."""
 
 
 @dataclass(frozen=True)
@@ -134,19 +135,31 @@ class VideoQA:
         question: str,
         *,
         history: Sequence[tuple[str, str]] = (),
+        sampling: Sampling | None = None,
+        max_new_tokens: int | None = None,
         on_text: Callable[[str], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> Answer:
-        """Answer one question about a prepared video."""
-        if not question.strip():
-            raise UsageError("the question is empty", "ask something about the video")
+        """Answer one question about a prepared video.
+
+        `sampling` and `max_new_tokens`: for this answer, instead of the settings'. `stop` is
+        asked before each token and ends the answer; an exception from `on_text` does so too and
+        is passed on. Raises UsageError where the question does not fit the model's context.
+        """
         model, clock = self.model(vision=False), prepared.clock
+        sampling = self.settings.sampling if sampling is None else sampling
+        if sampling.temperature and not sampling.top_p and model.top_p < NARROW:
+            self.warn(f"the model's own top-p of {model.top_p} draws the likeliest tokens only")
         with memory_told():
-            made = generate(
+            ids = question_ids(prepared.prefix, model, question, history)
+            made = reply(
                 prepared.prefix,
-                model.question(question, history),
+                ids,
                 model,
-                max_new_tokens=self.settings.max_new_tokens,
+                max_new_tokens=max_new_tokens or self.settings.max_new_tokens,
+                sampling=sampling,
                 on_text=on_text,
+                stop=stop,
             )
         before = clock.spent(*TO_PREFIX, "restore")
         times = {"first_token": before + made.first_token_s, "answer": made.seconds}
@@ -156,8 +169,9 @@ class VideoQA:
             prepared.cache.hit,
             prepared.kv.tokens,
             len(made.ids),
-            made.finished,
+            made.ending,
             {**clock.seconds(), **times, "total": clock.total()},
+            made.seed,
         )
 
     def stored(self, video: str | Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sttm_cli.types import TokenCounts
+from sttm_cli.types import Ending, TokenCounts
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Answer:
 
     `seconds` has the stages load_model, decode, encode, merge, prefill, restore (None for one
     that did not run), and first_token, answer, total; `first_token` counts everything from the
-    video file to the first token but the loading of the model. `finished` is False where
-    `max_new_tokens` cut the text off.
+    video file to the first token but the loading of the model. `ending` says why the text ends
+    where it does; `seed` is that of a drawn answer, None for a greedy one.
     """
 
     question: str
@@ -34,5 +34,11 @@ class Answer:
     cache_hit: bool
     tokens: TokenCounts
     new_tokens: int
-    finished: bool
+    ending: Ending
     seconds: dict[str, float | None] = field(default_factory=dict)
+    seed: int | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the model itself ended the answer."""
+        return self.ending is Ending.END

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
+
+from sttm_cli.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -156,20 +159,71 @@ class Merged(Protocol):
     def temporal_threshold(self) -> float | None: ...
 
 
+class Ending(StrEnum):
+    """Why an answer ended: the model said so, `max_new_tokens`, the model's context is full,
+    or it was stopped."""
+
+    END = "end"
+    LENGTH = "length"
+    CONTEXT = "context"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer's tokens are chosen: the likeliest each time at temperature 0, else drawn.
+
+    The same `seed` draws the same text; without one, each answer draws its own. `top_p` keeps
+    the likeliest tokens that make up this share of the probability; None leaves it to the
+    checkpoint's generation settings. Raises UsageError for a value that is not possible.
+    """
+
+    temperature: float = 0.0
+    seed: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < float("inf"):
+            raise UsageError(f"temperature {self.temperature} is not possible", "give 0 or more")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed {self.seed} is not possible", "give a whole number from 0 on")
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise UsageError(
+                f"top-p {self.top_p} is not possible", "give a share above 0 and up to 1"
+            )
+
+
+GREEDY = Sampling()
+
+
 class Continuation(Protocol):
     """A prefilled prefix that can be continued with tokens and wound back to its end."""
 
     @property
     def token_ids(self) -> Sequence[int]:
-        """The distinct token ids of the prefix."""
+        """The distinct token ids of the prefix, then the appended ones."""
+        ...
+
+    @property
+    def room(self) -> int:
+        """How many more tokens the model's context takes."""
         ...
 
     def extend(self, ids: torch.Tensor) -> torch.Tensor:
         """Append tokens `ids` [n] int64 and return the logits [V] float32 after the last one."""
         ...
 
-    def rewind(self) -> None:
-        """Forget everything after the prefix."""
+    def extend_each(self, ids: torch.Tensor) -> torch.Tensor:
+        """Append tokens `ids` [n] int64 and return the logits [n, V] float32 after each one."""
+        ...
+
+    def resume(self, ids: torch.Tensor) -> int:
+        """After a rewind: take back the tokens that begin `ids` and were appended before, and
+        return how many; at least one of `ids` is always left to append."""
+        ...
+
+    def rewind(self, to: int = 0) -> None:
+        """Forget everything but the prefix and the first `to` tokens after it."""
         ...
 
 

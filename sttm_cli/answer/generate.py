@@ -1,4 +1,4 @@
-"""The token loop: greedy decoding on top of a prefix, streamed as text."""
+"""The token loop: decoding on top of a prefix, streamed as text."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from typing import Protocol
 
 import torch
 
-from sttm_cli.types import Continuation
+from sttm_cli.answer.sampling import Sampler
+from sttm_cli.types import GREEDY, Continuation, Ending, Sampling
 
 
 class Reading(Protocol):
-    """What the loop needs of a model: when to stop, how tokens are weighed, and ids as text."""
+    """What the loop needs of a model: when to stop, how tokens are weighed and the share of them
+    that is drawn from (1.0 for all), and ids as text."""
 
     @property
     def end_ids(self) -> frozenset[int]: ...
+    @property
+    def top_p(self) -> float: ...
     def text(self, ids: Sequence[int]) -> str: ...
     def weighed(
         self, logits: torch.Tensor, prompt: Sequence[int], made: Sequence[int]
@@ -26,13 +30,14 @@ class Reading(Protocol):
 @dataclass(frozen=True)
 class Generated:
     """An answer's text, its tokens (the end token is not one), and the seconds it took:
-    to its first token and in all. `finished` is False where `max_new_tokens` cut it off."""
+    to its first token and in all. `seed` is that of a drawn answer."""
 
     text: str
     ids: tuple[int, ...]
-    finished: bool
+    ending: Ending
     first_token_s: float
     seconds: float
+    seed: int | None = None
 
 
 def generate(
@@ -41,31 +46,38 @@ def generate(
     model: Reading,
     *,
     max_new_tokens: int,
+    sampling: Sampling = GREEDY,
     on_text: Callable[[str], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Generated:
-    """Answer `question` (token ids [n]) greedily; the prefix is wound back in any case.
+    """Answer `question` (token ids [n]); the prefix is wound back in any case.
 
-    `on_text` receives the text in pieces as it grows.
+    `on_text` receives the text in pieces as it grows. `stop` is asked before each token and
+    ends the answer where it stands; an exception that `on_text` raises is passed on.
     """
     started = time.perf_counter()
     stream = _TextStream(model, on_text)
-    finished, first = False, 0.0
+    choose = Sampler(sampling, top_p=model.top_p)
+    ending, first = Ending.LENGTH, 0.0
     prompt = [*prefix.token_ids, *question.tolist()]
     try:
         logits = prefix.extend(question)
         for count in range(max_new_tokens):
-            token = int(model.weighed(logits, prompt, stream.ids).argmax())
+            if stop():
+                ending = Ending.STOPPED
+                break
+            token = choose(model.weighed(logits, prompt, stream.ids))
             first = first or time.perf_counter() - started
             if token in model.end_ids:
-                finished = True
+                ending = Ending.END
                 break
             stream.add(token)
             if count + 1 < max_new_tokens:
                 logits = prefix.extend(torch.tensor([token]))
     finally:
         prefix.rewind()
-    text = stream.close()
-    return Generated(text, tuple(stream.ids), finished, first, time.perf_counter() - started)
+    text, seconds = stream.close(), time.perf_counter() - started
+    return Generated(text, tuple(stream.ids), ending, first, seconds, choose.seed)
 
 
 class _TextStream:

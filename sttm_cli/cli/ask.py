@@ -79,7 +79,11 @@ def _answer(qa: VideoQA, prepared: Prepared, question: str, output: Output) -> A
         sys.stdout.write("\n" if streamed else _one_line(answer.text) + "\n")
         sys.stdout.flush()
     if not answer.finished and not output.quiet:
-        warn(f"an answer was cut off at --max-new-tokens {qa.settings.max_new_tokens}")
+        limit = f"--max-new-tokens {qa.settings.max_new_tokens}"
+        full = answer.ending == "context"
+        warn(
+            f"an answer was cut off {'by the end of the model context' if full else f'at {limit}'}"
+        )
     return answer
 
 
@@ -151,12 +155,20 @@ def _json(qa: VideoQA, prepared: Prepared, settings: Settings, answers: list[Ans
             "prefilled_tokens": cache.prefilled_tokens,
             "miss_reason": cache.miss_reason,
         },
-        "answers": [
-            {"question": a.question, "answer": a.text, "new_tokens": a.new_tokens} for a in answers
-        ],
+        "answers": [_answer_json(answer) for answer in answers],
         "seconds": {
             **answers[0].seconds,
             "answer": sum(a.seconds["answer"] or 0.0 for a in answers),
             "total": answers[-1].seconds["total"],
         },
     }
+
+
+def _answer_json(answer: Answer) -> Json:
+    told = {
+        "question": answer.question,
+        "answer": answer.text,
+        "new_tokens": answer.new_tokens,
+        "ending": str(answer.ending),
+    }
+    return told if answer.seed is None else {**told, "seed": answer.seed}

@@ -23,6 +23,7 @@ from sttm_cli.config import (
 _MODEL = "Model"
 _FRAMES = "Frames"
 _CACHE = "Cache"
+_ANSWER = "Answer"
 _OUTPUT = "Output"
 
 
@@ -91,8 +92,15 @@ RUN = (
 )  # fmt: skip
 
 ANSWERS = (
-    _flag("max_new_tokens", int, "--max-new-tokens", default=256, rich_help_panel=_MODEL,
+    _flag("max_new_tokens", int, "--max-new-tokens", default=256, rich_help_panel=_ANSWER,
           help="Longest answer, in tokens."),
+    _flag("temperature", float, "--temperature", default=0.0, rich_help_panel=_ANSWER,
+          help="Draw the answer's tokens at this temperature; 0 takes the likeliest each time."),
+    _flag("seed", int | None, "--seed", rich_help_panel=_ANSWER, show_default=False,
+          help="Draw the same answer again. (default: another one each time)"),
+    _flag("top_p", float | None, "--top-p", rich_help_panel=_ANSWER, show_default=False,
+          help="Draw from the likeliest tokens that make up this share of the probability. "
+          "(default: the model's)"),
 )  # fmt: skip
 
 

@@ -71,13 +71,13 @@ class VideoLLM(Protocol):
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Decoder output [C] of one position -> logits [V] float32."""
+        """Decoder output [..., C] -> logits [..., V] float32."""
         ...
 
     def weighed(
         self, logits: torch.Tensor, prompt: Sequence[int], made: Sequence[int]
     ) -> torch.Tensor:
-        """Logits [V] as the checkpoint's generation settings weigh them in greedy decoding.
+        """Logits [V] as the checkpoint's generation settings weigh them, drawn from or not.
 
         `prompt`: the ids before the answer, in any order; `made`: those of the answer so far.
         """
@@ -90,4 +90,9 @@ class VideoLLM(Protocol):
     @property
     def end_ids(self) -> frozenset[int]:
         """The token ids that end an answer."""
+        ...
+
+    @property
+    def top_p(self) -> float:
+        """The share of probability that the checkpoint's generation settings draw from."""
         ...

@@ -38,6 +38,10 @@ class ChatFormat:
             ends = self._tokenizer.eos_token_id
         return frozenset(ends if isinstance(ends, (list, tuple)) else [ends])
 
+    @property
+    def top_p(self) -> float:
+        return self._generation.top_p or 1.0
+
     def head(self) -> str:
         """The rendered prompt before the video."""
         return self._cut(self._render([{"role": "user", "content": _with_video("")}]))[0]

@@ -24,7 +24,8 @@ class KVContinuation:
     """Tokens appended to a prefix KV; implements `types.Continuation`.
 
     The KV's own buffers are written to, behind the prefix, and the prefix is never touched, so
-    that after `rewind` the next question finds it as it was.
+    that after `rewind` the next question finds it as it was. What a rewind forgets stays in the
+    buffers until it is written over: a conversation's next turn takes it back with `resume`.
     """
 
     def __init__(self, model: Decoding, kv: PrefixKV) -> None:
@@ -34,14 +35,41 @@ class KVContinuation:
         ]
         self._axes = 3 if getattr(model.decoder.rotary_emb, "mrope_section", None) else 1
         self._appended = 0
+        # The tokens whose keys and values lie behind the prefix; a rewind leaves them there.
+        self._held: list[int] = []
 
     @property
     def token_ids(self) -> Sequence[int]:
-        ids: list[int] = self._kv.facts["token_ids"]
-        return ids
+        return [*self._kv.facts["token_ids"], *self._held[: self._appended]]
+
+    @property
+    def room(self) -> int:
+        limit: int = self._model.decoder.config.max_position_embeddings
+        return limit - max(self._kv.next_positions) - self._appended
 
     @torch.inference_mode()
     def extend(self, ids: torch.Tensor) -> torch.Tensor:
+        return self._model.logits(self._run(ids)[-1])
+
+    @torch.inference_mode()
+    def extend_each(self, ids: torch.Tensor) -> torch.Tensor:
+        return self._model.logits(self._run(ids))
+
+    def resume(self, ids: torch.Tensor) -> int:
+        count = 0
+        for wanted, held in zip(ids[:-1].tolist(), self._held, strict=False):
+            if wanted != held:
+                break
+            count += 1
+        self._set_length(count)
+        return count
+
+    def rewind(self, to: int = 0) -> None:
+        self._set_length(min(to, self._appended))
+
+    def _run(self, ids: torch.Tensor) -> torch.Tensor:
+        """Hidden states [n, C] of tokens `ids` [n] on top of everything so far."""
+        del self._held[self._appended :]
         embeds = self._model.embed(ids)
         below, above = (self._positions(start, len(ids)) for start in self._kv.next_positions)
         hidden = run(
@@ -52,13 +80,15 @@ class KVContinuation:
             merge_layer=self._kv.merge_layer,
             deeper=lambda states: (states, above.to(states.device)),
         )
-        self._appended += len(ids)
-        return self._model.logits(hidden[-1])
+        self._held += ids.tolist()
+        self._appended = len(self._held)
+        return hidden
 
-    def rewind(self) -> None:
+    def _set_length(self, appended: int) -> None:
+        # Also after a run that was cut off half-way and left its layers unequal.
         for layer, length in zip(self._layers, self._kv.lengths, strict=True):
-            layer.crop(length)
-        self._appended = 0
+            layer.length = length + appended
+        self._appended = appended
 
     def _positions(self, start: int, count: int) -> torch.Tensor:
         first = start + self._appended

@@ -137,6 +137,16 @@ def test_asking_twice_in_one_call_equals_asking_one_by_one(video: Path) -> None:
     assert together == alone
 
 
+def test_a_drawn_answer_tells_the_seed_that_draws_it_again(video: Path) -> None:
+    def drawn(*flags: object) -> dict[str, object]:
+        flags = (*flags, "--temperature", 1.5, "--top-p", 1, "--json")
+        told: dict[str, object] = sttm_here("ask", video, QUESTION, *flags).json["answers"][0]
+        return told
+
+    first = drawn()
+    assert drawn("--seed", first["seed"]) == first
+
+
 def test_stdout_holds_answers_only_and_quiet_leaves_stderr_empty(video: Path) -> None:
     loud = sttm_here("ask", video, QUESTION)
     quiet = sttm_here("ask", video, QUESTION, "--quiet")
@@ -170,6 +180,9 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[object], int, str]]:
         "layer too deep": ([video, QUESTION, "--merge-layer", "99"], 2, "--merge-layer 99"),
         "decoder": ([video, QUESTION, "--decoder", "vlc"], 2, "vlc"),
         "both cache flags": ([video, QUESTION, "--no-cache", "--refresh"], 2, "--refresh"),
+        "seed alone": ([video, QUESTION, "--seed", "1"], 2, "--temperature"),
+        "top-p alone": ([video, QUESTION, "--top-p", "0.9"], 2, "--temperature"),
+        "cold": ([video, QUESTION, "--temperature", "-1"], 2, "temperature -1"),
         "no question": ([video], 2, "QUESTION"),
         "empty question": ([video, "  "], 2, "question"),
         "no weights": ([video, QUESTION, "--model", model], 4, "weights"),
@@ -181,7 +194,8 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[object], int, str]]:
 BAD = [
     "missing file", "empty file", "text as mp4", "folder", "start beyond the end",
     "end before start", "budget 0", "budget 1.2", "budget 5", "budget nan", "fps 0", "frames 0",
-    "layer too deep", "decoder", "both cache flags", "no question", "empty question", "no weights",
+    "layer too deep", "decoder", "both cache flags", "seed alone",
+    "top-p alone", "cold", "no question", "empty question", "no weights",
     "unknown model", "no such device",
 ]  # fmt: skip
 
