@@ -15,27 +15,8 @@ from sttm_cli.models.memory import place, weight_bytes
 from sttm_cli.pipeline import VideoQA
 from sttm_cli.prefill import KVContinuation, Merging, prefill
 from sttm_cli.types import FrameChunk, VisualTokens
-from tests.checkpoints import llava_onevision
-from tests.checkpoints_internvl import internvl
-from tests.checkpoints_llava import llava_video
-from tests.checkpoints_qwen import qwen_vl
 from tests.decode.made import Make
 from tests.fakes import DictMemo
-
-FAMILIES = {
-    "llava_onevision": llava_onevision,
-    "llava_video": llava_video,
-    "internvl": internvl,
-    "qwen2_vl": lambda folder: qwen_vl(folder, "qwen2_vl", pixels=(256, 80 * 112)),
-    "qwen3_vl": lambda folder: qwen_vl(folder, "qwen3_vl", pixels=(256, 400 * 112)),
-}
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / request.param
-    FAMILIES[request.param](path)
-    return path
 
 
 def loaded(folder: Path, **options: Any) -> Any:

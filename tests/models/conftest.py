@@ -1,0 +1,27 @@
+"""A small checkpoint of each family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import llava_onevision
+from tests.checkpoints_internvl import internvl
+from tests.checkpoints_llava import llava_video
+from tests.checkpoints_qwen import qwen_vl
+
+FAMILIES = {
+    "llava_onevision": llava_onevision,
+    "llava_video": llava_video,
+    "internvl": internvl,
+    "qwen2_vl": lambda folder: qwen_vl(folder, "qwen2_vl", pixels=(256, 80 * 112)),
+    "qwen3_vl": lambda folder: qwen_vl(folder, "qwen3_vl", pixels=(256, 400 * 112)),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / request.param
+    FAMILIES[request.param](path)
+    return path
