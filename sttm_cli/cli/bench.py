@@ -1,0 +1,79 @@
+"""`sttm bench`: what this machine can do, measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sttm_cli.cli.options import CACHE, Output, takes, without
+from sttm_cli.cli.output import print_json, say, size
+from sttm_cli.config import cache_dir, parse_bytes
+
+if TYPE_CHECKING:
+    from sttm_cli.bench.store import Row
+
+app = typer.Typer(
+    help="Measure this machine.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command("store")
+@takes(without(CACHE, "max_bytes"))
+def store(
+    *,
+    sizes: Annotated[
+        str, typer.Option("--sizes", metavar="SIZE,SIZE,...", help="Bytes of the KVs to store.")
+    ] = "50M,200M,1G",
+    repeat: Annotated[
+        int, typer.Option("--repeat", min=1, max=100, help="Measure this often, show the best.")
+    ] = 5,
+    device: Annotated[
+        str, typer.Option("--device", help="Restore to: auto, cpu, cuda, cuda:N or mps.")
+    ] = "auto",
+    flags: dict[str, Any],
+    output: Output,
+) -> None:
+    """Measure storing and restoring beside plain writes and reads of the same bytes.
+
+    Works in a folder of its own inside the cache folder and removes it.
+    """
+    wanted = [parse_bytes("--sizes", part) for part in sizes.split(",")]
+    from sttm_cli.bench.store import measure_store
+    from sttm_cli.device import resolve_device
+
+    device, folder = resolve_device(device), cache_dir(flags["cache_dir"]).absolute()
+    if not output.quiet:
+        say(f"measuring in {folder}, restoring to {device}")
+    rows = []
+    for row in measure_store(folder, wanted, device=device, repeat=repeat):
+        rows.append(row)
+        if not output.as_json:
+            _show(row)
+    if output.as_json:
+        told = [{**asdict(r), "warm_share": r.warm_share, "cold_share": r.cold_share} for r in rows]
+        print_json({"schema": "sttm.bench.store/1", "device": device, "sizes": told})
+
+
+def _show(row: Row) -> None:
+    lines = [
+        ("write", row.write, row.write_floor, row.write_floor / row.write),
+        ("restore, with its checksum", row.checked, row.warm_floor, None),
+        ("restore, page cache warm", row.warm, row.warm_floor, row.warm_share),
+        ("restore, page cache cold", row.cold, row.cold_floor, row.cold_share),
+    ]
+    typer.echo(f"{size(row.bytes)}{'':14} seconds      speed     floor   share of the floor")
+    for name, seconds, floor, share in lines:
+        if seconds is None or floor is None:
+            typer.echo(f"  {name:<26} the page cache cannot be emptied of a file here")
+            continue
+        shown = "" if share is None else f"{share:8.0%}"
+        speed = size(row.bytes / seconds) + "/s"
+        typer.echo(f"  {name:<26} {seconds:6.3f} {speed:>12} {floor:8.3f} {shown}")
+    if row.copy is not None:
+        typer.echo(
+            f"  {'host to device':<26} {row.copy:6.3f} {size(row.bytes / row.copy) + '/s':>12}"
+        )
