@@ -20,12 +20,14 @@ from sttm_cli.clock import Clock
 from sttm_cli.config import Settings, cache_dir
 from sttm_cli.decode import read_frames
 from sttm_cli.device import memory_told
+from sttm_cli.fits import fits
 from sttm_cli.merge import MergedTokens, merge_tokens
-from sttm_cli.models import Placement, load
 from sttm_cli.prefill import ROOM, KVContinuation, Merging, prefill
 from sttm_cli.request import ModelChoice, Request, choose_model, make_request
+from sttm_cli.resident import Resident
 from sttm_cli.results import Answer, CacheUse
 from sttm_cli.store import NoStore, Store
+from sttm_cli.tiers import DEVICE, DISK, Held
 from sttm_cli.types import DecodeReport, Json, PrefixKV, Sampling, VisualTokens
 
 if TYPE_CHECKING:
@@ -69,7 +71,8 @@ class VideoQA:
     ...     qa.ask("video.mp4", "what happens?").text
 
     Takes the fields of `config.Settings`; `warn` gets what a user should know, a line each.
-    Raises the errors of `errors.py`.
+    `resident`: a loaded model that outlives this object; of its own without one. Raises the
+    errors of `errors.py`.
     """
 
     def __init__(
@@ -78,16 +81,16 @@ class VideoQA:
         *,
         warn: Callable[[str], None] | None = None,
         progress: Progress | None = None,
+        resident: Resident | None = None,
         **fields: Any,
     ) -> None:
         self.settings = settings or Settings(**fields)
         self._warn = warn or logging.getLogger("sttm_cli").warning
         self._warned: set[str] = set()
         self._progress = progress or (lambda stage, done, of: None)
-        self.store: Store | NoStore = self._open_store()
-        self._model: VideoLLM | None = None
-        self._sees = False
-        self._prepared: Prepared | None = None
+        self._owner = resident is None
+        self._resident = resident or Resident(self._open_store())
+        self._held: tuple[str, Held] | None = None
 
     def __enter__(self) -> VideoQA:
         return self
@@ -96,9 +99,15 @@ class VideoQA:
         self.close()
 
     def close(self) -> None:
-        """Let go of the model and the cache."""
-        self._prepared = self._model = None
-        self.store.close()
+        """Let go of the video, and of the model and the cache unless they are another's."""
+        self._let_go()
+        if self._owner:
+            self._resident.close()
+
+    @property
+    def store(self) -> Store | NoStore:
+        """The cache on disk."""
+        return self._resident.store
 
     def ask(
         self,
@@ -119,15 +128,12 @@ class VideoQA:
         clock = Clock()
         self._warned.clear()
         request = self.request(video)
-        if self._prepared is not None and self._prepared.request == request:
-            return _again(self._prepared, clock)
-        self._prepared = None
-        kv, cache = self._kv(request, clock)
-        for warning in kv.facts["decode"]["warnings"]:
-            self.warn(warning)
-        prefix = KVContinuation(self.model(clock, vision=False), kv)
-        self._prepared = Prepared(request, kv, cache, clock, prefix)
-        return self._prepared
+        known = self._held is not None and self._held[0] == request.key
+        held, cache = self._in_memory(request, clock) or self._anew(request, clock)
+        if not known:
+            for warning in held.kv.facts["decode"]["warnings"]:
+                self.warn(warning)
+        return Prepared(request, held.kv, cache, clock, held.prefix)
 
     def answer(
         self,
@@ -197,17 +203,12 @@ class VideoQA:
 
     def model(self, clock: Clock | None = None, *, vision: bool = True) -> VideoLLM:
         """The model, loaded at its first use; without `vision` it need not be able to encode."""
-        if self._model is None or (vision and not self._sees):
-            choice, self._model = self.choice, None
-            placement = Placement(
-                choice.device, choice.dtype, choice.attention, choice.spread, vision
-            )
+        if not self._resident.has(self.choice, vision=vision):
             self._progress("load", 0, 1)
             with (clock or Clock()).stage("load_model"):
-                self._model = load(choice.source, placement, newlines=choice.newlines)
-            self._sees = vision
+                self._resident.model(self.choice, vision=vision)
             self._progress("load", 1, 1)
-        return self._model
+        return self._resident.model(self.choice, vision=vision)
 
     def visual_tokens(self, request: Request, clock: Clock) -> tuple[VisualTokens, DecodeReport]:
         """Decode and encode chunk by chunk: frames are never held beyond one chunk."""
@@ -259,6 +260,47 @@ class VideoQA:
 
     # Cold or cached -----------------------------------------------------------------------
 
+    def _in_memory(self, request: Request, clock: Clock) -> tuple[Held, CacheUse] | None:
+        started = clock.total()
+        with memory_told():
+            found = self._resident.tiers.take(request.key, self._continued)
+        if found is None:
+            return None
+        held, tier = found
+        if tier != DEVICE:
+            clock.add("restore", clock.total() - started)
+        self._hold(request.key, held)
+        prefix = held.kv.tokens.prefix
+        return held, replace(
+            held.cache,
+            hit=True,
+            tier=tier,
+            restored_tokens=prefix,
+            prefilled_tokens=0,
+            miss_reason=None,
+        )
+
+    def _anew(self, request: Request, clock: Clock) -> tuple[Held, CacheUse]:
+        # What was held makes room first.
+        self._let_go()
+        kv, cache = self._kv(request, clock)
+        self.model(clock, vision=False)
+        held = Held(kv, self._continued(kv), cache)
+        self._hold(request.key, self._resident.tiers.add(request.key, held))
+        return held, cache
+
+    def _continued(self, kv: PrefixKV) -> Continuation:
+        return KVContinuation(self.model(vision=False), kv)
+
+    def _hold(self, key: str, held: Held) -> None:
+        self._let_go()
+        self._held = key, held
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            self._resident.tiers.release(self._held[1])
+            self._held = None
+
     def _kv(self, request: Request, clock: Clock) -> tuple[PrefixKV, CacheUse]:
         found = self._restore(request, clock)
         if isinstance(found, str):
@@ -280,10 +322,10 @@ class VideoQA:
         entry, model = lookup.entry, self.model(clock, vision=False)
         with clock.stage("restore"), memory_told():
             kv = self.store.load(entry, device=model.layer_devices, room=ROOM)
-        if kv is None or not _is_whole(kv, model.decoder.config):
+        if kv is None or not fits(kv, model.decoder.config):
             self.warn(f"stored entry {entry.key[:12]} cannot be used; computing it anew")
             return "the stored entry is damaged"
-        return kv, CacheUse(True, entry.key, entry.bytes, kv.tokens.prefix, 0, None)
+        return kv, CacheUse(True, entry.key, entry.bytes, kv.tokens.prefix, 0, None, DISK)
 
     def _compute(
         self, request: Request, clock: Clock, *, miss_reason: str
@@ -315,31 +357,3 @@ class VideoQA:
 
     def _say_waiting(self) -> None:
         self.warn("another process is preparing this video; waiting for it")
-
-
-def _is_whole(kv: PrefixKV, config: Any) -> bool:
-    """Whether a KV has the model's shape and its record the facts that are read later: a file
-    may have all its checksums and still not be made by this program."""
-    heads = config.num_key_value_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    shaped = all(tuple(t.shape[1:]) == (heads, dim) for t in kv.keys + kv.values)
-    layers = len(kv.lengths) == config.num_hidden_layers and kv.merge_layer < len(kv.lengths)
-    decode, seconds = kv.facts.get("decode"), kv.facts.get("seconds")
-    if not (isinstance(decode, dict) and isinstance(seconds, dict)):
-        return False
-    times, warnings = decode.get("times_s"), decode.get("warnings")
-    told = isinstance(times, list) and isinstance(warnings, list)
-    numbers = all(isinstance(s, (int, float)) for s in seconds.values() if s is not None)
-    return shaped and layers and told and numbers
-
-
-def _again(prepared: Prepared, clock: Clock) -> Prepared:
-    """The same video once more in one process: its KV is still in memory."""
-    reused = replace(
-        prepared.cache,
-        hit=True,
-        restored_tokens=prepared.kv.tokens.prefix,
-        prefilled_tokens=0,
-        miss_reason=None,
-    )
-    return replace(prepared, cache=reused, clock=clock)

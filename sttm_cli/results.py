@@ -9,7 +9,8 @@ from sttm_cli.types import Ending, TokenCounts
 
 @dataclass(frozen=True)
 class CacheUse:
-    """What the cache did for one video; tokens are those of the prefix."""
+    """What the cache did for one video; tokens are those of the prefix. `tier` says where a hit
+    lay: "device", "host" or "disk"."""
 
     hit: bool
     key: str
@@ -17,6 +18,7 @@ class CacheUse:
     restored_tokens: int
     prefilled_tokens: int
     miss_reason: str | None
+    tier: str | None = None
 
 
 @dataclass(frozen=True)
