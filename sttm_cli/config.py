@@ -16,6 +16,8 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Positions = Literal["auto", "reassigned", "survivors"]
 
 LEAST_TOKENS = 16
+MAX_DOWNLOAD = 4 << 30
+STDIN = "-"
 DEFAULT_MODEL = "tiny"
 DEFAULT_BUDGET = 0.5
 CONFIG_KEYS = (
@@ -33,6 +35,7 @@ CONFIG_KEYS = (
     "max_bytes",
     "max_new_tokens",
     "temperature",
+    "max_download",
 )
 
 
@@ -66,6 +69,7 @@ class Settings:
     temperature: float = 0.0
     seed: int | None = None
     top_p: float | None = None
+    max_download: int = MAX_DOWNLOAD
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
@@ -75,6 +79,7 @@ class Settings:
         _at_least("--frames", self.frames, 1)
         _at_least("--max-new-tokens", self.max_new_tokens, 1)
         _at_least("--max-bytes", self.max_bytes, 1)
+        _at_least("--max-download", self.max_download, 1)
         _check_fps(self.fps)
         _check_range(self.start, self.end)
         _one_of("--decoder", self.decoder, get_args(Decoder))

@@ -18,7 +18,7 @@ from sttm_cli import __version__
 from sttm_cli.asking import question_ids, reply
 from sttm_cli.clock import Clock
 from sttm_cli.config import Settings, cache_dir
-from sttm_cli.decode import read_frames
+from sttm_cli.decode import Sources, read_frames
 from sttm_cli.device import memory_told
 from sttm_cli.fits import fits
 from sttm_cli.merge import MergedTokens, merge_tokens
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sttm_cli.types import Continuation
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, how much of it is done, and how much there is."""
+"""Called with a stage's name, how much of it is done, and how much there is (0: unknown)."""
 
 TO_PREFIX = ("decode", "encode", "merge", "prefill")
 """The stages that a cache hit skips."""
@@ -91,6 +91,7 @@ class VideoQA:
         self._owner = resident is None
         self._resident = resident or Resident(self._open_store())
         self._held: tuple[str, Held] | None = None
+        self._sources = Sources(max_bytes=self.settings.max_download, progress=self._progress)
 
     def __enter__(self) -> VideoQA:
         return self
@@ -99,8 +100,10 @@ class VideoQA:
         self.close()
 
     def close(self) -> None:
-        """Let go of the video, and of the model and the cache unless they are another's."""
+        """Let go of the video and its copy, and of the model and the cache unless they are
+        another's."""
         self._let_go()
+        self._sources.close()
         if self._owner:
             self._resident.close()
 
@@ -199,7 +202,10 @@ class VideoQA:
 
     def request(self, video: str | Path) -> Request:
         """Everything that shapes the video's KV; reads the file's bytes, decodes nothing."""
-        return make_request(Path(video), self.choice, self.settings, self.store)
+        source = self._sources.find(video)
+        # What is remembered of a copy would never be looked up again.
+        memo = NoStore() if source.is_copy else self.store
+        return make_request(source, self.choice, self.settings, memo)
 
     def model(self, clock: Clock | None = None, *, vision: bool = True) -> VideoLLM:
         """The model, loaded at its first use; without `vision` it need not be able to encode."""
@@ -221,11 +227,12 @@ class VideoQA:
             multiple=self.choice.family.multiple,
             fallback=self.settings.decoder == "auto",
         )
-        for chunk in clock.each("decode", chunks):
-            with clock.stage("encode"), memory_told():
-                parts.append(model.encode(chunk, len(request.plan.times_s)))
-            done += len(chunk.times_s)
-            self._progress("decode", done, len(request.plan.times_s))
+        with request.source.told_by_name():
+            for chunk in clock.each("decode", chunks):
+                with clock.stage("encode"), memory_told():
+                    parts.append(model.encode(chunk, len(request.plan.times_s)))
+                done += len(chunk.times_s)
+                self._progress("decode", done, len(request.plan.times_s))
         features = torch.cat([part.features for part in parts])
         deep = tuple(torch.cat(level) for level in zip(*(p.deep for p in parts), strict=True))
         times = tuple(report.times_s)
@@ -343,7 +350,7 @@ class VideoQA:
 
     def _label(self, request: Request) -> Json:
         return {
-            "video": str(request.path.absolute()),
+            "video": request.source.origin,
             "model": self.settings.model,
             "budget": self.settings.budget,
             "duration_s": request.info.duration_s,

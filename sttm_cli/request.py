@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sttm_cli.config import Settings
-from sttm_cli.decode import digest, plan_frames, remembered_probe
+from sttm_cli.decode import Source, digest, plan_frames, remembered_probe
 from sttm_cli.device import resolve_attention, resolve_device, resolve_dtype
 from sttm_cli.errors import UsageError
 from sttm_cli.models import ALIASES, Family, ModelSource, defaults_of, find_source
@@ -54,11 +54,16 @@ class ModelChoice:
 class Request:
     """A video and everything that shapes its KV."""
 
-    path: Path
+    source: Source
     digest: str
     info: VideoInfo
     plan: FramePlan
     identity: Json
+
+    @property
+    def path(self) -> Path:
+        """Where the video's bytes are now."""
+        return self.source.path
 
     @property
     def key(self) -> str:
@@ -94,13 +99,15 @@ def choose_model(settings: Settings, memo: Memo) -> ModelChoice:
     )
 
 
-def make_request(video: Path, choice: ModelChoice, settings: Settings, memo: Memo) -> Request:
+def make_request(source: Source, choice: ModelChoice, settings: Settings, memo: Memo) -> Request:
     """Read the video's header and digest its bytes; decodes nothing.
 
     Raises VideoError for a file that is no readable video, UsageError for a range that lies
     outside of it.
     """
-    info = remembered_probe(video, memo)
+    with source.told_by_name():
+        info = remembered_probe(source.path, memo, image_fps=settings.fps or 1.0)
+        video_digest = digest(source.path, memo)
     plan = plan_frames(
         info,
         # What the user asks for may exceed the model's default.
@@ -111,8 +118,8 @@ def make_request(video: Path, choice: ModelChoice, settings: Settings, memo: Mem
         end=settings.end,
         decoder=settings.decoder,
     )
-    video_digest = digest(video, memo)
-    return Request(video, video_digest, info, plan, _identity(video_digest, plan, choice, settings))
+    identity = _identity(video_digest, plan, choice, settings)
+    return Request(source, video_digest, info, plan, identity)
 
 
 def _identity(video_digest: str, plan: FramePlan, choice: ModelChoice, settings: Settings) -> Json:

@@ -46,7 +46,8 @@ class FramePlan:
 
     `times_s` are the presentation times asked for, in seconds from the first frame, ascending.
     `reader` is resolved for this file (never "auto"). `size` is the (width, height) of the frames
-    to deliver; `transfer` and `origin_s` are `VideoInfo`'s transfer and start_s.
+    to deliver; `transfer` and `origin_s` are `VideoInfo`'s transfer and start_s. `image_fps` is
+    how many images of a folder make a second, 0 for a file.
     """
 
     times_s: tuple[float, ...]
@@ -57,14 +58,17 @@ class FramePlan:
     size: tuple[int, int]
     transfer: str = "sdr"
     origin_s: float = 0.0
+    image_fps: float = 0.0
 
     def identity(self) -> Json:
-        return {
+        found: Json = {
             "times_s": list(self.times_s),
             "size": list(self.size),
             "reader": self.reader,
             "reader_version": self.reader_version,
         }
+        # Beside the times it gives the duration, which some prompts tell.
+        return found | ({"image_fps": self.image_fps} if self.image_fps else {})
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 from typing import NoReturn
 
@@ -41,8 +43,20 @@ def _root(
 def main() -> NoReturn:
     """Run the command line and end the process with the contract's exit code."""
     arguments = sys.argv[1:]
+    _end_on(signal.SIGTERM)
     try:
         code = app(arguments, standalone_mode=False, default_map=config_file())
     except BaseException as error:
         code = show_failure(error, as_json="--json" in arguments, debug="--debug" in arguments)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end_on(number: int) -> None:
+    """End in good order when a signal asks for it: what is temporary is removed."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    # Anywhere but in the main thread Python takes no handlers.
+    with contextlib.suppress(ValueError):
+        signal.signal(number, end)

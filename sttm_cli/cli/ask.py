@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sttm_cli.cli.options import ANSWERS, RUN, Output, settings_from, takes
+from sttm_cli.cli.options import ANSWERS, RUN, SOURCE, VIDEO, Output, settings_from, takes
 from sttm_cli.cli.output import StageProgress, print_json, say, share, size, warn
-from sttm_cli.config import DEFAULT_MODEL, Settings
+from sttm_cli.config import DEFAULT_MODEL, STDIN, Settings
 from sttm_cli.errors import UsageError
 from sttm_cli.types import Json
 
@@ -23,9 +23,9 @@ NAME_A_MODEL = (
 )
 
 
-@takes(RUN, ANSWERS)
+@takes(RUN, SOURCE, ANSWERS)
 def ask(
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help="The video file.")],
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help=VIDEO)],
     questions: Annotated[
         list[str],
         typer.Argument(
@@ -42,6 +42,10 @@ def ask(
     calls with the same video and settings start from there.
     """
     settings = settings_from(flags)
+    if video == STDIN and STDIN in questions:
+        raise UsageError(
+            "VIDEO - and QUESTION - cannot both be read from stdin", "give one of them otherwise"
+        )
     asked = list(_questions(questions))
     if settings.model == DEFAULT_MODEL and not output.quiet:
         say(NAME_A_MODEL)
@@ -130,7 +134,7 @@ def _json(qa: VideoQA, prepared: Prepared, settings: Settings, answers: list[Ans
     return {
         "schema": "sttm.ask/1",
         "video": {
-            "path": str(request.path),
+            "path": request.source.name,
             "digest": request.digest,
             "duration_s": request.info.duration_s,
             "frame_times_s": prepared.frame_times_s,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sttm_cli.cli.options import RUN, Output, settings_from, takes, without
+from sttm_cli.cli.options import RUN, SOURCE, VIDEO, Output, settings_from, takes, without
 from sttm_cli.cli.output import StageProgress, print_json, size, warn
 from sttm_cli.config import parse_budget
 from sttm_cli.errors import SttmError, UsageError
@@ -21,9 +21,9 @@ BUDGETS = "1,0.5,0.3,0.15"
 COLUMNS = [*"budget split kept s-thr t-thr KV merge prefill restore first gain".split(), ""]
 
 
-@takes(without(RUN, "budget", "refresh"))
+@takes(without(RUN, "budget", "refresh"), SOURCE)
 def inspect(
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help="The video file.")],
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help=VIDEO)],
     *,
     budgets: Annotated[
         str | None,
@@ -94,7 +94,7 @@ def _json(qa: VideoQA, found: Survey) -> Json:
     return {
         "schema": "sttm.inspect/1",
         "video": {
-            "path": str(request.path),
+            "path": request.source.name,
             "digest": request.digest,
             "duration_s": info.duration_s,
             "container": info.container,
@@ -134,6 +134,11 @@ def _row_json(row: BudgetCost) -> Json:
     }
 
 
+def _name(found: Survey) -> str:
+    source = found.request.source
+    return source.name if source.is_copy else source.path.name or source.name
+
+
 def _table(qa: VideoQA, found: Survey) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -142,7 +147,7 @@ def _table(qa: VideoQA, found: Survey) -> None:
     first = found.rows[0].seconds
     console = Console(highlight=False)
     console.print(
-        f"{found.request.path.name}: {info.codec} {info.width}x{info.height}, "
+        f"{_name(found)}: {info.codec} {info.width}x{info.height}, "
         f"{info.duration_s:.2f} s, read with {found.report.reader}",
         markup=False,
         soft_wrap=True,

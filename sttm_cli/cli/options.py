@@ -14,11 +14,14 @@ import typer
 from sttm_cli.config import (
     DEFAULT_BUDGET,
     DEFAULT_MODEL,
+    MAX_DOWNLOAD,
     Settings,
     parse_budget,
     parse_bytes,
     parse_seconds,
 )
+
+VIDEO = "A video file, a folder of images, an http(s) address, or '-' for stdin."
 
 _MODEL = "Model"
 _FRAMES = "Frames"
@@ -75,7 +78,7 @@ RUN = (
     _flag("newlines", bool, "--newlines", default=False, rich_help_panel=_MODEL,
           help="Put a newline token after each row of tokens, as LLaVA-Video was trained."),
     _flag("fps", float | None, "--fps", rich_help_panel=_FRAMES, show_default=False,
-          help="Frames sampled per second. (default: 1)"),
+          help="Frames sampled per second; of a folder, images per second. (default: 1)"),
     _flag("frames", int | None, "--frames", rich_help_panel=_FRAMES, show_default=False,
           help="At most this many frames. (default: the model's)"),
     _flag("start", str | None, "--start", rich_help_panel=_FRAMES, show_default=False,
@@ -89,6 +92,11 @@ RUN = (
           help="Neither read nor write the cache."),
     _flag("refresh", bool, "--refresh", default=False, rich_help_panel=_CACHE,
           help="Compute anew and replace what is stored."),
+)  # fmt: skip
+
+SOURCE = (
+    _flag("max_download", str, "--max-download", metavar="SIZE", rich_help_panel=_FRAMES,
+          default=f"{MAX_DOWNLOAD >> 30}G", help="Largest video taken from an address or stdin."),
 )  # fmt: skip
 
 ANSWERS = (
@@ -123,6 +131,8 @@ def settings_from(flags: dict[str, Any]) -> Settings:
     }
     if "budget" in flags:
         read["budget"] = parse_budget(flags["budget"])
+    if "max_download" in flags:
+        read["max_download"] = parse_bytes("--max-download", flags["max_download"])
     return Settings(**read)
 
 

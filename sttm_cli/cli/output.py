@@ -11,7 +11,15 @@ from sttm_cli.cli.options import Output
 from sttm_cli.errors import SttmError
 from sttm_cli.types import Json
 
-STAGES = {"load": "loading the model", "decode": "decoding and encoding", "prefill": "prefilling"}
+STAGES = {
+    "download": "downloading (MB)",
+    "stdin": "reading stdin (MB)",
+    "load": "loading the model",
+    "decode": "decoding and encoding",
+    "prefill": "prefilling",
+}
+BYTES = {"download", "stdin"}
+"""Stages that count bytes."""
 
 
 def print_json(value: Json) -> None:
@@ -96,9 +104,11 @@ class StageProgress:
         if self._bar is None:
             self._bar = _bar()
             self._bar.start()
+        if stage in BYTES:
+            done, total = done // 10**6, -(-total // 10**6)
         if stage not in self._tasks:
-            self._tasks[stage] = self._bar.add_task(STAGES.get(stage, stage), total=total)
-        self._bar.update(self._tasks[stage], completed=done, total=total)
+            self._tasks[stage] = self._bar.add_task(STAGES.get(stage, stage), total=total or None)
+        self._bar.update(self._tasks[stage], completed=done, total=total or None)
 
     def stop(self) -> None:
         """Take the bar away, before something else is printed."""

@@ -4,5 +4,6 @@ from sttm_cli.decode.digest import digest
 from sttm_cli.decode.plan import plan_frames
 from sttm_cli.decode.probe import probe, remembered_probe
 from sttm_cli.decode.read import read_frames
+from sttm_cli.decode.source import Source, Sources
 
-__all__ = ["digest", "plan_frames", "probe", "read_frames", "remembered_probe"]
+__all__ = ["Source", "Sources", "digest", "plan_frames", "probe", "read_frames", "remembered_probe"]

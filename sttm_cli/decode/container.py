@@ -12,14 +12,31 @@ import av
 from sttm_cli.decode.file import NEEDED, check_file
 from sttm_cli.errors import VideoError
 
+FORMATS = (
+    # Files and streams with several tracks.
+    "mov mp4 m4a 3gp 3g2 mj2 matroska webm avi mpegts mpeg asf flv live_flv ogg rm mxf gxf nut wtv "
+    "dv nsv ivr kux swf "
+    # One bare stream of video.
+    "h264 hevc vvc av1 obu evc ivf m4v mpegvideo h261 h263 vc1 vc1test dirac dnxhd cavsvideo avs2 "
+    "avs3 apv mjpeg mjpeg_2000 ingenient yuv4mpegpipe "
+    # Animations, films of games and old players, single pictures.
+    "gif apng webp flic film_cpk roq smk bink ea jpegxl_anim png_pipe jpeg_pipe webp_pipe bmp_pipe "
+    "tiff_pipe ppm_pipe jpegxl_pipe"
+).split()
+"""FFmpeg's names of the formats that are read. All the others are refused: among them are those
+that consist of further files or addresses (hls, dash, concat, imf, sdp, image2, vobsub, mlv)."""
+
 # A file may name others (playlists, references): only the file itself is ever opened.
 # max_pixels: a header that lies about the size must not allocate the memory it asks for.
-OPTIONS = {"protocol_whitelist": "file", "max_pixels": "150000000"}
+OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": ",".join(FORMATS),
+    "max_pixels": "150000000",
+}
 PATIENCE_S = (60.0, 60.0)
 """How long one call that opens, and one that reads, may take."""
 
 ATTACHED_PICTURE = 0x400
-NO_VIDEO_FORMATS = {"tty", "hls", "concat", "dash", "lrc", "srt", "webvtt", "ass"}
 FRAME_THREADS_BYTES = 512 << 20
 """Frame threads hold decoded frames each: fewer of them for large pictures."""
 
@@ -34,6 +51,8 @@ def open_video(path: Path, *, threads: str = "AUTO") -> Iterator[tuple[Any, Any]
     check_file(path)
     try:
         container = av.open(f"file:{path}", options=dict(OPTIONS), timeout=PATIENCE_S)
+    except av.ArgumentError:
+        raise VideoError(f"{path} is not a video of a format that is read", NEEDED) from None
     except (av.FFmpegError, UnicodeError, ValueError) as error:
         raise VideoError(f"{path} is not a video: {reason(error)}", NEEDED) from None
     with container:
@@ -49,8 +68,6 @@ def reason(error: Exception) -> str:
 
 
 def _video_stream(path: Path, container: Any) -> Any:
-    if container.format.name in NO_VIDEO_FORMATS:
-        raise VideoError(f"{path} is not a video but {container.format.long_name}", NEEDED)
     stream = container.streams.best("video")
     if stream is None or int(stream.disposition) & ATTACHED_PICTURE:
         kinds = sorted({s.type for s in container.streams}) or ["nothing"]

@@ -22,9 +22,14 @@ class Memo(Protocol):
 def digest(path: Path, memo: Memo) -> str:
     """The blake3 of the file's bytes, in hex; looked up where the file was digested before.
 
-    A file counts as the same while its path, size, modification time and inode are. Raises
-    VideoError for a file that cannot be read or that changes meanwhile.
+    A file counts as the same while its path, size, modification time and inode are. A folder's
+    digest is over the names and bytes of its images. Raises VideoError for what cannot be read
+    or changes meanwhile.
     """
+    if path.is_dir():
+        from sttm_cli.decode.images import digest_images
+
+        return digest_images(path, memo)
     before = check_file(path)
     key = "digest:" + version_key(path, before)
     known = memo.get(key)

@@ -13,7 +13,7 @@ from sttm_cli.types import FramePlan, VideoInfo
 PIXELS = "pixels-1"
 """Changes whenever the same file and plan could give other pixels or times."""
 
-DISTRIBUTIONS = {"av": "av", "decord": "decord"}
+DISTRIBUTIONS = {"av": "av", "decord": "decord", "images": "pillow"}
 
 DECORD_UNREAD = {"av1": "AV1", "vvc": "VVC", "gif": "GIF"}
 DECORD_WRONG = {"mpegts": "MPEG-TS"}
@@ -54,6 +54,7 @@ def plan_frames(
         size=_size(info, input_side),
         transfer=info.transfer,
         origin_s=info.start_s,
+        image_fps=info.fps if reader == "images" else 0.0,
     )
 
 
@@ -92,6 +93,12 @@ def _size(info: VideoInfo, input_side: int | None) -> tuple[int, int]:
 def _reader(info: VideoInfo, decoder: str) -> str:
     if decoder not in ("auto", "av", "decord"):
         raise UsageError(f"--decoder {decoder!r} is not known", "choose one of auto, av, decord")
+    if info.codec == "images":
+        if decoder != "auto":
+            raise UsageError(
+                f"--decoder {decoder} cannot hold with a folder of images", "leave it out"
+            )
+        return "images"
     if decoder != "decord":
         return "av"
     if find_spec("decord") is None or not _installed("decord"):

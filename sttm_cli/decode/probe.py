@@ -23,8 +23,15 @@ REVISION = 1
 """Changes whenever a remembered probe would have to be taken anew."""
 
 
-def remembered_probe(path: Path, memo: Memo) -> VideoInfo:
-    """As `probe`, but looked up where this version of the file was probed before."""
+def remembered_probe(path: Path, memo: Memo, *, image_fps: float = 1.0) -> VideoInfo:
+    """As `probe`, but looked up where this version of the file was probed before.
+
+    A folder counts as a video of its images, `image_fps` of them a second.
+    """
+    if path.is_dir():
+        from sttm_cli.decode.images import probe_images
+
+        return probe_images(path, image_fps)
     key = f"probe:{REVISION}:" + version_key(path, check_file(path))
     known = memo.get(key)
     if known is not None:

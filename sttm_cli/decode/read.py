@@ -11,6 +11,9 @@ from sttm_cli.decode.lost import DAMAGED, ENDED, Lost, Reading
 from sttm_cli.errors import VideoError
 from sttm_cli.types import DecodeReport, FrameChunk, FramePlan
 
+SHOWN_CAUSES = 3
+"""How many damaged images of a folder are named."""
+
 
 def read_frames(
     path: Path,
@@ -64,6 +67,11 @@ def _readings(
 ) -> Iterator[Reading]:
     """One reading per asked time, from the plan's reader or from the one that takes over."""
     report.reader = plan.reader
+    if plan.reader == "images":
+        from sttm_cli.decode.images import read_images
+
+        yield from read_images(path, plan, report)
+        return
     if plan.reader == "decord":
         done = 0
         try:
@@ -107,6 +115,7 @@ def _loss(asked: int, report: DecodeReport) -> str:
     why = []
     if damaged:
         why.append("the video is damaged, and what follows may show traces of it")
+    why += [cause for cause in report.causes if cause not in (DAMAGED, ENDED)][:SHOWN_CAUSES]
     if ended:
         why.append(f"its data end after {max(report.times_s):.1f} s")
     were = "was" if report.lost == 1 else "were"

@@ -29,27 +29,27 @@ class Ended:
         return found
 
 
-def sttm(*arguments: object, stdin: str = "", timeout: float = 240, **env: str) -> Ended:
+def sttm(*arguments: object, stdin: str | bytes = "", timeout: float = 240, **env: str) -> Ended:
     """Run `sttm ARGUMENTS` in a fresh process."""
     done = subprocess.run(
         [sys.executable, "-m", "sttm_cli", *map(str, arguments)],
-        input=stdin,
+        input=stdin if isinstance(stdin, bytes) else stdin.encode(),
         capture_output=True,
-        text=True,
         timeout=timeout,
         env={**os.environ, **env},
     )
-    return Ended(done.returncode, done.stdout, done.stderr)
+    return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-def sttm_here(*arguments: object, stdin: str = "") -> Ended:
+def sttm_here(*arguments: object, stdin: str | bytes = "") -> Ended:
     """Run `sttm ARGUMENTS` in this process: the same code without the imports' seconds."""
     from sttm_cli.cli import main
 
     out, err = io.StringIO(), io.StringIO()
+    given = io.BytesIO(stdin if isinstance(stdin, bytes) else stdin.encode())
     with (
         mock.patch.object(sys, "argv", ["sttm", *map(str, arguments)]),
-        mock.patch.object(sys, "stdin", io.StringIO(stdin)),
+        mock.patch.object(sys, "stdin", io.TextIOWrapper(given, encoding="utf-8")),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

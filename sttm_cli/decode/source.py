@@ -1,0 +1,145 @@
+"""What a user gives as VIDEO -> a local path: a file, a folder of images, stdin or an address."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from sttm_cli.config import STDIN
+from sttm_cli.errors import SttmError, UsageError, VideoError
+
+BLOCK = 1 << 20
+KEPT = 4
+"""Copies kept at once: a process that runs for days must not fill the disk."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, how much of it is done, and how much there is (0: unknown)."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A video as the user named it, and where its bytes are now."""
+
+    name: str
+    path: Path
+    is_copy: bool = False
+
+    @property
+    def origin(self) -> str:
+        """What the video is known by later: an address, or an absolute path."""
+        return self.name if self.is_copy else str(self.path.absolute())
+
+    @contextmanager
+    def told_by_name(self) -> Iterator[None]:
+        """Errors tell of the video as the user named it, not of its copy."""
+        try:
+            yield
+        except VideoError as error:
+            name = "stdin" if self.name == STDIN else self.name
+            message = error.message.replace(str(self.path), name)
+            raise VideoError(message, error.hint) from error
+
+
+class Sources:
+    """Local paths of videos; what comes from elsewhere is copied once and removed by `close`.
+
+    `max_bytes` bounds each copy.
+    """
+
+    def __init__(self, *, max_bytes: int, progress: Progress) -> None:
+        self._max_bytes, self._progress = max_bytes, progress
+        self._copies: dict[str, tempfile.TemporaryDirectory[str]] = {}
+
+    def find(self, video: str | Path) -> Source:
+        """The local path of `video`; only a str can be "-" (stdin) or an address.
+
+        Raises VideoError for an address that gives no video, UsageError for a stdin that is a
+        terminal, SttmError where the copy cannot be written.
+        """
+        if isinstance(video, Path) or not (video == STDIN or is_address(video)):
+            return Source(str(video), Path(video))
+        if video not in self._copies:
+            self._copy(video)
+        (path,) = Path(self._copies[video].name).iterdir()
+        return Source(video, path, is_copy=True)
+
+    def close(self) -> None:
+        """Remove every copy."""
+        while self._copies:
+            self._copies.popitem()[1].cleanup()
+
+    def _copy(self, video: str) -> None:
+        while len(self._copies) >= KEPT:
+            self._copies.pop(next(iter(self._copies))).cleanup()
+        folder = tempfile.TemporaryDirectory(prefix="sttm-")
+        try:
+            target = Path(folder.name) / "video"
+            if video == STDIN:
+                _spool(target, self._max_bytes, self._progress)
+            else:
+                from sttm_cli.decode.download import download
+
+                download(video, target, max_bytes=self._max_bytes, progress=self._progress)
+        except OSError as error:
+            folder.cleanup()
+            raise SttmError(
+                f"{video} cannot be copied to {folder.name}: {error.strerror or error}",
+                "name another temporary folder in TMPDIR",
+            ) from error
+        except BaseException:
+            folder.cleanup()
+            raise
+        self._copies[video] = folder
+
+
+def is_address(video: str) -> bool:
+    """Whether `video` is an address rather than a path."""
+    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", video) is not None
+
+
+def write(
+    blocks: Iterator[bytes],
+    target: Path,
+    *,
+    name: str,
+    max_bytes: int,
+    on_bytes: Callable[[int], None],
+) -> int:
+    """Write `blocks` to `target`, at most `max_bytes` of them, and return their number."""
+    done = 0
+    with target.open("wb") as file:
+        for block in blocks:
+            done += len(block)
+            check_size(name, done, max_bytes)
+            file.write(block)
+            on_bytes(done)
+    return done
+
+
+def check_size(name: str, size: int, max_bytes: int) -> None:
+    """Raise VideoError where a video from elsewhere is larger than `max_bytes`."""
+    if size > max_bytes:
+        raise VideoError(
+            f"{name} is larger than --max-download allows ({max_bytes / 1e6:,.0f} MB)",
+            "give a larger --max-download, or fetch it yourself and give the file",
+        )
+
+
+def _spool(target: Path, max_bytes: int, progress: Progress) -> None:
+    if sys.stdin.isatty():
+        raise UsageError("VIDEO - is read from stdin, which is a terminal", "pipe a video into it")
+    stdin: BinaryIO = sys.stdin.buffer
+    blocks = iter(lambda: stdin.read(BLOCK), b"")
+    write(
+        blocks,
+        target,
+        name="stdin",
+        max_bytes=max_bytes,
+        on_bytes=lambda done: progress("stdin", done, 0),
+    )

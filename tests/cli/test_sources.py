@@ -1,0 +1,237 @@
+"""Videos that are no files: addresses, stdin, web pages, folders of images."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import pytest
+
+from sttm_cli.decode import download
+from sttm_cli.pipeline import VideoQA
+from tests.cli.process import sttm_here
+from tests.web import Site, serving
+
+SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
+QUESTION = "how many shapes are there?"
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with serving(SAMPLE) as site:
+        yield site
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of temporary files; every test must leave it empty."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """The sample's frames, one a second, as 1.png to 8.png."""
+    folder = tmp_path / "my images"
+    folder.mkdir()
+    with av.open(str(SAMPLE)) as container:
+        frames = [f for f in container.decode(video=0) if f.time % 1 < 1e-6]
+    for number, frame in enumerate(frames, 1):
+        frame.to_image().save(folder / f"{number}.png")
+    return folder
+
+
+def test_an_address_is_answered_like_the_file_and_hits_its_cache(site: Site) -> None:
+    file = sttm_here("ask", SAMPLE, QUESTION, "--json").json
+    for path in ("video.mp4", "moved", "a name with spaces и кириллица.mp4"):
+        told = sttm_here("ask", site.at(path), QUESTION, "--json").json
+        assert told["cache"]["hit"]
+        assert told["answers"] == file["answers"]
+        assert told["video"] == {**file["video"], "path": site.at(path)}
+
+
+def test_one_process_downloads_a_video_once(site: Site) -> None:
+    with VideoQA(no_cache=True, frames=2) as qa:
+        for _ in range(2):
+            qa.ask(site.at("video.mp4"), QUESTION)
+            qa.ask(SAMPLE, QUESTION)
+    assert site.asked == ["/video.mp4"]
+
+
+def test_many_addresses_in_one_process_leave_few_copies(site: Site, temporary: Path) -> None:
+    with VideoQA(no_cache=True) as qa:
+        for number in range(7):
+            qa.request(site.at(f"{number}.mp4"))
+        assert len(list(temporary.iterdir())) < 7
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("to-a-file", "302"),
+        ("to-ftp", "ftp"),
+        ("broken-off", "broke off"),
+        ("endless", "--max-download"),
+        ("huge", "--max-download"),
+        ("text", "not a video"),
+        ("empty", "empty"),
+    ],
+)
+def test_an_address_without_a_video_ends_with_3_and_names_it(
+    site: Site, path: str, part: str
+) -> None:
+    ended = sttm_here("ask", site.at(path), QUESTION, "--max-download", "2M", "--json")
+    assert ended.code == 3
+    assert part in ended.json["error"]["message"]
+    assert site.at(path) in ended.json["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["silent", "dripping"])
+def test_a_download_that_stalls_is_given_up(
+    site: Site, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(download, "TIMEOUT_S", 0.4)
+    ended = sttm_here("ask", site.at(path), QUESTION)
+    assert ended.code == 3
+    assert site.at(path) in ended.err
+
+
+@pytest.mark.parametrize("address", ["rtsp://127.0.0.1/x", "http://", "http://127.0.0.1:1/x.mp4"])
+def test_an_address_that_leads_nowhere_ends_with_3(address: str) -> None:
+    ended = sttm_here("ask", address, QUESTION)
+    assert ended.code == 3
+    assert address in ended.err
+
+
+def test_a_web_page_is_left_to_yt_dlp(site: Site) -> None:
+    pytest.importorskip("yt_dlp")
+    told = sttm_here("ask", site.at("page"), QUESTION, "--json").json
+    assert told["answers"] == sttm_here("ask", SAMPLE, QUESTION, "--json").json["answers"]
+
+
+def test_a_web_page_with_a_video_that_is_too_large_is_refused(site: Site) -> None:
+    pytest.importorskip("yt_dlp")
+    ended = sttm_here("ask", site.at("page"), QUESTION, "--max-download", "1K")
+    assert ended.code == 3
+    assert "--max-download" in ended.err
+
+
+def test_a_web_page_without_yt_dlp_says_what_to_install(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sttm_cli.decode.page.find_spec", lambda name: None)
+    ended = sttm_here("ask", site.at("page"), QUESTION)
+    assert ended.code == 3
+    assert "sttm-cli[web]" in ended.err
+
+
+def test_stdin_is_answered_like_the_file() -> None:
+    told = sttm_here("ask", "-", QUESTION, "--json", stdin=SAMPLE.read_bytes()).json
+    assert told["video"]["path"] == "-"
+    assert sttm_here("ask", SAMPLE, QUESTION, "--json").json["cache"]["hit"]
+
+
+@pytest.mark.parametrize(
+    ("stdin", "part"),
+    [(b"", "empty"), (b"no video\n" * 50, "not a video"), (bytes(3 << 20), "--max-download")],
+)
+def test_stdin_without_a_video_ends_with_3(stdin: bytes, part: str) -> None:
+    ended = sttm_here("ask", "-", QUESTION, "--max-download", "2M", stdin=stdin)
+    assert ended.code == 3
+    assert "stdin" in ended.err
+    assert part in ended.err
+
+
+def test_stdin_cannot_hold_the_video_and_the_questions() -> None:
+    ended = sttm_here("ask", "-", "-", stdin=SAMPLE.read_bytes())
+    assert ended.code == 2
+    assert "VIDEO -" in ended.err
+    assert "QUESTION -" in ended.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_removes_the_copy(temporary: Path, number: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sttm_cli", "ask", "-", QUESTION],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=os.environ.copy(),
+    )
+    assert process.stdin is not None
+    process.stdin.write(SAMPLE.read_bytes())
+    process.stdin.flush()
+    waited = time.monotonic() + 120
+    while not list(temporary.glob("sttm-*/video")) and time.monotonic() < waited:
+        time.sleep(0.05)
+    assert list(temporary.glob("sttm-*/video"))
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else 143)
+    assert b"Traceback" not in err
+
+
+def test_images_in_natural_order_are_a_video(images: Path) -> None:
+    told = sttm_here("ask", images, QUESTION, "--json").json
+    assert told["video"]["frame_times_s"] == [float(i) for i in range(8)]
+    assert told["answers"] == sttm_here("ask", SAMPLE, QUESTION, "--json").json["answers"]
+    assert sttm_here("ask", images, QUESTION, "--json").json["cache"]["hit"]
+
+
+def test_a_renamed_or_changed_image_is_another_video(images: Path, tmp_path: Path) -> None:
+    sttm_here("ask", images, QUESTION)
+    moved = images.rename(tmp_path / "elsewhere")
+    assert sttm_here("ask", moved, QUESTION, "--json").json["cache"]["hit"]
+    (moved / "8.png").rename(moved / "9.png")
+    assert not sttm_here("ask", moved, QUESTION, "--json").json["cache"]["hit"]
+
+
+def test_the_rate_of_images_counts_even_where_the_times_are_equal(images: Path) -> None:
+    for path in list(images.iterdir())[1:]:
+        path.unlink()
+    slow = sttm_here("ask", images, QUESTION, "--json", "--fps", "0.5").json
+    fast = sttm_here("ask", images, QUESTION, "--json", "--fps", "2").json
+    assert (slow["video"]["duration_s"], fast["video"]["duration_s"]) == (2, 0.5)
+    assert not fast["cache"]["hit"]
+
+
+def test_a_broken_image_is_left_out_and_named(images: Path) -> None:
+    (images / "3.png").write_bytes(b"no image")
+    data = (images / "5.png").read_bytes()
+    (images / "5.png").write_bytes(data[: len(data) // 2])
+    ended = sttm_here("ask", images, QUESTION, "--json")
+    assert ended.json["video"]["frame_times_s"] == [0, 1, 3, 5, 6, 7]
+    assert "2 of 8 frames" in ended.err
+    assert "3.png" in ended.err
+    assert "5.png" in ended.err
+
+
+def test_a_folder_of_broken_images_ends_with_3(images: Path) -> None:
+    for path in images.iterdir():
+        path.write_bytes(b"")
+    ended = sttm_here("ask", images, QUESTION)
+    assert ended.code == 3
+    assert "8 images" in ended.err
+
+
+def test_a_decoder_for_files_cannot_be_asked_to_read_images(images: Path) -> None:
+    ended = sttm_here("ask", images, QUESTION, "--decoder", "av")
+    assert ended.code == 2
+    assert "--decoder av" in ended.err
+
+
+def test_inspect_takes_the_same_sources(site: Site, images: Path) -> None:
+    common = ("--json", "--budgets", "0.5", "--repeat", "1")
+    for video in (site.at("video.mp4"), str(images)):
+        assert sttm_here("inspect", video, *common).json["video"]["path"] == video

@@ -1,0 +1,99 @@
+"""A web server on this machine that gives a video in good and in bad ways."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+PAGE = b"<html><head><title>film</title></head><body><video src='/video.mp4'></video></body></html>"
+
+
+class Site:
+    """The server's address, and the paths that were asked for."""
+
+    def __init__(self, video: bytes) -> None:
+        self.video = video
+        self.asked: list[str] = []
+        self.port = 0
+
+    def at(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}/{path}"
+
+
+@contextmanager
+def serving(video: Path) -> Iterator[Site]:
+    """Serve `video` until the block ends."""
+    site = Site(video.read_bytes())
+
+    class Handler(_Handler):
+        pass
+
+    Handler.site = site
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    site.port = server.server_address[1]
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield site
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    site: Site
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, *, body: bool) -> None:
+        if body:
+            self.site.asked.append(self.path)
+        kind, data, headers = self._page()
+        self.send_response(302 if "Location" in headers else 200)
+        self.send_header("Content-Type", kind)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if not body:
+            return
+        if self.path == "/dripping":
+            data = self._drip()
+        elif self.path == "/silent":
+            time.sleep(3)
+        try:
+            self.wfile.write(data)
+        except OSError:
+            # The client had enough.
+            return
+
+    def _page(self) -> tuple[str, bytes, dict[str, str]]:
+        """Content type, body and headers of the path that was asked for."""
+        video = self.site.video
+        whole = {"Content-Length": str(len(video))}
+        return {
+            "/moved": ("video/mp4", b"", {"Location": "/video.mp4"}),
+            "/to-a-file": ("video/mp4", b"", {"Location": "file:///etc/hostname"}),
+            "/to-ftp": ("video/mp4", b"", {"Location": "ftp://127.0.0.1/video.mp4"}),
+            "/broken-off": ("video/mp4", video[:-10], whole),
+            "/endless": ("video/mp4", bytes(5 << 20), {}),
+            "/huge": ("video/mp4", b"", {"Content-Length": str(10**12)}),
+            "/text": ("text/plain", b"no video at all\n" * 100, {}),
+            "/page": ("text/html; charset=utf-8", PAGE, {}),
+            "/empty": ("video/mp4", b"", {}),
+        }.get(self.path, ("video/mp4", video, whole))
+
+    def _drip(self) -> bytes:
+        for byte in self.site.video[:30]:
+            self.wfile.write(bytes([byte]))
+            time.sleep(0.1)
+        return b""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
