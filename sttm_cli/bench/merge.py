@@ -8,18 +8,17 @@ The videos are made up: scenes that persist, in which a share of the cells chang
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import torch
 
+from sttm_cli.bench.memory import watch_memory
 from sttm_cli.merge import merge_tokens
 
 Shape = tuple[int, int, int, int]
@@ -93,7 +92,8 @@ def _measure(video: torch.Tensor, budget: float | None, floor: float, repeat: in
         return len(merge_tokens(video, budget=budget)) / video.shape[:3].numel()
 
     kept, device = merge(), video.device.type
-    extra = _peak(merge, device)
+    with watch_memory(device) as peak:
+        merge()
     times, cpu = _times(merge, repeat, device)
     return Row(
         shape=(video.shape[0], video.shape[1], video.shape[2], video.shape[3]),
@@ -105,7 +105,7 @@ def _measure(video: torch.Tensor, budget: float | None, floor: float, repeat: in
         median=median(times),
         cpu=min(cpu),
         floor=floor,
-        extra=None if extra is None else extra / video.nbytes,
+        extra=None if peak.extra is None else peak.extra / video.nbytes,
     )
 
 
@@ -131,30 +131,6 @@ def _times(run: Callable[[], object], repeat: int, device: str) -> tuple[list[fl
 def _wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def _peak(run: Callable[[], object], device: str) -> int | None:
-    """Bytes that were in use at once beyond those before."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    try:
-        # Give back what was freed, and count the peak anew from here.
-        ctypes.CDLL(None).malloc_trim(0)
-        reset.write_text("5")
-        before = _kibibytes(status, "VmRSS")
-        run()
-        return (_kibibytes(status, "VmHWM") - before) * 1024
-    except (OSError, AttributeError):
-        return None
-
-
-def _kibibytes(status: Path, name: str) -> int:
-    line = next(line for line in status.read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1])
 
 
 def growth(rows: Sequence[Row]) -> float | None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sttm_cli.cli.bench_merge import merge
+from sttm_cli.cli.bench_speed import speed
 from sttm_cli.cli.options import CACHE, Output, takes, without
 from sttm_cli.cli.output import print_json, say, size
 from sttm_cli.config import cache_dir, parse_bytes
@@ -19,6 +21,8 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("speed")(speed)
+app.command("merge")(merge)
 
 
 @app.command("store")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -142,3 +143,13 @@ def size(count: float) -> str:
 
 def share(part: int, whole: int) -> str:
     return f"{part:,} of {whole:,} video tokens ({100 * part / whole:.0f} %)"
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A plain table, columns to the right but the first; never shortened."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = []
+    for row in (head, *rows):
+        first, *rest = (f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        lines.append("  ".join((f"{first.strip():<{widths[0]}}", *rest)))
+    return "\n".join(line.rstrip() for line in lines)

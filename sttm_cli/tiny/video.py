@@ -19,22 +19,24 @@ FPS = 8
 SIDE = 224
 
 
-def write_video(path: Path, scene: Scene, backdrop: Backdrop, *, quality: int = 23) -> None:
+def write_video(
+    path: Path, scene: Scene, backdrop: Backdrop, *, quality: int = 23, fps: int = FPS
+) -> None:
     """Write the scene over `backdrop` (frames of any square, even size) as MP4, H.264.
 
-    One frame every 1/FPS seconds from 0 on, so that sampling at whole seconds meets the moments
+    One frame every 1/`fps` seconds from 0 on, so that sampling at whole seconds meets the moments
     at which cards flash. `quality`: x264's constant rate factor.
     """
     first = backdrop(0.0)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS)
+        stream = container.add_stream("libx264", rate=fps)
         stream.width, stream.height = first.shape[1], first.shape[0]
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": str(quality), "preset": "veryfast", "threads": "1"}
-        for number in range(scene.seconds * FPS):
-            t = number / FPS
+        for number in range(scene.seconds * fps):
+            t = number / fps
             picture = av.VideoFrame.from_ndarray(draw(scene, t, backdrop(t)), format="rgb24")
-            picture.pts, picture.time_base = number, Fraction(1, FPS)
+            picture.pts, picture.time_base = number, Fraction(1, fps)
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
 

@@ -1,0 +1,114 @@
+"""The least time that stages could take here: what they must compute and move, at the rates
+that this machine reaches, measured in the same run."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sttm_cli.types import Json, PrefixKV
+
+TRIES = 5
+MOVED = 256 * 2**20
+"""Bytes copied to measure the bandwidth; more than caches hold."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured: operations a second of a matrix product as large as the model's, bytes
+    a second read and written by a copy in memory, and read from the cache's disk."""
+
+    flops: float
+    memory: float
+    disk: float
+
+    def to_json(self) -> Json:
+        return asdict(self)
+
+
+def measure_rates(
+    device: str, dtype: torch.dtype, folder: Path, *, tokens: int, width: int, inner: int
+) -> Rates:
+    """The best of a few tries each; the product is [tokens, width] x [width, inner]."""
+    left = torch.randn(tokens, width, device=device, dtype=dtype)
+    right = torch.randn(width, inner, device=device, dtype=dtype)
+    flops = 2 * tokens * width * inner / _best(lambda: left @ right, device)
+    source = torch.ones(MOVED, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    memory = 2 * MOVED / _best(lambda: target.copy_(source), device)
+    return Rates(flops, memory, MOVED / _disk(folder, source))
+
+
+def prefill_flops(decoder: Any, kv: PrefixKV) -> float:
+    """Operations of a prefill: the linear layers' products and causal attention.
+
+    The last layer needs its keys and values only. Of experts, all count.
+    """
+    total, last = 0.0, len(decoder.layers) - 1
+    dim = kv.keys[0].shape[2]
+    for index, (layer, tokens) in enumerate(zip(decoder.layers, kv.lengths, strict=True)):
+        if index == last:
+            attention = layer.self_attn
+            weights = attention.k_proj.weight.numel() + attention.v_proj.weight.numel()
+            total += 2.0 * weights * tokens
+            continue
+        weights = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
+        heads = layer.self_attn.q_proj.weight.shape[0] // dim
+        total += 2.0 * weights * tokens + 2.0 * heads * dim * tokens**2
+    return total
+
+
+def counted_flops(run: Callable[[], object]) -> float:
+    """Operations of the matrix products and attention that `run` calls."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def weight_bytes(*modules: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for m in modules for p in m.parameters())
+
+
+def wait_for(device: str) -> None:
+    """Let an accelerator finish: kernels run behind the clock."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def _best(run: Callable[[], object], device: str) -> float:
+    run()
+    return min(_timed(run, device) for _ in range(TRIES))
+
+
+def _timed(run: Callable[[], object], device: str) -> float:
+    wait_for(device)
+    started = time.perf_counter()
+    run()
+    wait_for(device)
+    return time.perf_counter() - started
+
+
+def _disk(folder: Path, like: torch.Tensor) -> float:
+    """Seconds to read a file of `MOVED` bytes, just written, into memory where `like` is."""
+    path = folder / "rate"
+    path.write_bytes(os.urandom(2**20) * (MOVED // 2**20))
+    room = torch.empty(MOVED, dtype=torch.uint8)
+    try:
+
+        def read() -> None:
+            with path.open("rb", buffering=0) as file:
+                file.readinto(room.numpy().data)
+            like.copy_(room)
+
+        return _best(read, str(like.device))
+    finally:
+        path.unlink()

@@ -1,0 +1,19 @@
+"""A made video for measuring speed: shapes over a texture, as the embedded model's scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from sttm_cli.tiny.scenes import make_scene
+from sttm_cli.tiny.textures import textured
+from sttm_cli.tiny.video import write_video
+
+SIDE, FPS = 384, 2
+
+
+def write_footage(path: Path, *, seconds: int) -> None:
+    """Write `seconds` of 384 x 384 pixels: 14 x 14 tokens a frame for most families."""
+    scene = make_scene(1, seconds=seconds, crowded=True)
+    write_video(path, scene, textured(np.random.default_rng(1), side=SIDE), fps=FPS)

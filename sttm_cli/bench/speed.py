@@ -1,0 +1,295 @@
+"""How long each stage takes, by frames and budget, how much memory, and how near to the floor.
+
+Every budget is measured on the same visual tokens, in turns with the others, and medians are
+kept: a machine that is busy for a while is busy for all of them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from sttm_cli.bench.alone import Alone, transformers_alone
+from sttm_cli.bench.floor import (
+    Rates,
+    counted_flops,
+    measure_rates,
+    prefill_flops,
+    wait_for,
+    weight_bytes,
+)
+from sttm_cli.bench.memory import watch_memory
+from sttm_cli.clock import Clock
+from sttm_cli.config import cache_dir
+from sttm_cli.decode import read_frames
+from sttm_cli.device import memory_told
+from sttm_cli.errors import OutOfMemoryError, UsageError
+from sttm_cli.models.memory import free_bytes
+from sttm_cli.pipeline import VideoQA
+from sttm_cli.prefill import ROOM, KVContinuation
+from sttm_cli.request import Request
+from sttm_cli.store import Store
+from sttm_cli.types import DecodeReport, Json, PrefixKV, VisualTokens
+
+QUESTION = "what happens in the video?"
+STAGES = ("decode", "encode", "merge", "prefill", "restore", "question")
+
+
+@dataclass
+class SpeedRow:
+    """One budget at one number of frames. `seconds` by stage, medians: `question` is from the
+    prefix in memory to the first token, `restore` reads the KV from disk. `floor`: the least
+    seconds that encode, merge, prefill, restore and token could take at the measured rates."""
+
+    frames: int
+    budget: float | int
+    grid: tuple[int, int, int]
+    kept: int
+    kv_bytes: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    tokens_per_s: float = 0.0
+    peak_bytes: int | None = None
+    floor: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def llm(self) -> float:
+        """To the first token once the visual tokens are there: what is published as TTFT."""
+        return self._sum("merge", "prefill", "question")
+
+    @property
+    def cold(self) -> float:
+        """From the video file to the first token."""
+        return self._sum("decode", "encode") + self.llm
+
+    @property
+    def cached(self) -> float:
+        """From the stored KV to the first token, in a fresh process that has the model loaded."""
+        return self._sum("restore", "question")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Each stage's floor as a share of its seconds: 1 is as fast as it can be."""
+        taken = {**self.seconds, "token": 1 / self.tokens_per_s}
+        return {name: least / taken[name] for name, least in self.floor.items() if taken[name]}
+
+    def to_json(self) -> Json:
+        return {
+            "frames": self.frames,
+            "budget": self.budget,
+            "grid": list(self.grid),
+            "video_full": self.grid[0] * self.grid[1] * self.grid[2],
+            "video_kept": self.kept,
+            "kv_bytes": self.kv_bytes,
+            "peak_bytes": self.peak_bytes,
+            "seconds": self.seconds,
+            "tokens_per_s": self.tokens_per_s,
+            "floor_share": self.shares,
+            "to_first_token": {"llm": self.llm, "cold": self.cold, "cached": self.cached},
+        }
+
+    def _sum(self, *names: str) -> float:
+        return sum(self.seconds[name] for name in names)
+
+
+@dataclass
+class Speed:
+    """The rows of one number of frames, budget 1 first, and transformers beside them."""
+
+    rates: Rates
+    rows: list[SpeedRow]
+    alone: Alone | None
+
+
+def measure_speed(
+    qa: VideoQA,
+    video: Path,
+    *,
+    frames: Sequence[int],
+    budgets: Sequence[float | int],
+    repeat: int = 3,
+    new_tokens: int = 16,
+    peers: bool = True,
+) -> Iterator[Speed]:
+    """Measure `video` with each number of `frames`, as it is done.
+
+    Budget 1 is measured in any case. Raises UsageError where the video gives fewer frames, and
+    OutOfMemoryError before anything is started that cannot fit.
+    """
+    budgets = [1.0, *(b for b in budgets if b != 1.0)]
+    requests = {count: _request(qa, video, count) for count in frames}
+    each, encode_flops = _one_chunk(qa, requests[min(frames)])
+    for count in frames:
+        check_room(qa, tokens=count * each, frames=count)
+    folder = cache_dir(qa.settings.cache_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as place:
+        rates = _rates(qa, Path(place))
+        for count in frames:
+            bench = _Bench(qa, Path(place), rates, new_tokens)
+            yield bench.measure(requests[count], budgets, repeat, encode_flops, peers)
+
+
+def check_room(qa: VideoQA, *, tokens: float, frames: int) -> None:
+    """Raise OutOfMemoryError where a whole video's KV and activations cannot fit."""
+    config, kind = qa.model().decoder.config, getattr(torch, qa.choice.dtype)
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kv = 2 * config.num_hidden_layers * config.num_key_value_heads * dim
+    # The widest moment of a layer: its input, the residual, and three rows inside the MLP.
+    row = 4 * config.hidden_size + 3 * config.intermediate_size
+    needed, free = int(tokens) * (kv + row) * kind.itemsize, free_bytes(qa.choice.device)
+    if free is not None and needed > free:
+        raise OutOfMemoryError(
+            f"{frames} frames are {int(tokens):,} tokens, which take {needed / 2**30:.1f} GiB "
+            f"beside the weights; {free / 2**30:.1f} GiB are free on {qa.choice.device}",
+            "give fewer --frames, --dtype bfloat16, --layers N or --scale S",
+        )
+
+
+class _Bench:
+    """One number of frames."""
+
+    def __init__(self, qa: VideoQA, place: Path, rates: Rates, new_tokens: int) -> None:
+        self.qa, self.place, self.rates, self.new_tokens = qa, place, rates, new_tokens
+        self.device = qa.choice.device
+
+    def measure(
+        self,
+        request: Request,
+        budgets: Sequence[float | int],
+        repeat: int,
+        encode_flops: float,
+        peers: bool,
+    ) -> Speed:
+        tokens, before = self._visual_tokens(request)
+        frames = len(request.plan.times_s)
+        # The first run pays for lazy initialisation: it warms up and is not counted.
+        self._once(tokens, budgets[-1])
+        runs = [[self._once(tokens, budget) for budget in budgets] for _ in range(repeat)]
+        rows = []
+        for budget, ones in zip(budgets, zip(*runs, strict=True), strict=True):
+            row = _median(ones)
+            row.frames, row.budget = frames, budget
+            row.seconds = {**before, **row.seconds}
+            row.floor["encode"] = frames * encode_flops / self.rates.flops
+            rows.append(row)
+        alone = transformers_alone(self.qa.model(), tokens, repeat=repeat) if peers else None
+        return Speed(self.rates, rows, alone)
+
+    def _visual_tokens(self, request: Request) -> tuple[VisualTokens, dict[str, float]]:
+        """Encoding runs beside decoding on an accelerator: what is left of it is its own."""
+        clock, started = Clock(), time.perf_counter()
+        tokens, _ = self.qa.visual_tokens(request, clock)
+        wait_for(self.device)
+        whole = time.perf_counter() - started
+        decode = clock.spent("decode")
+        return tokens, {"decode": decode, "encode": whole - decode}
+
+    def _once(self, tokens: VisualTokens, budget: float | int) -> SpeedRow:
+        clock, model = Clock(), self.qa.model()
+        with watch_memory(self.device) as peak:
+            kv = self.qa.prefill(tokens, clock, budget=budget)
+            wait_for(self.device)
+        restore = self._restore(kv)
+        prefix = KVContinuation(model, kv)
+        question, token = self._answer(prefix)
+        spent = {name: clock.spent(name) for name in ("merge", "prefill")}
+        return SpeedRow(
+            frames=0,
+            budget=budget,
+            grid=tokens.grid,
+            kept=kv.tokens.video_kept,
+            kv_bytes=kv.nbytes,
+            seconds={**spent, "restore": restore, "question": question},
+            tokens_per_s=1 / token,
+            peak_bytes=peak.most,
+            floor=self._floor(kv, tokens),
+        )
+
+    def _restore(self, kv: PrefixKV) -> float:
+        """Store the KV, read it back as a fresh process would, and remove it."""
+        with Store(self.place / "cache", max_bytes=1 << 62, warn=self.qa.warn) as store:
+            entry = store.save({"bench": "speed"}, kv, label={})
+            if entry is None:
+                raise UsageError("the KV could not be stored", "choose another --cache-dir")
+            started = time.perf_counter()
+            store.load(entry, device=self.device, room=ROOM)
+            wait_for(self.device)
+            seconds = time.perf_counter() - started
+            store.remove([entry.key])
+        return seconds
+
+    def _answer(self, prefix: KVContinuation) -> tuple[float, float]:
+        """Seconds to the first token, and for each one after it."""
+        model = self.qa.model()
+        with memory_told():
+            started = time.perf_counter()
+            token = prefix.extend(model.question(QUESTION)).argmax()[None].cpu()
+            first = time.perf_counter()
+            for _ in range(self.new_tokens):
+                token = prefix.extend(token).argmax()[None].cpu()
+            done = time.perf_counter()
+        prefix.rewind()
+        return first - started, (done - first) / self.new_tokens
+
+    def _floor(self, kv: PrefixKV, tokens: VisualTokens) -> dict[str, float]:
+        decoder, rates = self.qa.model().decoder, self.rates
+        head = weight_bytes(getattr(self.qa.model(), "_lm_head", torch.nn.Identity()))
+        per_token = weight_bytes(*decoder.layers) + head + kv.nbytes
+        return {
+            # Merging has to read the tokens twice: to compare them and to average them.
+            "merge": 2 * tokens.features.nbytes / rates.memory,
+            "prefill": prefill_flops(decoder, kv) / rates.flops,
+            "restore": kv.nbytes / rates.disk,
+            "token": per_token / rates.memory,
+        }
+
+
+def _request(qa: VideoQA, video: Path, frames: int) -> Request:
+    qa.settings = replace(qa.settings, frames=frames)
+    request = qa.request(video)
+    if len(request.plan.times_s) != frames:
+        raise UsageError(
+            f"{video.name} gives {len(request.plan.times_s)} frames, not --frames {frames}",
+            "give a longer video, a higher --fps or fewer --frames",
+        )
+    return request
+
+
+def _one_chunk(qa: VideoQA, request: Request) -> tuple[float, float]:
+    """Tokens and operations of encoding, per frame; warms the encoder up."""
+    plan = replace(request.plan, times_s=request.plan.times_s[: 2 * qa.choice.family.multiple])
+    chunks = list(read_frames(request.path, plan, report=DecodeReport(), fallback=True))
+    frames = sum(len(chunk.times_s) for chunk in chunks)
+    made: list[VisualTokens] = []
+    whole = len(request.plan.times_s)
+    flops = counted_flops(lambda: made.extend(qa.model().encode(c, whole) for c in chunks))
+    cells = sum(tokens.features.shape[:3].numel() for tokens in made)
+    return cells / frames, flops / frames
+
+
+def _rates(qa: VideoQA, place: Path) -> Rates:
+    config: Any = qa.model().decoder.config
+    return measure_rates(
+        qa.choice.device,
+        getattr(torch, qa.choice.dtype),
+        place,
+        tokens=2048,
+        width=config.hidden_size,
+        inner=config.intermediate_size,
+    )
+
+
+def _median(runs: Sequence[SpeedRow]) -> SpeedRow:
+    return replace(
+        runs[0],
+        seconds={name: median(run.seconds[name] for run in runs) for name in runs[0].seconds},
+        tokens_per_s=median(run.tokens_per_s for run in runs),
+        peak_bytes=max((run.peak_bytes for run in runs if run.peak_bytes), default=None),
+    )

@@ -1,0 +1,37 @@
+"""`sttm bench merge`: the merging alone, on made-up tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from sttm_cli.cli.options import Output, takes
+from sttm_cli.cli.output import print_json
+
+
+@takes()
+def merge(
+    *,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Runs of each.")] = 5,
+    frames: Annotated[
+        int | None,
+        typer.Option("--frames", min=16, help="Leave out videos of more.", show_default=False),
+    ] = None,
+    flags: dict[str, Any],
+    output: Output,
+) -> None:
+    """Measure the merging alone: its time, its memory, and how near that is to reading the
+    tokens twice."""
+    from dataclasses import asdict
+
+    from sttm_cli.bench.merge import SHAPES, growths, measure_merging, table
+    from sttm_cli.device import resolve_device
+
+    shapes = [shape for shape in SHAPES if frames is None or shape[0] <= frames]
+    rows = list(measure_merging(shapes, device=resolve_device(device), repeat=repeat))
+    if output.as_json:
+        print_json({"schema": "sttm.bench.merge/1", "rows": [asdict(row) for row in rows]})
+        return
+    print(table(rows), *growths(rows), sep="\n")

@@ -1,0 +1,285 @@
+"""`sttm bench speed`: seconds per stage, memory, and the share of what is possible."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sttm_cli.cli.options import RUN, Output, settings_from, takes, without
+from sttm_cli.cli.output import StageProgress, columns, print_json, say, size, warn
+from sttm_cli.config import DEFAULT_MODEL, parse_budget
+from sttm_cli.errors import UsageError
+from sttm_cli.types import Json
+
+if TYPE_CHECKING:
+    from sttm_cli.bench.speed import Speed, SpeedRow
+    from sttm_cli.config import Settings
+    from sttm_cli.pipeline import VideoQA
+
+FRAMES = "32,64,128,256"
+BUDGETS = "1,0.5,0.3,0.15"
+_NOT_HERE = ("budget", "frames", "refresh", "no_cache", "max_bytes", "start", "end")
+
+
+@takes(without(RUN, *_NOT_HERE))
+def speed(
+    video: Annotated[
+        str | None,
+        typer.Argument(metavar="[VIDEO]", help="A video file. (default: one that is made)"),
+    ] = None,
+    *,
+    geometry: Annotated[
+        str | None,
+        typer.Option(
+            "--geometry",
+            metavar="NAME",
+            show_default=False,
+            help="Random weights of a model's true sizes, such as llava-video-7b; no download.",
+        ),
+    ] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option("--layers", min=1, show_default=False, help="Of a geometry: fewer layers."),
+    ] = None,
+    scale: Annotated[
+        int, typer.Option("--scale", min=1, help="Of a geometry: divide its widths by this.")
+    ] = 1,
+    frames: Annotated[
+        str, typer.Option("--frames", metavar="N,N,...", help="Numbers of frames.")
+    ] = FRAMES,
+    budgets: Annotated[
+        str, typer.Option("--budgets", metavar="B,B,...", help="The budgets to compare.")
+    ] = BUDGETS,
+    repeat: Annotated[
+        int, typer.Option("--repeat", min=1, max=100, help="Measure this often, show medians.")
+    ] = 3,
+    peers: Annotated[
+        bool, typer.Option("--peers/--no-peers", help="Measure transformers alone beside.")
+    ] = True,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE.png", show_default=False, help="Draw a chart."),
+    ] = None,
+    flags: dict[str, Any],
+    output: Output,
+) -> None:
+    """Measure seconds per stage, peak memory and KV bytes, cold and cached, by frames and budget,
+    and how near that is to what this machine's arithmetic and bandwidth allow.
+
+    Nothing is left in the cache.
+    """
+    counts = [_count(part) for part in frames.split(",")]
+    wanted = [parse_budget(part) for part in budgets.split(",")]
+    check_plot(plot)
+    if geometry is None and (layers is not None or scale != 1):
+        raise UsageError(
+            "--layers and --scale cannot hold without --geometry", "a model's size is its own"
+        )
+    settings = settings_from({**flags, "start": None, "end": None, "max_bytes": None})
+    if geometry is not None and settings.model != DEFAULT_MODEL:
+        raise UsageError("--geometry and --model cannot hold together", "give one of them")
+    from sttm_cli.bench.speed import measure_speed
+
+    with (
+        StageProgress(output) as progress,
+        _pipeline(settings, geometry, layers, scale, progress) as qa,
+        _footage(video, max(counts), settings.fps) as path,
+    ):
+        measured = []
+        for part in measure_speed(
+            qa, path, frames=counts, budgets=wanted, repeat=repeat, peers=peers
+        ):
+            measured.append(part)
+            if not output.quiet:
+                progress.stop()
+                say(f"{part.rows[0].frames} frames measured")
+        progress.stop()
+        about = _about(qa, geometry, layers, scale, video)
+    if plot is not None:
+        _chart(about["model"], measured, plot)
+    if output.as_json:
+        print_json({"schema": "sttm.bench.speed/1", **about, **_json(measured)})
+    else:
+        _tables(about, measured)
+
+
+def check_plot(path: Path | None) -> None:
+    """Raise UsageError for a name that is no PNG's."""
+    if path is not None and path.suffix.lower() != ".png":
+        raise UsageError(f"--plot {path} is no PNG file", "give a name that ends in .png")
+
+
+def _count(text: str) -> int:
+    if not text.strip().isdigit() or int(text) < 1:
+        raise UsageError(f"--frames {text!r} is not a number of frames", "give such as 32,64")
+    return int(text)
+
+
+@contextmanager
+def _pipeline(
+    settings: Settings, geometry: str | None, layers: int | None, scale: int, progress: Any
+) -> Iterator[VideoQA]:
+    from sttm_cli.pipeline import VideoQA
+
+    if geometry is None:
+        with VideoQA(settings, warn=warn, progress=progress) as qa:
+            yield qa
+        return
+    from sttm_cli.bench.random_model import random_qa
+    from sttm_cli.device import resolve_device, resolve_dtype
+
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
+    with random_qa(
+        geometry, settings, device=device, dtype=dtype, layers=layers, scale=scale
+    ) as qa:
+        yield qa
+
+
+@contextmanager
+def _footage(video: str | None, frames: int, fps: float | None) -> Iterator[Path]:
+    """The given file, or a made one long enough for so many frames."""
+    if video is not None:
+        yield Path(video)
+        return
+    from sttm_cli.bench.footage import write_footage
+
+    with tempfile.TemporaryDirectory(prefix="sttm-") as folder:
+        path = Path(folder) / "made.mp4"
+        write_footage(path, seconds=int(frames / (fps or 1.0)) + 1)
+        yield path
+
+
+def _about(
+    qa: VideoQA, geometry: str | None, layers: int | None, scale: int, video: str | None
+) -> Json:
+    import torch
+
+    device = qa.choice.device
+    cuda = device.startswith("cuda")
+    config = qa.model().decoder.config
+    return {
+        "model": geometry or qa.settings.model,
+        "weights": "random" if geometry else "the model's",
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "shrunk": {"layers": layers, "scale": scale} if layers or scale != 1 else None,
+        "merge_layer": qa.choice.merge_layer,
+        "positions": qa.choice.positions,
+        "device": torch.cuda.get_device_name(device) if cuda else device,
+        "threads": torch.get_num_threads(),
+        "dtype": qa.choice.dtype,
+        "torch": torch.__version__,
+        "video": video or "made: 384x384 H.264, 2 frames per second",
+    }
+
+
+def _json(measured: list[Speed]) -> Json:
+    return {
+        "rates": measured[0].rates.to_json(),
+        "frames": [
+            {
+                "frames": part.rows[0].frames,
+                "rows": [{**row.to_json(), "speedup": _gains(part, row)} for row in part.rows],
+                "transformers": part.alone.to_json() if part.alone else None,
+            }
+            for part in measured
+        ],
+    }
+
+
+def _gains(part: Speed, row: SpeedRow) -> dict[str, float]:
+    """Times faster: the LLM alone and the whole path than at budget 1; from the cache and in
+    a conversation than this budget's own cold run."""
+    full = part.rows[0]
+    return {
+        "llm": full.llm / row.llm,
+        "cold": full.cold / row.cold,
+        "cached": row.cold / row.cached,
+        "follow_up": row.cold / row.seconds["question"],
+    }
+
+
+def _tables(about: Json, measured: list[Speed]) -> None:
+    rates = measured[0].rates
+    shrunk = f", shrunk: {about['shrunk']}" if about["shrunk"] else ""
+    print(
+        f"{about['model']} ({about['weights']} weights{shrunk}), {about['layers']} layers, merged "
+        f"before layer {about['merge_layer']}, {about['positions']} positions\n"
+        f"{about['device']}, {about['threads']} threads, {about['dtype']}, torch {about['torch']}; "
+        f"video {about['video']}\n"
+        f"measured here: {rates.flops / 1e12:.3g} TFLOP/s, memory {rates.memory / 1e9:.3g} GB/s, "
+        f"cache file {rates.disk / 1e9:.3g} GB/s\n"
+    )
+    print(_seconds(measured), _ratios(measured), sep="\n\n", end="\n\n")
+    for part in measured:
+        if part.alone is not None:
+            before = sum(part.rows[0].seconds[name] for name in ("decode", "encode"))
+            print(
+                f"transformers alone, {part.rows[0].frames} frames: generate on the full tokens "
+                f"{part.alone.generate:.3f} s (from the file {before + part.alone.generate:.3f}), "
+                f"its prompt cache {part.alone.prompt_cache:.3f} s a question, in one process"
+            )
+
+
+def _seconds(measured: list[Speed]) -> str:
+    names = ("decode", "encode", "merge", "prefill", "restore", "question")
+    head = ("frames", "budget", "kept", "KV", *names, "tok/s", "memory")
+    rows = [
+        (
+            f"{row.frames}",
+            f"{row.budget:g}",
+            f"{row.kept}",
+            size(row.kv_bytes).replace(" ", ""),
+            *(f"{row.seconds[name]:.3f}" for name in names),
+            f"{row.tokens_per_s:.1f}",
+            "-" if row.peak_bytes is None else size(row.peak_bytes).replace(" ", ""),
+        )
+        for part in measured
+        for row in part.rows
+    ]
+    title = "seconds, medians; question: from the prefix in memory to the first token"
+    return f"{title}\n{columns(head, rows)}"
+
+
+def _ratios(measured: list[Speed]) -> str:
+    floors = ("encode", "merge", "prefill", "restore", "token")
+    gains = ("llm", "cold", "cached", "follow_up")
+    head = ("frames", "budget", *gains, "merge/prefill", *(f"{name} %" for name in floors))
+    rows = [
+        (
+            f"{row.frames}",
+            f"{row.budget:g}",
+            *(f"{_gains(part, row)[name]:.2f}x" for name in gains),
+            f"{100 * row.seconds['merge'] / row.seconds['prefill']:.1f}%",
+            *(f"{100 * row.shares[name]:.0f}" for name in floors),
+        )
+        for part in measured
+        for row in part.rows
+    ]
+    title = (
+        "to the first token: llm and cold (from the file) against budget 1, cached and follow_up\n"
+        "against the same budget cold; then floors, in % of the time taken"
+    )
+    return f"{title}\n{columns(head, rows)}"
+
+
+def _chart(model: str, measured: list[Speed], path: Path) -> None:
+    from sttm_cli.bench.plot import Chart
+
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for part in measured:
+        for row in part.rows:
+            frames, at = float(row.frames), f"{row.budget:g}"
+            lines.setdefault(f"cold, budget {at}", []).append((frames, row.cold))
+            lines.setdefault(f"cached, budget {at}", []).append((frames, row.cached))
+        if part.alone is not None:
+            before = sum(part.rows[0].seconds[name] for name in ("decode", "encode"))
+            generate = (float(part.rows[0].frames), before + part.alone.generate)
+            lines.setdefault("transformers", []).append(generate)
+    Chart(f"{model}: from video to first token", "frames", "seconds", lines, log=True).save(path)
