@@ -21,6 +21,7 @@ from sttm_cli.pipeline import VideoQA
 from sttm_cli.request import ModelChoice
 
 if TYPE_CHECKING:
+    from sttm_cli.clock import Clock
     from sttm_cli.config import Settings
     from sttm_cli.models import VideoLLM
 
@@ -36,7 +37,10 @@ class RandomQA(VideoQA):
 
     def __init__(self, settings: Settings, choice: ModelChoice, model: VideoLLM) -> None:
         super().__init__(settings)
-        self.choice, self._model = choice, model
+        self.choice, self._made = choice, model
+
+    def model(self, clock: Clock | None = None, *, vision: bool = True) -> VideoLLM:
+        return self._made
 
 
 def random_qa(
@@ -57,13 +61,22 @@ def random_qa(
             f"--layers {geometry.text[2]} is too few: tokens are merged before layer {merge_layer}",
             f"give {merge_layer + 2} or more",
         )
+    if settings.newlines and not family.newlines:
+        raise UsageError(f"--newlines cannot hold with --geometry {name}", "leave it out")
+    if settings.positions == "reassigned" and family.rotary_axes > 1:
+        raise UsageError(
+            f"--positions reassigned cannot hold with --geometry {name}", "leave it out"
+        )
     attention = resolve_attention(device, dtype)
     model_class, config = architecture(geometry)
     model = _filled(name, model_class, config, device=device, dtype=dtype, attention=attention)
     source = ModelSource(name, Path(), None, "random weights", {})
     positions = family.positions if settings.positions == "auto" else settings.positions
     choice = ModelChoice(source, family, device, dtype, merge_layer, positions, attention)
-    return RandomQA(settings, choice, _dressed(geometry, model))
+    dressed = _dressed(geometry, model)
+    if settings.newlines:
+        dressed.newlines = True  # type: ignore[attr-defined]
+    return RandomQA(settings, choice, dressed)
 
 
 def _filled(

@@ -81,8 +81,12 @@ def speed(
             "--layers and --scale cannot hold without --geometry", "a model's size is its own"
         )
     settings = settings_from({**flags, "start": None, "end": None, "max_bytes": None})
-    if geometry is not None and settings.model != DEFAULT_MODEL:
-        raise UsageError("--geometry and --model cannot hold together", "give one of them")
+    for flag, given in (
+        ("--model", settings.model != DEFAULT_MODEL),
+        ("--revision", settings.revision),
+    ):
+        if geometry is not None and given:
+            raise UsageError(f"--geometry and {flag} cannot hold together", "give one of them")
     from sttm_cli.bench.speed import measure_speed
 
     with (

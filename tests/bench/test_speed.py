@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,8 +56,9 @@ def test_every_stage_of_a_model_is_measured_and_nothing_stays_in_the_cache(tmp_p
 
 @pytest.mark.parametrize("name", ["llava-video-7b", "qwen2.5-vl-7b"])
 def test_a_geometry_is_measured_with_random_weights_and_says_that_it_was_shrunk(
-    name: str, tmp_path: Path
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(GEOMETRIES, name, replace(GEOMETRIES[name], vocabulary=1000))
     plot = tmp_path / "plot.png"
     said = run(
         *(SAMPLE, "--geometry", name, "--layers", "4", "--scale", "4", "--frames", "2"),
