@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -127,6 +127,24 @@ def parse_budget(text: str) -> float | int:
     value = 1.0 if value == 1 else value
     check_budget(value)
     return value
+
+
+def parse_choices(text: str) -> list[str]:
+    """Read options as typed, "A|B|C"."""
+    options = [option.strip() for option in text.split("|")]
+    check_options(options)
+    return options
+
+
+def check_options(options: Sequence[str]) -> None:
+    """Raise UsageError unless there are two or more options, none empty and none twice."""
+    if len(options) < 2:
+        raise UsageError("--choices names a single option", 'give two or more: "A|B"')
+    if any(not option.strip() for option in options):
+        raise UsageError("--choices holds an empty option", 'give them as "A|B|C"')
+    twice = [option for option in options if options.count(option) > 1]
+    if twice:
+        raise UsageError(f"--choices names {twice[0]!r} twice", "give each option once")
 
 
 def parse_seconds(flag: str, text: str | None) -> float | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sttm_cli import __version__
-from sttm_cli.asking import question_ids, reply
+from sttm_cli.asking import Asked, answer, choose
 from sttm_cli.clock import Clock
 from sttm_cli.config import Settings, cache_dir
 from sttm_cli.decode import Sources, read_frames
@@ -23,9 +23,10 @@ from sttm_cli.device import memory_told
 from sttm_cli.fits import fits
 from sttm_cli.merge import MergedTokens, merge_tokens
 from sttm_cli.prefill import ROOM, KVContinuation, Merging, prefill
+from sttm_cli.prepared import Prepared
 from sttm_cli.request import ModelChoice, Request, choose_model, make_request
 from sttm_cli.resident import Resident
-from sttm_cli.results import Answer, CacheUse
+from sttm_cli.results import Answer, CacheUse, Choice
 from sttm_cli.store import NoStore, Store
 from sttm_cli.tiers import DEVICE, DISK, Held
 from sttm_cli.types import DecodeReport, Json, PrefixKV, Sampling, VisualTokens
@@ -37,31 +38,8 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, how much of it is done, and how much there is (0: unknown)."""
 
-TO_PREFIX = ("decode", "encode", "merge", "prefill")
-"""The stages that a cache hit skips."""
 NARROW = 0.1
 """A checkpoint's own top-p below this leaves a temperature next to nothing to act on."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A video whose prefix is prefilled: questions can be asked of it at once."""
-
-    request: Request
-    kv: PrefixKV
-    cache: CacheUse
-    clock: Clock
-    prefix: Continuation
-
-    @property
-    def frame_times_s(self) -> list[float]:
-        """The times of the frames that were read, in seconds from the first frame."""
-        return list(self.kv.facts["decode"]["times_s"])
-
-    @property
-    def cold_seconds(self) -> float:
-        """What decode, encode, merge and prefill took when the KV was computed."""
-        return sum(self.kv.facts["seconds"].get(name) or 0.0 for name in TO_PREFIX)
 
 
 class VideoQA:
@@ -155,33 +133,35 @@ class VideoQA:
         asked before each token and ends the answer; an exception from `on_text` does so too and
         is passed on. Raises UsageError where the question does not fit the model's context.
         """
-        model, clock = self.model(vision=False), prepared.clock
+        model = self.model(vision=False)
         sampling = self.settings.sampling if sampling is None else sampling
         if sampling.temperature and not sampling.top_p and model.top_p < NARROW:
             self.warn(f"the model's own top-p of {model.top_p} draws the likeliest tokens only")
         with memory_told():
-            ids = question_ids(prepared.prefix, model, question, history)
-            made = reply(
-                prepared.prefix,
-                ids,
+            return answer(
+                prepared,
                 model,
+                Asked(question, history),
                 max_new_tokens=max_new_tokens or self.settings.max_new_tokens,
                 sampling=sampling,
                 on_text=on_text,
                 stop=stop,
             )
-        before = clock.spent(*TO_PREFIX, "restore")
-        times = {"first_token": before + made.first_token_s, "answer": made.seconds}
-        return Answer(
-            question,
-            made.text,
-            prepared.cache.hit,
-            prepared.kv.tokens,
-            len(made.ids),
-            made.ending,
-            {**clock.seconds(), **times, "total": clock.total()},
-            made.seed,
-        )
+
+    def choose(
+        self,
+        prepared: Prepared,
+        question: str,
+        options: Sequence[str],
+        *,
+        history: Sequence[tuple[str, str]] = (),
+    ) -> Choice:
+        """The likeliest of `options` as the answer to a question about a prepared video.
+
+        Raises UsageError as `answer`, and for fewer than two options or equal ones.
+        """
+        with memory_told():
+            return choose(prepared, self.model(vision=False), Asked(question, history), options)
 
     def stored(self, video: str | Path) -> bool:
         """Whether the cache holds this video's KV for these settings; raises as `prepare`."""

@@ -44,3 +44,33 @@ class Answer:
     def finished(self) -> bool:
         """Whether the model itself ended the answer."""
         return self.ending is Ending.END
+
+
+@dataclass(frozen=True)
+class Option:
+    """A possible answer: `log_likelihood` of the model saying exactly this and no more, over
+    `tokens` tokens, and its `probability` given that the answer is one of the options."""
+
+    text: str
+    probability: float
+    log_likelihood: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Options weighed against each other as answers to a question, in the order given.
+
+    `seconds` as in `Answer`; nothing is generated, so `first_token` is None.
+    """
+
+    question: str
+    options: tuple[Option, ...]
+    cache_hit: bool
+    tokens: TokenCounts
+    seconds: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def best(self) -> Option:
+        """The likeliest; the first of several that are."""
+        return max(self.options, key=lambda option: option.log_likelihood)

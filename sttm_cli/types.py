@@ -209,6 +209,11 @@ class Continuation(Protocol):
         ...
 
     @property
+    def appended(self) -> int:
+        """How many tokens follow the prefix."""
+        ...
+
+    @property
     def room(self) -> int:
         """How many more tokens the model's context takes."""
         ...

@@ -1,5 +1,6 @@
 """Question and prefilled prefix -> answer."""
 
+from sttm_cli.answer.choose import score
 from sttm_cli.answer.generate import Generated, generate
 
-__all__ = ["Generated", "generate"]
+__all__ = ["Generated", "generate", "score"]

@@ -141,6 +141,13 @@ def bytes_from(text: str | None) -> int | None:
     return None if text is None else parse_bytes("--max-bytes", text)
 
 
+def typed(context: typer.Context, flags: tuple[str, ...]) -> list[str]:
+    """Those of `flags` that stand on the command line, not in the config file."""
+    names = {option: p.name for p in context.command.params for option in p.opts}
+    sources = ((flag, context.get_parameter_source(str(names[flag]))) for flag in flags)
+    return [flag for flag, source in sources if source is not None and source.name == "COMMANDLINE"]
+
+
 def without(group: tuple[inspect.Parameter, ...], *names: str) -> tuple[inspect.Parameter, ...]:
     """The flags of a group but those that would mean nothing for a command."""
     return tuple(flag for flag in group if flag.name not in names)

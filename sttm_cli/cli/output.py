@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sttm_cli.cli.options import Output
 from sttm_cli.errors import SttmError
@@ -21,6 +21,10 @@ STAGES = {
 }
 BYTES = {"download", "stdin"}
 """Stages that count bytes."""
+if TYPE_CHECKING:
+    from sttm_cli.results import Answer
+
+STAGES = {"load": "loading the model", "decode": "decoding and encoding", "prefill": "prefilling"}
 
 
 def print_json(value: Json) -> None:
@@ -78,6 +82,20 @@ def _drop_stdout() -> None:
     import os
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def one_line(text: str) -> str:
+    # One answer a line: a script reads the lines, a line break within would shift them.
+    return text.replace("\r", " ").replace("\n", " ")
+
+
+def cut_off(answer: Answer, max_new_tokens: int) -> str | None:
+    """What a person should know of an answer that the model did not end itself."""
+    if answer.ending == "length":
+        return f"an answer was cut off at --max-new-tokens {max_new_tokens}"
+    if answer.ending == "context":
+        return "an answer was cut off where the model's context ends"
+    return None
 
 
 class StageProgress:

@@ -62,6 +62,13 @@ class VideoLLM(Protocol):
         """
         ...
 
+    def answer(self, text: str) -> torch.Tensor:
+        """Token ids [n] of an answer's text, as the model itself would say it.
+
+        Raises UsageError where it holds one of the model's control tokens.
+        """
+        ...
+
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids [n] -> embeddings [n, C]."""
         ...

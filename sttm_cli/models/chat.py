@@ -71,6 +71,10 @@ class ChatFormat:
         _, tail = self._cut(self._render(messages))
         return torch.tensor(self._tokenizer(tail, add_special_tokens=False).input_ids)
 
+    def answer(self, text: str) -> torch.Tensor:
+        self._check(text)
+        return torch.tensor(self._tokenizer(text, add_special_tokens=False).input_ids)
+
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self._embedding(ids.to(self._embedding.weight.device))
         return result
@@ -121,7 +125,7 @@ class ChatFormat:
         found = sorted(token for token in self._control if token and token in text)
         if found:
             raise UsageError(
-                f"the question holds {found[0]!r}, which the model reads as a control token",
+                f"{text!r} holds {found[0]!r}, which the model reads as a control token",
                 "write it differently",
             )
 

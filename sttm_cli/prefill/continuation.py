@@ -34,18 +34,18 @@ class KVContinuation:
             BufferLayer(k, v, n) for k, v, n in zip(kv.keys, kv.values, kv.lengths, strict=True)
         ]
         self._axes = 3 if getattr(model.decoder.rotary_emb, "mrope_section", None) else 1
-        self._appended = 0
+        self.appended = 0
         # The tokens whose keys and values lie behind the prefix; a rewind leaves them there.
         self._held: list[int] = []
 
     @property
     def token_ids(self) -> Sequence[int]:
-        return [*self._kv.facts["token_ids"], *self._held[: self._appended]]
+        return [*self._kv.facts["token_ids"], *self._held[: self.appended]]
 
     @property
     def room(self) -> int:
         limit: int = self._model.decoder.config.max_position_embeddings
-        return limit - max(self._kv.next_positions) - self._appended
+        return limit - max(self._kv.next_positions) - self.appended
 
     @torch.inference_mode()
     def extend(self, ids: torch.Tensor) -> torch.Tensor:
@@ -65,11 +65,11 @@ class KVContinuation:
         return count
 
     def rewind(self, to: int = 0) -> None:
-        self._set_length(min(to, self._appended))
+        self._set_length(min(to, self.appended))
 
     def _run(self, ids: torch.Tensor) -> torch.Tensor:
         """Hidden states [n, C] of tokens `ids` [n] on top of everything so far."""
-        del self._held[self._appended :]
+        del self._held[self.appended :]
         embeds = self._model.embed(ids)
         below, above = (self._positions(start, len(ids)) for start in self._kv.next_positions)
         hidden = run(
@@ -81,15 +81,15 @@ class KVContinuation:
             deeper=lambda states: (states, above.to(states.device)),
         )
         self._held += ids.tolist()
-        self._appended = len(self._held)
+        self.appended = len(self._held)
         return hidden
 
     def _set_length(self, appended: int) -> None:
         # Also after a run that was cut off half-way and left its layers unequal.
         for layer, length in zip(self._layers, self._kv.lengths, strict=True):
             layer.length = length + appended
-        self._appended = appended
+        self.appended = appended
 
     def _positions(self, start: int, count: int) -> torch.Tensor:
-        first = start + self._appended
+        first = start + self.appended
         return torch.arange(first, first + count).expand(self._axes, -1)

@@ -130,6 +130,39 @@ def test_questions_from_stdin_give_one_answer_a_line(video: Path) -> None:
     assert len(ended.out.splitlines()) == 2
 
 
+def test_questions_from_a_file_give_one_answer_a_line(video: Path, tmp_path: Path) -> None:
+    file = tmp_path / "questions.txt"
+    file.write_text(f"\ufeff{QUESTION}\n\nis there a circle?\n", encoding="utf-8")
+    told = sttm_here("ask", video, "--questions", file, "--json").json
+    assert [a["question"] for a in told["answers"]] == [QUESTION, "is there a circle?"]
+    assert sttm_here("ask", video, "--questions", file).out.splitlines() == [
+        a["answer"] for a in told["answers"]
+    ]
+
+
+def test_choices_print_the_best_and_its_probability_for_each_question(video: Path) -> None:
+    asked = ["ask", video, QUESTION, "which digit flashes?", "--choices", "1|three|4|red"]
+    told = sttm_here(*asked, "--json").json["answers"]
+    assert [a["answer"] for a in told] == ["three", "4"]
+    for answer in told:
+        assert [c["text"] for c in answer["choices"]] == ["1", "three", "4", "red"]
+        assert sum(c["probability"] for c in answer["choices"]) == pytest.approx(1.0)
+    ended = sttm_here(*asked)
+    lines = [line.split("\t") for line in ended.out.splitlines()]
+    assert [line[0] for line in lines] == ["three", "4"]
+    assert all(0.5 < float(line[1]) <= 1 for line in lines)
+    assert "options weighed" in ended.err
+
+
+def test_a_temperature_in_the_config_file_does_not_stand_against_choices(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.toml").write_text("temperature = 0.7\n")
+    monkeypatch.setenv("STTM_CONFIG", str(tmp_path / "config.toml"))
+    assert sttm_here("ask", video, QUESTION, "--choices", "one|three").code == 0
+    assert "seed" in sttm_here("ask", video, QUESTION, "--json").json["answers"][0]
+
+
 def test_asking_twice_in_one_call_equals_asking_one_by_one(video: Path) -> None:
     questions = [QUESTION, "is there a circle?", QUESTION]
     together = sttm_here("ask", video, *questions).out.splitlines()
@@ -180,6 +213,21 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[object], int, str]]:
         "layer too deep": ([video, QUESTION, "--merge-layer", "99"], 2, "--merge-layer 99"),
         "decoder": ([video, QUESTION, "--decoder", "vlc"], 2, "vlc"),
         "both cache flags": ([video, QUESTION, "--no-cache", "--refresh"], 2, "--refresh"),
+        "one choice": ([video, QUESTION, "--choices", "red"], 2, "single"),
+        "empty choice": ([video, QUESTION, "--choices", "red||blue"], 2, "empty"),
+        "choices and temperature": (
+            [video, QUESTION, "--choices", "red|blue", "--temperature", "1"],
+            2,
+            "--temperature",
+        ),
+        "choices and tokens": (
+            [video, QUESTION, "--choices", "red|blue", "--max-new-tokens", "9"],
+            2,
+            "--choices",
+        ),
+        "no such questions": ([video, "--questions", folder / "no.txt"], 2, "no.txt"),
+        "empty questions": ([video, "--questions", empty], 2, "no question"),
+        "questions twice": ([video, QUESTION, "--questions", text], 2, "--questions"),
         "seed alone": ([video, QUESTION, "--seed", "1"], 2, "--temperature"),
         "top-p alone": ([video, QUESTION, "--top-p", "0.9"], 2, "--temperature"),
         "cold": ([video, QUESTION, "--temperature", "-1"], 2, "temperature -1"),
@@ -194,8 +242,10 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[object], int, str]]:
 BAD = [
     "missing file", "empty file", "text as mp4", "folder", "start beyond the end",
     "end before start", "budget 0", "budget 1.2", "budget 5", "budget nan", "fps 0", "frames 0",
-    "layer too deep", "decoder", "both cache flags", "seed alone",
-    "top-p alone", "cold", "no question", "empty question", "no weights",
+    "layer too deep", "decoder", "both cache flags", "one choice",
+    "empty choice", "choices and temperature", "choices and tokens", "no such questions",
+    "empty questions", "questions twice", "seed alone", "top-p alone", "cold", "no question",
+    "empty question", "no weights",
     "unknown model", "no such device",
 ]  # fmt: skip
 

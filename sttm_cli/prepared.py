@@ -1,0 +1,37 @@
+"""A video that questions can be asked of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sttm_cli.results import CacheUse
+
+if TYPE_CHECKING:
+    from sttm_cli.clock import Clock
+    from sttm_cli.request import Request
+    from sttm_cli.types import Continuation, PrefixKV
+
+TO_PREFIX = ("decode", "encode", "merge", "prefill")
+"""The stages that a cache hit skips."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A video whose prefix is prefilled: questions can be asked of it at once."""
+
+    request: Request
+    kv: PrefixKV
+    cache: CacheUse
+    clock: Clock
+    prefix: Continuation
+
+    @property
+    def frame_times_s(self) -> list[float]:
+        """The times of the frames that were read, in seconds from the first frame."""
+        return list(self.kv.facts["decode"]["times_s"])
+
+    @property
+    def cold_seconds(self) -> float:
+        """What decode, encode, merge and prefill took when the KV was computed."""
+        return sum(self.kv.facts["seconds"].get(name) or 0.0 for name in TO_PREFIX)
