@@ -1,0 +1,40 @@
+"""DyCoke, stage 1: temporal token merging (Tao et al., CVPR 2025, arXiv 2411.15024).
+
+In groups of four frames the second is compared with the first, the fourth with the third, then
+the third with the first, place by place; of each compared frame the most similar tokens go, the
+same share of every one. The first frame of a group stays whole, so that a quarter is the least.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sttm_cli.bench.peers.kept import Kept, chosen, cosines, evenly, shared_out
+
+GROUP = 4
+
+
+def dycoke(features: torch.Tensor, keep: int) -> Kept:
+    """Keep `keep` tokens of `features` [T, H, W, C].
+
+    Below what groups of four can reach, the groups double by the same rule; where one whole
+    frame is still too much, that frame is thinned evenly.
+    """
+    rows = features.flatten(1, 2)
+    frames, cells = rows.shape[:2]
+    group = GROUP
+    while group < frames and -(-frames // group) * cells > keep:
+        group *= 2
+    index = torch.arange(frames, device=rows.device)
+    whole = index % group == 0
+    if int(whole.sum()) * cells > keep:
+        return chosen(features, evenly(keep, cells, rows.device))
+    # The frame to compare with: the lowest set bit cleared, 1 -> 0, 2 -> 0, 3 -> 2.
+    place = index % group
+    similar = cosines(rows, rows[index - place + (place & (place - 1))])
+    counts = torch.full_like(index, cells)
+    spare = keep - int(whole.sum()) * cells
+    counts[~whole] = shared_out(torch.ones_like(index[~whole]), spare, cells)
+    order = similar.argsort(dim=1, stable=True)
+    taken = torch.arange(cells, device=rows.device) < counts[:, None]
+    return chosen(features, (order + cells * index[:, None])[taken])

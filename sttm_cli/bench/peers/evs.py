@@ -1,0 +1,23 @@
+"""EVS: Efficient Video Sampling (arXiv 2510.14624; `--video-pruning-rate` of vLLM).
+
+The patches that change least from one frame to the next are dropped, at an exact rate over the
+whole video; the first frame is always new. Tokens keep their positions.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sttm_cli.bench.peers.kept import Kept, chosen, cosines, evenly
+
+
+def evs(features: torch.Tensor, keep: int) -> Kept:
+    """Keep the `keep` tokens of `features` [T, H, W, C] that change most; where that is less
+    than the first frame, it is thinned evenly."""
+    cells = features.shape[1] * features.shape[2]
+    if keep < cells:
+        return chosen(features, evenly(keep, cells, features.device))
+    change = 1 - cosines(features[1:], features[:-1]).flatten()
+    order = change.argsort(descending=True, stable=True)[: keep - cells]
+    first = torch.arange(cells, device=features.device)
+    return chosen(features, torch.cat([first, order + cells]))

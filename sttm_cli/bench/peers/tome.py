@@ -1,0 +1,45 @@
+"""ToMe: bipartite soft matching (Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023).
+
+Tokens alternate between two sets; each of the first finds its most similar one in the second, and
+the most similar pairs merge into averages weighted by size. A round can at most halve the tokens.
+Here the rounds follow each other at one layer, over all tokens of the video.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import normalize
+
+from sttm_cli.bench.peers.kept import Kept, grouped
+
+CHUNK = 2048
+
+
+def tome(features: torch.Tensor, keep: int) -> Kept:
+    """Merge `features` [T, H, W, C] to `keep` tokens; a token stands where its second-set cell
+    stood."""
+    rows = features.flatten(0, 2).float()
+    sums, sizes = rows.clone(), torch.ones(len(rows), device=rows.device)
+    parent = torch.arange(len(rows), device=rows.device)
+    alive = parent.clone()
+    while len(alive) > keep:
+        ours, theirs = alive[::2], alive[1::2]
+        means = sums / sizes[:, None]
+        best, match = _matches(means[ours], means[theirs])
+        count = min(len(alive) - keep, len(theirs))
+        first = best.argsort(descending=True, stable=True)[:count]
+        gone, into = ours[first], theirs[match[first]]
+        parent[gone] = into
+        sums.index_add_(0, into, sums[gone])
+        sizes.index_add_(0, into, sizes[gone])
+        alive = alive[torch.isin(alive, gone, invert=True)]
+    while not torch.equal(parent, parent[parent]):
+        parent = parent[parent]
+    return grouped(features, parent)
+
+
+def _matches(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The highest cosine to one of `theirs`, and which one; in chunks, to bound the memory."""
+    theirs = normalize(theirs, dim=1).T
+    found = [(normalize(part, dim=1) @ theirs).max(1) for part in ours.split(CHUNK)]
+    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])

@@ -1,0 +1,36 @@
+"""VidCom2: Video Compression Commander (Liu et al., EMNLP 2025, arXiv 2505.14454).
+
+A frame's share of the budget grows with how unlike the video's mean its tokens are; within a
+frame the tokens stay that are least like the frame's and the video's mean.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import normalize
+
+from sttm_cli.bench.peers.kept import Kept, chosen, shared_out
+
+SCALES = tuple(2.0**power for power in range(-3, 2))
+"""Widths of the Gaussian kernels whose sum is the likeness."""
+TEMPERATURE = 0.01
+
+
+def vidcom2(features: torch.Tensor, keep: int) -> Kept:
+    """Keep `keep` tokens of `features` [T, H, W, C]."""
+    rows = normalize(features.flatten(1, 2).float(), dim=-1)
+    frames, cells = rows.shape[:2]
+    to_video = _likeness(rows, rows.mean((0, 1)))
+    to_frame = _likeness(rows, rows.mean(1, keepdim=True))
+    uniqueness = -to_video.mean(1)
+    share = 1 + (uniqueness / TEMPERATURE).softmax(0) - 1 / frames
+    counts = shared_out(share, keep, cells)
+    order = (to_video + to_frame).argsort(dim=1, stable=True)
+    taken = torch.arange(cells, device=rows.device) < counts[:, None]
+    start = cells * torch.arange(frames, device=rows.device)[:, None]
+    return chosen(features, (order + start)[taken])
+
+
+def _likeness(rows: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    distance = (rows - centre).square().sum(-1)
+    return torch.stack([(-distance / (2 * scale)).exp() for scale in SCALES]).sum(0)
