@@ -29,7 +29,7 @@ from sttm_cli.resident import Resident
 from sttm_cli.results import Answer, CacheUse, Choice
 from sttm_cli.store import NoStore, Store
 from sttm_cli.tiers import DEVICE, DISK, Held
-from sttm_cli.types import DecodeReport, Json, PrefixKV, Sampling, VisualTokens
+from sttm_cli.types import DecodeReport, FrameChunk, Json, PrefixKV, Sampling, VisualTokens
 
 if TYPE_CHECKING:
     from sttm_cli.models import VideoLLM
@@ -196,8 +196,11 @@ class VideoQA:
             self._progress("load", 1, 1)
         return self._resident.model(self.choice, vision=vision)
 
-    def visual_tokens(self, request: Request, clock: Clock) -> tuple[VisualTokens, DecodeReport]:
-        """Decode and encode chunk by chunk: frames are never held beyond one chunk."""
+    def visual_tokens(
+        self, request: Request, clock: Clock, on_chunk: OnChunk = lambda chunk: None
+    ) -> tuple[VisualTokens, DecodeReport]:
+        """Decode and encode chunk by chunk: frames are never held beyond one chunk, which
+        `on_chunk` is shown."""
         model, report = self.model(clock), DecodeReport()
         done, parts = 0, []
         chunks = read_frames(
@@ -211,6 +214,7 @@ class VideoQA:
             for chunk in clock.each("decode", chunks):
                 with clock.stage("encode"), memory_told():
                     parts.append(model.encode(chunk, len(request.plan.times_s)))
+                on_chunk(chunk)
                 done += len(chunk.times_s)
                 self._progress("decode", done, len(request.plan.times_s))
         features = torch.cat([part.features for part in parts])

@@ -7,106 +7,169 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from sttm_cli.answer import generate
 from sttm_cli.clock import Clock
-from sttm_cli.decode import read_frames
 from sttm_cli.merge import MergedTokens
-from sttm_cli.picture import draw
+from sttm_cli.picture import Kept, View, thumbnail
 from sttm_cli.pipeline import VideoQA
 from sttm_cli.prefill import ROOM, KVContinuation
 from sttm_cli.request import Request
-from sttm_cli.store import Store
-from sttm_cli.types import DecodeReport, PrefixKV, TokenCounts, VisualTokens
+from sttm_cli.store import Entry, Store
+from sttm_cli.types import DecodeReport, FrameChunk, Json, PrefixKV, TokenCounts, VisualTokens
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-SHOWN = 8
-"""Frames in a picture, spread evenly over the video."""
 QUESTION = "what happens in the video?"
 """Asked to measure the time to a first token; its answer is thrown away."""
+COMPUTED = ("decode", "encode", "merge", "prefill", "first_token")
+RESTORED = ("restore", "first_token")
 
 Seconds = dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class BudgetCost:
-    """One budget on one video. `seconds`: stages as in the contract, medians of the repeats;
-    `speedup`: to the first token, of budget 1 over this one, frames and tokens being there."""
+    """One budget on one video. `seconds`: stages as in the contract, medians of the repeats, with
+    `first_token` counted from the question; `speedup`: to the first token, of budget 1 over this
+    one, frames and tokens being there; `stored`: this very KV, in the user's cache."""
 
-    budget: float | int
     tokens: TokenCounts
     kv_bytes: int
     seconds: Seconds
-    speedup: float
-    cached: bool
-    merged: MergedTokens
+    kept: Kept
+    speedup: float = 1.0
+    stored: Entry | None = None
+
+    @property
+    def budget(self) -> float | int:
+        return self.kept.budget
+
+    def sum_of(self, stages: Sequence[str]) -> float | None:
+        """The medians of `stages` added up, None where one of them did not run."""
+        values = [self.seconds[name] for name in stages]
+        return None if None in values else sum(v for v in values if v is not None)
+
+    def to_json(self) -> Json:
+        return {
+            "budget": self.budget,
+            "video_full": self.tokens.video_full,
+            "after_spatial": self.tokens.after_spatial,
+            "video_kept": self.tokens.video_kept,
+            "spatial_threshold": self.tokens.spatial_threshold,
+            "temporal_threshold": self.tokens.temporal_threshold,
+            "kv_bytes": self.kv_bytes,
+            "seconds": self.seconds,
+            "sums_of_medians": {
+                "computed": self.sum_of(COMPUTED),
+                "restored": self.sum_of(RESTORED),
+            },
+            "speedup": self.speedup,
+            "cached": self.stored is not None,
+            "key": self.stored.key if self.stored else None,
+        }
 
 
 @dataclass(frozen=True)
 class Survey:
-    """A video under several budgets; the first row's decode and encode hold for all."""
+    """A video under several budgets. `model`: what ran, as JSON; `view`: its frames, small;
+    `entries`: all that the user's cache holds of this video; decode and encode are measured
+    apart from the budgets and stand in each of the `rows`."""
 
     request: Request
     report: DecodeReport
     grid: tuple[int, int, int]
+    repeat: int
+    model: Json
+    view: View
+    entries: tuple[Entry, ...]
     rows: tuple[BudgetCost, ...]
+
+    def to_json(self) -> Json:
+        request, info, report = self.request, self.request.info, self.report
+        return {
+            "schema": "sttm.inspect/1",
+            "video": {
+                "path": request.source.name,
+                "digest": request.digest,
+                "duration_s": info.duration_s,
+                "container": info.container,
+                "codec": info.codec,
+                "width": info.width,
+                "height": info.height,
+                "fps": info.fps,
+                "rotation": info.rotation,
+                "reader": report.reader,
+            },
+            "model": self.model,
+            "frames": report.times_s,
+            "sampled": {"asked_s": list(request.plan.times_s), **report.to_json()},
+            "grid": list(self.grid),
+            "repeat": self.repeat,
+            "budgets": [row.to_json() for row in self.rows],
+            "cache": [_entry_json(entry) for entry in self.entries],
+        }
 
 
 def survey(
     qa: VideoQA, video: str | Path, budgets: Sequence[float | int], *, repeat: int = 3
 ) -> Survey:
-    """Decode and encode `video` once, then prefill, store, restore and ask at every budget.
+    """Decode, encode, prefill, store, restore and ask `repeat` times, at every budget.
 
     Nothing is written to the user's cache. Raises as `VideoQA.prepare`.
     """
-    request, clock = qa.request(video), Clock()
-    tokens, report = qa.visual_tokens(request, clock)
+    request = qa.request(video)
+    tokens, report, view, before = _encoded(qa, request, repeat)
     # The first run pays for lazy initialisation: it warms up and is not counted.
     _measure(qa, tokens, 1.0)
-    before = {name: clock.spent(name) for name in ("decode", "encode")}
-    full = _medians([_measure(qa, tokens, 1.0) for _ in range(repeat)])
+    full = _repeated(qa, tokens, 1.0, repeat)
     rows = []
     for budget in budgets:
-        runs = [_measure(qa, tokens, budget) for _ in range(repeat)] if budget != 1.0 else [full]
-        cost = _medians(runs)
-        cached = qa.store.find(_with_budget(qa, request, budget).identity).entry is not None
+        cost = full if budget == 1.0 else _repeated(qa, tokens, budget, repeat)
         rows.append(
             replace(
                 cost,
-                budget=budget,
-                cached=cached,
+                stored=qa.store.find(_with_budget(request, budget).identity).entry,
                 seconds={**before, **cost.seconds},
-                speedup=_to_first_token(full.seconds) / _to_first_token(cost.seconds),
+                speedup=_to_first_token(full) / _to_first_token(cost),
             )
         )
-    time, height, width, _ = tokens.features.shape
-    return Survey(request, report, (time, height, width), tuple(rows))
-
-
-def picture(qa: VideoQA, found: Survey, row: BudgetCost) -> Image.Image:
-    """Draw what `row`'s budget merged, over a few frames of the video, which are read again."""
-    frames = found.grid[0]
-    chosen = sorted({i * (frames - 1) // (SHOWN - 1) for i in range(SHOWN)})
-    # Families with temporal patches have fewer grid frames than video frames.
-    times = [found.report.times_s[t * len(found.report.times_s) // frames] for t in chosen]
-    plan = replace(found.request.plan, times_s=tuple(times))
-    chunks = list(read_frames(found.request.path, plan, report=DecodeReport(), fallback=True))
-    place = torch.full((frames,), -1, dtype=torch.int32)
-    place[chosen] = torch.arange(len(chosen), dtype=torch.int32)
-    boxes = row.merged.boxes.cpu().clone()
-    boxes[:, 0] = place[boxes[:, 0].long()]
-    return draw(
-        np.concatenate([chunk.frames for chunk in chunks]),
-        [time for chunk in chunks for time in chunk.times_s],
-        row.merged.sources.index.cpu()[chosen].numpy(),
-        boxes.numpy(),
+    # An entry's identity is what its file says: anything can stand in it.
+    same = request.identity["video"]
+    entries = (e for e in qa.store.entries() if e.identity.get("video") == same)
+    return Survey(
+        request, report, tokens.grid, repeat, _model_json(qa), view, tuple(entries), tuple(rows)
     )
+
+
+def _encoded(
+    qa: VideoQA, request: Request, repeat: int
+) -> tuple[VisualTokens, DecodeReport, View, Seconds]:
+    """The visual tokens, a small picture of each step of their grid, and the medians."""
+    small: list[np.ndarray] = []
+    planned = len(request.plan.times_s)
+
+    def shrink(chunk: FrameChunk) -> None:
+        small.extend(thumbnail(frame, planned) for frame in chunk.frames)
+
+    clocks = [Clock() for _ in range(repeat)]
+    tokens, report = qa.visual_tokens(request, clocks[0], on_chunk=shrink)
+    for clock in clocks[1:]:
+        qa.visual_tokens(request, clock)
+    # Families with temporal patches make one step of the grid of several frames.
+    per_step = -(-len(small) // tokens.grid[0])
+    view = View(np.stack(small[::per_step]), report.times_s[::per_step])
+    seconds: Seconds = {n: median(c.spent(n) for c in clocks) for n in ("decode", "encode")}
+    return tokens, report, view, seconds
+
+
+def _repeated(qa: VideoQA, tokens: VisualTokens, budget: float | int, repeat: int) -> BudgetCost:
+    runs = [_measure(qa, tokens, budget) for _ in range(repeat)]
+    seconds: Seconds = {}
+    for name in runs[0].seconds:
+        values = [v for run in runs if (v := run.seconds[name]) is not None]
+        seconds[name] = median(values) if values else None
+    return replace(runs[0], seconds=seconds)
 
 
 def _measure(qa: VideoQA, tokens: VisualTokens, budget: float | int) -> BudgetCost:
@@ -119,7 +182,9 @@ def _measure(qa: VideoQA, tokens: VisualTokens, budget: float | int) -> BudgetCo
     names = ("merge", "prefill", "restore")
     seconds: Seconds = {name: clock.seconds()[name] for name in names}
     seconds["first_token"] = made.first_token_s
-    return BudgetCost(budget, kv.tokens, kv.nbytes, seconds, 1.0, False, merges[0])
+    merged = merges[0]
+    kept = Kept(budget, merged.sources.index.cpu().numpy(), merged.boxes.cpu().numpy())
+    return BudgetCost(kv.tokens, kv.nbytes, seconds, kept)
 
 
 def _restore(qa: VideoQA, kv: PrefixKV, clock: Clock) -> None:
@@ -134,18 +199,32 @@ def _restore(qa: VideoQA, kv: PrefixKV, clock: Clock) -> None:
                 store.load(entry, device=qa.model().layer_devices, room=ROOM)
 
 
-def _medians(runs: Sequence[BudgetCost]) -> BudgetCost:
-    seconds: Seconds = {}
-    for name in runs[0].seconds:
-        values = [v for run in runs if (v := run.seconds[name]) is not None]
-        seconds[name] = median(values) if values else None
-    return replace(runs[0], seconds=seconds)
+def _to_first_token(cost: BudgetCost) -> float:
+    return sum(cost.seconds[name] or 0.0 for name in ("merge", "prefill", "first_token"))
 
 
-def _to_first_token(seconds: Seconds) -> float:
-    return sum(seconds[name] or 0.0 for name in ("merge", "prefill", "first_token"))
-
-
-def _with_budget(qa: VideoQA, request: Request, budget: float | int) -> Request:
+def _with_budget(request: Request, budget: float | int) -> Request:
     identity = {**request.identity, "merge": {**request.identity["merge"], "budget": budget}}
     return replace(request, identity=identity)
+
+
+def _model_json(qa: VideoQA) -> Json:
+    return {
+        "name": qa.settings.model,
+        "revision": qa.settings.revision,
+        "family": qa.choice.family.name,
+        "device": qa.choice.device,
+        "dtype": qa.choice.dtype,
+        "merge_layer": qa.choice.merge_layer,
+        "positions": qa.choice.positions,
+    }
+
+
+def _entry_json(entry: Entry) -> Json:
+    return {
+        "key": entry.key,
+        "model": entry.label.get("model"),
+        "budget": entry.label.get("budget"),
+        "video_kept": entry.tokens.video_kept,
+        "bytes": entry.bytes,
+    }

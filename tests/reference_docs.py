@@ -82,7 +82,7 @@ def _section(command: Any, name: str) -> str:
 
 
 def _row(option: Any) -> str:
-    names = ", ".join(f"`{name}`" for name in option.opts)
+    names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
     about = " ".join(option.help.split())
     if option.envvar:
         about += f" Environment: `{option.envvar}`."

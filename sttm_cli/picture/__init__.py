@@ -1,5 +1,7 @@
 """Merged tokens drawn over the frames they stand for."""
 
 from sttm_cli.picture.png import draw
+from sttm_cli.picture.terminal import print_frames
+from sttm_cli.picture.view import Kept, View, thumbnail
 
-__all__ = ["draw"]
+__all__ = ["Kept", "View", "draw", "print_frames", "thumbnail"]

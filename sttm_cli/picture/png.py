@@ -8,96 +8,118 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-WIDTH = 224
-"""Pixels of one frame's column."""
-GAP = 8
-CAPTION = 20
+from sttm_cli.picture.view import (
+    Frames,
+    Kept,
+    View,
+    cell_colours,
+    evenly,
+    resized,
+    token_colours,
+)
+
+SHOWN = 8
+"""Frames in a picture, spread evenly over the video."""
+WIDTH, HEIGHT = 224, 280
+"""Most pixels of one frame in the picture."""
+GAP, LINE = 8, 22
+LEAST_WIDTH = 480
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 # Outlines from the finest cell to the coarsest; seen against dark and bright frames alike.
-LEVELS = ((255, 255, 255), (255, 214, 10), (255, 122, 0), (230, 0, 90), (130, 0, 200))
-
-Frames = NDArray[np.uint8]
-Index = NDArray[np.int64]
+LEVELS = ((0, 170, 255), (255, 160, 0), (255, 60, 0), (225, 0, 110), (130, 0, 200))
 
 
-def draw(
-    frames: Frames, times_s: Sequence[float], tokens: Index, boxes: NDArray[np.int32]
-) -> Image.Image:
-    """Draw a row of frames with their merged cells.
+def draw(view: View, budgets: Sequence[Kept]) -> Image.Image:
+    """Draw a row of frames and, for each budget, what it made of them.
 
-    `frames` [T, H, W, 3] uint8 and their `times_s` are those to be shown; `tokens` [T, h, w]
-    tells for each finest cell of these frames the token it went to, `boxes` [N, 5] the root
-    boxes (t, top, left, bottom, right) of all tokens, with t counted in shown frames (negative
-    for a token that began in a frame before).
-
-    From top to bottom: the frame; the frame with the cells outlined by their size, those that
-    were carried over from an earlier frame dimmed; every cell in the mean colour of all that
+    For a budget, from top to bottom: the frames with the cells outlined by their size, those
+    that are carried over from an earlier frame dimmed; every cell in the mean colour of all that
     its token stands for; when, how many cells and how many tokens begin here.
     """
-    height = round(WIDTH * frames.shape[1] / frames.shape[2])
-    small = [Image.fromarray(f).resize((WIDTH, height), Image.Resampling.BOX) for f in frames]
-    means = _token_colours(np.stack([np.asarray(s) for s in small]), tokens)
-    count = len(frames)
-    sheet = Image.new(
-        "RGB", (count * (WIDTH + GAP) + GAP, 3 * (height + GAP) + GAP + CAPTION), PAPER
-    )
-    for column, (frame, cells) in enumerate(zip(small, tokens, strict=True)):
-        left = GAP + column * (WIDTH + GAP)
-        new = boxes[cells, 0] == column
-        rows = (frame, _outlined(frame, cells, new), _painted(means[cells], new, (WIDTH, height)))
-        for row, picture in enumerate(rows):
-            sheet.paste(picture, (left, GAP + row * (height + GAP)))
-        began = len(np.unique(cells[new]))
-        caption = f"{_clock(times_s[column])}  {cells.size} -> {began}"
-        ImageDraw.Draw(sheet).text(
-            (left, 3 * (height + GAP) + GAP), caption, INK, ImageFont.load_default(14)
-        )
+    steps = evenly(len(view.frames), SHOWN)
+    _, height, width, _ = view.frames.shape
+    scale = min(WIDTH / width, HEIGHT / height)
+    tile = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = [resized(view.frames[step], *tile, Image.Resampling.LANCZOS) for step in steps]
+    strips = [_strip(small), *(_band(view, kept, steps, small) for kept in budgets)]
+    sheet_width = max(LEAST_WIDTH, *(strip.width for strip in strips))
+    sheet = Image.new("RGB", (sheet_width, sum(strip.height for strip in strips) + GAP), PAPER)
+    top = 0
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height
     return sheet
 
 
-def _token_colours(frames: Frames, tokens: Index) -> NDArray[np.float64]:
-    """Mean colour [N, 3] of all shown cells of each token."""
-    _, rows, columns = tokens.shape
-    cells = np.stack(
-        [
-            np.asarray(Image.fromarray(f).resize((columns, rows), Image.Resampling.BOX))
-            for f in frames
-        ]
-    )
-    flat, colours = tokens.ravel(), cells.reshape(-1, 3).astype(np.float64)
-    size = int(flat.max()) + 1
-    counts = np.maximum(np.bincount(flat, minlength=size), 1)
-    sums = [np.bincount(flat, colours[:, channel], minlength=size) for channel in range(3)]
-    return np.stack(sums, axis=1) / counts[:, None]
+def _strip(tiles: Sequence[Frames]) -> Image.Image:
+    """Tiles of equal size in a row, with gaps to the left and above."""
+    height, width, _ = tiles[0].shape
+    row = Image.new("RGB", (len(tiles) * (width + GAP) + GAP, height + GAP), PAPER)
+    for column, tile in enumerate(tiles):
+        row.paste(Image.fromarray(tile), (GAP + column * (width + GAP), GAP))
+    return row
 
 
-def _outlined(frame: Image.Image, cells: Index, new: NDArray[np.bool_]) -> Image.Image:
-    rows, columns = cells.shape
-    mask = Image.fromarray((new * 255).astype(np.uint8)).resize(
-        frame.size, Image.Resampling.NEAREST
-    )
-    dimmed = Image.blend(frame, Image.new("RGB", frame.size, PAPER), 0.65)
-    picture = Image.composite(frame, dimmed, mask)
+def _band(view: View, kept: Kept, steps: Sequence[int], small: Sequence[Frames]) -> Image.Image:
+    """One budget: a title, the outlined cells, the mean colours, a caption for each frame."""
+    means = token_colours(cell_colours(view.frames, kept.tokens), kept.tokens)
+    outlined = _strip([_outlined(f, kept, step) for f, step in zip(small, steps, strict=True)])
+    painted = _strip([_painted(means, kept, step, small[0].shape) for step in steps])
+    width = max(LEAST_WIDTH, outlined.width)
+    band = Image.new("RGB", (width, 2 * (outlined.height + LINE) + GAP), PAPER)
+    band.paste(outlined, (0, GAP + LINE))
+    band.paste(painted, (0, GAP + LINE + outlined.height))
+    pen, font = ImageDraw.Draw(band), ImageFont.load_default(14)
+    pen.text((GAP, GAP + 4), kept.title, INK, ImageFont.load_default(15))
+    _legend(pen, kept, width - GAP)
+    for column, step in enumerate(steps):
+        left = GAP + column * (small[0].shape[1] + GAP)
+        place = (left, band.height - LINE + 2)
+        pen.text(place, kept.caption(step, view.times_s[step]), INK, font)
+    return band
+
+
+def _legend(pen: ImageDraw.ImageDraw, kept: Kept, right: int) -> None:
+    """Which colour outlines which size of cell, for the sizes that there are."""
+    font = ImageFont.load_default(13)
+    sizes = np.unique(kept.boxes[:, 3:] - kept.boxes[:, 1:3], axis=0)
+    for level in sorted({_level(*size) for size in sizes.tolist()}, reverse=True):
+        side = 2**level
+        label = f"{side}x{side}"
+        right -= round(pen.textlength(label, font)) + 4
+        pen.text((right, GAP + 5), label, INK, font)
+        right -= 14
+        pen.rectangle((right, GAP + 8, right + 9, GAP + 17), outline=LEVELS[level], width=2)
+        right -= 6
+
+
+def _level(height: int, width: int) -> int:
+    """0 for a finest cell, 1 for up to 2 x 2 of them, and so on."""
+    return min((max(height, width) - 1).bit_length(), len(LEVELS) - 1)
+
+
+def _outlined(frame: Frames, kept: Kept, step: int) -> Frames:
+    height, width, _ = frame.shape
+    rows, columns = kept.tokens.shape[1:]
+    picture = Image.fromarray(_dimmed(frame, kept.began(step)))
     pen = ImageDraw.Draw(picture)
-    for cell in np.unique(cells[new]):
-        ys, xs = np.nonzero((cells == cell) & new)
-        box = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
-        scale = (frame.width / columns, frame.height / rows) * 2
-        corners = [round(edge * by) for edge, by in zip(box, scale, strict=True)]
-        level = int(max(box[2] - box[0], box[3] - box[1]) - 1).bit_length()
-        colour = LEVELS[min(level, len(LEVELS) - 1)]
-        pen.rectangle((corners[0], corners[1], corners[2] - 1, corners[3] - 1), outline=colour)
-    return picture
+    for box in kept.boxes[kept.boxes[:, 0] == step]:
+        _, top, left, bottom, right = box.tolist()
+        corner = (round(left * width / columns), round(top * height / rows))
+        end = (round(right * width / columns) - 1, round(bottom * height / rows) - 1)
+        pen.rectangle((corner, end), outline=LEVELS[_level(bottom - top, right - left)])
+    return np.asarray(picture)
 
 
-def _painted(
-    colours: NDArray[np.float64], new: NDArray[np.bool_], size: tuple[int, int]
-) -> Image.Image:
-    shown = np.where(new[..., None], colours, 0.35 * colours + 0.65 * np.array(PAPER))
-    return Image.fromarray(shown.round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+def _painted(means: Frames, kept: Kept, step: int, shape: tuple[int, ...]) -> Frames:
+    height, width, _ = shape
+    cells = resized(means[kept.tokens[step]], width, height, Image.Resampling.NEAREST)
+    return _dimmed(cells, kept.began(step))
 
 
-def _clock(seconds: float) -> str:
-    whole = int(seconds)
-    hours = f"{whole // 3600}:" if whole >= 3600 else ""
-    return f"{hours}{whole // 60 % 60:02d}:{seconds % 60:04.1f}"
+def _dimmed(picture: Frames, began: NDArray[np.bool_]) -> Frames:
+    """The picture with the cells that do not begin here paled."""
+    height, width, _ = picture.shape
+    mask = resized(began.astype(np.uint8), width, height, Image.Resampling.NEAREST)
+    pale = 0.35 * picture + 0.65 * np.array(PAPER)
+    return np.where(mask[..., None] > 0, picture, pale.round()).astype(np.uint8)

@@ -27,6 +27,9 @@ class NoStore:
     def load(self, entry: Entry, *, device: str | Sequence[str], room: int) -> PrefixKV | None:
         return None
 
+    def entries(self) -> list[Entry]:
+        return []
+
     def save(self, identity: Json, kv: PrefixKV, *, label: Json) -> Entry | None:
         return None
 

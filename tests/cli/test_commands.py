@@ -61,30 +61,6 @@ def test_an_impossible_shard_is_a_usage_error(library: Path, shard: str) -> None
     assert sttm_here("precompute", library, "--shard", shard).code == 2
 
 
-def test_inspect_measures_every_budget_and_leaves_the_cache_alone() -> None:
-    told = sttm_here("inspect", SAMPLE, "--budgets", "1,0.5,0.2", "--repeat", "1", "--json").json
-    assert told["schema"] == "sttm.inspect/1"
-    time, height, width = told["grid"]
-    rows = told["budgets"]
-    assert [row["budget"] for row in rows] == [1.0, 0.5, 0.2]
-    assert all(row["video_full"] == time * height * width for row in rows)
-    assert rows[0]["video_kept"] == rows[0]["video_full"]
-    assert rows[0]["kv_bytes"] > rows[1]["kv_bytes"] > rows[2]["kv_bytes"]
-    for row in rows:
-        assert row["video_kept"] <= row["budget"] * row["video_full"]
-        for stage in ("decode", "encode", "merge", "prefill", "restore", "first_token"):
-            assert row["seconds"][stage] >= 0
-        assert row["speedup"] > 0
-    assert not cached_files()
-
-
-def test_inspect_table_fits_80_columns() -> None:
-    ended = sttm("inspect", SAMPLE, "--repeat", "1", COLUMNS="80")
-    assert ended.code == 0, ended.err
-    assert max(len(line) for line in ended.out.splitlines()[2:]) <= 80
-    assert "0.15" in ended.out
-
-
 def test_cache_lists_shows_and_removes_what_ask_stored() -> None:
     key = sttm_here("ask", SAMPLE, QUESTION, "--json").json["cache"]["key"]
     told = sttm_here("cache", "ls", "--json").json

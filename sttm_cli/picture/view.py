@@ -1,0 +1,95 @@
+"""A sampled video and what a budget left of it, as every picture takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Frames = NDArray[np.uint8]
+Index = NDArray[np.int64]
+
+SIDE, LEAST_SIDE = 384, 96
+PIXELS = 64 * SIDE * SIDE
+"""Bounds of the thumbnails: pixels of a frame's longer side, and of all frames together."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """`frames` [T, H, W, 3] uint8: a small picture of each step of the grid; `times_s` [T]."""
+
+    frames: Frames
+    times_s: Sequence[float]
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What one budget kept: `tokens` [T, h, w] int64 tells for each finest cell the token it went
+    to, `boxes` [N, 5] int32 where the tokens begin (t, top, left, bottom, right)."""
+
+    budget: float | int
+    tokens: Index
+    boxes: NDArray[np.int32]
+
+    def began(self, step: int) -> NDArray[np.bool_]:
+        """The cells [h, w] whose tokens begin at this step; the others are carried over."""
+        began: NDArray[np.bool_] = self.boxes[self.tokens[step], 0] == step
+        return began
+
+    def count(self, step: int) -> int:
+        """How many tokens begin at this step."""
+        return int(np.count_nonzero(self.boxes[:, 0] == step))
+
+    def caption(self, step: int, time_s: float) -> str:
+        """When, how many cells, and how many tokens begin: "00:12  196 -> 61"."""
+        return f"{clock(time_s)}  {self.tokens[step].size} -> {self.count(step)}"
+
+    @property
+    def title(self) -> str:
+        kept, full = len(self.boxes), self.tokens.size
+        return f"budget {self.budget:g}: {kept:,} of {full:,} tokens ({100 * kept / full:.0f} %)"
+
+
+def thumbnail(frame: Frames, count: int) -> Frames:
+    """One of `count` frames [H, W, 3], shrunk so that all together stay within the bounds."""
+    side = max(LEAST_SIDE, min(SIDE, int((PIXELS / count) ** 0.5)))
+    picture = Image.fromarray(frame)
+    picture.thumbnail((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(picture)
+
+
+def cell_colours(frames: Frames, tokens: Index) -> Frames:
+    """Mean colours [T, h, w, 3] of the finest cells."""
+    _, rows, columns = tokens.shape
+    return np.stack([resized(frame, columns, rows, Image.Resampling.BOX) for frame in frames])
+
+
+def token_colours(cells: Frames, tokens: Index) -> Frames:
+    """Mean colours [N, 3] of all the cells that went to each token."""
+    flat, colours = tokens.ravel(), cells.reshape(-1, 3).astype(np.float64)
+    counts = np.maximum(np.bincount(flat), 1)
+    sums = np.stack([np.bincount(flat, colours[:, channel]) for channel in range(3)], axis=1)
+    return (sums / counts[:, None]).round().astype(np.uint8)
+
+
+def resized(picture: Frames, width: int, height: int, how: Image.Resampling) -> Frames:
+    return np.asarray(Image.fromarray(picture).resize((width, height), how))
+
+
+def evenly(count: int, shown: int) -> list[int]:
+    """At most `shown` of `count` steps, evenly spread, the first and the last among them."""
+    if count <= shown:
+        return list(range(count))
+    return [i * (count - 1) // (shown - 1) for i in range(shown)]
+
+
+def clock(seconds: float) -> str:
+    """Seconds as [H:]MM:SS, with tenths where there are any."""
+    tenths = round(seconds * 10)
+    minutes, rest = divmod(tenths, 600)
+    hours = f"{minutes // 60}:" if minutes >= 60 else ""
+    text = f"{hours}{minutes % 60:02d}:{rest / 10:04.1f}"
+    return text.removesuffix(".0")

@@ -1,0 +1,106 @@
+"""inspect: what it counts, measures, prints and draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sttm_cli.cli.inspect_text import SECONDS, TOKENS
+from tests.cli.process import Ended, sttm, sttm_here
+from tests.cli.test_ask import QUESTION, SAMPLE, cached_files
+
+
+@pytest.fixture(scope="module")
+def printed() -> Ended:
+    """The default budgets, as printed in a pipe of 80 columns."""
+    return sttm("inspect", SAMPLE, "--repeat", "1", COLUMNS="80")
+
+
+def test_inspect_measures_every_budget_and_leaves_the_cache_alone() -> None:
+    told = sttm_here("inspect", SAMPLE, "--budgets", "1,0.5,0.2", "--repeat", "2", "--json").json
+    assert told["schema"] == "sttm.inspect/1"
+    time, height, width = told["grid"]
+    rows = told["budgets"]
+    assert [row["budget"] for row in rows] == [1.0, 0.5, 0.2]
+    assert all(row["video_full"] == time * height * width for row in rows)
+    assert rows[0]["video_kept"] == rows[0]["video_full"]
+    assert rows[0]["kv_bytes"] > rows[1]["kv_bytes"] > rows[2]["kv_bytes"]
+    for row in rows:
+        assert row["video_kept"] <= row["budget"] * row["video_full"]
+        seconds, sums = row["seconds"], row["sums_of_medians"]
+        for stage in ("decode", "encode", "merge", "prefill", "restore", "first_token"):
+            assert seconds[stage] >= 0
+        assert sums["restored"] == pytest.approx(seconds["restore"] + seconds["first_token"])
+        assert sums["computed"] >= seconds["decode"] + seconds["encode"] + seconds["prefill"]
+        assert row["speedup"] > 0
+    assert told["repeat"] == 2
+    assert not cached_files()
+
+
+def test_inspect_tells_the_times_asked_for_and_the_times_that_came_of_it() -> None:
+    told = sttm_here(
+        "inspect", SAMPLE, "--frames", "3", "--budgets", "0.5", "--repeat", "1", "--json"
+    ).json
+    sampled = told["sampled"]
+    assert len(sampled["asked_s"]) == len(sampled["times_s"]) == len(told["frames"]) == 3
+    assert sampled["times_s"] == pytest.approx(sampled["asked_s"], abs=0.2)
+    assert (sampled["lost"], sampled["reader"]) == (0, told["video"]["reader"])
+
+
+def test_inspect_tells_what_the_cache_holds_already() -> None:
+    key = sttm_here("ask", SAMPLE, QUESTION, "--budget", "0.3", "--json").json["cache"]["key"]
+    told = sttm_here("inspect", SAMPLE, "--budgets", "0.5,0.3", "--repeat", "1", "--json").json
+    assert [(row["cached"], row["key"]) for row in told["budgets"]] == [(False, None), (True, key)]
+    (entry,) = told["cache"]
+    assert (entry["key"], entry["budget"], entry["model"]) == (key, 0.3, "tiny")
+    off = sttm_here("inspect", SAMPLE, "--budgets", "0.3", "--repeat", "1", "--json", "--no-cache")
+    assert off.json["cache"] == []
+
+
+def test_inspect_tables_fit_80_columns_and_have_a_row_for_each_budget(printed: Ended) -> None:
+    assert printed.code == 0, printed.err
+    lines = printed.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    for names in (TOKENS, SECONDS):
+        head = next(i for i, line in enumerate(lines) if line.split() == " ".join(names).split())
+        assert [line.split()[0] for line in lines[head + 1 : head + 5]] == "1 0.5 0.3 0.15".split()
+
+
+def test_inspect_draws_in_the_terminal_only_when_it_is_one_or_asked_to(printed: Ended) -> None:
+    assert "->" not in printed.out
+    shown = sttm_here("inspect", SAMPLE, "--budgets", "0.5", "--repeat", "1", "--show")
+    assert shown.out.splitlines()[-1].count("49 -> ") == 4
+
+
+def test_show_with_json_is_a_usage_error_that_names_both() -> None:
+    ended = sttm_here("inspect", SAMPLE, "--show", "--json")
+    assert ended.code == 2
+    assert "--show" in ended.err
+    assert "--json" in ended.err
+
+
+def test_picture_draws_every_budget_below_1(tmp_path: Path) -> None:
+    sizes = {}
+    for budgets in ("1,0.3", "1,0.5,0.3"):
+        path = tmp_path / f"{budgets}.png"
+        sttm_here("inspect", SAMPLE, "--budgets", budgets, "--repeat", "1", "--picture", path)
+        sizes[budgets] = Image.open(path).size
+    (width, one), (same, two) = sizes.values()
+    assert width == same
+    assert two > 1.5 * one
+
+
+@pytest.mark.parametrize(("flag", "name"), [("--picture", "a.jpg")])
+def test_a_file_of_the_wrong_kind_is_a_usage_error(flag: str, name: str, tmp_path: Path) -> None:
+    ended = sttm_here("inspect", SAMPLE, flag, tmp_path / name)
+    assert ended.code == 2
+    assert flag in ended.err
+
+
+def test_a_picture_that_cannot_be_written_fails_and_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "a.png"
+    ended = sttm_here("inspect", SAMPLE, "--budgets", "1", "--repeat", "1", "--picture", path)
+    assert ended.code == 1
+    assert str(path) in ended.err
