@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, how much of it is done, and how much there is (0: unknown)."""
+OnChunk = Callable[[FrameChunk], None]
 
 NARROW = 0.1
 """A checkpoint's own top-p below this leaves a temperature next to nothing to act on."""
