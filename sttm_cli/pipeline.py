@@ -29,7 +29,7 @@ from sttm_cli.resident import Resident
 from sttm_cli.results import Answer, CacheUse, Choice
 from sttm_cli.store import NoStore, Store
 from sttm_cli.tiers import DEVICE, DISK, Held
-from sttm_cli.types import DecodeReport, FrameChunk, Json, PrefixKV, Sampling, VisualTokens
+from sttm_cli.types import DecodeReport, FrameChunk, Frames, Json, PrefixKV, Sampling, VisualTokens
 
 if TYPE_CHECKING:
     from sttm_cli.models import VideoLLM
@@ -164,9 +164,16 @@ class VideoQA:
         with memory_told():
             return choose(prepared, self.model(vision=False), Asked(question, history), options)
 
-    def stored(self, video: str | Path) -> bool:
-        """Whether the cache holds this video's KV for these settings; raises as `prepare`."""
-        return self.store.find(self.request(video).identity).entry is not None
+    def compute(
+        self, request: Request, clock: Clock, frames: Frames
+    ) -> tuple[PrefixKV, CacheUse] | None:
+        """Compute a video's KV and store it; None where another process has just done so."""
+        self._warned.clear()
+        with self.store.computing(request.key, on_wait=self._say_waiting):
+            stored = self.store.find(request.identity).entry is not None
+            if stored and not self.settings.refresh:
+                return None
+            return self._compute(request, clock, miss_reason="nothing stored", frames=frames)
 
     def warn(self, line: str) -> None:
         """Pass a warning on, once per video."""
@@ -197,13 +204,9 @@ class VideoQA:
             self._progress("load", 1, 1)
         return self._resident.model(self.choice, vision=vision)
 
-    def visual_tokens(
-        self, request: Request, clock: Clock, on_chunk: OnChunk = lambda chunk: None
-    ) -> tuple[VisualTokens, DecodeReport]:
-        """Decode and encode chunk by chunk: frames are never held beyond one chunk, which
-        `on_chunk` is shown."""
-        model, report = self.model(clock), DecodeReport()
-        done, parts = 0, []
+    def frames(self, request: Request, clock: Clock) -> Frames:
+        """The video's frames, read as their chunks are asked for; needs no model."""
+        report = DecodeReport()
         chunks = read_frames(
             request.path,
             request.plan,
@@ -211,8 +214,22 @@ class VideoQA:
             multiple=self.choice.family.multiple,
             fallback=self.settings.decoder == "auto",
         )
+        return Frames(clock.each("decode", chunks), report)
+
+    def visual_tokens(
+        self,
+        request: Request,
+        clock: Clock,
+        frames: Frames | None = None,
+        on_chunk: OnChunk = lambda chunk: None,
+    ) -> tuple[VisualTokens, DecodeReport]:
+        """Decode and encode chunk by chunk: frames are never held beyond one chunk, which
+        `on_chunk` is shown."""
+        model = self.model(clock)
+        chunks, report = frames or self.frames(request, clock)
+        done, parts = 0, []
         with request.source.told_by_name():
-            for chunk in clock.each("decode", chunks):
+            for chunk in chunks:
                 with clock.stage("encode"), memory_told():
                     parts.append(model.encode(chunk, len(request.plan.times_s)))
                 on_chunk(chunk)
@@ -320,9 +337,9 @@ class VideoQA:
         return kv, CacheUse(True, entry.key, entry.bytes, kv.tokens.prefix, 0, None, DISK)
 
     def _compute(
-        self, request: Request, clock: Clock, *, miss_reason: str
+        self, request: Request, clock: Clock, *, miss_reason: str, frames: Frames | None = None
     ) -> tuple[PrefixKV, CacheUse]:
-        tokens, report = self.visual_tokens(request, clock)
+        tokens, report = self.visual_tokens(request, clock, frames)
         kv = self.prefill(tokens, clock, budget=self.settings.budget)
         kv.facts |= {
             "sttm_version": __version__,

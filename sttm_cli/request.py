@@ -100,14 +100,24 @@ def choose_model(settings: Settings, memo: Memo) -> ModelChoice:
 
 
 def make_request(source: Source, choice: ModelChoice, settings: Settings, memo: Memo) -> Request:
-    """Read the video's header and digest its bytes; decodes nothing.
+    """Read the video's header and digest its bytes; decodes nothing. Raises as `plan_video`."""
+    info, plan = plan_video(source, choice, settings, memo)
+    with source.told_by_name():
+        video_digest = digest(source.path, memo)
+    identity = _identity(video_digest, plan, choice, settings)
+    return Request(source, video_digest, info, plan, identity)
+
+
+def plan_video(
+    source: Source, choice: ModelChoice, settings: Settings, memo: Memo
+) -> tuple[VideoInfo, FramePlan]:
+    """Read the video's header and choose its frames.
 
     Raises VideoError for a file that is no readable video, UsageError for a range that lies
     outside of it.
     """
     with source.told_by_name():
         info = remembered_probe(source.path, memo, image_fps=settings.fps or 1.0)
-        video_digest = digest(source.path, memo)
     plan = plan_frames(
         info,
         # What the user asks for may exceed the model's default.
@@ -118,8 +128,7 @@ def make_request(source: Source, choice: ModelChoice, settings: Settings, memo: 
         end=settings.end,
         decoder=settings.decoder,
     )
-    identity = _identity(video_digest, plan, choice, settings)
-    return Request(source, video_digest, info, plan, identity)
+    return info, plan
 
 
 def _identity(video_digest: str, plan: FramePlan, choice: ModelChoice, settings: Settings) -> Json:

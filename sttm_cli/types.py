@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sttm_cli.errors import UsageError
 
@@ -103,6 +103,13 @@ class DecodeReport:
             "fallback": self.fallback,
             "warnings": list(self.warnings),
         }
+
+
+class Frames(NamedTuple):
+    """A video's frames while they are read; `report` is complete after the last chunk."""
+
+    chunks: Iterable[FrameChunk]
+    report: DecodeReport
 
 
 @dataclass(frozen=True)

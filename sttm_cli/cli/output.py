@@ -28,8 +28,11 @@ STAGES = {"load": "loading the model", "decode": "decoding and encoding", "prefi
 
 
 def print_json(value: Json) -> None:
-    """One JSON object on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """One JSON object on stdout; file names that are no text come as escapes."""
+    text = json.dumps(value, ensure_ascii=False)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        text = json.dumps(value)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 

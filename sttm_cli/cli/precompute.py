@@ -1,33 +1,44 @@
-"""`sttm precompute`: every video of a folder into the cache."""
+"""`sttm precompute`: every video of a library into the cache."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Annotated, Any
+import os
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sttm_cli.cli.library_progress import LibraryProgress
 from sttm_cli.cli.options import RUN, Output, settings_from, takes
-from sttm_cli.cli.output import StageProgress, print_json, say, warn
-from sttm_cli.errors import SttmError, UsageError
-from sttm_cli.types import Json
+from sttm_cli.cli.output import print_json, warn
+from sttm_cli.errors import CacheError, UsageError
+from sttm_cli.library.outcome import Failed, Outcome, Tally
+from sttm_cli.library.paths import Found, find_videos, share_of
 
-VIDEO_SUFFIXES = frozenset(
-    ".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
-)
+if TYPE_CHECKING:
+    from sttm_cli.library.space import Estimate
+    from sttm_cli.pipeline import VideoQA
 
 
 @takes(RUN)
 def precompute(
     paths: Annotated[
-        list[Path],
-        typer.Argument(metavar="PATH...", help="Folders (searched to any depth) and video files."),
+        list[str],
+        typer.Argument(
+            metavar="PATH...",
+            help="Folders (searched to any depth), video files, quoted patterns such as "
+            "'clips/**/*.mp4', and '-' for a list on stdin, a path a line.",
+        ),
     ],
     *,
+    null: Annotated[
+        bool, typer.Option("--null", help="The list on stdin is separated by NUL (find -print0).")
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done.")
+        bool, typer.Option("--dry-run", help="Only say what would be done, and what it would take.")
     ] = False,
     shard: Annotated[
         str | None,
@@ -43,78 +54,66 @@ def precompute(
 ) -> None:
     """Prepare videos so that 'sttm ask' starts from the cache.
 
-    Skips what is done, goes on after a bad file, and ends with a summary.
+    Skips what is done, reads the next video while the model works on this one, goes on after a
+    bad file, and ends with a summary. Stopped at any moment, it goes on where it was when it is
+    run again.
     """
     settings = settings_from(flags)
     if settings.no_cache:
         raise UsageError("precompute --no-cache would keep nothing", "leave --no-cache away")
+    if null and "-" not in paths:
+        raise UsageError("--null is about the list on stdin", "give '-' as a PATH as well")
+    listed = _listed(null) if "-" in paths else []
+    found = find_videos([path for path in paths if path != "-"], listed)
+    mine = replace(found, videos=share_of(found.videos, shard))
+    tally, progress = Tally(), LibraryProgress(output, len(mine.videos) + len(mine.unreadable))
+    from sttm_cli.library.space import estimate
     from sttm_cli.pipeline import VideoQA
 
-    started = time.perf_counter()
-    videos = _shard(sorted(set(_videos(paths))), shard)
-    summary: Json = {"schema": "sttm.precompute/1", "done": 0, "skipped": 0, "failed": []}
-    with StageProgress(output) as progress, VideoQA(settings, warn=warn, progress=progress) as qa:
-        for number, video in enumerate(videos, 1):
-            line = f"[{number}/{len(videos)}] {video}: "
-            try:
-                line += _one(qa, video, dry_run, summary)
-            except SttmError as error:
-                summary["failed"].append({"path": str(video), "error": error.message})
-                line += f"failed: {error.message}"
-            progress.stop()
-            if not output.quiet:
-                say(line)
-    summary["seconds"] = time.perf_counter() - started
-    _finish(summary, output, dry_run)
-
-
-def _one(qa: Any, video: Path, dry_run: bool, summary: Json) -> str:
-    """Prepare one video and return what became of it; counts it in `summary`."""
-    if not qa.settings.refresh and qa.stored(video):
-        summary["skipped"] += 1
-        return "in the cache already"
-    if dry_run:
-        qa.request(video)
-        summary["done"] += 1
-        return "to be computed"
-    prepared = qa.prepare(video)
-    if not prepared.cache.bytes:
-        raise SttmError("computed, but it could not be stored", "see the warning above")
-    # Between the look and the work another process may have stored it.
-    summary["skipped" if prepared.cache.hit else "done"] += 1
-    tokens = prepared.kv.tokens
-    return f"{tokens.video_kept:,} of {tokens.video_full:,} tokens, {prepared.cold_seconds:.1f} s"
-
-
-def _finish(summary: Json, output: Output, dry_run: bool) -> None:
-    failed = summary["failed"]
+    with VideoQA(settings, warn=warn, progress=progress.stage) as qa:
+        # All shards fill one cache.
+        wanted = estimate(qa, found.videos)
+        _check(qa, wanted, dry_run)
+        with progress, closing(_outcomes(qa, mine, dry_run)) as outcomes:
+            _follow(outcomes, tally, progress)
     if output.as_json:
-        print_json(summary)
-    if not output.quiet:
-        done = "to do" if dry_run else "done"
-        say(
-            f"{summary['done']} {done}, {summary['skipped']} skipped, {len(failed)} failed "
-            f"in {summary['seconds']:.1f} s"
-        )
-    if failed:
+        about = {"videos": progress.total, "estimated_bytes": wanted.bytes if wanted else None}
+        print_json({**tally.to_json(progress.seconds), **about})
+    progress.finish(tally, "to do" if dry_run else "done")
+    if tally.failed or tally.stopped:
         raise typer.Exit(1)
 
 
-def _videos(paths: Iterable[Path]) -> Iterator[Path]:
-    for path in paths:
-        if path.is_dir():
-            for found in path.rglob("*"):
-                if found.suffix.lower() in VIDEO_SUFFIXES and found.is_file():
-                    yield found
-        else:
-            # A file named by hand is tried whatever its name; a missing one fails by name.
-            yield path
+def _follow(outcomes: Iterator[Outcome], tally: Tally, progress: LibraryProgress) -> None:
+    try:
+        for outcome in outcomes:
+            tally.add(outcome)
+            progress.told(outcome, tally)
+    except KeyboardInterrupt:
+        progress.finish(tally, "done before it was interrupted")
+        raise
 
 
-def _shard(videos: list[Path], text: str | None) -> list[Path]:
-    if text is None:
-        return videos
-    index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
-        raise UsageError(f"--shard {text!r} is not possible", "give I/N with I from 1 to N")
-    return videos[int(index) - 1 :: int(count)]
+def _check(qa: VideoQA, wanted: Estimate | None, dry_run: bool) -> None:
+    from sttm_cli.library.space import check_space
+
+    try:
+        check_space(qa, wanted)
+    except CacheError as error:
+        if not dry_run:
+            raise
+        warn(f"this would not start: {error}")
+
+
+def _outcomes(qa: VideoQA, found: Found, dry_run: bool) -> Generator[Outcome, None, None]:
+    from sttm_cli.library.work import look, precompute
+
+    for folder, reason in found.unreadable:
+        yield Failed(folder, f"the folder cannot be read: {reason}")
+    yield from look(qa, found.videos) if dry_run else precompute(qa, found.videos)
+
+
+def _listed(null: bool) -> list[str]:
+    """The paths on stdin, byte for byte: names need not be text."""
+    lines = sys.stdin.buffer.read().split(b"\0" if null else b"\n")
+    return [os.fsdecode(line if null else line.rstrip(b"\r")) for line in lines if line.strip()]

@@ -1,6 +1,7 @@
 """Video LLMs: what a name stands for, and one file per family behind the `VideoLLM` protocol."""
 
 from sttm_cli.models.base import Placement, VideoLLM
+from sttm_cli.models.counts import layer_bytes, visual_token_count
 from sttm_cli.models.known import Known, known_models
 from sttm_cli.models.registry import ALIASES, FAMILIES, Family, defaults_of, load
 from sttm_cli.models.source import ModelSource, find_source
@@ -16,5 +17,7 @@ __all__ = [
     "defaults_of",
     "find_source",
     "known_models",
+    "layer_bytes",
     "load",
+    "visual_token_count",
 ]

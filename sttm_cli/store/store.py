@@ -186,6 +186,12 @@ class Store:
             place = place.parent
         return min(20 << 30, (shutil.disk_usage(place).free + self.bytes) // 10)
 
+    @property
+    def writable(self) -> bool:
+        """Whether anything can be stored at all."""
+        made = self._usable and self._make_folder(self.path, quiet=True)
+        return made and os.access(self.path, os.W_OK | os.X_OK)
+
     # ---- inside
 
     def _place(self, key: str) -> Path:

@@ -1,64 +1,14 @@
-"""precompute, inspect and cache: what they print, and what they leave behind."""
+"""inspect and cache: what they print, and what they leave behind."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.cli.process import sttm, sttm_here
 from tests.cli.test_ask import QUESTION, SAMPLE, cached_files
-
-
-@pytest.fixture
-def library(tmp_path: Path) -> Path:
-    """A folder with two different videos, one in a subfolder, and one broken file."""
-    folder = tmp_path / "library"
-    (folder / "sub").mkdir(parents=True)
-    shutil.copy(SAMPLE, folder / "a.mp4")
-    data = bytearray(SAMPLE.read_bytes())
-    data[-1] ^= 1
-    (folder / "sub" / "b.mp4").write_bytes(data)
-    (folder / "broken.mp4").write_text("no video")
-    (folder / "notes.txt").write_text("not looked at")
-    return folder
-
-
-def test_precompute_does_all_goes_on_after_a_bad_file_and_ask_starts_from_it(
-    library: Path,
-) -> None:
-    ended = sttm("precompute", library, "--json")
-    assert ended.code == 1, ended.err
-    told = ended.json
-    assert told["schema"] == "sttm.precompute/1"
-    assert (told["done"], told["skipped"]) == (2, 0)
-    assert [Path(f["path"]).name for f in told["failed"]] == ["broken.mp4"]
-    assert sttm("ask", library / "sub" / "b.mp4", QUESTION, "--json").json["cache"]["hit"]
-    again = sttm_here("precompute", library, "--json").json
-    assert (again["done"], again["skipped"]) == (0, 2)
-
-
-def test_precompute_dry_run_stores_nothing(library: Path) -> None:
-    ended = sttm_here("precompute", library / "a.mp4", "--dry-run")
-    assert ended.code == 0
-    assert "to be computed" in ended.err
-    assert not cached_files()
-
-
-def test_shards_share_out_all_videos_and_none_twice(library: Path) -> None:
-    (library / "broken.mp4").unlink()
-    done = [
-        sttm_here("precompute", library, "--shard", f"{i}/2", "--json").json["done"] for i in (1, 2)
-    ]
-    assert done == [1, 1]
-    assert len(cached_files()) == 2
-
-
-@pytest.mark.parametrize("shard", ["0/2", "3/2", "x", "1/0"])
-def test_an_impossible_shard_is_a_usage_error(library: Path, shard: str) -> None:
-    assert sttm_here("precompute", library, "--shard", shard).code == 2
 
 
 def test_cache_lists_shows_and_removes_what_ask_stored() -> None:

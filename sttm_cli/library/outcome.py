@@ -1,0 +1,109 @@
+"""What became of each video, and of all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sttm_cli.types import Json, TokenCounts
+
+STORED = "in the cache already"
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A video whose KV was computed and stored. `video_s`: the seconds of video it covers;
+    `seconds`: what each stage took; `warnings`: what the decoder had to say."""
+
+    path: Path
+    bytes: int
+    tokens: TokenCounts
+    video_s: float
+    seconds: dict[str, float | None]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A video that needs no work; `bytes` of its entry where that counts for this video."""
+
+    path: Path
+    reason: str
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A video that could not be prepared; `traceback` for errors that nobody foresaw."""
+
+    path: Path
+    error: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """In a dry run: a video that would be computed, and about what it would take."""
+
+    path: Path
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The work ended before `path`; nothing after it was looked at."""
+
+    path: Path
+    reason: str
+
+
+Outcome = Computed | Skipped | Failed | Wanted | Stopped
+
+
+@dataclass
+class Tally:
+    """The sum of all outcomes. `bytes`: stored (or wanted) now; `video_s`: seconds of video."""
+
+    done: int = 0
+    same_bytes: int = 0
+    skipped: int = 0
+    failed: list[Failed] = field(default_factory=list)
+    bytes: int = 0
+    video_s: float = 0.0
+    stopped: str | None = None
+
+    def add(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Computed | Wanted):
+            self.done += 1
+            self.bytes += outcome.bytes or 0
+            self.video_s += outcome.video_s if isinstance(outcome, Computed) else 0.0
+        elif isinstance(outcome, Skipped):
+            self.skipped += 1
+            self.same_bytes += outcome.reason != STORED
+        elif isinstance(outcome, Failed):
+            self.failed.append(outcome)
+        else:
+            self.stopped = outcome.reason
+
+    @property
+    def settled(self) -> int:
+        """How many videos are through."""
+        return self.done + self.skipped + len(self.failed)
+
+    def per_video_hour(self, seconds: float) -> float | None:
+        """Seconds of work for an hour of video, None where none was computed."""
+        return seconds / self.video_s * 3600 if self.video_s else None
+
+    def to_json(self, seconds: float) -> Json:
+        return {
+            "schema": "sttm.precompute/1",
+            "done": self.done,
+            "skipped": self.skipped,
+            "skipped_same_bytes": self.same_bytes,
+            "failed": [{"path": str(f.path), "error": f.error} for f in self.failed],
+            "seconds": seconds,
+            "bytes": self.bytes,
+            "video_seconds": self.video_s,
+            "seconds_per_video_hour": self.per_video_hour(seconds),
+            "stopped": self.stopped,
+        }

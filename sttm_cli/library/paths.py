@@ -1,0 +1,87 @@
+"""Which videos are meant: folders, files, patterns and lists, each video once, in one order."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sttm_cli.errors import UsageError
+
+VIDEO_SUFFIXES = frozenset(
+    ".3gp .asf .avi .f4v .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob "
+    ".webm .wmv".split()
+)
+"""How files end that are taken from a folder."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The videos, in order, and the folders that could not be read: (path, reason)."""
+
+    videos: list[Path]
+    unreadable: list[tuple[Path, str]]
+
+
+def find_videos(given: Iterable[str], listed: Iterable[str] = ()) -> Found:
+    """The videos behind arguments `given` and paths `listed`, sorted, each file once.
+
+    A folder is searched to any depth; names that begin with a dot and links to folders are left
+    out. What is not there but holds `*`, `?` or `[` is a pattern (`**`: any depth), in `given`
+    only; it gives what a shell would make of it. A file that is named is taken whatever its name,
+    and a missing one too: it fails by name. Raises UsageError where nothing is found.
+    """
+    unreadable: list[tuple[Path, str]] = []
+
+    def note(error: OSError) -> None:
+        unreadable.append((Path(error.filename), error.strerror or str(error)))
+
+    paths = [path for text in given for path in _matches(text)]
+    paths += [Path(text) for text in listed]
+    videos = (video for path in paths for video in _videos(path, note))
+    once = {os.path.realpath(video): video for video in sorted(videos, reverse=True)}
+    if not once and not unreadable:
+        named = ", ".join(str(path) for path in paths[:3]) or "an empty list"
+        raise UsageError(
+            f"no video found in {named}",
+            f"folders are searched for {' '.join(sorted(VIDEO_SUFFIXES))}; name other files",
+        )
+    return Found(sorted(once.values()), unreadable)
+
+
+def share_of(videos: list[Path], shard: str | None) -> list[Path]:
+    """The I-th of N equal shares for a shard "I/N", all for None; raises UsageError.
+
+    The shares of one list are always the same and have nothing in common.
+    """
+    if shard is None:
+        return videos
+    index, _, count = shard.partition("/")
+    whole = all(part.isascii() and part.isdigit() for part in (index, count))
+    if not (whole and 1 <= int(index) <= int(count)):
+        raise UsageError(f"--shard {shard!r} is not possible", "give I/N with I from 1 to N")
+    return videos[int(index) - 1 :: int(count)]
+
+
+def _matches(text: str) -> list[Path]:
+    """The path itself, or what a pattern matches."""
+    if os.path.lexists(text) or not glob.has_magic(text):
+        return [Path(text)]
+    found = glob.glob(os.path.expanduser(text), recursive=True)
+    if not found:
+        raise UsageError(f"nothing matches {text!r}", "'**' stands for folders of any depth")
+    return [Path(match) for match in found]
+
+
+def _videos(path: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
+    if not path.is_dir():
+        yield path
+        return
+    for folder, inner, names in os.walk(path, onerror=on_error):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in VIDEO_SUFFIXES and not name.startswith("."):
+                yield Path(folder, name)

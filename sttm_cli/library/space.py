@@ -1,0 +1,152 @@
+"""What a library needs on the disk, and whether it can have it: asked before the work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from shutil import disk_usage
+from typing import Any
+
+from sttm_cli.decode import Source
+from sttm_cli.errors import CacheError, SttmError, UsageError
+from sttm_cli.models import layer_bytes, visual_token_count
+from sttm_cli.pipeline import VideoQA
+from sttm_cli.request import plan_video
+from sttm_cli.store import Store
+from sttm_cli.types import FramePlan
+
+SAMPLE = 32
+"""How many videos, spread over the list, the estimate looks at."""
+HEADER_BYTES = 16 << 10
+"""Room for an artifact's header and the prompt's own tokens."""
+RESERVE = 256 << 20
+"""Bytes of the disk that are left alone, or a twentieth of it where that is less."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """About how many bytes `videos` videos take in the cache, and how many are bound to fit."""
+
+    videos: int
+    bytes: int
+
+
+def needed_bytes(qa: VideoQA, plan: FramePlan) -> int | None:
+    """About how many bytes this video's KV takes on disk; None where the model does not tell.
+
+    Layers below the merge layer hold every token, the others the budget's.
+    """
+    source, layers = qa.choice.source, qa.choice.source.layers
+    each = layer_bytes(source, 4 if qa.choice.dtype == "float32" else 2)
+    width, height = plan.size
+    grid = visual_token_count(source, len(plan.times_s), width=width, height=height)
+    if each is None or grid is None or not layers:
+        return None
+    full, budget = grid[0] * grid[1], qa.settings.budget
+    kept = min(full, budget) if isinstance(budget, int) else int(full * budget)
+    below = min(qa.choice.merge_layer, layers)
+    return HEADER_BYTES + each * (below * full + (layers - below) * kept)
+
+
+def estimate(qa: VideoQA, videos: Sequence[Path]) -> Estimate | None:
+    """What all of `videos` take, from a sample of them; None where nothing can be told.
+
+    Reads the sample's headers, which are remembered; decodes and digests nothing.
+    """
+    step = max(1, ceil(len(videos) / SAMPLE))
+    found = []
+    for video in videos[::step]:
+        try:
+            _, plan = plan_video(Source(str(video), video), qa.choice, qa.settings, qa.store)
+        except SttmError:
+            continue
+        if (need := needed_bytes(qa, plan)) is not None:
+            found.append(need)
+    return Estimate(len(videos), sum(found) * len(videos) // len(found)) if found else None
+
+
+def store_of(qa: VideoQA) -> Store:
+    """The cache, to which all work is meant; raises UsageError where it is switched off."""
+    if isinstance(qa.store, Store):
+        return qa.store
+    raise UsageError("--no-cache would keep nothing", "leave it out")
+
+
+def check_space(qa: VideoQA, wanted: Estimate | None) -> None:
+    """Raise CacheError where the cache cannot be written or `wanted` cannot fit into it.
+
+    More than the cache's bound would push out at its end what was stored at its beginning.
+    """
+    store = store_of(qa)
+    if not store.writable:
+        raise CacheError(f"nothing can be stored in {store.path}", "give another --cache-dir")
+    if wanted is None:
+        return
+    what = f"{wanted.videos:,} videos need about {_gib(wanted.bytes)}"
+    if wanted.bytes > store.max_bytes:
+        raise CacheError(
+            f"{what}, and the cache is bounded to {_gib(store.max_bytes)}: the last would push "
+            "out the first",
+            f"give --max-bytes {_rounded_up(wanted.bytes)}, a smaller --budget or fewer videos",
+        )
+    free = _disk(store.path).free
+    if wanted.bytes > free + store.bytes:
+        raise CacheError(
+            f"{what}, and the disk of {store.path} has {_gib(free)} free",
+            "make room, or give a smaller --budget, fewer videos or another --cache-dir",
+        )
+
+
+class Room:
+    """Keeps the run from filling the disk, and from pushing out what it stored itself."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._bound = store.max_bytes
+        self._reserve = min(RESERVE, _disk(store.path).total // 20)
+        self._own = 0
+
+    def count(self, size: int) -> None:
+        """`size` bytes of this run's videos are in the cache."""
+        self._own += size
+
+    def lacking(self, need: int) -> str | None:
+        """Why `need` more bytes must not be stored, None where they may be.
+
+        Raises CacheError for one video that is more than the cache may hold.
+        """
+        if need > self._bound:
+            raise CacheError(f"it needs about {_gib(need)}, more than the cache's bound")
+        if self._own + need > self._bound:
+            return (
+                f"the cache's bound of {_gib(self._bound)} is reached (--max-bytes): more videos "
+                "would push out those before them"
+            )
+        free = _disk(self._store.path).free
+        if free - need < self._reserve:
+            return f"the disk of {self._store.path} is nearly full: {_gib(free)} are left"
+        return None
+
+
+def _disk(folder: Path) -> Any:
+    """Bytes of the disk that `folder` is, or will be, on: .total, .free."""
+    while not folder.exists():
+        folder = folder.parent
+    return disk_usage(folder)
+
+
+def _gib(count: float) -> str:
+    """Bytes in the units in which --max-bytes reads them."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _rounded_up(count: int) -> str:
+    """A tenth more, as --max-bytes reads it."""
+    power = 3 if count >= 1 << 30 else 2
+    return f"{ceil(count * 1.1 / 1024**power)}{' KMG'[power]}"

@@ -1,0 +1,72 @@
+"""How many tokens a video gives and how many bytes each takes, from a checkpoint's config alone."""
+
+from __future__ import annotations
+
+import json
+from math import ceil
+
+from sttm_cli.models.source import ModelSource
+from sttm_cli.types import Json
+
+STEP_TOKENS = 768
+"""Most tokens of a grid step of the Qwen-VL families (qwen-vl-utils, VIDEO_MAX_TOKEN_NUM)."""
+
+
+def visual_token_count(
+    source: ModelSource, frames: int, *, width: int, height: int
+) -> tuple[int, int] | None:
+    """About how many visual tokens `frames` frames give: (grid steps, tokens of a step).
+
+    Exact for families that square their frames. For those that keep the aspect ratio it is what
+    the limits of their authors' preprocessing allow. None where the config does not tell.
+    """
+    config = source.config
+    try:
+        if source.model_type in ("llava_onevision", "llava_qwen"):
+            vision = config.get("vision_config") or _tower(config)
+            side = (vision["image_size"] // vision["patch_size"] + 1) // 2
+            return frames, side * side
+        if source.model_type == "internvl":
+            return frames, int(config["image_seq_length"])
+        return _dynamic(source, frames, width=width, height=height)
+    except (KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
+def layer_bytes(source: ModelSource, itemsize: int) -> int | None:
+    """Bytes that a token's key and value take in one decoder layer; None if untold."""
+    text = source.config.get("text_config", source.config)
+    try:
+        heads = text["num_attention_heads"]
+        dim = text.get("head_dim") or text["hidden_size"] // heads
+        return 2 * int(text.get("num_key_value_heads") or heads) * int(dim) * itemsize
+    except (KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
+def _dynamic(source: ModelSource, frames: int, *, width: int, height: int) -> tuple[int, int]:
+    vision = source.config["vision_config"]
+    temporal = int(vision.get("temporal_patch_size", 2))
+    side = int(vision["patch_size"]) * int(vision.get("spatial_merge_size", 2))
+    steps = ceil(frames / temporal)
+    each = min(ceil(width / side) * ceil(height / side), STEP_TOKENS)
+    if source.model_type.startswith("qwen3") and (pixels := _most_pixels(source)):
+        # All frames of a video share these.
+        each = min(each, pixels // (steps * temporal * side * side))
+    return steps, max(1, each)
+
+
+def _most_pixels(source: ModelSource) -> int | None:
+    for name in ("processor_config.json", "video_preprocessor_config.json"):
+        try:
+            read = json.loads((source.folder / name).read_text(encoding="utf-8"))
+            return int(read.get("video_processor", read)["size"]["longest_edge"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return None
+
+
+def _tower(config: Json) -> Json:
+    from sttm_cli.models.llava_video import TOWERS
+
+    return TOWERS[str(config.get("mm_vision_tower"))]
