@@ -44,7 +44,9 @@ def digest(path: Path, memo: Memo) -> str:
 
 def version_key(path: Path, found: os.stat_result) -> str:
     """What tells one version of a file from another without reading it."""
-    return f"{path.absolute()}|{found.st_size}|{found.st_mtime_ns}|{found.st_ino}"
+    # Names need not be text; the index holds nothing else.
+    name = os.fsencode(path.absolute()).decode(errors="backslashreplace")
+    return f"{name}|{found.st_size}|{found.st_mtime_ns}|{found.st_ino}"
 
 
 def _blake3(path: Path) -> str:

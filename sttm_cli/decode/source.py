@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import tempfile
@@ -32,8 +33,10 @@ class Source:
 
     @property
     def origin(self) -> str:
-        """What the video is known by later: an address, or an absolute path."""
-        return self.name if self.is_copy else str(self.path.absolute())
+        """What the video is known by later: an address, or an absolute path, as text."""
+        if self.is_copy:
+            return self.name
+        return os.fsencode(self.path.absolute()).decode(errors="backslashreplace")
 
     @contextmanager
     def told_by_name(self) -> Iterator[None]:
