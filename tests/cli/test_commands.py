@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.process import sttm, sttm_here
+from tests.cli.process import sttm_here
 from tests.cli.test_ask import QUESTION, SAMPLE, cached_files
 
 
