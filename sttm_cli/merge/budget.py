@@ -7,12 +7,12 @@ is tuned, where each link is one token.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 
-from sttm_cli.merge.checks import is_whole
 from sttm_cli.merge.grouping import Nodes, best_similarity, pair_up, split, spread
 from sttm_cli.merge.pyramid import Pyramid
 from sttm_cli.merge.similarity import Similarities
@@ -52,8 +52,8 @@ class Fit:
 
 
 def token_limit(budget: float | int, total: int) -> Limit:
-    """The tokens that `budget` allows of `total`: a share in (0, 1], or a whole number."""
-    exact = float(budget) if is_whole(budget) else float(budget) * total
+    """The tokens that `budget` allows of `total`: a share in (0, 1], or a larger number."""
+    exact = float(budget) * total if budget <= 1 else float(budget)
     return Limit(math.floor(exact), min(math.floor(exact), math.ceil(exact - total / 100)))
 
 
@@ -126,6 +126,16 @@ class _State:
         return Fit(self.nodes, linked, float(spatial), float(temporal))
 
 
+def _patterns(found: torch.Tensor, turned: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Similarities [n] of the border cells to try: the first few turned over; then so many of them
+    whole and all the others split, which leaves every remainder that full cells do not."""
+    count = torch.arange(len(found), device=found.device)
+    for number in range(1, len(found) + 1):
+        yield torch.where(count < number, turned, found)
+    for number in range(len(found) + 1):
+        yield torch.where(count < number, 1.0, -torch.inf)
+
+
 class _Search:
     """Probes of one video: which spatial threshold, and what it leaves."""
 
@@ -166,21 +176,28 @@ class _Search:
         tokens than it should stays split, and less similar ones merge instead. What is short by
         less than a full cell's children then is made up for at the borders of odd grids.
         """
-        nearest, least = self.state(at), self.found.least
+        least = self.found.least
+        nearest = self._left_split(least, at)
+        borders = self._borders_near(float(nearest.spatial))
+        found = least[0, borders]
+        turned = torch.where(found >= nearest.spatial, -torch.inf, 1.0)
+        for pattern in _patterns(found, turned):
+            if nearest.most >= self.limit.enough:
+                break
+            other = least.clone()
+            other[:, borders] = pattern
+            nearest = max(nearest, self._left_split(other, 0), key=self._use)
+        return nearest
+
+    def _left_split(self, least: torch.Tensor, low: int) -> _State:
+        """Search from value number `low` on, and leave split what would merge too much."""
+        at, nearest = self._anew(least, low)
         for _ in range(TRIES):
             if nearest.most > self.limit.most - (self.pyramid.fan - 1):
                 break
             least = torch.where(least == self.values[at], -torch.inf, least)
             at, state = self._anew(least, at)
             nearest = max(nearest, state, key=self._use)
-        borders = self._borders_near(float(nearest.spatial))
-        for count in range(1, len(borders) + 1):
-            if nearest.most >= self.limit.enough:
-                break
-            turned = least.clone()
-            whole = self.found.least[0, borders[:count]] >= nearest.spatial
-            turned[:, borders[:count]] = torch.where(whole, -torch.inf, 1.0)
-            nearest = max(nearest, self._anew(turned, 0)[1], key=self._use)
         return nearest
 
     def _use(self, state: _State) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from numbers import Integral, Real
 from typing import Any
 
@@ -53,7 +54,8 @@ def check_settings(
     """Every setting in its range, and none that contradicts another."""
     for name, threshold in thresholds.items():
         if threshold is not None:
-            _check_threshold(name, threshold)
+            # Any temporal threshold from 0 down means that nothing is linked in time.
+            _check_threshold(name, threshold, least=-1 if name == "spatial_threshold" else -inf)
     if budget is not None:
         _check_budget(budget)
         given = [name for name, threshold in thresholds.items() if threshold is not None]
@@ -79,15 +81,15 @@ def too_small(budget: float | int, most: int, total: int, least: int) -> UsageEr
     )
 
 
-def _check_threshold(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not -1 <= float(value) <= 1:
+def _check_threshold(name: str, value: Any, *, least: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not least <= float(value) <= 1:
         raise UsageError(f"{name} is {value!r}", "give a cosine in [-1, 1]")
 
 
 def _check_budget(budget: Any) -> None:
     real = isinstance(budget, Real) and not isinstance(budget, Integral)
     share = real and 0 < float(budget) <= 1
-    count = is_whole(budget) and budget >= FEWEST
+    count = is_whole(budget) and (budget >= FEWEST or budget == 1)
     if not share and not count:
         raise UsageError(
             f"budget is {budget!r}",

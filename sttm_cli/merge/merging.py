@@ -46,9 +46,9 @@ class Grouping:
 @torch.no_grad()
 def merge_tokens(
     features: torch.Tensor,
-    *,
     spatial_threshold: float | None = None,
     temporal_threshold: float | None = None,
+    *,
     budget: float | int | None = None,
     root_level: int = 1,
     weighted: bool = False,
@@ -58,8 +58,8 @@ def merge_tokens(
 ) -> MergedTokens:
     """Merge a video's visual tokens `features` [T, H, W, C] in space, then in time.
 
-    Thresholds are cosines in [-1, 1], 0.8 and 0.6 unless given; a temporal one <= 0 switches
-    merging in time off. `budget` finds both instead: a share in (0, 1] or a whole number >= 16 of
+    Thresholds are cosines in [-1, 1], 0.8 and 0.6 unless given; a temporal one <= 0, however low,
+    switches merging in time off. `budget` finds both instead: a share in (0, 1] or a whole number >= 16 of
     tokens, an upper bound met as closely as the video allows; one that allows every token merges
     nothing. `root_level` 0 starts the quadtree at the coarsest level, 1 one finer; a budget that
     the roots of one frame exceed lowers it. `weighted` averages nodes by their patch counts;

@@ -59,6 +59,20 @@ def test_a_share_is_met_whatever_the_noise(
     assert_met(video, budget)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_single_frame_meets_every_count_that_its_cells_can_add_up_to(seed: int) -> None:
+    video = torch.randn(1, 14, 14, 16, generator=torch.manual_seed(seed))
+    # A full cell takes three tokens away, a border cell seven with the cells in it: 192 and 195
+    # of 196 tokens cannot be had within one percent.
+    for budget in sorted({*range(49, 196)} - {192, 195}):
+        kept = len(merge_tokens(video, budget=budget))
+        assert budget - 1.96 <= kept <= budget
+
+
+def test_budget_one_is_everything_as_a_whole_number_too() -> None:
+    assert len(merge_tokens(footage(2, 7, 7, noise=0.4), budget=1)) == 98
+
+
 @pytest.mark.parametrize("count", [16, 17, 100, 500, 783, 1568, 10**9])
 def test_a_whole_number_is_a_count_of_tokens(count: int) -> None:
     video = footage(8, 14, 14, noise=0.4)
