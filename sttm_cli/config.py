@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -45,7 +46,8 @@ class Settings:
 
     `budget` is a share of the video's tokens in (0, 1], or a whole number of tokens >= 16;
     `start` and `end` are seconds from the video's first frame; None leaves the choice to the
-    model's defaults. Raises UsageError, naming the flag, the value and what is allowed.
+    model's defaults. Times and sizes may be given as they are typed, such as "1:30" and "2G".
+    Raises UsageError, naming the flag, the value and what is allowed.
     """
 
     model: str = DEFAULT_MODEL
@@ -72,7 +74,7 @@ class Settings:
     max_download: int = MAX_DOWNLOAD
 
     def __post_init__(self) -> None:
-        check_budget(self.budget)
+        self._read()
         if not self.model:
             raise UsageError("--model is empty", "give an alias, a hub id or a folder")
         _at_least("--merge-layer", self.merge_layer, 0)
@@ -92,6 +94,27 @@ class Settings:
                 "--refresh makes a stored entry anew, --no-cache stores none: choose one",
             )
 
+    def _read(self) -> None:
+        """Bring every value to its type; equal settings are then equal in the cache too."""
+        given = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        read: dict[str, Any] = {
+            "model": os.fspath(self.model),
+            "cache_dir": None if self.cache_dir is None else Path(self.cache_dir),
+            "budget": parse_budget(self.budget),
+            "start": parse_seconds("--start", self.start),
+            "end": parse_seconds("--end", self.end),
+            "max_bytes": None
+            if self.max_bytes is None
+            else parse_bytes("--max-bytes", self.max_bytes),
+            "max_download": parse_bytes("--max-download", self.max_download),
+        }
+        for name in ("merge_layer", "frames", "max_new_tokens", "seed"):
+            read[name] = _as_whole(_flag(name), given[name])
+        for name in ("fps", "temperature", "top_p"):
+            read[name] = _as_real(_flag(name), given[name])
+        for name, value in read.items():
+            object.__setattr__(self, name, value)
+
     @property
     def sampling(self) -> Sampling:
         """How answers are drawn."""
@@ -107,26 +130,25 @@ class Settings:
                 )
 
 
-def check_budget(budget: float | int) -> None:
-    """Raise UsageError unless `budget` is a share in (0, 1] or a whole number >= 16."""
-    whole = isinstance(budget, int) and not isinstance(budget, bool)
-    share = isinstance(budget, float) and 0.0 < budget <= 1.0
-    if not (share or budget == 1 or (whole and budget >= LEAST_TOKENS)) or budget is True:
-        raise UsageError(
-            f"--budget {budget} is not possible",
-            "give a share of the video's tokens above 0 and up to 1, such as 0.3, "
-            f"or a whole number of tokens from {LEAST_TOKENS} on",
-        )
+def parse_budget(budget: str | float) -> float | int:
+    """A budget as a float in (0, 1], a share, or a whole number >= 16; raises UsageError.
 
-
-def parse_budget(text: str) -> float | int:
-    """Read a budget as typed: "0.3" is a share, "1" all tokens, "500" a number of tokens."""
-    value: float | int = _number("--budget", text, float)
-    if float(value).is_integer() and "." not in text and "e" not in text.lower():
-        value = int(value)
-    value = 1.0 if value == 1 else value
-    check_budget(value)
-    return value
+    As text, "0.3" is a share, "1" all tokens, "500" a number of tokens.
+    """
+    value: Any = budget
+    if isinstance(budget, str):
+        value = _number("--budget", budget, float)
+        if value.is_integer() and "." not in budget and "e" not in budget.lower():
+            value = int(value)
+    if _is_number(value, Real) and 0 < float(value) <= 1:
+        return float(value)
+    if _is_number(value, Integral) and int(value) >= LEAST_TOKENS:
+        return int(value)
+    raise UsageError(
+        f"--budget {budget} is not possible",
+        "give a share of the video's tokens above 0 and up to 1, such as 0.3, "
+        f"or a whole number of tokens from {LEAST_TOKENS} on",
+    )
 
 
 def parse_choices(text: str) -> list[str]:
@@ -147,10 +169,10 @@ def check_options(options: Sequence[str]) -> None:
         raise UsageError(f"--choices names {twice[0]!r} twice", "give each option once")
 
 
-def parse_seconds(flag: str, text: str | None) -> float | None:
-    """Read a time as typed, in seconds or as [HH:]MM:SS, and return seconds."""
-    if text is None:
-        return None
+def parse_seconds(flag: str, text: Any) -> float | None:
+    """A time in seconds, given as a number or as text, in seconds or as [HH:]MM:SS."""
+    if not isinstance(text, str):
+        return _as_real(flag, text)
     parts = text.strip().split(":")
     if len(parts) > 3:
         raise UsageError(f"{flag} {text!r} is not a time", "give seconds or [HH:]MM:SS")
@@ -160,8 +182,10 @@ def parse_seconds(flag: str, text: str | None) -> float | None:
     return float(sum(n * 60**i for i, n in enumerate(reversed(numbers))))
 
 
-def parse_bytes(flag: str, text: str) -> int:
-    """Read a size as typed: plain bytes, or with K, M, G or T (KiB, MiB, GiB, TiB)."""
+def parse_bytes(flag: str, text: str | int) -> int:
+    """A size, given as a number of bytes or as text, with K, M, G or T (KiB, MiB, GiB, TiB)."""
+    if not isinstance(text, str):
+        return int(_as_whole(flag, text) or 0)
     stripped = text.strip().upper().removesuffix("IB").removesuffix("B")
     power = "KMGT".find(stripped[-1:]) + 1 if stripped[-1:] else 0
     value = _number(flag, stripped[:-1] if power else stripped, float)
@@ -211,7 +235,14 @@ def config_file() -> dict[str, dict[str, Any]]:
         raise UsageError(
             f"config file {path}: unknown key {unknown[0]!r}", f"known: {', '.join(CONFIG_KEYS)}"
         )
-    return dict.fromkeys(("ask", "precompute", "inspect"), shared)
+    store = {key: shared[key] for key in ("cache_dir", "max_bytes") if key in shared}
+    # `inspect` compares budgets: the usual one says nothing there.
+    compared = {key: value for key, value in shared.items() if key != "budget"}
+    return {
+        **dict.fromkeys(("ask", "precompute"), shared),
+        "inspect": compared,
+        "cache": dict.fromkeys(("ls", "show", "rm", "prune", "verify", "path"), store),
+    }
 
 
 def _number(flag: str, text: str, kind: Callable[[str], Any]) -> Any:
@@ -222,6 +253,31 @@ def _number(flag: str, text: str, kind: Callable[[str], Any]) -> Any:
     if value != value or value in (float("inf"), float("-inf")):
         raise UsageError(f"{flag} {text!r} is not a finite number")
     return value
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _is_number(value: object, kind: type) -> bool:
+    # Python counts True among the whole numbers.
+    return isinstance(value, kind) and type(value) is not bool
+
+
+def _as_whole(flag: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if not _is_number(value, Integral):
+        raise UsageError(f"{flag} {value!r} is not a whole number")
+    return int(value)
+
+
+def _as_real(flag: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if not _is_number(value, Real):
+        raise UsageError(f"{flag} {value!r} is not a number")
+    return float(value)
 
 
 def _at_least(flag: str, value: int | None, least: int) -> None:

@@ -32,7 +32,8 @@ def resolve_dtype(asked: str, device: str) -> str:
     if asked != "auto":
         return asked
     if device.startswith("cuda"):
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if native else "float16"
     return "float16" if device == "mps" else "float32"
 
 
@@ -40,9 +41,16 @@ def resolve_attention(device: str, dtype: str) -> str:
     """transformers' name of the attention to use: flash attention where it is installed."""
     if not device.startswith("cuda") or dtype not in ("bfloat16", "float16"):
         return "sdpa"
+    import torch
     from transformers import utils
 
-    return "flash_attention_2" if utils.is_flash_attn_2_available() else "sdpa"
+    # Its kernels need tensor cores of the Ampere kind.
+    able = torch.cuda.get_device_capability(device) >= (8, 0)
+    return "flash_attention_2" if able and utils.is_flash_attn_2_available() else "sdpa"
+
+
+ALLOCATORS = ("out of memory", "not enough memory", "can't allocate memory")
+"""What torch's allocators say where they raise no error of their own."""
 
 
 @contextmanager
@@ -53,8 +61,8 @@ def memory_told() -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # torch's CPU allocator raises a plain RuntimeError.
-        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+        # torch's CPU allocator raises a plain RuntimeError; so does much that is no want of memory.
+        if type(error) is RuntimeError and not any(s in str(error) for s in ALLOCATORS):
             raise
         raise OutOfMemoryError(
             "the memory does not suffice for this video with these settings",

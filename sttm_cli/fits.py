@@ -2,22 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sttm_cli.types import PrefixKV
 
+if TYPE_CHECKING:
+    from sttm_cli.request import ModelChoice
 
-def fits(kv: PrefixKV, config: Any) -> bool:
+FARTHEST = 1 << 24
+"""Beyond this float32, in which angles are computed, does not tell one position from the next."""
+
+
+def fits(kv: PrefixKV, config: Any, choice: ModelChoice) -> bool:
     """Whether a KV has the model's shape and its record the facts that are read later: a file
     may have all its checksums and still not be made by this program."""
+    return (
+        _is_shaped(kv, config, choice.dtype)
+        and _is_merged(kv, choice.merge_layer, config.num_hidden_layers)
+        and _is_placed(kv, choice.family.rotary_axes)
+        and _is_told(kv, config.vocab_size)
+    )
+
+
+def _is_shaped(kv: PrefixKV, config: Any, dtype: str) -> bool:
     heads = config.num_key_value_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    shaped = all(tuple(t.shape[1:]) == (heads, dim) for t in kv.keys + kv.values)
-    layers = len(kv.lengths) == config.num_hidden_layers and kv.merge_layer < len(kv.lengths)
+    tensors = kv.keys + kv.values
+    typed = all(str(t.dtype) == f"torch.{dtype}" for t in tensors)
+    return typed and all(tuple(t.shape[1:]) == (heads, dim) for t in tensors)
+
+
+def _is_merged(kv: PrefixKV, merge_layer: int, layers: int) -> bool:
+    tokens = kv.tokens
+    full = tokens.prefix - tokens.video_kept + tokens.video_full
+    wanted = (full,) * merge_layer + (tokens.prefix,) * (layers - merge_layer)
+    kept = 0 < tokens.video_kept <= tokens.video_full
+    return kept and kv.merge_layer == merge_layer and tuple(kv.lengths) == wanted
+
+
+def _is_placed(kv: PrefixKV, axes: int) -> bool:
+    tokens = kv.tokens
+    full = tokens.prefix - tokens.video_kept + tokens.video_full
+    below, above = kv.next_positions
+    if axes == 1:
+        return below == full and above in (full, tokens.prefix)
+    return max(below, above) < FARTHEST
+
+
+def _is_told(kv: PrefixKV, vocabulary: int) -> bool:
     decode, seconds = kv.facts.get("decode"), kv.facts.get("seconds")
     if not (isinstance(decode, dict) and isinstance(seconds, dict)):
         return False
     times, warnings = decode.get("times_s"), decode.get("warnings")
     told = isinstance(times, list) and isinstance(warnings, list)
     numbers = all(isinstance(s, (int, float)) for s in seconds.values() if s is not None)
-    return shaped and layers and told and numbers
+    ids = kv.facts.get("token_ids")
+    known = isinstance(ids, list) and all(type(i) is int and 0 <= i < vocabulary for i in ids)
+    return told and numbers and known

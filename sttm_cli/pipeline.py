@@ -18,8 +18,9 @@ from sttm_cli import __version__
 from sttm_cli.asking import Asked, answer, choose
 from sttm_cli.clock import Clock
 from sttm_cli.config import Settings, cache_dir
-from sttm_cli.decode import Sources, read_frames
+from sttm_cli.decode import Sources, digest, read_frames
 from sttm_cli.device import memory_told
+from sttm_cli.errors import VideoError
 from sttm_cli.fits import fits
 from sttm_cli.merge import MergedTokens, merge_tokens
 from sttm_cli.prefill import ROOM, KVContinuation, Merging, prefill
@@ -331,7 +332,7 @@ class VideoQA:
         entry, model = lookup.entry, self.model(clock, vision=False)
         with clock.stage("restore"), memory_told():
             kv = self.store.load(entry, device=model.layer_devices, room=ROOM)
-        if kv is None or not fits(kv, model.decoder.config):
+        if kv is None or not fits(kv, model.decoder.config, self.choice):
             self.warn(f"stored entry {entry.key[:12]} cannot be used; computing it anew")
             return "the stored entry is damaged"
         return kv, CacheUse(True, entry.key, entry.bytes, kv.tokens.prefix, 0, None, DISK)
@@ -346,6 +347,11 @@ class VideoQA:
             "decode": report.to_json(),
             "seconds": clock.seconds(),
         }
+        # Digested before it was decoded: a file replaced meanwhile must not lend its frames.
+        if digest(request.path, self.store) != request.digest:
+            raise VideoError(
+                f"{request.source.name} changed while it was read", "ask again once it is whole"
+            )
         entry = self.store.save(request.identity, kv, label=self._label(request))
         size = entry.bytes if entry else 0
         return kv, CacheUse(False, request.key, size, 0, kv.tokens.prefix, miss_reason)

@@ -145,9 +145,17 @@ def _identity(video_digest: str, plan: FramePlan, choice: ModelChoice, settings:
             "positions": choice.positions,
         },
         "prompt": {"template": choice.family.template, "newlines": choice.newlines},
-        # Frames are resized and tokens computed by these; another version may do it otherwise.
-        "libraries": {name: version(name) for name in ("torch", "torchvision", "transformers")},
+        "libraries": _libraries(choice),
     }
+
+
+def _libraries(choice: ModelChoice) -> Json:
+    """What frames are resized and tokens are made and computed by: another version may do it
+    otherwise."""
+    names = ["tokenizers", "torch", "torchvision", "transformers"]
+    if choice.attention.startswith("flash"):
+        names.append("flash_attn")
+    return {name: version(name) for name in names}
 
 
 def _check_family(settings: Settings, family: Family) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from sttm_cli.models import Placement, VideoLLM, load
+from sttm_cli.models import Placement, VideoLLM, check_unchanged, load
 from sttm_cli.request import ModelChoice
 from sttm_cli.store import NoStore, Store
 from sttm_cli.tiers import Tiers
@@ -41,6 +41,8 @@ class Resident:
                     choice.device, choice.dtype, choice.attention, choice.spread, vision
                 )
                 self._model = load(choice.source, place, newlines=choice.newlines)
+                # What the KV will be stored under must be what was read.
+                check_unchanged(choice.source, self.store)
                 self._loaded, self._sees = _identity(choice), vision
             return self._model
 

@@ -21,10 +21,9 @@ STAGES = {
 }
 BYTES = {"download", "stdin"}
 """Stages that count bytes."""
+
 if TYPE_CHECKING:
     from sttm_cli.results import Answer
-
-STAGES = {"load": "loading the model", "decode": "decoding and encoding", "prefill": "prefilling"}
 
 
 def print_json(value: Json) -> None:
@@ -72,6 +71,9 @@ def _told(error: BaseException) -> tuple[str, str, str, int]:
     if isinstance(error, BrokenPipeError):
         _drop_stdout()
         return "output", "", "", 1
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        hint = "use fewer --frames, a smaller --budget or --dtype bfloat16"
+        return "memory", "the memory does not suffice", hint, 5
     if hasattr(error, "format_message"):
         # The command-line parser's own complaint; it names the flag.
         return "usage", error.format_message(), "see --help", getattr(error, "exit_code", 2)

@@ -22,7 +22,8 @@ class Memo(Protocol):
 def digest(path: Path, memo: Memo) -> str:
     """The blake3 of the file's bytes, in hex; looked up where the file was digested before.
 
-    A file counts as the same while its path, size, modification time and inode are. A folder's
+    A file counts as the same while its path, size, times of modification and change, and inode
+    are. A folder's
     digest is over the names and bytes of its images. Raises VideoError for what cannot be read
     or changes meanwhile.
     """
@@ -46,7 +47,9 @@ def version_key(path: Path, found: os.stat_result) -> str:
     """What tells one version of a file from another without reading it."""
     # Names need not be text; the index holds nothing else.
     name = os.fsencode(path.absolute()).decode(errors="backslashreplace")
-    return f"{name}|{found.st_size}|{found.st_mtime_ns}|{found.st_ino}"
+    # Unlike the modification time, nobody can set the change time back.
+    times = f"{found.st_mtime_ns}|{found.st_ctime_ns}"
+    return f"{name}|{found.st_size}|{times}|{found.st_ino}"
 
 
 def _blake3(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import inf
 from numbers import Integral, Real
 from typing import Any
 
@@ -54,8 +53,7 @@ def check_settings(
     """Every setting in its range, and none that contradicts another."""
     for name, threshold in thresholds.items():
         if threshold is not None:
-            # Any temporal threshold from 0 down means that nothing is linked in time.
-            _check_threshold(name, threshold, least=-1 if name == "spatial_threshold" else -inf)
+            _check_threshold(name, threshold)
     if budget is not None:
         _check_budget(budget)
         given = [name for name, threshold in thresholds.items() if threshold is not None]
@@ -81,8 +79,8 @@ def too_small(budget: float | int, most: int, total: int, least: int) -> UsageEr
     )
 
 
-def _check_threshold(name: str, value: Any, *, least: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not least <= float(value) <= 1:
+def _check_threshold(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not -1 <= float(value) <= 1:
         raise UsageError(f"{name} is {value!r}", "give a cosine in [-1, 1]")
 
 

@@ -58,11 +58,11 @@ def merge_tokens(
 ) -> MergedTokens:
     """Merge a video's visual tokens `features` [T, H, W, C] in space, then in time.
 
-    Thresholds are cosines in [-1, 1], 0.8 and 0.6 unless given; a temporal one <= 0, however low,
-    switches merging in time off. `budget` finds both instead: a share in (0, 1] or a whole number >= 16 of
-    tokens, an upper bound met as closely as the video allows; one that allows every token merges
-    nothing. `root_level` 0 starts the quadtree at the coarsest level, 1 one finer; a budget that
-    the roots of one frame exceed lowers it. `weighted` averages nodes by their patch counts;
+    Thresholds are cosines in [-1, 1], 0.8 and 0.6 unless given; a temporal one <= 0 switches
+    merging in time off. `budget` finds both instead: a share in (0, 1] or a whole number
+    >= 16 of tokens, an upper bound met as closely as the video allows; one that allows every token
+    merges nothing. `root_level` 0 starts the quadtree at the coarsest level, 1 one finer; a budget
+    that the roots of one frame exceed lowers it. `weighted` averages nodes by their patch counts;
     `head_dim` takes the mean of per-head cosines. `semantics="reference"` gives the released
     code's results, quirks included; `link` says which candidate a node merges into.
 

@@ -4,7 +4,7 @@ from sttm_cli.models.base import Placement, VideoLLM
 from sttm_cli.models.counts import layer_bytes, visual_token_count
 from sttm_cli.models.known import Known, known_models
 from sttm_cli.models.registry import ALIASES, FAMILIES, Family, defaults_of, load
-from sttm_cli.models.source import ModelSource, find_source
+from sttm_cli.models.source import ModelSource, check_unchanged, find_source
 
 __all__ = [
     "ALIASES",
@@ -14,6 +14,7 @@ __all__ = [
     "ModelSource",
     "Placement",
     "VideoLLM",
+    "check_unchanged",
     "defaults_of",
     "find_source",
     "known_models",

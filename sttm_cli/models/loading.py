@@ -76,6 +76,7 @@ def _config(source: ModelSource, placement: Placement, config: Any) -> Any:
 @contextmanager
 def _told(source: ModelSource, device: str) -> Iterator[None]:
     import torch
+    from safetensors import SafetensorError
 
     try:
         yield
@@ -83,7 +84,10 @@ def _told(source: ModelSource, device: str) -> Iterator[None]:
         raise OutOfMemoryError(
             f"the memory of {device} does not suffice for model {source.name!r}", WAY_OUT
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError,
+        SafetensorError,
+    ) as error:  # fmt: skip
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
             f"model {source.name!r} cannot be loaded: {reason[0][:200]}",

@@ -43,7 +43,9 @@ class ModelSource:
     @property
     def layers(self) -> int:
         """How many layers the decoder has, 0 where the config does not tell."""
-        return int(self.config.get("text_config", self.config).get("num_hidden_layers", 0))
+        text = self.config.get("text_config")
+        found = (text if isinstance(text, dict) else self.config).get("num_hidden_layers")
+        return found if isinstance(found, int) else 0
 
 
 def find_source(name: str, repository: str, *, revision: str | None, memo: Memo) -> ModelSource:
@@ -87,10 +89,24 @@ def cached_folder(repository: str, revision: str | None = None) -> Path | None:
     return folder
 
 
+def check_unchanged(source: ModelSource, memo: Memo) -> None:
+    """Raise ModelError where a folder's files are not those that were fingerprinted."""
+    if source.fingerprint.startswith("hub:"):
+        return  # a commit's folder
+    if folder_fingerprint(source.folder, memo) != source.fingerprint:
+        raise ModelError(
+            f"model folder {source.name!r} changed while it was read", "ask again once it is whole"
+        )
+
+
 def folder_fingerprint(folder: Path, memo: Memo) -> str:
     """blake3 over names and contents of all model files, remembered by their stat."""
     files = sorted(p for p in folder.iterdir() if p.suffix in _PART_OF_MODEL and p.is_file())
-    stats = [(p.name, s.st_size, s.st_mtime_ns, s.st_ino) for p in files for s in [p.stat()]]
+    stats = [
+        (p.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
+        for p in files
+        for s in [p.stat()]
+    ]
     key = f"weights:{json.dumps([os.fspath(folder.resolve()), stats])}"
     known = memo.get(key)
     if known is not None:

@@ -199,8 +199,20 @@ def _check_meta(meta: Json, identity: Json | None) -> None:
     facts, counts = meta["facts"], TokenCounts(**meta["tokens"])
     if not isinstance(facts, dict) or not isinstance(meta["label"], dict):
         raise Damaged("its record is damaged")
-    if not all(type(n) is int and n >= 0 for n in (counts.video_full, counts.prefix)):
+    _check_counts(counts)
+    if not all(
+        isinstance(value, (str, int, float, type(None))) for value in meta["label"].values()
+    ):
+        raise Damaged("its label is damaged")
+
+
+def _check_counts(counts: TokenCounts) -> None:
+    numbers = [counts.video_full, counts.video_kept, counts.prefix, counts.after_spatial or 0]
+    thresholds = [counts.spatial_threshold, counts.temporal_threshold]
+    if not all(type(n) is int and n >= 0 for n in numbers) or not counts.video_full:
         raise Damaged("its token counts are damaged")
+    if not all(value is None or isinstance(value, (int, float)) for value in thresholds):
+        raise Damaged("its thresholds are damaged")
 
 
 def _check_tensors(header: Json, meta: Json, start: int, size: int) -> Header:

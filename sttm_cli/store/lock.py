@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ if sys.platform != "win32":
 def single_flight(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold the lock file `path`; calls `on_wait` once if another process holds it.
 
-    Where no lock can be made (a read-only folder) the work is done without one.
+    Where no lock can be made (a read-only folder, a file system without locks) the work is done
+    without one.
     """
     descriptor = _acquire(path, on_wait)
     try:
@@ -42,15 +43,17 @@ def is_held(path: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return False
     except OSError:
+        # Held by another, or on a file system without locks: it may be in use.
         return True
     finally:
         os.close(descriptor)
 
 
 def hold(descriptor: int) -> None:
-    """Mark an open file as in use until it is closed."""
+    """Mark an open file as in use until it is closed, where the file system knows locks."""
     if fcntl is not None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def _acquire(path: Path, on_wait: Callable[[], None]) -> int | None:
@@ -64,10 +67,14 @@ def _acquire(path: Path, on_wait: Callable[[], None]) -> int | None:
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             on_wait()
             on_wait = _silent
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:
+            # A file system without locks.
+            os.close(descriptor)
+            return None
         # The last holder unlinks the file: only a lock on the one that is still there counts.
         if _same_file(descriptor, path):
             return descriptor

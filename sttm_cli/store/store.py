@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sttm_cli.store.artifact import (
@@ -287,7 +287,10 @@ class Store:
         for entry in entries:
             if total <= limit:
                 break
-            if entry.key != keep:
+            if entry.key == keep:
+                continue
+            # What cannot be removed, in a folder made read-only, is left and still counted.
+            with suppress(OSError):
                 self.remove([entry.key])
                 total -= entry.bytes
                 gone.append(entry)

@@ -25,7 +25,7 @@ from tests.merge.footage import footage
         ({"budget": -0.5}, r"budget is -0\.5"),
         ({"budget": float("nan")}, r"budget is nan"),
         ({"budget": 15}, r"budget is 15.*>= 16"),
-        ({"budget": 1}, r"budget is 1.*>= 16"),
+        ({"budget": 2}, r"budget is 2.*>= 16"),
         ({"budget": True}, r"budget is True"),
         ({"budget": "half"}, r"budget is 'half'"),
         ({"budget": 0.5, "spatial_threshold": 0.8}, r"budget=0\.5.*spatial_threshold"),

@@ -72,43 +72,6 @@ def test_what_was_saved_is_loaded_bit_for_bit_with_room_behind(store: Store, dty
     assert entry.bytes == entry.path.stat().st_size
 
 
-@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16", "int8"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_rounded_kv_is_restored_as_its_maker_goes_on_with_it(
-    store: Store, dtype: torch.dtype, kv_dtype: str
-) -> None:
-    lossless, made = kv(dtype=dtype), kv(dtype=dtype)
-    made.keys[1][:3] *= 1e9
-    packed = pack(made, kv_dtype)
-    entry = store.save(IDENTITY, packed, label={})
-    loaded = another(store).load(entry, device="cpu", room=3)
-    assert same(made, loaded)
-    assert loaded.keys[0].dtype is dtype
-    assert all(t[:n].isfinite().all() for t, n in zip(made.keys, made.lengths, strict=True))
-    assert (made.values[2][:7] - lossless.values[2][:7]).abs().max() < 0.03
-    assert entry.kv_dtype == kv_dtype
-    assert entry.saved_bytes == made.nbytes - packed.nbytes
-    assert entry.path.stat().st_size - entry.bytes == 0
-
-
-def test_rows_read_in_pieces_are_those_read_at_once(store: Store, monkeypatch) -> None:
-    made = kv(lengths=(300, 300, 41))
-    entry = store.save(IDENTITY, pack(made, "int8"), label={})
-    monkeypatch.setattr("sttm_cli.store.reading.PIECE", 64)
-    assert same(made, another(store).load(entry, device="cpu", room=0))
-
-
-def test_int8_tensors_are_plain_safetensors_with_their_scales(store: Store) -> None:
-    made = kv()
-    entry = store.save(IDENTITY, pack(made, "int8"), label={})
-    with safe_open(entry.path, "pt") as file:
-        stored, scale, offset = (
-            file.get_tensor(f"layers.2.key{part}") for part in ("", ".scale", ".offset")
-        )
-    assert stored.dtype is torch.int8
-    assert torch.equal(stored * scale + offset, made.keys[2][:7])
-
-
 def test_the_file_is_plain_safetensors(store: Store) -> None:
     saved = kv()
     entry = store.save(IDENTITY, saved, label={})
@@ -116,24 +79,20 @@ def test_the_file_is_plain_safetensors(store: Store) -> None:
         assert torch.equal(file.get_tensor("layers.2.value"), saved.values[2][:7])
 
 
-@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
-def test_the_format_is_pinned_byte_for_byte(store: Store, kv_dtype: str) -> None:
+def test_the_format_is_pinned_byte_for_byte(store: Store) -> None:
     from blake3 import blake3
 
     small = kv()
     for i, tensor in enumerate(small.keys + small.values):
         tensor.copy_(torch.arange(tensor.numel()).reshape(tensor.shape) + i)
-    entry = store.save(IDENTITY, pack(small, kv_dtype), label={"video": "v.mp4"})
+    entry = store.save(IDENTITY, small, label={"video": "v.mp4"})
     data = entry.path.read_bytes()
     assert data[8:].startswith(b'{"__metadata__":{"sttm":"{\\"checksum\\":\\"blake3:')
     assert (8 + int.from_bytes(data[:8], "little")) % 64 == 0
-    assert blake3(data).hexdigest() == PINNED[kv_dtype]
+    assert blake3(data).hexdigest() == PINNED
 
 
-PINNED = {
-    "auto": "AUTO",
-    "int8": "INT8",
-}
+PINNED = "7a18ba3e0c50d1f14e0d98b4c8c4c6b5a11e23e070030c062ccc71335691eadb"
 
 
 def test_a_miss_names_the_field_that_differs(store: Store) -> None:
@@ -169,9 +128,7 @@ def mutations(data: bytes, other: bytes) -> list[tuple[str, bytes]]:
         (b'"lengths\\":[12,12,7]', b'"lengths\\":[99999999999999,12,7]'),
         (b'"shape":[12,2,4]', b'"shape":[12,4,2]'),
         (b'"dtype":"F32"', b'"dtype":"F16"'),
-        (b'"format\\":2', b'"format\\":1'),
-        (b'"kv_dtype\\":"int8', b'"kv_dtype\\":"bool'),
-        (b'"dtype\\":"float32', b'"dtype\\":"int8'),
+        (b'"format\\":1', b'"format\\":2'),
         (b'"next_positions\\":[12,7]', b'"next_positions\\":[12,8]'),
         (b'"merge_layer\\":2', b'"merge_layer\\":1'),
         (b'"budget\\":0.3', b'"budget\\":0.5'),
@@ -191,9 +148,8 @@ def mutations(data: bytes, other: bytes) -> list[tuple[str, bytes]]:
     return found
 
 
-@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
 def test_500_damaged_files_are_misses_and_never_a_crash_or_other_numbers(
-    store: Store, warnings: list[str], kv_dtype: str
+    store: Store, warnings: list[str]
 ) -> None:
     entry = store.save(IDENTITY, kv(), label={})
     elsewhere = store.save({**IDENTITY, "video": {"digest": "d2"}}, kv(1), label={})

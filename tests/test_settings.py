@@ -1,0 +1,81 @@
+"""Settings are checked when they are made, in Python as on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sttm_cli.config import Settings
+from sttm_cli.errors import UsageError
+from sttm_cli.pipeline import VideoQA
+from tests.cli.process import sttm_here
+
+SAMPLE = Path(__file__).parents[1] / "docs" / "sample.mp4"
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "read"),
+    [
+        ("budget", 1, 1.0),
+        ("budget", np.float32(0.5), 0.5),
+        ("budget", np.int64(100), 100),
+        ("budget", "0.3", 0.3),
+        ("start", "0:02", 2.0),
+        ("end", 3, 3.0),
+        ("max_bytes", "1G", 1 << 30),
+        ("frames", np.int32(4), 4),
+        ("cache_dir", "/somewhere", Path("/somewhere")),
+        ("model", Path("/a/folder"), "/a/folder"),
+    ],
+)
+def test_what_means_the_same_is_read_alike(field: str, given: Any, read: Any) -> None:
+    value = getattr(Settings(**{field: given}), field)
+    assert value == read
+    assert type(value) is type(read) or isinstance(read, Path)
+
+
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        ("budget", True),
+        ("budget", None),
+        ("budget", "much"),
+        ("frames", "3"),
+        ("frames", 2.5),
+        ("merge_layer", True),
+        ("merge_layer", 1.0),
+        ("fps", "fast"),
+        ("start", "soon"),
+        ("max_bytes", 1.5),
+        ("max_new_tokens", 0),
+    ],
+)
+def test_what_cannot_be_read_names_its_flag(field: str, given: Any) -> None:
+    with pytest.raises(UsageError, match="--" + field.replace("_", "-")):
+        Settings(**{field: given})
+
+
+def test_budget_one_is_one_entry_however_it_is_written(tmp_path: Path) -> None:
+    for budget, hit in ((1, False), (1.0, True), ("1", True)):
+        with VideoQA(budget=budget, cache_dir=str(tmp_path)) as qa:
+            assert qa.ask(SAMPLE, "how many shapes are there?").cache_hit is hit
+
+
+def test_cache_commands_take_their_folder_from_the_config_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f'cache_dir = "{tmp_path / "mine"}"\nbudget = 0.3\n')
+    monkeypatch.setenv("STTM_CONFIG", str(config))
+    monkeypatch.delenv("STTM_CACHE_DIR")
+    assert sttm_here("cache", "path").out.strip() == str(tmp_path / "mine")
+    assert sttm_here("ask", SAMPLE, "how many shapes are there?", "--json").json["tokens"][
+        "budget"
+    ] == pytest.approx(0.3)
+    assert len(sttm_here("cache", "ls", "--json").json["entries"]) == 1
+    # What asks by itself for several budgets is not narrowed to the usual one.
+    told = sttm_here("inspect", SAMPLE, "--budgets", "1,0.5", "--repeat", "1", "--json")
+    assert [row["budget"] for row in told.json["budgets"]] == [1.0, 0.5]
