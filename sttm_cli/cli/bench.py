@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sttm_cli.cli.bench_accuracy import accuracy
 from sttm_cli.cli.bench_merge import merge
 from sttm_cli.cli.bench_speed import speed
 from sttm_cli.cli.options import CACHE, Output, takes, without
@@ -22,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("speed")(speed)
+app.command("accuracy")(accuracy)
 app.command("merge")(merge)
 
 

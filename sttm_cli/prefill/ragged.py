@@ -102,17 +102,19 @@ def run(
     """Run `embeds` [L, C] through the decoder on top of what `layers` hold.
 
     `positions` [A, L]: rotary ids below the merge layer. Returns the normed hidden states
-    [N, C] of the tokens that reached the end; `layers` have grown accordingly.
+    [N, C] of the tokens that reached the end; `layers` have grown accordingly. Several
+    sequences at the same positions may run as one batch, [B, L, C] -> [B, N, C].
     """
+    batch = embeds.reshape(-1, *embeds.shape[-2:])
     with _deeper_layers(decoder, layers, merge_layer, deeper):
         out = decoder(
-            inputs_embeds=embeds[None],
+            inputs_embeds=batch,
             position_ids=_rotary_input(positions.to(embeds.device)),
             past_key_values=Cache(layers=layers),
             use_cache=True,
         )
-    hidden: torch.Tensor = out.last_hidden_state[0]
-    return hidden
+    hidden: torch.Tensor = out.last_hidden_state
+    return hidden if embeds.dim() == 3 else hidden[0]
 
 
 @contextmanager

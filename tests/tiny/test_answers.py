@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import sttm_cli
-from sttm_cli.tiny.measure import Outcome, ask_scenes, table
+from sttm_cli.bench.accuracy import report, take_exam
+from sttm_cli.bench.exam import Exam
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
-    cache = tmp_path_factory.mktemp("cache")
-    with sttm_cli.VideoQA(model="tiny", budget=1.0, no_cache=True, cache_dir=cache) as qa:
-        return list(ask_scenes(qa, 24))
+def qa() -> sttm_cli.VideoQA:
+    return sttm_cli.VideoQA(model="tiny", budget=1.0, frames=8, no_cache=True)
 
 
-def test_answers_are_far_above_chance(outcomes: list[Outcome]) -> None:
-    total = table(outcomes)[-1]
-    assert total["n"] > 100
-    assert total["accuracy"] > total["chance"] + 0.25
+def test_answers_are_far_above_chance(qa: sttm_cli.VideoQA) -> None:
+    told = report(take_exam(qa, Exam("test", 8), methods=["sttm"], budgets=[], questions=60))
+    assert told["rows"][0]["accuracy"]["value"] > told["chance"]["all"] + 0.25
 
 
-def test_every_answer_is_a_word_that_the_kind_can_have(outcomes: list[Outcome]) -> None:
-    for outcome in outcomes:
-        assert outcome.answer
-        assert "<" not in outcome.answer
+def test_every_answer_is_a_word_that_the_kind_can_have(
+    qa: sttm_cli.VideoQA, tmp_path: Path
+) -> None:
+    sheet = next(Exam("test", 8).sheets(tmp_path))
+    for question in sheet.questions:
+        answer = qa.ask(sheet.path, question.text).text
+        assert answer
+        assert "<" not in answer

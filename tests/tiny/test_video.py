@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from sttm_cli.tiny.drawing import draw
-from sttm_cli.tiny.measure import films
 from sttm_cli.tiny.scenes import make_scene
 from sttm_cli.tiny.textures import textured
 from sttm_cli.tiny.video import FPS, SIDE, film_frames, main, write_video
@@ -49,9 +48,3 @@ def test_a_film_becomes_square_background_frames() -> None:
     frames = film_frames(film, seconds=2)
     assert frames.shape == (2 * FPS, SIDE, SIDE, 3)
     assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 1
-
-
-def test_files_that_do_not_decode_are_no_backgrounds(tmp_path: Path) -> None:
-    (tmp_path / "broken.mp4").write_bytes(b"no film")
-    (tmp_path / "notes.txt").write_text("no film either")
-    assert films(tmp_path) == {}

@@ -1,0 +1,146 @@
+"""What budgets and methods cost in accuracy: one exam, every method on the same visual tokens.
+
+Each video is written, decoded and encoded once, through the package's own path; then every method
+at every budget makes its KV, and all questions are asked of it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sttm_cli.bench.exam import Exam
+from sttm_cli.bench.intervals import Bootstrap
+from sttm_cli.bench.methods import METHODS, OURS, Method
+from sttm_cli.bench.scoring import alone, in_conversation, mark
+from sttm_cli.clock import Clock
+from sttm_cli.pipeline import VideoQA
+from sttm_cli.prefill import Merging, prefill
+from sttm_cli.tiny.questions import KINDS
+from sttm_cli.types import Json, Merged, PrefixKV, VisualTokens
+
+FOLLOW_UP = "follow-up"
+"""The kind of all questions that come second or later in a conversation."""
+Cell = tuple[str, float]
+"""A method and a budget."""
+
+
+@dataclass
+class Results:
+    """Every question with its video, its kind, and which of the cells answered it right.
+
+    `kept` holds the share of tokens that each cell kept of each video.
+    """
+
+    video: list[int] = field(default_factory=list)
+    kind: list[str] = field(default_factory=list)
+    truth: list[str] = field(default_factory=list)
+    right: dict[Cell, list[bool]] = field(default_factory=dict)
+    kept: dict[Cell, list[float]] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> int:
+        """Questions that stand by themselves."""
+        return sum(kind != FOLLOW_UP for kind in self.kind)
+
+
+def take_exam(
+    qa: VideoQA,
+    exam: Exam,
+    *,
+    methods: Sequence[str],
+    budgets: Sequence[float],
+    questions: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Results:
+    """Ask at least `questions` questions, and the follow-ups to them, of every method and budget.
+
+    Budget 1 is measured in any case, of our own method alone: there all methods are the same.
+    """
+    results, model = Results(), qa.model()
+    cells = [(OURS, 1.0), *((m, b) for b in budgets if b != 1.0 for m in methods)]
+    with tempfile.TemporaryDirectory(prefix="sttm-") as folder:
+        for number, sheet in enumerate(exam.sheets(Path(folder))):
+            tokens, _ = qa.visual_tokens(qa.request(sheet.path), Clock())
+            asked = [alone(model, question) for question in sheet.questions]
+            asked.append(in_conversation(model, sheet.questions))
+            results.video += [number] * (2 * len(sheet.questions) - 1)
+            results.kind += [q.kind for q in sheet.questions]
+            results.kind += [FOLLOW_UP] * (len(sheet.questions) - 1)
+            results.truth += [q.answer for q in (*sheet.questions, *sheet.questions[1:])]
+            for cell, kv in _shortened(qa, tokens, cells):
+                *first, later = mark(model, kv, asked)
+                right = [answers[0] for answers in first] + list(later[1:])
+                results.right.setdefault(cell, []).extend(right)
+                share = kv.tokens.video_kept / kv.tokens.video_full
+                results.kept.setdefault(cell, []).append(share)
+            progress(results.asked)
+            if results.asked >= questions:
+                return results
+    raise RuntimeError("an exam has no end")
+
+
+def _shortened(
+    qa: VideoQA, tokens: VisualTokens, cells: Sequence[Cell]
+) -> Iterator[tuple[Cell, PrefixKV]]:
+    """The video's KV by every method at every budget; ours first, whose number is the others'."""
+    model, choice, kept = qa.model(), qa.choice, 0
+    prompt = model.prompt(tokens)
+    for name, budget in cells:
+        embeds = model.embed_prompt(prompt, tokens)
+        merge = _bound(METHODS[name], budget, kept)
+        merging = Merging(choice.merge_layer, merge, choice.positions)
+        kv = prefill(model.decoder, prompt, embeds, merging, deep=tokens.deep)
+        if name == OURS:
+            kept = kv.tokens.video_kept
+        yield (name, budget), kv
+
+
+def _bound(method: Method, budget: float, kept: int) -> Callable[[torch.Tensor], Merged]:
+    return lambda features: method(features, budget, kept)
+
+
+def report(results: Results) -> Json:
+    """Rows by method and budget, with 95 % intervals, and chance: what always giving the most
+    frequent answer of each kind would reach."""
+    video, kind = np.array(results.video), np.array(results.kind)
+    truth = np.array(results.truth)
+    boot, first = Bootstrap(video), kind != FOLLOW_UP
+    right = {cell: np.array(marks) for cell, marks in results.right.items()}
+    full = right[OURS, 1.0]
+    kinds = [k for k in (*KINDS, FOLLOW_UP) if (kind == k).any()]
+    rows = []
+    for (name, budget), marks in right.items():
+        rows.append(
+            {
+                "method": name,
+                "budget": budget,
+                "kept": float(np.mean(results.kept[name, budget])),
+                "accuracy": boot.accuracy(marks, first).to_json(),
+                "of_full": boot.kept(marks, full, first).to_json(),
+                "ours_ahead": None
+                if name == OURS
+                else boot.ahead(right[OURS, budget], marks, first).to_json(),
+                "follow_up_of_full": boot.kept(marks, full, ~first).to_json(),
+                "kinds": {k: boot.accuracy(marks, kind == k).to_json() for k in kinds},
+            }
+        )
+    chance = {k: _chance(truth[kind == k]) for k in kinds}
+    asked = Counter(results.kind)
+    by_chance = sum(chance[k] * asked[k] for k in kinds if k != FOLLOW_UP) / results.asked
+    return {
+        "videos": int(video.max()) + 1,
+        "questions": {"all": results.asked, **{k: asked[k] for k in kinds}},
+        "chance": {"all": by_chance, **chance},
+        "rows": rows,
+    }
+
+
+def _chance(truths: np.ndarray) -> float:
+    return Counter(truths.tolist()).most_common(1)[0][1] / len(truths)

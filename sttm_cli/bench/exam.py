@@ -1,0 +1,92 @@
+"""The held-out benchmark of the embedded model: scenes as MP4 files, with questions about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sttm_cli.errors import UsageError
+from sttm_cli.tiny.questions import Question, ask_about
+from sttm_cli.tiny.scenes import make_scene
+from sttm_cli.tiny.textures import Backdrop, filmed, textured
+from sttm_cli.tiny.video import FPS, SIDE, film_frames, write_video
+
+FIRST_SEED = {"test": 500_000_000, "dev": 600_000_000}
+"""Held out: training draws its seeds from far above (batches.FIRST_TRAINING_SEED)."""
+LONG = 16
+"""Seconds from which on scenes are written at 2 frames per second: one a second is sampled."""
+_FILM_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".gif", ".3gp")
+_LARGEST_FILM = 1920 * 1920
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A video, and a question of each kind that has a clear answer in it."""
+
+    seed: int
+    path: Path
+    background: str
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Scenes of `seconds` over textures or over `films` (frames by file name, in turn)."""
+
+    split: str
+    seconds: int
+    films: dict[str, np.ndarray] | None = None
+
+    def sheets(self, folder: Path) -> Iterator[Sheet]:
+        """Endless; each video is written to `folder`, over the one before it."""
+        seed = FIRST_SEED[self.split]
+        while True:
+            yield self._sheet(seed, folder / "scene.mp4")
+            seed += 1
+
+    def _sheet(self, seed: int, path: Path) -> Sheet:
+        scene = make_scene(seed, seconds=self.seconds)
+        rng = np.random.default_rng((seed, 7))
+        backdrop: Backdrop = textured(rng, side=SIDE)
+        name = "texture"
+        if self.films:
+            name = list(self.films)[seed % len(self.films)]
+            backdrop = filmed(self.films[name], fps=FPS)
+        write_video(path, scene, backdrop, fps=2 if self.seconds >= LONG else FPS)
+        asked = ask_about(scene, range(scene.seconds), rng)
+        return Sheet(seed, path, name, _one_of_each(asked))
+
+
+def films(folder: Path, *, seconds: float = 8) -> dict[str, np.ndarray]:
+    """Background frames by file name: every film in the folder of which two seconds decode.
+
+    Raises UsageError where there is none.
+    """
+    import av
+
+    found = {}
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in (p for p in paths if p.suffix.lower() in _FILM_SUFFIXES):
+        try:
+            with av.open(str(path)) as container:
+                video = container.streams.best("video")
+                if video is None or video.width * video.height > _LARGEST_FILM:
+                    continue
+            frames = film_frames(path, seconds=seconds)
+        except (av.FFmpegError, ValueError):
+            continue
+        if len(frames) >= 2 * FPS:
+            found[path.name] = frames
+    if not found:
+        raise UsageError(f"--films {folder} holds no film that can be read", "give another folder")
+    return found
+
+
+def _one_of_each(questions: Sequence[Question]) -> tuple[Question, ...]:
+    first: dict[str, Question] = {}
+    for question in questions:
+        first.setdefault(question.kind, question)
+    return tuple(first.values())

@@ -1,0 +1,66 @@
+"""Accuracy and its differences with 95 % intervals: a paired bootstrap over videos.
+
+Questions about one video stand or fall together, so that videos are drawn, not questions; and
+every method meets the same draw, so that what they share cancels in a difference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and the borders of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, float]:
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+class Bootstrap:
+    """Draws of videos with repetition, the same for everything that is asked of it.
+
+    `video` [Q]: the number of the video of each question, from 0 on.
+    """
+
+    def __init__(self, video: np.ndarray, *, draws: int = DRAWS) -> None:
+        self._video = video
+        count = int(video.max()) + 1
+        rng = np.random.default_rng(0)
+        self._times = rng.multinomial(count, np.full(count, 1 / count), size=draws)
+
+    def accuracy(self, right: np.ndarray, among: np.ndarray) -> Estimate:
+        """The share of `right` [Q] bool among the questions that `among` [Q] bool names."""
+        return _estimate(float(right[among].mean()), self._share(right, among))
+
+    def kept(self, right: np.ndarray, full: np.ndarray, among: np.ndarray) -> Estimate:
+        """Accuracy as a share of that of `full` [Q] bool."""
+        whole = self._share(full, among)
+        drawn = self._share(right, among) / np.maximum(whole, 1e-9)
+        value = right[among].mean() / max(full[among].mean(), 1e-9)
+        return _estimate(float(value), drawn)
+
+    def ahead(self, right: np.ndarray, other: np.ndarray, among: np.ndarray) -> Estimate:
+        """How much more accurate `right` is than `other`."""
+        drawn = self._share(right, among) - self._share(other, among)
+        return _estimate(float(right[among].mean() - other[among].mean()), drawn)
+
+    def _share(self, right: np.ndarray, among: np.ndarray) -> np.ndarray:
+        size = self._times.shape[1]
+        hits = np.bincount(self._video[among], weights=right[among], minlength=size)
+        asked = np.bincount(self._video[among], minlength=size)
+        share: np.ndarray = (self._times @ hits) / np.maximum(self._times @ asked, 1)
+        return share
+
+
+def _estimate(value: float, drawn: np.ndarray) -> Estimate:
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return Estimate(value, float(low), float(high))

@@ -1,0 +1,109 @@
+"""Whether greedy decoding would give exactly the true answers, without decoding them.
+
+Greedy decoding gives the truth if and only if each token of the truth, and the end after it, is
+the most likely one behind those before it. One pass over question and truth tells that for all
+questions about a video at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sttm_cli.prefill.ragged import BufferLayer, run
+from sttm_cli.tiny.questions import Question
+from sttm_cli.types import PrefixKV
+
+if TYPE_CHECKING:
+    from sttm_cli.models import VideoLLM
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Token ids [n] behind a video, and the spans in them that hold true answers: (start, end),
+    `end` being where the end token is to come."""
+
+    ids: torch.Tensor
+    answers: tuple[tuple[int, int], ...]
+
+
+def alone(model: VideoLLM, question: Question) -> Asked:
+    """A question by itself."""
+    return _joined(model, [question])
+
+
+def in_conversation(model: VideoLLM, questions: Sequence[Question]) -> Asked:
+    """Questions as turns of one conversation, each after the true answers before it."""
+    return _joined(model, questions)
+
+
+def mark(model: VideoLLM, kv: PrefixKV, asked: Sequence[Asked]) -> list[tuple[bool, ...]]:
+    """For each of `asked`, which of its answers greedy decoding would give."""
+    longest = max(len(one.ids) for one in asked)
+    ids = torch.zeros(len(asked), longest, dtype=torch.int64)
+    for row, one in zip(ids, asked, strict=True):
+        row[: len(one.ids)] = one.ids
+    likely = _most_likely(model, kv, ids).cpu()
+    return [
+        tuple(_right(row, one.ids, span, model.end_ids) for span in one.answers)
+        for row, one in zip(likely, asked, strict=True)
+    ]
+
+
+def _joined(model: VideoLLM, questions: Sequence[Question]) -> Asked:
+    spans, ids = [], torch.empty(0, dtype=torch.int64)
+    for index, question in enumerate(questions):
+        history = [(q.text, q.answer) for q in questions[:index]]
+        before = model.question(question.text, history)
+        if not torch.equal(before[: len(ids)], ids):
+            raise RuntimeError("the chat template writes earlier turns differently")
+        ids = torch.cat([before, _answer_ids(model, question.answer)])
+        spans.append((len(before), len(ids)))
+    return Asked(ids, tuple(spans))
+
+
+def _answer_ids(model: Any, answer: str) -> torch.Tensor:
+    ids = model._tokenizer(answer, add_special_tokens=False).input_ids
+    return torch.tensor(ids)
+
+
+def _right(
+    likely: torch.Tensor, ids: torch.Tensor, span: tuple[int, int], ends: frozenset[int]
+) -> bool:
+    start, end = span
+    # The token at i - 1 tells the one at i.
+    same = torch.equal(likely[start - 1 : end - 1], ids[start:end])
+    return same and int(likely[end - 1]) in ends
+
+
+@torch.inference_mode()
+def _most_likely(model: VideoLLM, kv: PrefixKV, ids: torch.Tensor) -> torch.Tensor:
+    """The most likely next token behind every one of `ids` [B, n]: [B, n]."""
+    axes = 3 if getattr(model.decoder.rotary_emb, "mrope_section", None) else 1
+    steps = torch.arange(ids.shape[1])
+    below, above = ((start + steps).expand(axes, -1) for start in kv.next_positions)
+    hidden = run(
+        model.decoder,
+        model.embed(ids),
+        [_Branches(k, v, n) for k, v, n in zip(kv.keys, kv.values, kv.lengths, strict=True)],
+        positions=below,
+        merge_layer=kv.merge_layer,
+        deeper=lambda states: (states, above.to(states.device)),
+    )
+    return model.logits(hidden).argmax(-1)
+
+
+class _Branches(BufferLayer):
+    """A prefix that several sequences continue at once; none of them is kept."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._behind(self.keys, key_states), self._behind(self.values, value_states)
+
+    def _behind(self, buffer: Any, states: torch.Tensor) -> torch.Tensor:
+        prefix = buffer[: self.length].transpose(0, 1)[None]
+        return torch.cat([prefix.expand(len(states), -1, -1, -1), states], 2)

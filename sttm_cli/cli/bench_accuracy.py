@@ -1,0 +1,159 @@
+"""`sttm bench accuracy`: what a budget costs the embedded model, beside other methods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sttm_cli.cli.bench_speed import check_plot
+from sttm_cli.cli.options import RUN, Output, settings_from, takes
+from sttm_cli.cli.output import StageProgress, columns, print_json, warn
+from sttm_cli.config import parse_budget
+from sttm_cli.errors import UsageError
+from sttm_cli.types import Json
+
+BUDGETS = "1,0.5,0.3,0.15,0.1"
+METHODS = "sttm,tome,dycoke,evs,vidcom2,frames,pooling,random,spatial,temporal"
+_HERE = ("model", "revision", "device", "dtype", "merge_layer", "positions", "decoder")
+
+
+@takes(tuple(flag for flag in RUN if flag.name in _HERE))
+def accuracy(
+    *,
+    split: Annotated[str, typer.Option("--split", help="test, or dev to tune on.")] = "test",
+    questions: Annotated[int, typer.Option("--questions", min=1, help="At least so many.")] = 2000,
+    frames: Annotated[
+        int, typer.Option("--frames", min=1, help="Seconds of every scene; a frame each.")
+    ] = 8,
+    films: Annotated[
+        Path | None,
+        typer.Option(
+            "--films",
+            metavar="FOLDER",
+            show_default=False,
+            help="Cut backgrounds from the films in here. (default: textures)",
+        ),
+    ] = None,
+    budgets: Annotated[
+        str, typer.Option("--budgets", metavar="B,B,...", help="Shares of the tokens.")
+    ] = BUDGETS,
+    methods: Annotated[
+        str, typer.Option("--methods", metavar="M,M,...", help="What to compare.")
+    ] = METHODS,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE.png", show_default=False, help="Draw a chart."),
+    ] = None,
+    flags: dict[str, Any],
+    output: Output,
+) -> None:
+    """Measure the embedded model on held-out scenes: every method at every budget, from the same
+    visual tokens and with the same number of them kept.
+
+    Scenes are written as MP4 and read like any video. Intervals are 95 %, by a bootstrap over
+    videos in which all methods share the draws.
+    """
+    check_plot(plot)
+    if split not in ("test", "dev"):
+        raise UsageError(f"--split {split!r} is not known", "give test or dev")
+    wanted = [_share(part) for part in budgets.split(",")]
+    from sttm_cli.bench.accuracy import report, take_exam
+    from sttm_cli.bench.exam import Exam
+    from sttm_cli.bench.exam import films as read_films
+    from sttm_cli.bench.methods import find_methods
+    from sttm_cli.pipeline import VideoQA
+
+    named = find_methods(methods)
+    rest = dict.fromkeys(("start", "end", "max_bytes"))
+    settings = settings_from({**flags, **rest, "frames": frames, "no_cache": True})
+    with StageProgress(output) as progress, VideoQA(settings, warn=warn) as qa:
+        exam = Exam(split, frames, read_films(films) if films else None)
+        results = take_exam(
+            qa,
+            exam,
+            methods=named,
+            budgets=wanted,
+            questions=questions,
+            progress=lambda done: progress("questions", min(done, questions), questions),
+        )
+        about = {
+            "model": settings.model,
+            "merge_layer": qa.choice.merge_layer,
+            "positions": qa.choice.positions,
+            "split": split,
+            "frames": frames,
+            "backgrounds": sorted(exam.films) if exam.films else "textures",
+        }
+    told = {"schema": "sttm.bench.accuracy/1", **about, **report(results)}
+    if plot is not None:
+        _chart(told, plot)
+    if output.as_json:
+        print_json(told)
+    else:
+        _tables(told)
+
+
+def _share(text: str) -> float:
+    budget = parse_budget(text)
+    if not isinstance(budget, float):
+        raise UsageError(f"--budgets {text} is no share", "give shares above 0 and up to 1")
+    return budget
+
+
+def _tables(told: Json) -> None:
+    where = told["backgrounds"]
+    films = where if isinstance(where, str) else f"{len(where)} films"
+    print(
+        f"{told['model']}, merged before layer {told['merge_layer']}, {told['positions']} "
+        f"positions; {told['split']} split, {told['questions']['all']:,} questions and "
+        f"{told['questions'].get('follow-up', 0):,} follow-ups about {told['videos']:,} scenes of "
+        f"{told['frames']} frames over {films}\n"
+    )
+    print("accuracy in %; of full: as a share of that at budget 1; [95 % interval]")
+    head = ("budget", "method", "kept", "accuracy", "of full", "sttm ahead by", "follow-ups")
+    rows = [
+        (
+            f"{row['budget']:g}",
+            row["method"],
+            f"{100 * row['kept']:.1f}",
+            _told(row["accuracy"]),
+            _told(row["of_full"]),
+            "" if row["ours_ahead"] is None else _told(row["ours_ahead"]),
+            _told(row["follow_up_of_full"]),
+        )
+        for row in told["rows"]
+    ]
+    print(columns(head, rows), end="\n\n")
+    kinds = list(told["rows"][0]["kinds"])
+    by_kind = [
+        (
+            f"{row['budget']:g}",
+            row["method"],
+            *(f"{100 * row['kinds'][kind]['value']:.1f}" for kind in kinds),
+        )
+        for row in told["rows"]
+    ]
+    by_kind.append(("", "chance", *(f"{100 * told['chance'][kind]:.1f}" for kind in kinds)))
+    by_kind.append(("", "questions", *(str(told["questions"][kind]) for kind in kinds)))
+    print("accuracy by kind in %")
+    print(columns(("budget", "method", *kinds), by_kind))
+
+
+def _told(estimate: dict[str, float]) -> str:
+    value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _chart(told: Json, path: Path) -> None:
+    from sttm_cli.bench.plot import Chart
+
+    full = 100 * told["rows"][0]["accuracy"]["value"]
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in told["rows"][1:]:
+        point = (100 * row["kept"], 100 * row["accuracy"]["value"])
+        lines.setdefault(row["method"], []).append(point)
+    lines = {name: [*line, (100.0, full)] for name, line in lines.items()}
+    title = f"{told['model']}, {told['frames']} frames: accuracy by tokens kept"
+    Chart(title, "% of the video tokens kept", "% right", lines).save(path)

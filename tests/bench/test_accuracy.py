@@ -1,0 +1,131 @@
+"""`sttm bench accuracy`: the same answers as the real path, the same tokens for every method."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import sttm_cli
+from sttm_cli.bench.accuracy import FOLLOW_UP, Results, report, take_exam
+from sttm_cli.bench.exam import FIRST_SEED, Exam, films
+from sttm_cli.bench.intervals import Bootstrap
+from sttm_cli.bench.methods import METHODS
+from sttm_cli.bench.scoring import alone, in_conversation, mark
+from sttm_cli.cli import app
+from sttm_cli.clock import Clock
+from sttm_cli.errors import UsageError
+from sttm_cli.tiny.batches import FIRST_TRAINING_SEED
+
+FILMS = Path(__file__).parents[3] / "shared" / "videos"
+
+
+def test_marks_are_those_of_decoding_through_the_real_path_one_by_one(tmp_path: Path) -> None:
+    with sttm_cli.VideoQA(model="tiny", budget=0.1, frames=5, no_cache=True) as qa:
+        marks = []
+        for seed in range(700_000_000, 700_000_003):
+            sheet = Exam("test", 5)._sheet(seed, tmp_path / "scene.mp4")
+            model, request = qa.model(), qa.request(sheet.path)
+            tokens, _ = qa.visual_tokens(request, Clock())
+            kv = qa.prefill(tokens, Clock(), budget=0.1)
+            asked = [alone(model, question) for question in sheet.questions]
+            *first, later = mark(model, kv, [*asked, in_conversation(model, sheet.questions)])
+            prepared, history = qa.prepare(sheet.path), []
+            for question, (marked,), turn in zip(sheet.questions, first, later, strict=True):
+                once = qa.answer(prepared, question.text).text.lower()
+                again = qa.answer(prepared, question.text, history=history).text.lower()
+                assert (once == question.answer, again == question.answer) == (marked, turn)
+                history.append((question.text, question.answer))
+                marks.append(marked)
+    assert 0 < sum(marks) < len(marks)
+
+
+def test_the_command_compares_methods_at_the_same_number_of_tokens(tmp_path: Path) -> None:
+    plot = tmp_path / "plot.png"
+    arguments = ["bench", "accuracy", "--questions", "12", "--frames", "4", "--json", "-q"]
+    arguments += ["--methods", "tome,random", "--budgets", "0.3", "--plot", str(plot)]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    told = json.loads(result.stdout)
+    names = [(row["method"], row["budget"]) for row in told["rows"]]
+    assert names == [("sttm", 1.0), ("sttm", 0.3), ("tome", 0.3), ("random", 0.3)]
+    full, *shortened = told["rows"]
+    assert full["kept"] == 1
+    assert len({row["kept"] for row in shortened}) == 1
+    assert shortened[0]["kept"] <= 0.3
+    assert full["accuracy"]["value"] > 0.5
+    assert told["questions"]["all"] >= 12
+    assert told["questions"][FOLLOW_UP] > 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_scenes_are_the_same_every_time_and_never_those_of_training_or_the_other_split(
+    tmp_path: Path,
+) -> None:
+    one, other = (next(Exam("dev", 2).sheets(tmp_path)) for _ in range(2))
+    assert one.questions == other.questions
+    assert FIRST_SEED["test"] + 50_000_000 < FIRST_SEED["dev"] < FIRST_TRAINING_SEED - 50_000_000
+
+
+def test_backgrounds_are_cut_from_films(tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no film")
+    with pytest.raises(UsageError, match="no film"):
+        films(tmp_path)
+    if not FILMS.is_dir():
+        pytest.skip("needs ../shared/videos")
+    (tmp_path / "flower.webm").symlink_to(FILMS / "mdn_flower.webm")
+    found = films(tmp_path, seconds=2)
+    assert list(found) == ["flower.webm"]
+    assert next(Exam("test", 2, found).sheets(tmp_path)).background == "flower.webm"
+
+
+def test_a_method_that_is_not_known_is_refused() -> None:
+    arguments = ["bench", "accuracy", "--methods", "magic"]
+    with pytest.raises(UsageError, match="'magic' is not known"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_intervals_hold_the_value_and_pair_what_is_compared() -> None:
+    video = np.repeat(np.arange(100), 5)
+    hard = np.repeat(np.arange(100) % 4 == 0, 5)
+    easy, every = ~hard, np.ones(500, dtype=bool)
+    boot = Bootstrap(video)
+    found = boot.accuracy(easy, every)
+    assert found.value == 0.75
+    assert 0.65 < found.low < 0.70 < 0.80 < found.high < 0.85
+    # The same videos fail for both: nothing is left to chance between them.
+    worse = easy & (np.arange(500) % 5 != 0)
+    assert boot.ahead(easy, easy, every).high == 0
+    assert boot.ahead(easy, worse, every).low > 0
+    assert boot.kept(worse, easy, every).value == pytest.approx(0.8)
+
+
+def test_a_report_counts_kinds_follow_ups_and_chance() -> None:
+    results = Results(
+        video=[0, 0, 0, 1],
+        kind=["colour", "count", FOLLOW_UP, "colour"],
+        truth=["red", "two", "two", "red"],
+        right={
+            ("sttm", 1.0): [True, True, True, False],
+            ("sttm", 0.5): [True, False, False, False],
+        },
+        kept={("sttm", 1.0): [1.0, 1.0], ("sttm", 0.5): [0.5, 0.25]},
+    )
+    told = report(results)
+    full, half = told["rows"]
+    assert told["questions"] == {"all": 3, "colour": 2, "count": 1, FOLLOW_UP: 1}
+    assert full["accuracy"]["value"] == pytest.approx(2 / 3)
+    assert half["of_full"]["value"] == pytest.approx(1 / 2)
+    assert half["follow_up_of_full"]["value"] == 0
+    assert half["kept"] == 0.375
+    assert told["chance"] == {"all": 1.0, "colour": 1.0, "count": 1.0, FOLLOW_UP: 1.0}
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name.startswith("sttm")])
+def test_variants_stay_within_the_budget_and_are_reached_through_prefill(name: str) -> None:
+    with sttm_cli.VideoQA(model="tiny", frames=4, no_cache=True) as qa:
+        found = take_exam(qa, Exam("dev", 4), methods=["sttm", name], budgets=[0.3], questions=1)
+    assert found.kept[name, 0.3][0] <= 0.3
