@@ -64,6 +64,11 @@ class Tiers:
                 return self.add(key, Held(kv, continued(kv), cache)), HOST
             return None
 
+    def has(self, key: str) -> bool:
+        """Whether the KV of `key` is in memory."""
+        with self._lock:
+            return key in self._on_device or key in self._on_host
+
     def add(self, key: str, held: Held) -> Held:
         """Keep a KV that is on the device; in use until `release`."""
         with self._lock:

@@ -1,0 +1,195 @@
+"""Videos that a client names by an http(s) address, as local files bounded in bytes."""
+
+from __future__ import annotations
+
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from sttm_cli.errors import VideoError
+from sttm_cli.serve.addresses import PublicHTTPHandler, PublicHTTPSHandler
+from sttm_cli.serve.options import Options
+
+_BLOCK = 1 << 20
+_SILENCE_S = 20.0
+_CHECK = "check the address"
+
+
+@dataclass
+class Copy:
+    """A downloaded video. `validators` let the server it came from say that it is unchanged."""
+
+    path: Path
+    bytes: int = 0
+    validators: dict[str, str] = field(default_factory=dict)
+    users: int = 0
+
+
+class Downloads:
+    """Copies by address; asked for again only where their server says that they have changed.
+
+    Together they take at most twice `max_download`, the least recently used go first, those in
+    use stay.
+    """
+
+    def __init__(self, folder: Path, options: Options) -> None:
+        self._folder, self._options = folder, options
+        self._copies: OrderedDict[str, Copy] = OrderedDict()
+        self._lock = threading.Lock()
+        self._busy: dict[str, threading.Lock] = {}
+
+    @contextmanager
+    def use(self, address: str) -> Iterator[Path]:
+        """The local copy of `address`. Raises VideoError where it gives none within bounds."""
+        with self._lock:
+            busy = self._busy.setdefault(address, threading.Lock())
+        with busy:
+            copy = self._current(address)
+            with self._lock:
+                copy.users += 1
+        with self._used(copy):
+            yield copy.path
+
+    @contextmanager
+    def use_data(self, content: bytes) -> Iterator[tuple[Path, str]]:
+        """The local copy of a video that came with a request, and a name for `use_again`."""
+        name = sha256(content).hexdigest()
+        with self._lock:
+            if name not in self._copies:
+                path = self._folder / name
+                path.write_bytes(content)
+                self._copies[name] = Copy(path, len(content))
+            copy = self._copies[name]
+            copy.users += 1
+        with self._used(copy):
+            yield copy.path, name
+
+    @contextmanager
+    def use_again(self, name: str) -> Iterator[Path | None]:
+        """The copy that `use_data` made, None where it had to go."""
+        with self._lock:
+            copy = self._copies.get(name)
+            if copy is not None:
+                copy.users += 1
+        if copy is None:
+            yield None
+            return
+        with self._used(copy):
+            yield copy.path
+
+    @contextmanager
+    def _used(self, copy: Copy) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            with self._lock:
+                copy.users -= 1
+                self._shrink()
+
+    def _current(self, address: str) -> Copy:
+        known = self._copies.get(address)
+        path = self._folder / sha256(address.encode()).hexdigest()[:32]
+        part = path.with_suffix(".part")
+        copy = Copy(path)
+        try:
+            fresh = self._fetch(address, known.validators if known else {}, part, copy)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        with self._lock:
+            if known and not fresh:
+                copy = known
+            else:
+                part.replace(path)
+            self._copies[address] = copy
+            self._copies.move_to_end(address)
+            self._shrink(keep=copy)
+        return copy
+
+    def _fetch(self, address: str, validators: dict[str, str], part: Path, copy: Copy) -> bool:
+        """Download to `part`; False where the copy at hand is still current."""
+        deadline = time.monotonic() + self._options.download_timeout
+        try:
+            with self._open(address, validators) as response:
+                if response.status == 304:
+                    return False
+                copy.validators = _validators(response.headers)
+                copy.bytes = self._write(response, part, deadline)
+                return True
+        except urllib.error.HTTPError as error:
+            raise VideoError(f"the video's address answers {error.code}", _CHECK) from None
+        except TimeoutError:
+            raise VideoError("the video's address is too slow", "try again later") from None
+        except (OSError, HTTPException, ValueError) as error:
+            if isinstance(getattr(error, "reason", None), VideoError):
+                raise error.reason from None  # type: ignore[union-attr]
+            raise VideoError("the video's address cannot be read", _CHECK) from None
+
+    def _open(self, address: str, validators: dict[str, str]) -> Any:
+        opener = urllib.request.OpenerDirector()
+        # No handler for files or FTP, and no proxy: it would resolve names unchecked.
+        plain = [urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()]
+        public = [PublicHTTPHandler(), PublicHTTPSHandler()]
+        for handler in (
+            *(plain if self._options.allow_private else public),
+            urllib.request.UnknownHandler(),
+            urllib.request.HTTPDefaultErrorHandler(),
+            urllib.request.HTTPRedirectHandler(),
+            _Responses(),
+        ):
+            opener.add_handler(handler)
+        headers = {"User-Agent": "sttm", "Accept-Encoding": "identity", **validators}
+        request = urllib.request.Request(address, headers=headers)
+        return opener.open(request, timeout=min(_SILENCE_S, self._options.download_timeout))
+
+    def _write(self, response: Any, part: Path, deadline: float) -> int:
+        most, done = self._options.max_download, 0
+        length = response.headers.get("Content-Length", "")
+        expected = int(length) if length.isdigit() else 0
+        with part.open("wb") as file:
+            # read1 returns what there is: read would wait for a whole block.
+            while expected <= most and (block := response.read1(_BLOCK)):
+                done += len(block)
+                if done > most:
+                    break
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                file.write(block)
+        if max(done, expected) > most:
+            raise VideoError(f"the video is larger than the {most:,} bytes this server fetches")
+        if done < expected:
+            raise VideoError("the video's address broke off", "try again later")
+        return done
+
+    def _shrink(self, keep: Copy | None = None) -> None:
+        total = sum(copy.bytes for copy in self._copies.values())
+        for address, copy in list(self._copies.items()):
+            if total <= 2 * self._options.max_download:
+                break
+            if copy.users == 0 and copy is not keep:
+                total -= self._copies.pop(address).bytes
+                self._busy.pop(address, None)
+                copy.path.unlink(missing_ok=True)
+
+
+class _Responses(urllib.request.HTTPErrorProcessor):
+    """304 is an answer, not an error."""
+
+    def http_response(self, request: Any, response: Any) -> Any:
+        return response if response.code == 304 else super().http_response(request, response)
+
+    https_response = http_response
+
+
+def _validators(headers: Any) -> dict[str, str]:
+    pairs = (("If-None-Match", "ETag"), ("If-Modified-Since", "Last-Modified"))
+    return {ask: headers[given] for ask, given in pairs if headers.get(given)}

@@ -1,0 +1,245 @@
+"""Questions in, events out: the queue, the threads, and the one model they share.
+
+A question first gets a place in the queue. Its video is then made ready in a thread of its own,
+so that decoding and encoding one video overlap answers about another; everything that runs the
+text decoder does so on the model's thread, where its hooks and its KV buffers belong to one run
+at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sttm_cli.config import Settings, cache_dir
+from sttm_cli.pipeline import Prepared, VideoQA
+from sttm_cli.report import answer_json, ask_report
+from sttm_cli.resident import Resident
+from sttm_cli.results import Answer
+from sttm_cli.serve.memory import bounds
+from sttm_cli.serve.metrics import Metrics
+from sttm_cli.serve.options import Options
+from sttm_cli.serve.problems import Refused
+from sttm_cli.store import Store
+from sttm_cli.tiers import DISK
+from sttm_cli.types import Json, PrefixKV
+
+Turns = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Questions about one video. `video` gives its local file while it is entered."""
+
+    settings: Settings
+    video: AbstractContextManager[Path]
+    questions: tuple[str, ...]
+    history: Turns = ()
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one asking has come to so far: a line for the person, progress, a piece of text, an
+    answer; with the last answer the whole report."""
+
+    kind: str
+    value: Any
+    prompt_tokens: int = 0
+
+
+class Gone(Exception):
+    """Nobody waits for this any longer."""
+
+
+class Engine:
+    """Answers questions with one loaded model."""
+
+    def __init__(self, settings: Settings, options: Options) -> None:
+        self.settings, self._options = settings, options
+        self.ready = asyncio.Event()
+        self.last_used = time.monotonic()
+        self._store = Store(
+            cache_dir(settings.cache_dir), max_bytes=settings.max_bytes, warn=lambda line: None
+        )
+        self.metrics = Metrics(queue=lambda: len(self._tasks), held=self._held)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._mean_s = 1.0
+        self._slots = asyncio.Semaphore(options.parallel)
+        self._keys: dict[str, asyncio.Lock] = {}
+        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._preparing = ThreadPoolExecutor(2, thread_name_prefix="prepare")
+
+    async def start(self) -> None:
+        """Load the model; raises as `VideoQA.model`."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._model_thread, self._load)
+        self.ready.set()
+
+    def close(self) -> None:
+        """Let go of everything; called once nothing runs."""
+        self._preparing.shutdown()
+        self._model_thread.shutdown()
+        self._resident.close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits or runs."""
+        return bool(self._tasks)
+
+    async def ask(self, asking: Asking) -> AsyncIterator[Told]:
+        """What becomes of `asking`, as it comes; leaving the loop early stops the work.
+
+        Raises Refused where the queue is full or the time is up, and the errors of `errors.py`.
+        """
+        self._refuse_if_full()
+        loop, told = asyncio.get_running_loop(), asyncio.Queue[Told | None]()
+        run = _Run(lambda event: loop.call_soon_threadsafe(told.put_nowait, event))
+        task = asyncio.create_task(self._run(asking, run))
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        task.add_done_callback(lambda _: run.tell(None))
+        deadline = loop.time() + self._options.request_timeout
+        try:
+            while event := await asyncio.wait_for(told.get(), deadline - loop.time()):
+                yield event
+            await task
+        finally:
+            run.cancelled.set()
+            # What runs ends at its next token or chunk of frames; what waits ends here.
+            if not run.started:
+                task.cancel()
+
+    # ---- one asking
+
+    async def _run(self, asking: Asking, run: _Run) -> None:
+        async with self._slots:
+            await self.ready.wait()
+            run.started, started = True, time.monotonic()
+            await self._answer_all(asking, run)
+        self._mean_s += 0.2 * (time.monotonic() - started - self._mean_s)
+
+    async def _answer_all(self, asking: Asking, run: _Run) -> None:
+        with ExitStack() as stack:
+            path = await asyncio.to_thread(stack.enter_context, asking.video)
+            qa = stack.enter_context(
+                _SharedQA(self._model_thread, run, asking.settings, self._resident)
+            )
+            prepared = await self._prepare(qa, path)
+            self.metrics.prepared(prepared.cache.tier, prepared.clock.seconds())
+            answers: list[Answer] = []
+            for question in asking.questions:
+                answer, count = await self._answer(qa, prepared, question, asking.history, run)
+                answers.append(answer)
+                run.tell(Told("answer", answer, count))
+            run.tell(Told("report", ask_report(qa, prepared, answers)))
+
+    async def _prepare(self, qa: VideoQA, path: Path) -> Prepared:
+        loop = asyncio.get_running_loop()
+        request = await asyncio.to_thread(qa.request, path)
+        # What is asked of one video at the same time is prepared once.
+        lock = self._keys.setdefault(request.key, asyncio.Lock())
+        try:
+            async with lock:
+                quick = self._resident.tiers.has(request.key)
+                pool = None if quick else self._preparing
+                return await loop.run_in_executor(pool, qa.prepare, path)
+        finally:
+            if not lock.locked():
+                self._keys.pop(request.key, None)
+
+    async def _answer(
+        self, qa: VideoQA, prepared: Prepared, question: str, history: Turns, run: _Run
+    ) -> tuple[Answer, int]:
+        def work() -> tuple[Answer, int]:
+            run.check()
+            answer = qa.answer(
+                prepared,
+                question,
+                history=history,
+                on_text=lambda text: run.tell(Told("text", text)),
+                stop=run.cancelled.is_set,
+            )
+            asked = len(qa.model(vision=False).question(question, history))
+            return answer, prepared.kv.tokens.prefix + asked
+
+        loop = asyncio.get_running_loop()
+        answer, count = await loop.run_in_executor(self._model_thread, work)
+        run.check()
+        self.metrics.answered(answer)
+        return answer, count
+
+    # ---- the queue
+
+    def _refuse_if_full(self) -> None:
+        if len(self._tasks) >= self._options.parallel + self._options.max_queue:
+            wait = self._mean_s * self._options.max_queue / self._options.parallel
+            raise Refused(
+                429,
+                "the queue of this server is full; try again later",
+                code="queue_full",
+                retry_after=max(1, min(60, round(wait))),
+            )
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self.last_used = time.monotonic()
+        # Told to whoever waits; where nobody does, nobody has to be told.
+        _ = task.cancelled() or task.exception()
+
+    def _load(self) -> None:
+        qa = VideoQA(self.settings, resident=Resident(self._store))
+        device, host = bounds(qa.choice.device, self._options)
+        self._resident = Resident(self._store, device_bytes=device, host_bytes=host)
+        VideoQA(self.settings, resident=self._resident).model()
+
+    def _held(self, tier: str) -> int:
+        if tier == DISK:
+            return self._store.bytes
+        return self._resident.tiers.bytes()[tier] if self.ready.is_set() else 0
+
+
+class _Run:
+    """One asking's way back to who asked, and whether anybody still does."""
+
+    def __init__(self, tell: Callable[[Told | None], object]) -> None:
+        self.tell = tell
+        self.cancelled = threading.Event()
+        self.started = False
+
+    def progress(self, stage: str, done: int, of: int) -> None:
+        self.check()
+        self.tell(Told("progress", [stage, done, of]))
+
+    def check(self) -> None:
+        """Raise Gone where nobody waits any longer."""
+        if self.cancelled.is_set():
+            raise Gone
+
+    def warn(self, line: str) -> None:
+        self.tell(Told("warning", line))
+
+
+class _SharedQA(VideoQA):
+    """A `VideoQA` among others: the decoder runs on the model's thread only."""
+
+    def __init__(
+        self, thread: ThreadPoolExecutor, run: _Run, settings: Settings, resident: Resident
+    ) -> None:
+        super().__init__(settings, warn=run.warn, progress=run.progress, resident=resident)
+        self._thread = thread
+
+    def prefill(self, *args: Any, **options: Any) -> PrefixKV:
+        return self._thread.submit(super().prefill, *args, **options).result()
+
+
+def told_json(told: Told) -> Json:
+    """An event as the private protocol of `sttm ask` sends it."""
+    value = answer_json(told.value) if isinstance(told.value, Answer) else told.value
+    return {told.kind: value}

@@ -1,0 +1,62 @@
+"""How a server behaves: where it listens, what it lets in, and its bounds."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sttm_cli.errors import UsageError
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """A server's own settings; bytes and seconds. `port` None listens on the socket only.
+
+    `parallel` questions are worked on at once, `max_queue` more may wait. Raises UsageError.
+    """
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    api_key: str | None = None
+    allow_path: tuple[Path, ...] = ()
+    allow_private: bool = False
+    keep_alive: float | None = None
+    parallel: int = 8
+    max_queue: int = 64
+    request_timeout: float = 600.0
+    max_body: int = 64 * MIB
+    max_download: int = 1024 * MIB
+    download_timeout: float = 120.0
+    device_bytes: int | None = None
+    host_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.api_key == "":
+            raise UsageError("--api-key is empty", "give a key, or leave it out")
+        if self.port is not None and not is_loopback(self.host) and self.api_key is None:
+            raise UsageError(
+                f"--host {self.host} can be reached from elsewhere and cannot hold without a key",
+                "give --api-key or STTM_API_KEY, or leave --host out",
+            )
+        for flag, value in (("--parallel", self.parallel), ("--max-queue", self.max_queue)):
+            if value < 1:
+                raise UsageError(f"{flag} {value} is not possible", "it starts at 1")
+        for flag, seconds in (
+            ("--request-timeout", self.request_timeout),
+            ("--download-timeout", self.download_timeout),
+        ):
+            if not 0 < seconds < float("inf"):
+                raise UsageError(f"{flag} {seconds} is not possible", "give seconds above 0")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

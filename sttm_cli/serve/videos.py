@@ -1,0 +1,138 @@
+"""The local file behind a video part: an address, data in the request, or a file that is allowed."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import unquote, urlsplit
+
+from sttm_cli.serve.chat import VideoPart
+from sttm_cli.serve.downloads import Downloads
+from sttm_cli.serve.options import Options
+from sttm_cli.serve.problems import Refused
+
+_MOST_UUIDS = 4096
+_HELD = "held/"
+"""Begins what a uuid stands for where the video came with a request."""
+
+
+class Videos:
+    """Opens the videos that clients name; what is not a local file is copied to one meanwhile.
+
+    A uuid stands for the video it was last sent with: where it is known, its url may be left out.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._allowed = [path.resolve() for path in options.allow_path]
+        self._folder = TemporaryDirectory(prefix="sttm-serve-", ignore_cleanup_errors=True)
+        self._downloads = Downloads(Path(self._folder.name), options)
+        self._known: OrderedDict[str, str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Remove every copy."""
+        self._folder.cleanup()
+
+    @contextmanager
+    def use(self, part: VideoPart, *, trusted: bool) -> Iterator[Path]:
+        """The local file of `part`; `trusted` clients may name any file, as this user may.
+
+        Raises Refused for what is not allowed, VideoError for what cannot be fetched.
+        """
+        url = self._url(part)
+        scheme = urlsplit(url[:512]).scheme.lower()
+        if scheme in ("http", "https"):
+            with self._downloads.use(url) as path:
+                self._remember(part.uuid, url)
+                yield path
+        elif scheme == "data":
+            with self._downloads.use_data(_content(url)) as (path, name):
+                self._remember(part.uuid, _HELD + name)
+                yield path
+        elif part.url is None and url.startswith(_HELD):
+            with self._downloads.use_again(url.removeprefix(_HELD)) as held:
+                if held is None:
+                    raise _unknown()
+                yield held
+        else:
+            path = self._file(url, trusted=trusted)
+            self._remember(part.uuid, url)
+            yield path
+
+    def _url(self, part: VideoPart) -> str:
+        if part.url is not None:
+            _check(part.url)
+            return part.url
+        with self._lock:
+            url = self._known.get(part.uuid or "")
+        if url is None:
+            raise _unknown()
+        return url
+
+    def _remember(self, uuid: str | None, url: str) -> None:
+        if uuid is None:
+            return
+        with self._lock:
+            self._known[uuid] = url
+            self._known.move_to_end(uuid)
+            while len(self._known) > _MOST_UUIDS:
+                self._known.popitem(last=False)
+
+    def _file(self, url: str, *, trusted: bool) -> Path:
+        path = _local_path(url)
+        try:
+            real = path.resolve()
+        except (OSError, RuntimeError):
+            raise _forbidden() from None
+        if trusted:
+            return path
+        # Also for what is not there: nobody may learn which files are.
+        if not any(real.is_relative_to(folder) for folder in self._allowed):
+            raise _forbidden()
+        return real
+
+
+def _content(url: str) -> bytes:
+    """The bytes in a data: url. Raises Refused."""
+    head, comma, body = url.partition(",")
+    media = head[len("data:") :].lower().split(";")
+    if not comma or media[-1] != "base64" or not media[0].startswith(("video/", "image/gif")):
+        raise Refused(400, "a data: url must be data:video/...;base64,...", code="bad_url")
+    try:
+        return base64.b64decode(body if "%" not in body else unquote(body), validate=True)
+    except (binascii.Error, ValueError):
+        raise Refused(400, "the data: url is not valid base64", code="bad_url") from None
+
+
+def _local_path(url: str) -> Path:
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+            raise _forbidden()
+        return Path(unquote(parts.path))
+    if parts.scheme:
+        raise Refused(400, "a video's url must be http(s), data or file", code="bad_url")
+    return Path(url)
+
+
+def _check(url: str) -> None:
+    if not url or "\0" in unquote(url[:4096]) or any(ord(c) < 32 for c in url[:4096]):
+        raise Refused(400, "the video's url is not valid", code="bad_url")
+    try:
+        urlsplit(url[:512])
+    except ValueError:
+        raise Refused(400, "the video's url is not valid", code="bad_url") from None
+
+
+def _forbidden() -> Refused:
+    return Refused(403, "this server may not read that file", code="forbidden")
+
+
+def _unknown() -> Refused:
+    return Refused(404, "no video of this uuid is known; send its url", code="not_found")
