@@ -194,6 +194,16 @@ def parse_bytes(flag: str, text: str | int) -> int:
     return int(value * 1024**power)
 
 
+def parse_duration(flag: str, text: str) -> float:
+    """Read a duration as typed, 90s, 10m or 2h, or plain seconds, and return seconds."""
+    stripped = text.strip().lower()
+    unit = {"s": 1, "m": 60, "h": 3600}.get(stripped[-1:])
+    value = _number(flag, stripped[:-1] if unit else stripped, float)
+    if value <= 0:
+        raise UsageError(f"{flag} {text!r} is not a duration", "give such as 90s, 10m or 2h")
+    return float(value * (unit or 1))
+
+
 def cache_dir(given: Path | None = None) -> Path:
     """The folder of the cache: as given, else STTM_CACHE_DIR, else the user's cache folder."""
     if given is not None:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from sttm_cli.results import Answer, Choice
 from sttm_cli.types import Json
 
 if TYPE_CHECKING:
-    from sttm_cli.pipeline import Prepared, VideoQA
-    from sttm_cli.results import Answer
+    from sttm_cli.pipeline import VideoQA
+    from sttm_cli.prepared import Prepared
 
 
-def ask_report(qa: VideoQA, prepared: Prepared, answers: list[Answer]) -> Json:
+def ask_report(qa: VideoQA, prepared: Prepared, answers: Sequence[Answer | Choice]) -> Json:
     """The object `sttm.ask/1` of the documentation; `answers` are of one video."""
     request, tokens, cache = prepared.request, prepared.kv.tokens, prepared.cache
     plan, decode = request.plan, prepared.kv.facts["decode"]
     return {
         "schema": "sttm.ask/1",
         "video": {
-            "path": str(request.path),
+            "path": request.source.name,
             "digest": request.digest,
             "duration_s": request.info.duration_s,
             "frame_times_s": prepared.frame_times_s,
@@ -57,8 +60,12 @@ def ask_report(qa: VideoQA, prepared: Prepared, answers: list[Answer]) -> Json:
     }
 
 
-def answer_json(answer: Answer) -> Json:
+def answer_json(answer: Answer | Choice) -> Json:
     """One of the report's answers."""
+    if isinstance(answer, Choice):
+        weighed = [asdict(option) for option in answer.options]
+        best = answer.best.text
+        return {"question": answer.question, "answer": best, "new_tokens": 0, "choices": weighed}
     told = {
         "question": answer.question,
         "answer": answer.text,

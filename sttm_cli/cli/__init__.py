@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from sttm_cli.cli import ask, bench, cache, inspect, models, precompute
+from sttm_cli.cli import ask, bench, cache, inspect, models, precompute, serve
 from sttm_cli.cli.output import show_failure
 from sttm_cli.config import config_file
 
@@ -26,6 +26,7 @@ app.command(name="precompute")(precompute.precompute)
 app.command(name="inspect")(inspect.inspect)
 app.add_typer(cache.app, name="cache")
 app.add_typer(bench.app, name="bench")
+app.command(name="serve")(serve.serve)
 app.command(name="models")(models.models)
 
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from sttm_cli.cli.options import ANSWERS, RUN, SOURCE, VIDEO, Output, settings_from, takes, typed
+from sttm_cli.cli.asking import Asker, Questions
+from sttm_cli.cli.options import (
+    ANSWERS,
+    RUN,
+    SOURCE,
+    VIDEO,
+    NoServer,
+    Output,
+    settings_from,
+    takes,
+    typed,
+)
 from sttm_cli.cli.output import (
     StageProgress,
     cut_off,
@@ -20,14 +30,9 @@ from sttm_cli.cli.output import (
     size,
     warn,
 )
-from sttm_cli.config import DEFAULT_MODEL, STDIN, Settings, parse_choices
+from sttm_cli.config import DEFAULT_MODEL, STDIN, parse_choices
 from sttm_cli.errors import UsageError
-from sttm_cli.results import Answer, Choice
 from sttm_cli.types import Json
-
-if TYPE_CHECKING:
-    from sttm_cli.pipeline import VideoQA
-    from sttm_cli.prepared import Prepared
 
 NAME_A_MODEL = (
     "using the small embedded model 'tiny', which knows generated scenes of coloured shapes only; "
@@ -63,6 +68,7 @@ def ask(
             help="Print the likeliest of these answers and its probability among them.",
         ),
     ] = None,
+    no_server: NoServer = False,
     flags: dict[str, Any],
     output: Output,
 ) -> None:
@@ -84,18 +90,16 @@ def ask(
     asked = _questions(questions or [], questions_file)
     if settings.model == DEFAULT_MODEL and not output.quiet:
         say(NAME_A_MODEL)
-    from sttm_cli.pipeline import VideoQA
-
-    with StageProgress(output) as progress, VideoQA(settings, warn=warn, progress=progress) as qa:
-        prepared = qa.prepare(video)
-        progress.stop()
-        answers = [_reply(qa, prepared, question, options, output) for question in asked]
+    with StageProgress(output) as progress:
+        screen = _Screen(output, progress, settings.max_new_tokens)
+        with Asker(settings, screen.tell, server=not no_server) as asker:
+            report = asker.ask(Questions(video, asked, options=options or ()))
     if output.as_json:
-        print_json(_json(qa, prepared, settings, answers))
+        print_json(report)
     if output.debug:
-        _explain(prepared, answers[0])
+        _explain(report)
     if not output.quiet:
-        say(_summary(prepared, answers[0]))
+        say(_summary(report))
 
 
 def _questions(given: list[str], file: Path | None) -> list[str]:
@@ -126,119 +130,93 @@ def _lines(file: Path) -> list[str]:
         raise UsageError(f"--questions {file} is no text in UTF-8") from error
 
 
-def _reply(
-    qa: VideoQA, prepared: Prepared, question: str, options: list[str] | None, output: Output
-) -> Answer | Choice:
-    if options is None:
-        return _answer(qa, prepared, question, output)
-    choice = qa.choose(prepared, question, options)
-    if not output.as_json:
-        sys.stdout.write(f"{choice.best.text}\t{choice.best.probability:.3f}\n")
-        sys.stdout.flush()
-    return choice
+class _Screen:
+    """Prints what happens: answers in pieces on a terminal, else as a line each."""
 
+    def __init__(self, output: Output, progress: StageProgress, max_new_tokens: int) -> None:
+        self._output, self._progress, self._limit = output, progress, max_new_tokens
+        self._streamed = sys.stdout.isatty() and not output.as_json
+        self._printed = self._skip = 0
+        self._open = False
 
-def _answer(qa: VideoQA, prepared: Prepared, question: str, output: Output) -> Answer:
-    """Answer and print: in pieces on a terminal, else as one line."""
-    streamed = sys.stdout.isatty() and not output.as_json
-    answer = qa.answer(prepared, question, on_text=_write if streamed else None)
-    if not output.as_json:
-        sys.stdout.write("\n" if streamed else one_line(answer.text) + "\n")
-        sys.stdout.flush()
-    if not output.quiet and (cut := cut_off(answer, qa.settings.max_new_tokens)):
-        warn(cut)
-    return answer
+    def tell(self, kind: str, value: Any) -> None:
+        if kind == "progress":
+            self._progress(*value)
+            return
+        self._progress.stop()
+        if kind == "warning":
+            warn(value)
+        elif kind == "note" and not self._output.quiet:
+            say(value)
+        elif kind == "again":
+            self._again(value)
+        elif kind == "text" and self._streamed and not self._skip:
+            self._open = True
+            _write(one_line(value))
+        elif kind == "answer":
+            self._answer(value)
+
+    def _again(self, why: str) -> None:
+        """All answers are given once more: those that were printed are passed over."""
+        if self._open:
+            _write("\n")
+        warn(why)
+        self._skip, self._open = self._printed, False
+
+    def _answer(self, answer: Json) -> None:
+        if self._skip:
+            self._skip -= 1
+            return
+        self._printed += 1
+        if not self._output.as_json:
+            _write(self._ending(answer))
+        self._open = False
+        if not self._output.quiet and (cut := cut_off(answer, self._limit)):
+            warn(cut)
+
+    def _ending(self, answer: Json) -> str:
+        """What is still to be printed of an answer."""
+        if "choices" in answer:
+            best = max(answer["choices"], key=lambda option: option["probability"])
+            return f"{best['text']}\t{best['probability']:.3f}\n"
+        return "\n" if self._streamed else one_line(answer["answer"]) + "\n"
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(one_line(text))
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 
-def _explain(prepared: Prepared, first: Answer | Choice) -> None:
+def _explain(report: Json) -> None:
     """What a bug report needs: how the video was read, why it was a miss, seconds by stage."""
-    plan, decode = prepared.request.plan, prepared.kv.facts["decode"]
-    say(f"debug: read with {plan.reader} {plan.reader_version}, {len(plan.times_s)} frames asked")
-    if decode.get("fallback"):
-        say(f"debug: the other reader took over: {decode['fallback']}")
-    if prepared.cache.miss_reason:
-        say(f"debug: not from the cache: {prepared.cache.miss_reason}")
-    spent = ((name, value) for name, value in first.seconds.items() if value is not None)
+    video, cache = report["video"], report["cache"]
+    say(f"debug: read with {video['reader']}, {video['frames_asked']} frames asked")
+    if video["fallback"]:
+        say(f"debug: the other reader took over: {video['fallback']}")
+    if cache["miss_reason"]:
+        say(f"debug: not from the cache: {cache['miss_reason']}")
+    spent = ((name, value) for name, value in report["seconds"].items() if value is not None)
     say("debug: seconds: " + ", ".join(f"{name} {value:.3f}" for name, value in spent))
 
 
-def _summary(prepared: Prepared, first: Answer | Choice) -> str:
-    tokens, cache = prepared.kv.tokens, prepared.cache
-    if cache.hit:
+def _summary(report: Json) -> str:
+    tokens, cache = report["tokens"], report["cache"]
+    if cache["hit"]:
         what = "cache hit"
-    elif cache.bytes:
-        what = f"computed and stored ({size(cache.bytes)})"
+    elif cache["bytes"]:
+        what = f"computed and stored ({size(cache['bytes'])})"
     else:
         what = "computed, not stored"
-    return f"{what} · {share(tokens.video_kept, tokens.video_full)} · {_waited(prepared, first)}"
+    return f"{what} · {share(tokens['video_kept'], tokens['video_full'])} · {_waited(report)}"
 
 
-def _waited(prepared: Prepared, first: Answer | Choice) -> str:
-    seconds = first.seconds["first_token"]
-    if seconds is None:
-        return f"options weighed in {first.seconds['answer']:.2f} s"
-    if not prepared.cache.hit:
-        return f"first token {seconds:.2f} s"
+def _waited(report: Json) -> str:
+    seconds, cache = report["seconds"], report["cache"]
+    first = seconds["first_token"]
+    if first is None:
+        return f"options weighed in {seconds['answer']:.2f} s"
+    if not cache["hit"]:
+        return f"first token {first:.2f} s"
     # Cold: this question on top of what computing the prefix took when it was stored.
-    cold = prepared.cold_seconds + seconds - (first.seconds["restore"] or 0.0)
-    return f"first token {seconds:.2f} s (cold: {cold:.2f} s)"
-
-
-def _json(
-    qa: VideoQA, prepared: Prepared, settings: Settings, answers: list[Answer | Choice]
-) -> Json:
-    request, tokens, cache = prepared.request, prepared.kv.tokens, prepared.cache
-    return {
-        "schema": "sttm.ask/1",
-        "video": {
-            "path": request.source.name,
-            "digest": request.digest,
-            "duration_s": request.info.duration_s,
-            "frame_times_s": prepared.frame_times_s,
-        },
-        "model": {
-            "name": settings.model,
-            "revision": settings.revision,
-            "device": qa.choice.device,
-            "dtype": qa.choice.dtype,
-        },
-        "tokens": {
-            "budget": settings.budget,
-            "video_full": tokens.video_full,
-            "video_kept": tokens.video_kept,
-            "prefix": tokens.prefix,
-        },
-        "cache": {
-            "hit": cache.hit,
-            "key": cache.key,
-            "bytes": cache.bytes,
-            "restored_tokens": cache.restored_tokens,
-            "prefilled_tokens": cache.prefilled_tokens,
-            "miss_reason": cache.miss_reason,
-        },
-        "answers": [_answer_json(answer) for answer in answers],
-        "seconds": {
-            **answers[0].seconds,
-            "answer": sum(a.seconds["answer"] or 0.0 for a in answers),
-            "total": answers[-1].seconds["total"],
-        },
-    }
-
-
-def _answer_json(answer: Answer | Choice) -> Json:
-    if isinstance(answer, Choice):
-        weighed = [asdict(option) for option in answer.options]
-        best = answer.best.text
-        return {"question": answer.question, "answer": best, "new_tokens": 0, "choices": weighed}
-    told = {
-        "question": answer.question,
-        "answer": answer.text,
-        "new_tokens": answer.new_tokens,
-        "ending": str(answer.ending),
-    }
-    return told if answer.seed is None else {**told, "seed": answer.seed}
+    cold = cache["cold_seconds"] + first - (seconds["restore"] or 0.0)
+    return f"first token {first:.2f} s (cold: {cold:.2f} s)"

@@ -23,6 +23,11 @@ from sttm_cli.config import (
 
 VIDEO = "A video file, a folder of images, an http(s) address, or '-' for stdin."
 
+NoServer = Annotated[
+    bool,
+    typer.Option("--no-server", help="Answer in this process, even if a server runs."),
+]
+
 _MODEL = "Model"
 _FRAMES = "Frames"
 _CACHE = "Cache"
@@ -125,8 +130,8 @@ def settings_from(flags: dict[str, Any]) -> Settings:
     """Flags as typed -> checked settings. Raises UsageError."""
     read = {
         **flags,
-        "start": parse_seconds("--start", flags["start"]),
-        "end": parse_seconds("--end", flags["end"]),
+        "start": parse_seconds("--start", flags.get("start")),
+        "end": parse_seconds("--end", flags.get("end")),
         "max_bytes": bytes_from(flags["max_bytes"]),
     }
     if "budget" in flags:

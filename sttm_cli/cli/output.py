@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sttm_cli.cli.options import Output
 from sttm_cli.errors import SttmError
@@ -21,9 +21,6 @@ STAGES = {
 }
 BYTES = {"download", "stdin"}
 """Stages that count bytes."""
-
-if TYPE_CHECKING:
-    from sttm_cli.results import Answer
 
 
 def print_json(value: Json) -> None:
@@ -94,11 +91,11 @@ def one_line(text: str) -> str:
     return text.replace("\r", " ").replace("\n", " ")
 
 
-def cut_off(answer: Answer, max_new_tokens: int) -> str | None:
+def cut_off(answer: Json, max_new_tokens: int) -> str | None:
     """What a person should know of an answer that the model did not end itself."""
-    if answer.ending == "length":
+    if answer.get("ending") == "length":
         return f"an answer was cut off at --max-new-tokens {max_new_tokens}"
-    if answer.ending == "context":
+    if answer.get("ending") == "context":
         return "an answer was cut off where the model's context ends"
     return None
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from sttm_cli.config import Settings, cache_dir
+from sttm_cli.lock import is_held
 from sttm_cli.types import Json
 
 PINNED = ("model", "revision", "device", "dtype", "newlines", "cache_dir", "max_bytes")
@@ -66,8 +68,6 @@ class Place:
 
     def is_served(self) -> bool:
         """Whether a living server holds the place."""
-        from sttm_cli.store.lock import is_held
-
         return is_held(self.lock)
 
 
@@ -83,8 +83,9 @@ def place_of(settings: Settings) -> Place | None:
 def places() -> Iterator[Place]:
     """Every place of this user at which a server has written its address."""
     folder = runtime_folder()
-    for file in sorted(folder.glob("*.json")) if folder else ():
-        yield Place(folder, file.stem) if folder else NotImplemented
+    if folder is not None:
+        for file in sorted(folder.glob("*.json")):
+            yield Place(folder, file.stem)
 
 
 def per_request(settings: Settings) -> Json:
@@ -100,7 +101,10 @@ def runtime_folder() -> Path | None:
         return None
     from platformdirs import user_runtime_path
 
-    folder = user_runtime_path("sttm")
+    with warnings.catch_warnings():
+        # A folder that others can open is not used; platformdirs says so in its own words.
+        warnings.simplefilter("ignore")
+        folder = user_runtime_path("sttm")
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = folder.stat()

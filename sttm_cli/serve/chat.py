@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -46,6 +46,7 @@ class ChatRequest:
 def read_request(body: bytes, base: Settings) -> ChatRequest:
     """Check a request's body. Raises Refused (400) for what is malformed or not supported."""
     fields = read_object(body)
+    _check_text(fields)
     _refuse_unsupported(fields)
     options = fields.get("stream_options") or {}
     if not isinstance(options, dict):
@@ -66,13 +67,19 @@ def read_object(body: bytes) -> Json:
     """A body that must be one JSON object. Raises Refused (400)."""
     try:
         value = json.loads(body)
-        # A lone surrogate is no text: neither a tokenizer nor an answer could hold it.
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         _bad("the body is not valid JSON")
     if not isinstance(value, dict):
         _bad("the body must be a JSON object")
     return value
+
+
+def _check_text(fields: Json) -> None:
+    try:
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        # NaN, or a lone surrogate, which neither a tokenizer nor an answer could hold.
+        _bad("the body holds what is neither text nor number")
 
 
 def _settings(fields: Json, base: Settings) -> Settings:
@@ -100,7 +107,7 @@ def _video_settings(given: Any) -> dict[str, Any]:
         return {}
     if not isinstance(given, dict):
         _bad("'sttm' must be an object")
-    readers = {
+    readers: dict[str, Callable[[Any], Any]] = {
         "budget": lambda v: parse_budget(v if isinstance(v, str) else repr(_number(v, "budget"))),
         "frames": lambda v: _whole(v, "frames"),
         "fps": lambda v: _number(v, "fps"),

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from sttm_cli.config import Settings, cache_dir
-from sttm_cli.pipeline import Prepared, VideoQA
+from sttm_cli.pipeline import VideoQA
+from sttm_cli.prepared import Prepared
 from sttm_cli.report import answer_json, ask_report
 from sttm_cli.resident import Resident
-from sttm_cli.results import Answer
+from sttm_cli.results import Answer, Choice
 from sttm_cli.serve.memory import bounds
 from sttm_cli.serve.metrics import Metrics
 from sttm_cli.serve.options import Options
@@ -36,12 +37,14 @@ Turns = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Asking:
-    """Questions about one video. `video` gives its local file while it is entered."""
+    """Questions about one video. `video` gives where it is while it is entered; with `options`
+    the likeliest of them is the answer."""
 
     settings: Settings
-    video: AbstractContextManager[Path]
+    video: AbstractContextManager[Path | str]
     questions: tuple[str, ...]
     history: Turns = ()
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ class Engine:
 
     def __init__(self, settings: Settings, options: Options) -> None:
         self.settings, self._options = settings, options
-        self.ready = asyncio.Event()
-        self.last_used = time.monotonic()
+        self.ready, self.stop = asyncio.Event(), asyncio.Event()
+        self.last_used, self.answered = time.monotonic(), 0
         self._store = Store(
             cache_dir(settings.cache_dir), max_bytes=settings.max_bytes, warn=lambda line: None
         )
@@ -86,7 +89,19 @@ class Engine:
         """Let go of everything; called once nothing runs."""
         self._preparing.shutdown()
         self._model_thread.shutdown()
-        self._resident.close()
+        if self.ready.is_set():
+            self._resident.close()
+
+    def status(self) -> Json:
+        """What `sttm serve --status` shows."""
+        held = self._resident.tiers.bytes() if self.ready.is_set() else {}
+        return {
+            "ready": self.ready.is_set(),
+            "running": len(self._tasks),
+            "answered": self.answered,
+            "idle_s": 0.0 if self.busy else time.monotonic() - self.last_used,
+            "held_bytes": held,
+        }
 
     @property
     def busy(self) -> bool:
@@ -133,47 +148,55 @@ class Engine:
             )
             prepared = await self._prepare(qa, path)
             self.metrics.prepared(prepared.cache.tier, prepared.clock.seconds())
-            answers: list[Answer] = []
+            answers: list[Answer | Choice] = []
             for question in asking.questions:
-                answer, count = await self._answer(qa, prepared, question, asking.history, run)
+                answer, count = await self._answer(qa, prepared, question, asking, run)
                 answers.append(answer)
                 run.tell(Told("answer", answer, count))
             run.tell(Told("report", ask_report(qa, prepared, answers)))
 
-    async def _prepare(self, qa: VideoQA, path: Path) -> Prepared:
+    async def _prepare(self, qa: VideoQA, video: Path | str) -> Prepared:
         loop = asyncio.get_running_loop()
-        request = await asyncio.to_thread(qa.request, path)
+        request = await asyncio.to_thread(qa.request, video)
         # What is asked of one video at the same time is prepared once.
         lock = self._keys.setdefault(request.key, asyncio.Lock())
         try:
             async with lock:
                 quick = self._resident.tiers.has(request.key)
                 pool = None if quick else self._preparing
-                return await loop.run_in_executor(pool, qa.prepare, path)
+                return await loop.run_in_executor(pool, qa.prepare, video)
         finally:
             if not lock.locked():
                 self._keys.pop(request.key, None)
 
     async def _answer(
-        self, qa: VideoQA, prepared: Prepared, question: str, history: Turns, run: _Run
-    ) -> tuple[Answer, int]:
-        def work() -> tuple[Answer, int]:
+        self, qa: VideoQA, prepared: Prepared, question: str, asking: Asking, run: _Run
+    ) -> tuple[Answer | Choice, int]:
+        def work() -> tuple[Answer | Choice, int]:
             run.check()
-            answer = qa.answer(
-                prepared,
-                question,
-                history=history,
-                on_text=lambda text: run.tell(Told("text", text)),
-                stop=run.cancelled.is_set,
-            )
-            asked = len(qa.model(vision=False).question(question, history))
-            return answer, prepared.kv.tokens.prefix + asked
+            asked = len(qa.model(vision=False).question(question, asking.history))
+            return self._reply(qa, prepared, question, asking, run), prefix + asked
 
+        prefix = prepared.kv.tokens.prefix
         loop = asyncio.get_running_loop()
         answer, count = await loop.run_in_executor(self._model_thread, work)
         run.check()
         self.metrics.answered(answer)
+        self.answered += 1
         return answer, count
+
+    def _reply(
+        self, qa: VideoQA, prepared: Prepared, question: str, asking: Asking, run: _Run
+    ) -> Answer | Choice:
+        if asking.options:
+            return qa.choose(prepared, question, asking.options, history=asking.history)
+        return qa.answer(
+            prepared,
+            question,
+            history=asking.history,
+            on_text=run.text,
+            stop=run.cancelled.is_set,
+        )
 
     # ---- the queue
 
@@ -208,7 +231,7 @@ class Engine:
 class _Run:
     """One asking's way back to who asked, and whether anybody still does."""
 
-    def __init__(self, tell: Callable[[Told | None], object]) -> None:
+    def __init__(self, tell: Callable[[Told | None], Any]) -> None:
         self.tell = tell
         self.cancelled = threading.Event()
         self.started = False
@@ -221,6 +244,9 @@ class _Run:
         """Raise Gone where nobody waits any longer."""
         if self.cancelled.is_set():
             raise Gone
+
+    def text(self, piece: str) -> None:
+        self.tell(Told("text", piece))
 
     def warn(self, line: str) -> None:
         self.tell(Told("warning", line))
@@ -241,5 +267,5 @@ class _SharedQA(VideoQA):
 
 def told_json(told: Told) -> Json:
     """An event as the private protocol of `sttm ask` sends it."""
-    value = answer_json(told.value) if isinstance(told.value, Answer) else told.value
+    value = answer_json(told.value) if isinstance(told.value, (Answer, Choice)) else told.value
     return {told.kind: value}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from sttm_cli.results import Answer
+from sttm_cli.results import Answer, Choice
 from sttm_cli.tiers import DEVICE, DISK, HOST
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
@@ -18,18 +19,17 @@ class Metrics:
     """Counts of one server. `queue` and `held` are asked when someone looks."""
 
     def __init__(self, *, queue: Callable[[], int], held: Callable[[str], int]) -> None:
-        self._registry = CollectorRegistry()
-        own = {"registry": self._registry}
-        self.requests = Counter("sttm_requests", "Requests.", ["endpoint", "status"], **own)
-        self.videos = Counter("sttm_videos", "Prefixes by where they came from.", ["tier"], **own)
-        self.tokens = Counter("sttm_generated_tokens", "Tokens of answers.", **own)
+        self._registry = own = CollectorRegistry()
+        self.requests = Counter("sttm_requests", "Requests.", ["endpoint", "status"], registry=own)
+        self.videos = Counter("sttm_videos", "Prefixes by tier.", ["tier"], registry=own)
+        self.tokens = Counter("sttm_generated_tokens", "Tokens of answers.", registry=own)
         self._stages = Histogram(
-            "sttm_stage_seconds", "Seconds by stage.", ["stage"], buckets=_SECONDS, **own
+            "sttm_stage_seconds", "Seconds by stage.", ["stage"], buckets=_SECONDS, registry=own
         )
-        Gauge("sttm_queue", "Questions that wait or run.", **own).set_function(queue)
-        bytes_held = Gauge("sttm_held_bytes", "Bytes of KVs held.", ["tier"], **own)
+        Gauge("sttm_queue", "Questions that wait or run.", registry=own).set_function(queue)
+        bytes_held = Gauge("sttm_held_bytes", "Bytes of KVs held.", ["tier"], registry=own)
         for tier in (DEVICE, HOST, DISK):
-            bytes_held.labels(tier).set_function(lambda tier=tier: held(tier))
+            bytes_held.labels(tier).set_function(partial(held, tier))
 
     def prepared(self, tier: str | None, seconds: dict[str, float | None]) -> None:
         """Count a video and what getting at its prefix took."""
@@ -38,9 +38,10 @@ class Metrics:
             if value is not None:
                 self._stages.labels(stage).observe(value)
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: Answer | Choice) -> None:
         """Count an answer."""
-        self.tokens.inc(answer.new_tokens)
+        if isinstance(answer, Answer):
+            self.tokens.inc(answer.new_tokens)
         self._stages.labels("answer").observe(answer.seconds["answer"] or 0.0)
 
     def text(self) -> bytes:

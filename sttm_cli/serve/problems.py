@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 from sttm_cli.errors import SttmError
 from sttm_cli.types import Json
@@ -34,16 +33,13 @@ class Refused(Exception):
         return {"error": error}
 
 
-def refusal(error: BaseException, *, secret: Iterable[object] = ()) -> Refused:
-    """Any failure as what a client may know of it; `secret`: names that it may not."""
+def refusal(error: BaseException) -> Refused:
+    """Any failure as what a client may know of it."""
     if isinstance(error, Refused):
         return error
     if isinstance(error, TimeoutError):
         return Refused(504, "the request took longer than this server allows", code="timeout")
     if not isinstance(error, SttmError):
         return Refused(500, "the server failed on this request", code="internal_error")
-    text = error.message
-    for name in secret:
-        text = text.replace(str(name), "the video")
-    text = _PATH.sub("the file", text)
+    text = _PATH.sub("the file", error.message)
     return Refused(_STATUS.get(error.kind, 500), text, code=error.kind)

@@ -1,4 +1,4 @@
-"""The local file behind a video part: an address, data in the request, or a file that is allowed."""
+"""The local file behind a video part: from an address, from the request, or an allowed file."""
 
 from __future__ import annotations
 

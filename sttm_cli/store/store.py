@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from sttm_cli.lock import hold, is_held, single_flight
 from sttm_cli.store.artifact import (
     Damaged,
     Header,
@@ -27,7 +28,6 @@ from sttm_cli.store.artifact import (
 from sttm_cli.store.entry import Entry, Finding, Lookup
 from sttm_cli.store.identity import difference, key_of
 from sttm_cli.store.index import Index
-from sttm_cli.store.lock import hold, is_held, single_flight
 from sttm_cli.types import Json, PrefixKV
 
 SUFFIX = ".safetensors"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -54,6 +55,24 @@ def hold(descriptor: int) -> None:
     if fcntl is not None:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def try_hold(descriptor: int, *, patience_s: float = 0.2) -> bool:
+    """Mark an open file as in use until it is closed, unless a living process holds it.
+
+    `patience_s`: someone who only looks (`is_held`) holds it for a moment too.
+    """
+    if fcntl is None:
+        return True
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
 
 
 def _acquire(path: Path, on_wait: Callable[[], None]) -> int | None:

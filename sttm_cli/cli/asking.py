@@ -1,0 +1,123 @@
+"""Questions put to a server of the user's own where one runs, else answered in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from sttm_cli.config import STDIN, Settings
+from sttm_cli.types import Json
+
+if TYPE_CHECKING:
+    from sttm_cli.pipeline import VideoQA
+    from sttm_cli.results import Answer, Choice
+    from sttm_cli.serve.client import Server
+
+Tell = Callable[[str, Any], None]
+"""Gets what happens, as it happens: ("warning", line), ("progress", [stage, done, of]),
+("text", piece) and ("answer", one of the report's answers)."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Questions about one video; with `options` the likeliest of them is the answer."""
+
+    video: str
+    asked: Sequence[str]
+    history: Sequence[tuple[str, str]] = ()
+    options: Sequence[str] = ()
+
+
+class Asker:
+    """Answers questions; a context manager. The model is imported and loaded only where no
+    server answers."""
+
+    def __init__(self, settings: Settings, tell: Tell, *, server: bool) -> None:
+        self.settings, self._tell = settings, tell
+        self._server = self._find() if server else None
+
+    def __enter__(self) -> Asker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if "_qa" in self.__dict__:
+            self._qa.close()
+
+    def ask(self, questions: Questions) -> Json:
+        """The report `sttm.ask/1` of all questions.
+
+        Where the server ends in the middle, "again" is told and everything is answered here.
+        """
+        if self._server is not None and questions.video != STDIN:
+            from sttm_cli.serve.client import ServerGone
+
+            try:
+                return self._remotely(self._server, questions)
+            except ServerGone as error:
+                self._server = None
+                self._tell("again", f"the server did not answer ({error}): answering without it")
+        return self._here(questions)
+
+    def _remotely(self, server: Server, questions: Questions) -> Json:
+        report: Json = {}
+        for kind, value in server.ask(
+            self.settings,
+            questions.video,
+            questions.asked,
+            history=questions.history,
+            options=questions.options,
+        ):
+            if kind == "report" and isinstance(value, dict):
+                report = value
+            else:
+                self._tell(kind, value)
+        return report
+
+    def _here(self, questions: Questions) -> Json:
+        from sttm_cli.report import answer_json, ask_report
+
+        qa = self._qa
+        answers: list[Answer | Choice] = []
+        prepared = qa.prepare(questions.video)
+        for question in questions.asked:
+            if questions.options:
+                answers.append(
+                    qa.choose(prepared, question, questions.options, history=questions.history)
+                )
+            else:
+                answers.append(
+                    qa.answer(
+                        prepared,
+                        question,
+                        history=questions.history,
+                        on_text=lambda text: self._tell("text", text),
+                    )
+                )
+            self._tell("answer", answer_json(answers[-1]))
+        return ask_report(qa, prepared, answers)
+
+    @cached_property
+    def _qa(self) -> VideoQA:
+        from sttm_cli.pipeline import VideoQA
+
+        return VideoQA(
+            self.settings,
+            warn=lambda line: self._tell("warning", line),
+            progress=lambda *stage: self._tell("progress", stage),
+        )
+
+    def _find(self) -> Server | None:
+        from sttm_cli.serve.client import find_server
+
+        server = find_server(self.settings, lambda line: self._tell("warning", line))
+        if server is not None:
+            self._tell("note", f"asking {server}")
+        return server

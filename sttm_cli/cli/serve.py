@@ -1,0 +1,162 @@
+"""`sttm serve`: the model stays loaded."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sttm_cli.cli.options import ANSWERS, RUN, Output, settings_from, takes, without
+from sttm_cli.cli.output import print_json, say, size
+from sttm_cli.config import Settings, parse_bytes, parse_duration
+from sttm_cli.errors import SttmError
+from sttm_cli.types import Json
+
+PORT = 8000
+_SERVER = "Server"
+_BOUNDS = "Bounds"
+
+
+def _option(*names: str, panel: str = _SERVER, **details: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=panel, **details)
+
+
+@takes(without(RUN, "no_cache", "refresh", "start", "end"), ANSWERS)
+def serve(
+    host: Annotated[str, _option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, _option("--port", help="Port to listen on; 0 takes a free one.")
+    ] = PORT,
+    socket_only: Annotated[
+        bool, _option("--socket-only", help="Listen for this user's own 'sttm' only, on no port.")
+    ] = False,
+    api_key: Annotated[
+        str | None,
+        _option("--api-key", envvar="STTM_API_KEY", show_default=False,
+                help="Key that clients must send; needed where others can reach --host."),
+    ] = None,
+    allow_path: Annotated[
+        list[Path] | None,
+        _option("--allow-path", metavar="FOLDER", show_default=False,
+                help="Clients may name files below this folder; may be given several times."),
+    ] = None,
+    allow_private: Annotated[
+        bool, _option("--allow-private", help="Fetch videos from private addresses as well.")
+    ] = False,
+    keep_alive: Annotated[
+        str | None,
+        _option("--keep-alive", metavar="TIME", show_default=False,
+                help="End after this long without a question, such as 10m."),
+    ] = None,
+    status: Annotated[
+        bool, _option("--status", help="Show this user's servers and stop.")
+    ] = False,
+    stop: Annotated[bool, _option("--stop", help="End this user's servers.")] = False,
+    parallel: Annotated[
+        int, _option("--parallel", panel=_BOUNDS, help="Questions worked on at once.")
+    ] = 8,
+    max_queue: Annotated[
+        int, _option("--max-queue", panel=_BOUNDS, help="Questions that may wait beside them.")
+    ] = 64,
+    request_timeout: Annotated[
+        str, _option("--request-timeout", panel=_BOUNDS, metavar="TIME",
+                     help="Longest time for one request.")
+    ] = "10m",
+    max_body: Annotated[
+        str, _option("--max-body", panel=_BOUNDS, metavar="SIZE", help="Largest request.")
+    ] = "64M",
+    max_download: Annotated[
+        str, _option("--max-download", panel=_BOUNDS, metavar="SIZE",
+                     help="Largest video fetched from an address.")
+    ] = "1G",
+    download_timeout: Annotated[
+        str, _option("--download-timeout", panel=_BOUNDS, metavar="TIME",
+                     help="Longest time for fetching one.")
+    ] = "2m",
+    device_bytes: Annotated[
+        str | None, _option("--device-bytes", panel=_BOUNDS, metavar="SIZE", show_default=False,
+                            help="KVs kept on the device. (default: a fifth of its memory)")
+    ] = None,
+    host_bytes: Annotated[
+        str | None, _option("--host-bytes", panel=_BOUNDS, metavar="SIZE", show_default=False,
+                            help="KVs kept in host memory. (default: an eighth of it)")
+    ] = None,
+    *,
+    flags: dict[str, Any],
+    output: Output,
+) -> None:  # fmt: skip
+    """Keep the model loaded, for 'sttm ask' and for any OpenAI client.
+
+    'sttm ask', 'chat' and 'precompute' with the same model and settings find it by themselves.
+    """
+    if status or stop:
+        _others(output, stop=stop)
+        return
+    settings = settings_from(flags)
+    _check_installed()
+    from sttm_cli.serve.options import Options
+
+    options = Options(
+        host=host,
+        port=None if socket_only else port,
+        api_key=api_key,
+        allow_path=tuple(allow_path or ()),
+        allow_private=allow_private,
+        keep_alive=parse_duration("--keep-alive", keep_alive) if keep_alive else None,
+        parallel=parallel,
+        max_queue=max_queue,
+        request_timeout=parse_duration("--request-timeout", request_timeout),
+        max_body=parse_bytes("--max-body", max_body),
+        max_download=parse_bytes("--max-download", max_download),
+        download_timeout=parse_duration("--download-timeout", download_timeout),
+        device_bytes=parse_bytes("--device-bytes", device_bytes) if device_bytes else None,
+        host_bytes=parse_bytes("--host-bytes", host_bytes) if host_bytes else None,
+    )
+    _run(settings, options, output)
+
+
+def _run(settings: Settings, options: Any, output: Output) -> None:
+    from sttm_cli.serve.process import serve as run
+
+    run(settings, options, (lambda line: None) if output.quiet else say)
+
+
+def _check_installed() -> None:
+    missing = [m for m in ("starlette", "uvicorn", "prometheus_client") if find_spec(m) is None]
+    if missing:
+        raise SttmError(
+            f"the server needs {', '.join(missing)}, which is not installed",
+            "pip install 'sttm-cli[serve]'",
+        )
+
+
+def _others(output: Output, *, stop: bool) -> None:
+    """`--status` and `--stop`."""
+    from sttm_cli.serve.others import end, running
+
+    servers: list[Json] = []
+    for place, facts in running():
+        if stop:
+            end(place, facts["pid"])
+        servers.append(facts)
+    if output.as_json:
+        print_json({"schema": "sttm.serve/1", "servers": servers})
+    elif not output.quiet:
+        for facts in servers:
+            say(("ended: " if stop else "") + _line(facts))
+        if not servers:
+            say("no server runs")
+
+
+def _line(facts: Json) -> str:
+    if "trouble" in facts:
+        state = f"does not answer ({facts['trouble']})"
+    elif not facts["ready"]:
+        state = "loading"
+    else:
+        held = size(sum(facts["held_bytes"].values()))
+        state = f"{facts['answered']} answered, {facts['running']} running, holds {held}"
+    where = facts.get("address") or "this user's sttm only"
+    return f"{facts['model']} · process {facts['pid']} · {where} · {state}"

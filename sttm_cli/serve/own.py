@@ -1,0 +1,139 @@
+"""The routes that `sttm` itself uses: its own JSON, a line per event."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from sttm_cli import __version__
+from sttm_cli.config import Settings
+from sttm_cli.errors import SttmError
+from sttm_cli.serve.address import per_request
+from sttm_cli.serve.chat import VideoPart, read_object
+from sttm_cli.serve.engine import Asking, Told, told_json
+from sttm_cli.serve.problems import Refused, refusal
+from sttm_cli.types import Json
+
+if TYPE_CHECKING:
+    from sttm_cli.serve.app import Service
+
+_LINES = "application/x-ndjson"
+
+
+def own_routes(service: Service) -> list[Route]:
+    """Routes below /sttm."""
+    from sttm_cli.serve.app import stream
+
+    async def ask(request: Request) -> Response:
+        fields = read_object(await service.body(request))
+        _check_version(fields)
+        asking = _asking(service, fields)
+        lines = _lines(service, service.engine.ask(asking), fields["video"])
+        return await stream(lines, _LINES)
+
+    async def status(request: Request) -> Response:
+        return JSONResponse(service.engine.status())
+
+    async def stop(request: Request) -> Response:
+        service.engine.stop.set()
+        return JSONResponse({"stopping": True})
+
+    routes = [service.route("/sttm/ask", ask, "POST")]
+    if service.trusted:
+        routes += [
+            service.route("/sttm/status", status),
+            service.route("/sttm/stop", stop, "POST"),
+        ]
+    return routes
+
+
+async def _lines(service: Service, events: AsyncIterator[Told], video: str) -> AsyncIterator[str]:
+    """Every event as a line; the last one is the report or an error."""
+    # Said at once, so that a client knows that it is heard while the video is prepared.
+    yield _line({"heard": __version__})
+    async with aclosing(events) as following:  # type: ignore[type-var]
+        try:
+            async for told in following:
+                if told.kind == "report":
+                    told.value["video"]["path"] = video
+                yield _line(told_json(told))
+        except Exception as error:
+            yield _line({"error": _error(error, trusted=service.trusted)})
+
+
+def _error(error: Exception, *, trusted: bool) -> Json:
+    """A failure as `sttm` itself would tell it; paths only to the user they belong to."""
+    if isinstance(error, SttmError) and trusted:
+        return {
+            "kind": error.kind,
+            "message": error.message,
+            "hint": error.hint,
+            "exit_code": error.exit_code,
+        }
+    refused = refusal(error)
+    code = error.exit_code if isinstance(error, SttmError) else 1
+    return {
+        "kind": refused.code or "error",
+        "message": refused.message,
+        "hint": "",
+        "exit_code": code,
+    }
+
+
+def _asking(service: Service, fields: Json) -> Asking:
+    video, questions = fields.get("video"), fields.get("questions")
+    if not isinstance(video, str) or not _texts(questions) or not questions:
+        raise Refused(400, "'video' and 'questions' are needed", code="invalid_request")
+    history, options = fields.get("history") or [], fields.get("options") or []
+    if not isinstance(history, list) or not all(_texts(t) and len(t) == 2 for t in history):
+        raise Refused(400, "'history' must be pairs of texts", code="invalid_request")
+    if not _texts(options):
+        raise Refused(400, "'options' must be texts", code="invalid_request")
+    return Asking(
+        _settings(service.engine.settings, fields.get("settings")),
+        _named(service, video),
+        tuple(questions),
+        tuple((q, a) for q, a in history),
+        tuple(options),
+    )
+
+
+@contextmanager
+def _named(service: Service, video: str) -> Iterator[Path | str]:
+    """The video as the command line takes it where the client is this user."""
+    if service.trusted:
+        yield video if "://" in video else Path(video)
+        return
+    with service.videos.use(VideoPart(video, None), trusted=False) as path:
+        yield path
+
+
+def _settings(base: Settings, given: Any) -> Settings:
+    known = per_request(base)
+    if not isinstance(given, dict) or set(given) - set(known):
+        raise Refused(400, "'settings' are not those of this version", code="version")
+    try:
+        return replace(base, **given)
+    except TypeError:
+        raise Refused(400, "'settings' are not valid", code="invalid_request") from None
+
+
+def _check_version(fields: Json) -> None:
+    if fields.get("version") != __version__:
+        raise Refused(409, f"this server is of version {__version__}", code="version")
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _line(value: Json) -> str:
+    return json.dumps(value) + "\n"

@@ -1,0 +1,237 @@
+"""The server's process: its place, its sockets, its signals and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from sttm_cli import __version__
+from sttm_cli.config import Settings
+from sttm_cli.errors import SttmError
+from sttm_cli.lock import try_hold
+from sttm_cli.serve.address import Place, place_of
+from sttm_cli.serve.app import Service
+from sttm_cli.serve.engine import Engine
+from sttm_cli.serve.options import Options
+from sttm_cli.serve.videos import Videos
+
+_HEAD_S = 15.0
+"""How long a client may take to send a request's head."""
+_CONNECTIONS = 512
+
+
+def serve(settings: Settings, options: Options, say: Callable[[str], None]) -> None:
+    """Serve until a signal, `--stop` or the end of `--keep-alive`.
+
+    Raises SttmError where a server is there already or an address is taken, and what loading the
+    model raises.
+    """
+    place = place_of(settings)
+    with _held(place):
+        sockets = _sockets(place, options)
+        try:
+            asyncio.run(_serve(settings, options, place, sockets, say))
+        finally:
+            for listener in sockets.values():
+                listener.close()
+            if place is not None:
+                place.clear()
+
+
+async def _serve(
+    settings: Settings,
+    options: Options,
+    place: Place | None,
+    sockets: dict[str, socket.socket],
+    say: Callable[[str], None],
+) -> None:
+    engine, videos = Engine(settings, options), Videos(options)
+    listening = [
+        asyncio.create_task(_listen(engine, videos, options, way, listener))
+        for way, listener in sockets.items()
+    ]
+    _on_signals(engine.stop.set)
+    address = _address(sockets.get("tcp"))
+    if place is not None:
+        place.write(_facts(settings, address))
+    say(f"loading {settings.model}")
+    loading = asyncio.create_task(_load(engine, lambda: say(_ready(settings, address))))
+    idle = asyncio.create_task(_idle(engine, options.keep_alive))
+    await engine.stop.wait()
+    say("stopping: what runs is finished, what is new is refused")
+    if place is not None:
+        place.clear()
+    try:
+        await asyncio.gather(*listening)
+        await loading
+    finally:
+        idle.cancel()
+        engine.close()
+        videos.close()
+
+
+async def _load(engine: Engine, on_ready: Callable[[], None]) -> None:
+    """Load the model; without one there is nothing to serve."""
+    try:
+        await engine.start()
+        on_ready()
+    except BaseException:
+        engine.stop.set()
+        raise
+
+
+async def _listen(
+    engine: Engine, videos: Videos, options: Options, way: str, listener: socket.socket
+) -> None:
+    """Serve one socket until `engine.stop`, then finish what runs on it."""
+    config = uvicorn.Config(
+        Service(engine, videos, options, trusted=way == "unix").app(),
+        http=_Patient,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_graceful_shutdown=int(options.request_timeout) + 1,
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    await engine.stop.wait()
+    server.should_exit = True
+    await serving
+
+
+class _Server(uvicorn.Server):
+    """Two of them share one process: signals are that one's."""
+
+    def capture_signals(self) -> Any:
+        return nullcontext()
+
+
+class _Patient(H11Protocol):
+    """Closes a connection on which no request begins, or whose head does not end, in time."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._waiting_for = object()
+        self._look()
+
+    def _look(self) -> None:
+        if self.transport.is_closing():
+            return
+        cycle = self.cycle
+        waits = cycle is None or cycle.response_complete
+        if waits and self._waiting_for is cycle:
+            self.transport.close()
+            return
+        self._waiting_for = cycle if waits else object()
+        self.loop.call_later(_HEAD_S, self._look)
+
+
+async def _idle(engine: Engine, keep_alive: float | None) -> None:
+    """Stop the engine once nothing was asked for `keep_alive` seconds."""
+    while keep_alive is not None:
+        left = engine.last_used + keep_alive - time.monotonic()
+        if left <= 0 and not engine.busy and engine.ready.is_set():
+            engine.stop.set()
+            return
+        await asyncio.sleep(max(0.05, min(left, 1.0)))
+
+
+# ---- sockets and files
+
+
+@contextmanager
+def _held(place: Place | None) -> Iterator[None]:
+    """Hold the place for as long as the server lives, with what a dead one left cleared away."""
+    if place is None:
+        yield
+        return
+    descriptor = os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        if not try_hold(descriptor):
+            raise SttmError(
+                "a server for this model and these settings runs already",
+                "'sttm serve --status' shows it, 'sttm serve --stop' ends it",
+            )
+        place.clear()
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sockets(place: Place | None, options: Options) -> dict[str, socket.socket]:
+    found: dict[str, socket.socket] = {}
+    if place is not None:
+        found["unix"] = _unix_socket(place)
+    if options.port is not None:
+        found["tcp"] = _tcp_socket(options.host, options.port)
+    if not found:
+        raise SttmError("there is nothing to listen on", "give a --port")
+    return found
+
+
+def _unix_socket(place: Place) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(place.socket))
+    finally:
+        os.umask(before)
+    return listener
+
+
+def _tcp_socket(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SttmError(
+            f"--host {host} --port {port} cannot be listened on: {reason}",
+            "give another --port; 0 takes a free one",
+        ) from error
+    return listener
+
+
+def _address(listener: socket.socket | None) -> str | None:
+    if listener is None:
+        return None
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _facts(settings: Settings, address: str | None) -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "version": __version__,
+        "model": settings.model,
+        "address": address,
+        "started": time.time(),
+    }
+
+
+def _ready(settings: Settings, address: str | None) -> str:
+    where = f"; OpenAI clients: {address}/v1" if address else ""
+    return f"serving {settings.model}: 'sttm ask' finds it by itself{where}"
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            loop.add_signal_handler(number, stop)
+        except NotImplementedError:
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))

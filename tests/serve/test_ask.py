@@ -1,0 +1,189 @@
+"""`sttm ask` finds a server by itself, and does without one that is dead or not its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from sttm_cli.serve.address import place_of
+from tests.cli.process import sttm_here
+from tests.serve.running import Running, place, serving
+from tests.test_startup import HEAVY, modules_after
+
+SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
+COUNT, DIGIT = "how many shapes are there?", "which digit flashes?"
+DRAWN = ("--temperature", "50", "--seed", "1", "--max-new-tokens", "400")
+"""Makes an answer that takes its time."""
+
+
+@pytest.fixture
+def found(server: Running, monkeypatch: pytest.MonkeyPatch) -> Running:
+    """Commands in this process find the server."""
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+def test_the_report_is_that_of_a_run_without_a_server(found: Running, tmp_path: Path) -> None:
+    video = shutil.copy(SAMPLE, tmp_path / "film.mp4")
+    through = sttm_here("ask", video, COUNT, DIGIT, "--json", "--budget", "0.3")
+    alone = sttm_here("ask", video, COUNT, DIGIT, "--json", "--budget", "0.3", "--no-server")
+    assert "this user's server" in through.err
+    assert "server" not in alone.err
+    assert not through.json["cache"]["hit"]
+    assert alone.json["cache"]["hit"]
+    for part in ("schema", "video", "model", "tokens", "answers"):
+        assert through.json[part] == alone.json[part]
+    assert set(through.json["seconds"]) == set(alone.json["seconds"])
+
+
+def test_options_are_weighed_and_errors_are_told_as_without_a_server(found: Running) -> None:
+    weighed = sttm_here("ask", SAMPLE, COUNT, "--choices", "two|three", "--json").json
+    assert [option["text"] for option in weighed["answers"][0]["choices"]] == ["two", "three"]
+    for arguments, code in (
+        (["nowhere.mp4", COUNT], 3),
+        ([__file__, COUNT], 3),
+        ([SAMPLE, COUNT, "--start", "99"], 2),
+    ):
+        through = sttm_here("ask", *arguments, "--json")
+        alone = sttm_here("ask", *arguments, "--json", "--no-server")
+        assert (through.code, alone.code) == (code, code)
+        assert through.json["error"]["kind"] == alone.json["error"]["kind"]
+        assert through.json["error"]["hint"] == alone.json["error"]["hint"]
+
+
+def test_the_client_imports_nothing_heavy(found: Running) -> None:
+    code = (
+        f"import os, sys; os.environ.update({found.env!r})\n"
+        f"sys.argv = ['sttm', 'ask', {str(SAMPLE)!r}, {COUNT!r}]\n"
+        "from sttm_cli.cli import main\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code, end.code"
+    )
+    assert not modules_after(code) & {*HEAVY, "starlette", "uvicorn", "httpx", "asyncio"}
+
+
+def test_other_settings_of_the_model_are_not_that_servers(found: Running) -> None:
+    other = sttm_here("ask", SAMPLE, COUNT, "--dtype", "bfloat16", "--json")
+    assert other.json["model"]["dtype"] == "bfloat16"
+    assert "server" not in other.err
+
+
+def test_an_address_of_a_server_beats_looking_for_one(
+    server: Running, allowed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STTM_HOST", server.url.removeprefix("http://"))
+    told = sttm_here("ask", allowed / "sample.mp4", COUNT, "--json")
+    assert server.url in told.err
+    assert told.json["answers"][0]["answer"] == "three"
+    # Elsewhere than below --allow-path even the user's own command may not make it read.
+    refused = sttm_here("ask", SAMPLE, COUNT, "--json")
+    assert "answering without it" in refused.err
+    assert refused.json["answers"] == told.json["answers"]
+    monkeypatch.setenv("STTM_HOST", "nonsense")
+    assert sttm_here("ask", SAMPLE, COUNT).code == 2
+
+
+def test_only_this_user_can_reach_the_socket(server: Running) -> None:
+    assert stat.S_IMODE(server.files.stat().st_mode) == 0o700
+    modes = {p.suffix: stat.S_IMODE(p.stat().st_mode) for p in server.files.iterdir()}
+    assert modes == {".sock": 0o600, ".json": 0o600, ".lock": 0o600}
+
+
+def test_a_second_server_for_the_same_is_refused(found: Running) -> None:
+    second = sttm_here("serve", "--port", "0")
+    assert second.code == 1
+    assert "runs already" in second.err
+
+
+def test_status_shows_it(found: Running) -> None:
+    (told,) = sttm_here("serve", "--status", "--json").json["servers"]
+    assert told["pid"] == found.process.pid
+    assert told["ready"]
+    assert told["model"] == "tiny"
+
+
+def test_a_server_of_another_version_is_said_and_not_used(
+    found: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sttm_cli.serve.client.__version__", "9.9.9")
+    told = sttm_here("ask", SAMPLE, COUNT, "--json")
+    assert "9.9.9" in told.err
+    assert told.json["answers"][0]["answer"] == "three"
+    # Over an address there is no file that would tell.
+    monkeypatch.setenv("STTM_HOST", found.url)
+    over = sttm_here("ask", SAMPLE, COUNT, "--json")
+    assert "of version" in over.err
+    assert over.json["answers"] == told.json["answers"]
+
+
+def test_something_else_at_that_address_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"[1, 2]\n")
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    other = HTTPServer(("127.0.0.1", 0), Other)
+    threading.Thread(target=other.handle_request, daemon=True).start()
+    monkeypatch.setenv("STTM_HOST", f"127.0.0.1:{other.server_address[1]}")
+    told = sttm_here("ask", SAMPLE, COUNT, "--json")
+    other.server_close()
+    assert "answering without it" in told.err
+    assert told.json["answers"][0]["answer"] == "three"
+
+
+def test_killed_in_the_middle_of_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(tmp_path) as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        alone = sttm_here("ask", SAMPLE, DIGIT, *DRAWN, "--json", "--no-server").json
+        asking = subprocess.Popen(
+            [sys.executable, "-m", "sttm_cli", "ask", str(SAMPLE), DIGIT, *DRAWN, "--json"],
+            env={**os.environ, **server.env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while server.metric('sttm_videos_total{tier="disk"}') == 0:
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGKILL)
+        out, err = asking.communicate(timeout=120)
+        assert "answering without it" in err
+        assert json.loads(out)["answers"] == alone["answers"]
+        assert sttm_here("ask", SAMPLE, COUNT).out == "three\n"
+    # What the dead server left is in nobody's way.
+    with serving(tmp_path) as again:
+        assert "this user's server" in sttm_here("ask", SAMPLE, COUNT).err
+        again.process.terminate()
+        assert again.process.wait(30) == 0
+        assert {p.suffix for p in again.files.iterdir()} == {".lock"}
+
+
+def test_a_dead_servers_address_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sttm_cli import __version__
+    from sttm_cli.config import Settings
+
+    for name, value in place(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    where = place_of(Settings())
+    assert where is not None
+    where.write({"pid": 1, "version": __version__})
+    where.lock.touch()
+    assert "has died" in sttm_here("ask", SAMPLE, COUNT).err
+    assert "has died" not in sttm_here("ask", SAMPLE, COUNT).err
