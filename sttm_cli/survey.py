@@ -22,8 +22,6 @@ from sttm_cli.types import DecodeReport, FrameChunk, Json, PrefixKV, TokenCounts
 
 QUESTION = "what happens in the video?"
 """Asked to measure the time to a first token; its answer is thrown away."""
-COMPUTED = ("decode", "encode", "merge", "prefill", "first_token")
-RESTORED = ("restore", "first_token")
 
 Seconds = dict[str, float | None]
 
@@ -45,10 +43,15 @@ class BudgetCost:
     def budget(self) -> float | int:
         return self.kept.budget
 
-    def sum_of(self, stages: Sequence[str]) -> float | None:
-        """The medians of `stages` added up, None where one of them did not run."""
-        values = [self.seconds[name] for name in stages]
-        return None if None in values else sum(v for v in values if v is not None)
+    @property
+    def computed_s(self) -> float | None:
+        """From the video file to the first token: a sum of medians."""
+        return _sum(self.seconds, "decode", "encode", "merge", "prefill", "first_token")
+
+    @property
+    def restored_s(self) -> float | None:
+        """From the stored KV to the first token: a sum of medians."""
+        return _sum(self.seconds, "restore", "first_token")
 
     def to_json(self) -> Json:
         return {
@@ -60,10 +63,7 @@ class BudgetCost:
             "temporal_threshold": self.tokens.temporal_threshold,
             "kv_bytes": self.kv_bytes,
             "seconds": self.seconds,
-            "sums_of_medians": {
-                "computed": self.sum_of(COMPUTED),
-                "restored": self.sum_of(RESTORED),
-            },
+            "sums_of_medians": {"computed": self.computed_s, "restored": self.restored_s},
             "speedup": self.speedup,
             "cached": self.stored is not None,
             "key": self.stored.key if self.stored else None,
@@ -197,6 +197,12 @@ def _restore(qa: VideoQA, kv: PrefixKV, clock: Clock) -> None:
         if entry is not None:
             with clock.stage("restore"):
                 store.load(entry, device=qa.model().layer_devices, room=ROOM)
+
+
+def _sum(seconds: Seconds, *names: str) -> float | None:
+    """None where one of the stages did not run."""
+    values = [value for name in names if (value := seconds[name]) is not None]
+    return sum(values) if len(values) == len(names) else None
 
 
 def _to_first_token(cost: BudgetCost) -> float:

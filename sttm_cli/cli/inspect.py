@@ -57,6 +57,15 @@ def inspect(
             help="Draw what the budgets below 1 merged.",
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE.html",
+            show_default=False,
+            help="Write all of it as one page to look through, for any browser, offline.",
+        ),
+    ] = None,
     flags: dict[str, Any],
     output: Output,
 ) -> None:
@@ -70,6 +79,7 @@ def inspect(
         raise UsageError("--show and --json cannot hold together", "give one of them")
     wanted = [parse_budget(part) for part in (budgets or budget or BUDGETS).split(",")]
     _check_name("--picture", picture, ".png")
+    _check_name("--report", report, ".html")
     settings = settings_from(flags)
     from sttm_cli.pipeline import VideoQA
     from sttm_cli.survey import survey
@@ -80,6 +90,8 @@ def inspect(
         warn(warning)
     if picture is not None:
         _draw(found, picture)
+    if report is not None:
+        _report(found, report)
     if output.as_json:
         print_json(found.to_json())
     else:
@@ -119,6 +131,23 @@ def _draw(found: Survey, path: Path) -> None:
         draw(found.view, _merged(found)).save(path)
     except OSError as error:
         raise _unwritable("--picture", path, error) from error
+
+
+def _report(found: Survey, path: Path) -> None:
+    from sttm_cli.cli.inspect_text import facts, tables
+    from sttm_cli.picture import report_page
+
+    page = report_page(
+        found.to_json(),
+        found.view,
+        [row.kept for row in found.rows],
+        facts=facts(found),
+        tables=tables(found),
+    )
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise _unwritable("--report", path, error) from error
 
 
 def _unwritable(flag: str, path: Path, error: OSError) -> SttmError:

@@ -1,4 +1,4 @@
-"""What `sttm inspect` prints: what was sampled, what budgets keep, and what they take."""
+"""What `sttm inspect` tells: what was sampled, what budgets keep, and what they take."""
 
 from __future__ import annotations
 
@@ -7,52 +7,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sttm_cli.cli.output import size
-from sttm_cli.survey import COMPUTED, RESTORED
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sttm_cli.picture import Table
     from sttm_cli.store import Entry
     from sttm_cli.survey import BudgetCost, Survey
 
 ENTRIES = 3
 """Stored entries that are named; of the others the number is told."""
 TOKENS = ("budget", "spatial", "kept", "share", "thresholds", "KV", "in cache")
+KEEPS = (
+    "spatial, kept: tokens after the spatial step, and after the temporal step too. "
+    "thresholds: cosine similarities found for the budget."
+)
 SECONDS = ("budget", "merge", "prefill", "restore", "first", "new", "stored", "gain")
-NOTES = (
-    "spatial, kept: tokens after the spatial step, and after the temporal step too;\n"
-    "thresholds: cosine similarities found for the budget.",
-    "Measured: medians of {repeat}; restore reads a file written just before, which the\n"
-    "system still holds in memory. Sums of these medians: new = decode + encode +\n"
-    "merge + prefill + first; stored = restore + first. Gain: merge + prefill + first\n"
-    "at budget 1 over the same here.",
+TAKES = (
+    "Seconds, measured: medians of {repeat}. restore reads a file written just before, which the "
+    "system still holds in memory. Sums of medians: new = decode + encode + merge + prefill + "
+    "first; stored = restore + first. gain: merge + prefill + first at budget 1 over the same here."
 )
 
 
-def print_survey(console: Console, found: Survey) -> None:
-    """Print facts and both tables; they fit 80 columns."""
-    from rich.table import Table
-
-    facts = Table.grid(padding=(0, 2, 0, 0))
-    facts.add_column()
-    facts.add_column(overflow="fold")
-    for name, fact in _facts(found).items():
-        facts.add_row(name, fact)
-    console.print(facts)
-    console.print()
-    _table(console, TOKENS, [_token_cells(row) for row in found.rows])
-    console.print(NOTES[0], style="dim")
-    console.print()
-    _table(console, SECONDS, [_second_cells(row) for row in found.rows])
-    console.print(NOTES[1].format(repeat=found.repeat), style="dim")
-
-
-def _facts(found: Survey) -> dict[str, str]:
+def facts(found: Survey) -> dict[str, str]:
+    """What was looked at, by what, and what the cache holds of it."""
     info, model, grid = found.request.info, found.model, found.grid
     first = found.rows[0].seconds
     return {
-        "video": f"{_name(found)}: {info.codec} in {info.container}, "
-        f"{info.width}x{info.height}, {info.fps:.3g} fps, {info.duration_s:.2f} s",
+        "name": _name(found),
+        "video": f"{info.codec} in {info.container}, {info.width}x{info.height}, "
+        f"{info.fps:.3g} fps, {info.duration_s:.2f} s",
         "model": f"{model['name']} on {model['device']}, {model['dtype']}, merging before layer "
         f"{model['merge_layer']}",
         "sampled": _sampled(found),
@@ -63,9 +48,40 @@ def _facts(found: Survey) -> dict[str, str]:
     }
 
 
+def tables(found: Survey) -> tuple[Table, Table]:
+    """What the budgets keep, and the seconds they take."""
+    return (
+        (TOKENS, [_token_cells(row) for row in found.rows], KEEPS),
+        (SECONDS, [_second_cells(row) for row in found.rows], TAKES.format(repeat=found.repeat)),
+    )
+
+
+def print_survey(console: Console, found: Survey) -> None:
+    """Print facts and tables; they fit 80 columns."""
+    from rich.table import Table as Grid
+
+    lines = Grid.grid(padding=(0, 2, 0, 0))
+    lines.add_column()
+    lines.add_column(overflow="fold")
+    for name, fact in facts(found).items():
+        lines.add_row(name, fact)
+    console.print(lines)
+    for names, rows, note in tables(found):
+        grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for name in names:
+            grid.add_column(name, justify="right", no_wrap=True)
+        for row in rows:
+            grid.add_row(*row)
+        console.print()
+        console.print(grid)
+        console.print(note, style="dim", width=min(80, console.width))
+
+
 def _name(found: Survey) -> str:
+    """The video's name; what could steer a terminal is left out."""
     source = found.request.source
-    return source.name if source.is_copy else source.path.name or source.name
+    name = source.name if source.is_copy else source.path.name or source.name
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def _sampled(found: Survey) -> str:
@@ -90,17 +106,6 @@ def _stored(entries: Sequence[Entry]) -> str:
     return ", ".join(named + more)
 
 
-def _table(console: Console, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-
-
 def _token_cells(row: BudgetCost) -> list[str]:
     tokens = row.tokens
     thresholds = (tokens.spatial_threshold, tokens.temporal_threshold)
@@ -118,7 +123,7 @@ def _token_cells(row: BudgetCost) -> list[str]:
 def _second_cells(row: BudgetCost) -> list[str]:
     stages = ("merge", "prefill", "restore", "first_token")
     measured = [_seconds(row.seconds[name]) for name in stages]
-    sums = [_seconds(row.sum_of(names)) for names in (COMPUTED, RESTORED)]
+    sums = [_seconds(row.computed_s), _seconds(row.restored_s)]
     return [f"{row.budget:g}", *measured, *sums, f"{row.speedup:.2f}x"]
 
 

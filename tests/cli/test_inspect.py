@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from sttm_cli.cli.inspect_text import SECONDS, TOKENS
 from tests.cli.process import Ended, sttm, sttm_here
 from tests.cli.test_ask import QUESTION, SAMPLE, cached_files
+from tests.picture.page import Page, unpacked
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +94,36 @@ def test_picture_draws_every_budget_below_1(tmp_path: Path) -> None:
     assert two > 1.5 * one
 
 
-@pytest.mark.parametrize(("flag", "name"), [("--picture", "a.jpg")])
+def test_report_holds_what_json_tells_of_a_video_with_a_hostile_name(tmp_path: Path) -> None:
+    video = tmp_path / "<img src=x onerror=alert(1)>\x1b]0;'.mp4"
+    shutil.copy(SAMPLE, video)
+    path = tmp_path / "report.html"
+    told = sttm_here(
+        "inspect", video, "--budgets", "1,0.3", "--repeat", "1", "--report", path, "--json"
+    ).json
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.data["inspect"] == told
+    assert [tag for tag, _ in page.elements].count("img") == 0
+    assert page.texts["h1"] == ["<img src=x onerror=alert(1)>?]0;'.mp4"]
+    assert len(page.data["images"]) == told["grid"][0]
+    for packed, row in zip(page.data["tokens"], told["budgets"], strict=True):
+        tokens = unpacked(packed, "<i4").cumsum()
+        assert len(set(tokens.tolist())) == row["video_kept"]
+        assert len(tokens) == row["video_full"]
+
+
+@pytest.mark.parametrize(("flag", "name"), [("--picture", "a.jpg"), ("--report", "a.pdf")])
 def test_a_file_of_the_wrong_kind_is_a_usage_error(flag: str, name: str, tmp_path: Path) -> None:
     ended = sttm_here("inspect", SAMPLE, flag, tmp_path / name)
     assert ended.code == 2
     assert flag in ended.err
 
 
-def test_a_picture_that_cannot_be_written_fails_and_names_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "missing" / "a.png"
-    ended = sttm_here("inspect", SAMPLE, "--budgets", "1", "--repeat", "1", "--picture", path)
+@pytest.mark.parametrize(("flag", "name"), [("--picture", "a.png"), ("--report", "a.html")])
+def test_a_file_that_cannot_be_written_fails_and_names_it(
+    flag: str, name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "missing" / name
+    ended = sttm_here("inspect", SAMPLE, "--budgets", "1", "--repeat", "1", flag, path)
     assert ended.code == 1
     assert str(path) in ended.err
