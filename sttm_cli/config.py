@@ -14,6 +14,7 @@ from sttm_cli.types import Sampling
 
 Decoder = Literal["auto", "decord", "av"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+KVDType = Literal["auto", "float16", "bfloat16", "int8"]
 Positions = Literal["auto", "reassigned", "survivors"]
 
 LEAST_TOKENS = 16
@@ -32,6 +33,7 @@ CONFIG_KEYS = (
     "decoder",
     "device",
     "dtype",
+    "kv_dtype",
     "cache_dir",
     "max_bytes",
     "max_new_tokens",
@@ -63,6 +65,7 @@ class Settings:
     decoder: Decoder = "auto"
     device: str = "auto"
     dtype: DType = "auto"
+    kv_dtype: KVDType = "auto"
     cache_dir: Path | None = None
     no_cache: bool = False
     refresh: bool = False
@@ -86,6 +89,7 @@ class Settings:
         _check_range(self.start, self.end)
         _one_of("--decoder", self.decoder, get_args(Decoder))
         _one_of("--dtype", self.dtype, get_args(DType))
+        _one_of("--kv-dtype", self.kv_dtype, get_args(KVDType))
         _one_of("--positions", self.positions, get_args(Positions))
         self._check_sampling()
         if self.no_cache and self.refresh:

@@ -28,7 +28,7 @@ from sttm_cli.prepared import Prepared
 from sttm_cli.request import ModelChoice, Request, choose_model, make_request
 from sttm_cli.resident import Resident
 from sttm_cli.results import Answer, CacheUse, Choice
-from sttm_cli.store import NoStore, Store
+from sttm_cli.store import NoStore, Store, pack
 from sttm_cli.tiers import DEVICE, DISK, Held
 from sttm_cli.types import DecodeReport, FrameChunk, Frames, Json, PrefixKV, Sampling, VisualTokens
 
@@ -335,13 +335,17 @@ class VideoQA:
         if kv is None or not fits(kv, model.decoder.config, self.choice):
             self.warn(f"stored entry {entry.key[:12]} cannot be used; computing it anew")
             return "the stored entry is damaged"
-        return kv, CacheUse(True, entry.key, entry.bytes, kv.tokens.prefix, 0, None, DISK)
+        prefix, saved = kv.tokens.prefix, entry.saved_bytes
+        return kv, CacheUse(True, entry.key, entry.bytes, prefix, 0, None, DISK, saved)
 
     def _compute(
         self, request: Request, clock: Clock, *, miss_reason: str, frames: Frames | None = None
     ) -> tuple[PrefixKV, CacheUse]:
         tokens, report = self.visual_tokens(request, clock, frames)
         kv = self.prefill(tokens, clock, budget=self.settings.budget)
+        with clock.stage("prefill"), memory_told():
+            # Rounds the KV to what a later process will restore: both give the same answer.
+            packed = pack(kv, self.settings.kv_dtype)
         kv.facts |= {
             "sttm_version": __version__,
             "decode": report.to_json(),
@@ -352,9 +356,10 @@ class VideoQA:
             raise VideoError(
                 f"{request.source.name} changed while it was read", "ask again once it is whole"
             )
-        entry = self.store.save(request.identity, kv, label=self._label(request))
-        size = entry.bytes if entry else 0
-        return kv, CacheUse(False, request.key, size, 0, kv.tokens.prefix, miss_reason)
+        entry = self.store.save(request.identity, packed, label=self._label(request))
+        size, saved = (entry.bytes, entry.saved_bytes) if entry else (0, 0)
+        prefix = kv.tokens.prefix
+        return kv, CacheUse(False, request.key, size, 0, prefix, miss_reason, None, saved)
 
     def _label(self, request: Request) -> Json:
         return {

@@ -46,6 +46,8 @@ def ask_report(qa: VideoQA, prepared: Prepared, answers: Sequence[Answer | Choic
             "tier": cache.tier,
             "key": cache.key,
             "bytes": cache.bytes,
+            "kv_dtype": request.identity["kv_dtype"],
+            "saved_bytes": cache.saved_bytes,
             "restored_tokens": cache.restored_tokens,
             "prefilled_tokens": cache.prefilled_tokens,
             "miss_reason": cache.miss_reason,

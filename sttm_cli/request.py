@@ -144,6 +144,7 @@ def _identity(video_digest: str, plan: FramePlan, choice: ModelChoice, settings:
             "budget": settings.budget,
             "positions": choice.positions,
         },
+        "kv_dtype": choice.dtype if settings.kv_dtype == "auto" else settings.kv_dtype,
         "prompt": {"template": choice.family.template, "newlines": choice.newlines},
         "libraries": _libraries(choice),
     }

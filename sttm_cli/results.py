@@ -10,7 +10,7 @@ from sttm_cli.types import Ending, TokenCounts
 @dataclass(frozen=True)
 class CacheUse:
     """What the cache did for one video; tokens are those of the prefix. `tier` says where a hit
-    lay: "device", "host" or "disk"."""
+    lay: "device", "host" or "disk"; `saved_bytes` is what `--kv-dtype` makes the entry smaller."""
 
     hit: bool
     key: str
@@ -19,6 +19,7 @@ class CacheUse:
     prefilled_tokens: int
     miss_reason: str | None
     tier: str | None = None
+    saved_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from sttm_cli.picture import Kept, View, thumbnail
 from sttm_cli.pipeline import VideoQA
 from sttm_cli.prefill import ROOM, KVContinuation
 from sttm_cli.request import Request
-from sttm_cli.store import Entry, Store
-from sttm_cli.types import DecodeReport, FrameChunk, Json, PrefixKV, TokenCounts, VisualTokens
+from sttm_cli.store import Entry, PackedKV, Store, pack
+from sttm_cli.types import DecodeReport, FrameChunk, Json, TokenCounts, VisualTokens
 
 QUESTION = "what happens in the video?"
 """Asked to measure the time to a first token; its answer is thrown away."""
@@ -30,10 +30,12 @@ Seconds = dict[str, float | None]
 class BudgetCost:
     """One budget on one video. `seconds`: stages as in the contract, medians of the repeats, with
     `first_token` counted from the question; `speedup`: to the first token, of budget 1 over this
-    one, frames and tokens being there; `stored`: this very KV, in the user's cache."""
+    one, frames and tokens being there; `stored`: this very KV, in the user's cache; `kv_bytes`
+    as kept on disk, `saved_bytes` less than in memory."""
 
     tokens: TokenCounts
     kv_bytes: int
+    saved_bytes: int
     seconds: Seconds
     kept: Kept
     speedup: float = 1.0
@@ -62,6 +64,7 @@ class BudgetCost:
             "spatial_threshold": self.tokens.spatial_threshold,
             "temporal_threshold": self.tokens.temporal_threshold,
             "kv_bytes": self.kv_bytes,
+            "saved_bytes": self.saved_bytes,
             "seconds": self.seconds,
             "sums_of_medians": {"computed": self.computed_s, "restored": self.restored_s},
             "speedup": self.speedup,
@@ -175,7 +178,8 @@ def _repeated(qa: VideoQA, tokens: VisualTokens, budget: float | int, repeat: in
 def _measure(qa: VideoQA, tokens: VisualTokens, budget: float | int) -> BudgetCost:
     clock, merges = Clock(), list[MergedTokens]()
     kv = qa.prefill(tokens, clock, budget=budget, on_merged=merges.append)
-    _restore(qa, kv, clock)
+    packed = pack(kv, qa.settings.kv_dtype)
+    _restore(qa, packed, clock)
     made = generate(
         KVContinuation(qa.model(), kv), qa.model().question(QUESTION), qa.model(), max_new_tokens=1
     )
@@ -184,16 +188,16 @@ def _measure(qa: VideoQA, tokens: VisualTokens, budget: float | int) -> BudgetCo
     seconds["first_token"] = made.first_token_s
     merged = merges[0]
     kept = Kept(budget, merged.sources.index.cpu().numpy(), merged.boxes.cpu().numpy())
-    return BudgetCost(kv.tokens, kv.nbytes, seconds, kept)
+    return BudgetCost(kv.tokens, packed.nbytes, packed.saved_bytes, seconds, kept)
 
 
-def _restore(qa: VideoQA, kv: PrefixKV, clock: Clock) -> None:
+def _restore(qa: VideoQA, packed: PackedKV, clock: Clock) -> None:
     """Write the KV to a cache of its own and read it back, timed."""
     with (
         tempfile.TemporaryDirectory(prefix="sttm-") as folder,
         Store(Path(folder) / "cache", warn=qa.warn) as store,
     ):
-        entry = store.save({"survey": True}, kv, label={})
+        entry = store.save({"survey": True}, packed, label={})
         if entry is not None:
             with clock.stage("restore"):
                 store.load(entry, device=qa.model().layer_devices, room=ROOM)
@@ -221,6 +225,7 @@ def _model_json(qa: VideoQA) -> Json:
         "family": qa.choice.family.name,
         "device": qa.choice.device,
         "dtype": qa.choice.dtype,
+        "kv_dtype": qa.settings.kv_dtype,
         "merge_layer": qa.choice.merge_layer,
         "positions": qa.choice.positions,
     }

@@ -35,7 +35,7 @@ from sttm_cli.models.memory import free_bytes
 from sttm_cli.pipeline import VideoQA
 from sttm_cli.prefill import ROOM, KVContinuation
 from sttm_cli.request import Request
-from sttm_cli.store import Store
+from sttm_cli.store import Store, pack
 from sttm_cli.types import DecodeReport, Json, PrefixKV, VisualTokens
 
 QUESTION = "what happens in the video?"
@@ -215,7 +215,7 @@ class _Bench:
     def _restore(self, kv: PrefixKV) -> float:
         """Store the KV, read it back as a fresh process would, and remove it."""
         with Store(self.place / "cache", max_bytes=1 << 62, warn=self.qa.warn) as store:
-            entry = store.save({"bench": "speed"}, kv, label={})
+            entry = store.save({"bench": "speed"}, pack(kv), label={})
             if entry is None:
                 raise UsageError("the KV could not be stored", "choose another --cache-dir")
             started = time.perf_counter()

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from sttm_cli.errors import CacheError
-from sttm_cli.store import Entry, Store
+from sttm_cli.store import Entry, Store, pack
 from sttm_cli.types import PrefixKV, TokenCounts
 
 LAYERS, HEADS, DIM = 28, 4, 128
@@ -87,7 +87,7 @@ def _check_room(folder: Path, size: int) -> None:
 
 
 def _measure(place: Path, size: int, device: str, repeat: int) -> Row:
-    kv = made_up_kv(size)
+    kv = pack(made_up_kv(size))
     with Store(place / "cache", warn=_fail, max_bytes=4 * size) as store:
         write = _least(repeat, lambda: store.save({"bench": size}, kv, label={}))
         entry = store.find({"bench": size}).entry

@@ -201,10 +201,12 @@ def _explain(report: Json) -> None:
 
 def _summary(report: Json) -> str:
     tokens, cache = report["tokens"], report["cache"]
+    saved = f"{cache['kv_dtype']} saves {size(cache['saved_bytes'])}"
     if cache["hit"]:
-        what = "cache hit"
+        what = "cache hit" + (f" ({saved})" if cache["saved_bytes"] else "")
     elif cache["bytes"]:
-        what = f"computed and stored ({size(cache['bytes'])})"
+        more = f", {saved}" if cache["saved_bytes"] else ""
+        what = f"computed and stored ({size(cache['bytes'])}{more})"
     else:
         what = "computed, not stored"
     return f"{what} · {share(tokens['video_kept'], tokens['video_full'])} · {_waited(report)}"

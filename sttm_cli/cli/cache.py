@@ -147,6 +147,8 @@ def _entry_json(entry: Entry) -> Json:
         "key": entry.key,
         "path": str(entry.path),
         "bytes": entry.bytes,
+        "kv_dtype": entry.kv_dtype,
+        "saved_bytes": entry.saved_bytes,
         "video": entry.label.get("video"),
         "model": entry.label.get("model"),
         "budget": entry.label.get("budget"),

@@ -41,11 +41,19 @@ def facts(found: Survey) -> dict[str, str]:
         "model": f"{model['name']} on {model['device']}, {model['dtype']}, merging before layer "
         f"{model['merge_layer']}",
         "sampled": _sampled(found),
+        **_kept_as(found),
         "grid": f"{grid[0]} x {grid[1]} x {grid[2]} = {grid[0] * grid[1] * grid[2]:,} tokens",
         "measured": f"decode {_seconds(first['decode'])} s, encode {_seconds(first['encode'])} s, "
         "the same for every budget",
         "in cache": _stored(found.entries),
     }
+
+
+def _kept_as(found: Survey) -> dict[str, str]:
+    if not any(row.saved_bytes for row in found.rows):
+        return {}
+    saved = ", ".join(size(row.saved_bytes) for row in found.rows)
+    return {"KV": f"kept as {found.model['kv_dtype']}, which saves {saved}"}
 
 
 def tables(found: Survey) -> tuple[Table, Table]:

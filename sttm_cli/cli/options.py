@@ -93,6 +93,9 @@ RUN = (
     _flag("decoder", str, "--decoder", default="auto", rich_help_panel=_FRAMES,
           help="auto, decord or av."),
     *CACHE,
+    _flag("kv_dtype", str, "--kv-dtype", default="auto", rich_help_panel=_CACHE,
+          help="How keys and values are kept: auto (as computed), bfloat16, float16 or int8. "
+          "Cold runs answer from them as kept, too."),
     _flag("no_cache", bool, "--no-cache", default=False, rich_help_panel=_CACHE,
           help="Neither read nor write the cache."),
     _flag("refresh", bool, "--refresh", default=False, rich_help_panel=_CACHE,

@@ -4,6 +4,19 @@ from sttm_cli.store.artifact import FORMAT
 from sttm_cli.store.entry import Entry, Finding, Lookup
 from sttm_cli.store.identity import difference, key_of
 from sttm_cli.store.off import NoStore
+from sttm_cli.store.packing import STORED, PackedKV, pack
 from sttm_cli.store.store import Store
 
-__all__ = ["FORMAT", "Entry", "Finding", "Lookup", "NoStore", "Store", "difference", "key_of"]
+__all__ = [
+    "FORMAT",
+    "STORED",
+    "Entry",
+    "Finding",
+    "Lookup",
+    "NoStore",
+    "PackedKV",
+    "Store",
+    "difference",
+    "key_of",
+    "pack",
+]

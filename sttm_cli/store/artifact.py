@@ -8,44 +8,63 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import torch
 
 from sttm_cli.store.identity import canonical, key_of
-from sttm_cli.types import Json, PrefixKV, TokenCounts
+from sttm_cli.store.packing import SCALED, STORED, PackedKV
+from sttm_cli.types import Json, TokenCounts
 
-FORMAT = 1
-"""Version of the file's layout; part of every identity."""
+FORMAT = 2
+"""Version of the file's layout; part of every identity, so that a file of another one is a miss."""
 
 MOST_HEADER = 16 << 20
 MOST_ROW = 1 << 16
 """Numbers in one token's key: bounds the memory that a header can ask for beyond its file."""
 ALIGN = 64
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int8: "I8"}
 
 
 class Damaged(Exception):
     """The file is not an artifact that may be used; the message says why."""
 
 
+class Place(NamedTuple):
+    """One tensor in the file: its name, type and shape, and the byte that it begins with,
+    counted from the end of the header."""
+
+    name: str
+    dtype: torch.dtype
+    shape: list[int]
+    begin: int
+
+    @property
+    def end(self) -> int:
+        return self.begin + prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def described(self) -> Json:
+        """As safetensors has it in its header."""
+        offsets = [self.begin, self.end]
+        return {"dtype": NAMES[self.dtype], "shape": self.shape, "data_offsets": offsets}
+
+
 @dataclass(frozen=True)
 class Header:
     """What an artifact says of itself, checked against the file's real size.
 
-    `meta` is the project's own record; tensors lie one after another from byte `start` on, in
-    the order layer 0 key, layer 0 value, layer 1 key, ...
+    `meta` is the project's own record; the tensors in `places` lie one after another from byte
+    `start` on and end with the file.
     """
 
     meta: Json
     start: int
-    dtype: torch.dtype
-    kv_heads: int
-    head_dim: int
+    places: list[Place]
 
     @property
     def lengths(self) -> list[int]:
@@ -55,39 +74,78 @@ class Header:
     def tokens(self) -> TokenCounts:
         return TokenCounts(**self.meta["tokens"])
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that keys and values are restored to."""
+        return STORED[self.meta["dtype"]]
 
-def write(file: IO[bytes], identity: Json, kv: PrefixKV, label: Json) -> None:
-    """Write `kv` with its identity; the caller owns fsync and rename."""
-    parts = list(_parts(kv))
+    @property
+    def scales(self) -> list[Place]:
+        """Scale and offset of each key and value, in their order; empty where there are none."""
+        return self.places[: -2 * len(self.lengths)]
+
+    @property
+    def tensors(self) -> list[Place]:
+        """Layer 0 key, layer 0 value, layer 1 key, ..."""
+        return self.places[-2 * len(self.lengths) :]
+
+    @property
+    def saved_bytes(self) -> int:
+        """How many fewer bytes the tensors take than as they are restored."""
+        whole = sum(prod(place.shape) for place in self.tensors) * self.dtype.itemsize
+        return whole - self.places[-1].end
+
+
+def layout(lengths: list[int], heads: int, dim: int, kv_dtype: str) -> list[Place]:
+    """All tensors in the order in which they are read: scales and offsets first, as float32,
+    so that what follows can be turned into numbers at once."""
+    named = [
+        (f"layers.{layer}.{name}", length)
+        for layer, length in enumerate(lengths)
+        for name in ("key", "value")
+    ]
+    wanted = [(name, STORED[kv_dtype], [length, heads, dim]) for name, length in named]
+    if STORED[kv_dtype] is SCALED:
+        wanted = [
+            (f"{name}.{part}", torch.float32, [1, heads, dim])
+            for name, _ in named
+            for part in ("scale", "offset")
+        ] + wanted
+    places, begin = list[Place](), 0
+    for name, dtype, shape in wanted:
+        places.append(Place(name, dtype, shape, begin))
+        begin = places[-1].end
+    return places
+
+
+def write(file: IO[bytes], identity: Json, packed: PackedKV, label: Json) -> None:
+    """Write a KV with its identity; the caller owns fsync and rename."""
+    kv, parts = packed.kv, list(_parts(packed))
     meta = {
         "format": FORMAT,
         "identity": identity,
         "key": key_of(identity),
         "lengths": list(kv.lengths),
+        "dtype": str(kv.keys[0].dtype).removeprefix("torch."),
+        "kv_dtype": packed.kv_dtype,
         "merge_layer": kv.merge_layer,
         "next_positions": list(kv.next_positions),
         "tokens": asdict(kv.tokens),
         "grid": list(kv.grid),
         "facts": kv.facts,
         "label": label,
-        "checksum": "blake3:" + _checksum(part for _, part in parts),
+        "checksum": _checksum(parts),
     }
     record = canonical(meta)
     header: Json = {"__metadata__": {"sttm": record.decode(), "seal": _seal(record)}}
-    offset = 0
-    for name, part in parts:
-        size = part.numel() * part.element_size()
-        header[name] = {
-            "dtype": _NAMES[part.dtype],
-            "shape": list(part.shape),
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
+    _, heads, dim = kv.keys[0].shape
+    places = layout(list(kv.lengths), heads, dim, packed.kv_dtype)
+    header |= {place.name: place.described for place in places}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(len(text) + 8) % ALIGN)
     file.write(len(text).to_bytes(8, "little") + text)
-    for _, part in parts:
-        file.write(_bytes(part))
+    for part in parts:
+        file.write(flat(part))
 
 
 def open_artifact(path: Path) -> IO[bytes]:
@@ -118,69 +176,6 @@ def read_header(file: IO[bytes], identity: Json | None = None) -> Header:
         return _check_tensors(header, meta, 8 + length, size)
     except (ValueError, KeyError, TypeError, RecursionError, AttributeError, IndexError) as error:
         raise Damaged(f"its header is damaged ({type(error).__name__})") from error
-
-
-def read_tensors(
-    file: IO[bytes], header: Header, *, device: str | Sequence[str], room: int
-) -> PrefixKV:
-    """Read keys and values into buffers with `room` free rows behind them.
-
-    One read per tensor, straight into its buffer on the CPU; for a GPU through pinned memory,
-    the copy of one tensor running beside the read of the next. Raises Damaged where the file
-    ends early; the checksum is `verify`'s.
-    """
-    file.seek(header.start)
-    buffers = []
-    devices = [device] * len(header.lengths) if isinstance(device, str) else device
-    if len(devices) != len(header.lengths):
-        raise Damaged(f"it has {len(header.lengths)} layers, the model {len(devices)}")
-    for length, place in zip(header.lengths, devices, strict=True):
-        for _ in range(2):
-            buffers.append(_read_one(file, header, length, place, room))
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    meta = header.meta
-    return PrefixKV(
-        keys=buffers[::2],
-        values=buffers[1::2],
-        lengths=tuple(header.lengths),
-        merge_layer=meta["merge_layer"],
-        next_positions=(meta["next_positions"][0], meta["next_positions"][1]),
-        tokens=header.tokens,
-        grid=(meta["grid"][0], meta["grid"][1], meta["grid"][2]),
-        facts=meta["facts"],
-    )
-
-
-def verify(kv: PrefixKV, header: Header) -> None:
-    """Raise Damaged unless the tensors' bytes have the checksum that the header states."""
-    if "blake3:" + _checksum(part for _, part in _parts(kv)) != header.meta["checksum"]:
-        raise Damaged("its checksum does not match")
-
-
-def _read_one(file: IO[bytes], header: Header, length: int, device: str, room: int) -> torch.Tensor:
-    shape = (length + room, header.kv_heads, header.head_dim)
-    on_cpu = device == "cpu"
-    target = torch.empty(shape, dtype=header.dtype, device=device)
-    place = target if on_cpu else _staging(length, header)
-    view = memoryview(_bytes(place[:length]))
-    done = 0
-    while done < len(view):
-        count = file.readinto(view[done:])  # type: ignore[attr-defined]
-        if not count:
-            raise Damaged("it ends before its tensors do")
-        done += count
-    if not on_cpu:
-        target[:length].copy_(place, non_blocking=True)
-    return target
-
-
-def _staging(length: int, header: Header) -> torch.Tensor:
-    return torch.empty(
-        (length, header.kv_heads, header.head_dim),
-        dtype=header.dtype,
-        pin_memory=torch.cuda.is_available(),
-    )
 
 
 def _check_meta(meta: Json, identity: Json | None) -> None:
@@ -216,53 +211,55 @@ def _check_counts(counts: TokenCounts) -> None:
 
 
 def _check_tensors(header: Json, meta: Json, start: int, size: int) -> Header:
-    names = [name for name in header if name != "__metadata__"]
-    wanted = [name for i in range(len(meta["lengths"])) for name in _pair(i)]
-    if names != wanted:
-        raise Damaged("its tensors are not those of its layers")
-    first = header[wanted[0]]
-    heads, dim = first["shape"][1:]
-    dtype, offset = DTYPES[first["dtype"]], 0
-    for name, length in zip(wanted, [n for n in meta["lengths"] for _ in range(2)], strict=True):
-        end = offset + length * heads * dim * dtype.itemsize
-        entry = {
-            "dtype": first["dtype"],
-            "shape": [length, heads, dim],
-            "data_offsets": [offset, end],
-        }
-        if header[name] != entry:
-            raise Damaged(f"tensor {name} has another place or shape than it should")
-        offset = end
+    lengths, kv_dtype = meta["lengths"], meta["kv_dtype"]
+    heads, dim = header["layers.0.key"]["shape"][1:]
     if not (type(heads) is int and type(dim) is int and 0 < heads * dim <= MOST_ROW and heads > 0):
         raise Damaged("its tensors' shapes are damaged")
-    if start + offset != size:
-        raise Damaged(f"it is {size} bytes long, its header says {start + offset}")
-    return Header(meta, start, dtype, heads, dim)
+    if meta["dtype"] not in STORED or STORED[meta["dtype"]] is SCALED:
+        raise Damaged("its numbers are of no known type")
+    places = layout(lengths, heads, dim, kv_dtype)
+    if [name for name in header if name != "__metadata__"] != [place.name for place in places]:
+        raise Damaged("its tensors are not those of its layers")
+    for place in places:
+        if header[place.name] != place.described:
+            raise Damaged(f"tensor {place.name} has another place or shape than it should")
+    if start + places[-1].end != size:
+        raise Damaged(f"it is {size} bytes long, its header says {start + places[-1].end}")
+    return Header(meta, start, places)
 
 
-def _pair(layer: int) -> tuple[str, str]:
-    return f"layers.{layer}.key", f"layers.{layer}.value"
+def _parts(packed: PackedKV) -> Iterator[torch.Tensor]:
+    """All tensors on the CPU, in the file's order."""
+    scales = [part for tensor in packed.tensors for part in tensor.parts[:-1]]
+    for part in (*scales, *(tensor.stored for tensor in packed.tensors)):
+        yield part.contiguous().cpu()
 
 
-def _parts(kv: PrefixKV) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and tensors [length, kv_heads, head_dim] on the CPU, in the file's order."""
-    for layer, (key, value, length) in enumerate(zip(kv.keys, kv.values, kv.lengths, strict=True)):
-        for name, tensor in zip(_pair(layer), (key, value), strict=True):
-            yield name, tensor[:length].contiguous().cpu()
-
-
-def _bytes(tensor: torch.Tensor) -> Any:
+def flat(tensor: torch.Tensor) -> Any:
     """The tensor's own memory as a flat array of bytes; bfloat16 has no numpy type."""
     return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
-def _checksum(parts: Iterator[torch.Tensor]) -> str:
-    from blake3 import blake3
+class Checksum:
+    """blake3 over all tensor bytes in the file's order."""
 
-    total = blake3(max_threads=blake3.AUTO)
+    def __init__(self) -> None:
+        from blake3 import blake3
+
+        self._total = blake3(max_threads=blake3.AUTO)
+
+    def add(self, data: Any) -> None:
+        self._total.update(data)
+
+    def __str__(self) -> str:
+        return f"blake3:{self._total.hexdigest()}"
+
+
+def _checksum(parts: list[torch.Tensor]) -> str:
+    total = Checksum()
     for part in parts:
-        total.update(_bytes(part))
-    return str(total.hexdigest())
+        total.add(flat(part))
+    return str(total)
 
 
 def _seal(record: bytes) -> str:

@@ -10,7 +10,8 @@ from sttm_cli.types import Json, TokenCounts
 
 @dataclass(frozen=True)
 class Entry:
-    """One stored KV. Times are seconds since the epoch."""
+    """One stored KV. Times are seconds since the epoch; `saved_bytes` is what `kv_dtype` makes it
+    smaller than the KV it is restored to."""
 
     key: str
     path: Path
@@ -18,6 +19,8 @@ class Entry:
     identity: Json
     label: Json
     tokens: TokenCounts
+    kv_dtype: str
+    saved_bytes: int
     created: float
     last_used: float
 

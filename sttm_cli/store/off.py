@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from sttm_cli.store.entry import Entry, Lookup
+from sttm_cli.store.packing import PackedKV
 from sttm_cli.types import Json, PrefixKV
 
 
@@ -30,7 +31,7 @@ class NoStore:
     def entries(self) -> list[Entry]:
         return []
 
-    def save(self, identity: Json, kv: PrefixKV, *, label: Json) -> Entry | None:
+    def save(self, identity: Json, packed: PackedKV, *, label: Json) -> Entry | None:
         return None
 
     def computing(self, key: str, on_wait: Callable[[], None]) -> AbstractContextManager[None]:

@@ -21,13 +21,13 @@ from sttm_cli.store.artifact import (
     Header,
     open_artifact,
     read_header,
-    read_tensors,
-    verify,
     write,
 )
 from sttm_cli.store.entry import Entry, Finding, Lookup
 from sttm_cli.store.identity import difference, key_of
 from sttm_cli.store.index import Index
+from sttm_cli.store.packing import PackedKV
+from sttm_cli.store.reading import check_bytes, read_tensors
 from sttm_cli.types import Json, PrefixKV
 
 SUFFIX = ".safetensors"
@@ -92,13 +92,16 @@ class Store:
         try:
             with open_artifact(entry.path) as file:
                 header = read_header(file, entry.identity)
-                kv = read_tensors(file, header, device=device, room=room)
-                self._check_bytes(entry.key, file.fileno(), kv, header)
+                seal = _seal(file.fileno(), header)
+                check = self.get(f"verified:{entry.key}") != seal
+                kv = read_tensors(file, header, device=device, room=room, check=check)
         except FileNotFoundError:
             return None
         except (Damaged, OSError) as error:
             self._say_damaged(entry.path, error)
             return None
+        if check:
+            self.set(f"verified:{entry.key}", seal)
         self.set(f"used:{entry.key}", {"at": time.time()})
         return kv
 
@@ -114,7 +117,7 @@ class Store:
 
     # ---- writing and removing
 
-    def save(self, identity: Json, kv: PrefixKV, *, label: Json) -> Entry | None:
+    def save(self, identity: Json, packed: PackedKV, *, label: Json) -> Entry | None:
         """Store a KV: a temporary file beside its place, fsync, rename, then its row.
 
         None, and a warning, where it cannot be written; nothing stored is lost by that.
@@ -122,13 +125,13 @@ class Store:
         key, limit = key_of(identity), self.max_bytes
         if not self._usable or not self._make_folder(self.path):
             return None
-        if kv.nbytes > limit:
-            self._warn(f"not stored: {kv.nbytes:,} bytes are more than --max-bytes {limit:,}")
+        if packed.nbytes > limit:
+            self._warn(f"not stored: {packed.nbytes:,} bytes are more than --max-bytes {limit:,}")
             return None
         path = self._place(key)
         try:
             self._sweep()
-            self._write(path, identity, kv, label)
+            self._write(path, identity, packed, label)
             entry = self._entry(path, identity)
         except (OSError, Damaged) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -213,6 +216,8 @@ class Store:
             meta["identity"],
             meta["label"],
             header.tokens,
+            meta["kv_dtype"],
+            header.saved_bytes,
             stat.st_mtime,
             self._last_used(meta["key"], stat.st_mtime),
         )
@@ -221,27 +226,18 @@ class Store:
         at = (self.get(f"used:{key}") or {}).get("at")
         return max(float(at), created) if isinstance(at, (int, float)) else created
 
-    def _check_bytes(self, key: str, descriptor: int, kv: PrefixKV, header: Header) -> None:
-        """Checksum, unless this very file was found whole before and has not changed since."""
-        stat = os.fstat(descriptor)
-        seal = {"seal": [stat.st_size, stat.st_mtime_ns, stat.st_ino, header.meta["checksum"]]}
-        if self.get(f"verified:{key}") != seal:
-            verify(kv, header)
-            self.set(f"verified:{key}", seal)
-
     def _problem(self, path: Path) -> str | None:
         try:
             self._entry(path)
             with open_artifact(path) as file:
-                header = read_header(file)
-                verify(read_tensors(file, header, device="cpu", room=0), header)
+                check_bytes(file, read_header(file))
         except FileNotFoundError:
             return None
         except (Damaged, OSError) as error:
             return str(error)
         return None
 
-    def _write(self, path: Path, identity: Json, kv: PrefixKV, label: Json) -> None:
+    def _write(self, path: Path, identity: Json, packed: PackedKV, label: Json) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem[:8], suffix=PART)
         part = Path(name)
@@ -249,7 +245,7 @@ class Store:
             with os.fdopen(descriptor, "wb", buffering=0) as file:
                 # The sweep of another process leaves alone what a living one holds.
                 hold(file.fileno())
-                write(file, identity, kv, label)
+                write(file, identity, packed, label)
                 os.fsync(file.fileno())
                 os.replace(part, path)
             _sync_folder(path.parent)
@@ -336,6 +332,12 @@ def _size(path: Path) -> int:
         return path.stat(follow_symlinks=False).st_size
     except OSError:
         return 0
+
+
+def _seal(descriptor: int, header: Header) -> Json:
+    """What a file has to keep to count as the one whose checksum was found right."""
+    stat = os.fstat(descriptor)
+    return {"seal": [stat.st_size, stat.st_mtime_ns, stat.st_ino, header.meta["checksum"]]}
 
 
 def _sync_folder(folder: Path) -> None:

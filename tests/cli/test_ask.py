@@ -124,6 +124,22 @@ def test_refresh_computes_anew_and_no_cache_keeps_nothing(video: Path) -> None:
     assert "refresh" in anew["cache"]["miss_reason"]
 
 
+@pytest.mark.parametrize("kv_dtype", ["int8", "bfloat16"])
+def test_a_rounded_kv_answers_the_same_cold_and_from_the_cache(video: Path, kv_dtype: str) -> None:
+    asked = ("ask", video, QUESTION, "which digit flashes?", "--json", "--kv-dtype", kv_dtype)
+    cold, warm, off = (sttm_here(*asked, *more).json for more in ([], [], ["--no-cache"]))
+    assert [run["cache"]["hit"] for run in (cold, warm, off)] == [False, True, False]
+    assert cold["answers"] == warm["answers"] == off["answers"]
+    assert cold["cache"]["kv_dtype"] == warm["cache"]["kv_dtype"] == kv_dtype
+    assert cold["cache"]["saved_bytes"] == warm["cache"]["saved_bytes"] > 300_000
+    lossless = sttm_here("ask", video, QUESTION, "--json").json
+    assert lossless["cache"]["miss_reason"] == f'kv_dtype: asked "float32", stored "{kv_dtype}"'
+    smaller = cold["cache"]["bytes"] + cold["cache"]["saved_bytes"]
+    assert abs(smaller - lossless["cache"]["bytes"]) < 20_000
+    shown = sttm_here("cache", "show", cold["cache"]["key"], "--json").json
+    assert shown["saved_bytes"] == cold["cache"]["saved_bytes"]
+
+
 def test_questions_from_stdin_give_one_answer_a_line(video: Path) -> None:
     ended = sttm_here("ask", video, "-", stdin=f"{QUESTION}\n\nis there a circle?\n")
     assert ended.code == 0
@@ -212,6 +228,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[object], int, str]]:
         "frames 0": ([video, QUESTION, "--frames", "0"], 2, "--frames 0"),
         "layer too deep": ([video, QUESTION, "--merge-layer", "99"], 2, "--merge-layer 99"),
         "decoder": ([video, QUESTION, "--decoder", "vlc"], 2, "vlc"),
+        "kv dtype": ([video, QUESTION, "--kv-dtype", "int4"], 2, "int4"),
         "both cache flags": ([video, QUESTION, "--no-cache", "--refresh"], 2, "--refresh"),
         "one choice": ([video, QUESTION, "--choices", "red"], 2, "single"),
         "empty choice": ([video, QUESTION, "--choices", "red||blue"], 2, "empty"),
@@ -242,7 +259,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[object], int, str]]:
 BAD = [
     "missing file", "empty file", "text as mp4", "folder", "start beyond the end",
     "end before start", "budget 0", "budget 1.2", "budget 5", "budget nan", "fps 0", "frames 0",
-    "layer too deep", "decoder", "both cache flags", "one choice",
+    "layer too deep", "decoder", "kv dtype", "both cache flags", "one choice",
     "empty choice", "choices and temperature", "choices and tokens", "no such questions",
     "empty questions", "questions twice", "seed alone", "top-p alone", "cold", "no question",
     "empty question", "no weights",

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from sttm_cli.store import Store, difference, key_of
+from sttm_cli.store import Store, difference, key_of, pack
 from sttm_cli.types import PrefixKV, TokenCounts
 
 IDENTITY = {"format": 1, "video": {"digest": "d1"}, "merge": {"budget": 0.3}, "model": {"w": "m1"}}
@@ -60,7 +60,7 @@ def another(store: Store, warn: Callable[[str], None] = print) -> Store:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_what_was_saved_is_loaded_bit_for_bit_with_room_behind(store: Store, dtype) -> None:
     saved = kv(dtype=dtype)
-    assert store.save(IDENTITY, saved, label={"video": "v.mp4"})
+    assert store.save(IDENTITY, pack(saved), label={"video": "v.mp4"})
     other = another(store)
     entry = other.find(IDENTITY).entry
     loaded = other.load(entry, device="cpu", room=9)
@@ -72,31 +72,72 @@ def test_what_was_saved_is_loaded_bit_for_bit_with_room_behind(store: Store, dty
     assert entry.bytes == entry.path.stat().st_size
 
 
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_rounded_kv_is_restored_as_its_maker_goes_on_with_it(
+    store: Store, dtype: torch.dtype, kv_dtype: str
+) -> None:
+    lossless, made = kv(dtype=dtype), kv(dtype=dtype)
+    made.keys[1][:3] *= 1e9
+    packed = pack(made, kv_dtype)
+    entry = store.save(IDENTITY, packed, label={})
+    loaded = another(store).load(entry, device="cpu", room=3)
+    assert same(made, loaded)
+    assert loaded.keys[0].dtype is dtype
+    assert all(t[:n].isfinite().all() for t, n in zip(made.keys, made.lengths, strict=True))
+    assert (made.values[2][:7] - lossless.values[2][:7]).abs().max() < 0.03
+    assert entry.kv_dtype == kv_dtype
+    assert entry.saved_bytes == made.nbytes - packed.nbytes
+    assert entry.path.stat().st_size - entry.bytes == 0
+
+
+def test_rows_read_in_pieces_are_those_read_at_once(store: Store, monkeypatch) -> None:
+    made = kv(lengths=(300, 300, 41))
+    entry = store.save(IDENTITY, pack(made, "int8"), label={})
+    monkeypatch.setattr("sttm_cli.store.reading.PIECE", 64)
+    assert same(made, another(store).load(entry, device="cpu", room=0))
+
+
+def test_int8_tensors_are_plain_safetensors_with_their_scales(store: Store) -> None:
+    made = kv()
+    entry = store.save(IDENTITY, pack(made, "int8"), label={})
+    with safe_open(entry.path, "pt") as file:
+        stored, scale, offset = (
+            file.get_tensor(f"layers.2.key{part}") for part in ("", ".scale", ".offset")
+        )
+    assert stored.dtype is torch.int8
+    assert torch.equal(stored * scale + offset, made.keys[2][:7])
+
+
 def test_the_file_is_plain_safetensors(store: Store) -> None:
     saved = kv()
-    entry = store.save(IDENTITY, saved, label={})
+    entry = store.save(IDENTITY, pack(saved), label={})
     with safe_open(entry.path, "pt") as file:
         assert torch.equal(file.get_tensor("layers.2.value"), saved.values[2][:7])
 
 
-def test_the_format_is_pinned_byte_for_byte(store: Store) -> None:
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
+def test_the_format_is_pinned_byte_for_byte(store: Store, kv_dtype: str) -> None:
     from blake3 import blake3
 
     small = kv()
     for i, tensor in enumerate(small.keys + small.values):
         tensor.copy_(torch.arange(tensor.numel()).reshape(tensor.shape) + i)
-    entry = store.save(IDENTITY, small, label={"video": "v.mp4"})
+    entry = store.save(IDENTITY, pack(small, kv_dtype), label={"video": "v.mp4"})
     data = entry.path.read_bytes()
     assert data[8:].startswith(b'{"__metadata__":{"sttm":"{\\"checksum\\":\\"blake3:')
     assert (8 + int.from_bytes(data[:8], "little")) % 64 == 0
-    assert blake3(data).hexdigest() == PINNED
+    assert blake3(data).hexdigest() == PINNED[kv_dtype]
 
 
-PINNED = "7a18ba3e0c50d1f14e0d98b4c8c4c6b5a11e23e070030c062ccc71335691eadb"
+PINNED = {
+    "auto": "ba567481ab163c88b5c20fcdf5697a3f20df78a9aa7605fd51b6c44a776eb2fb",
+    "int8": "03699a8723750258e1e4e3123870872e5423bc413764d0ed993e9cd33b7c4823",
+}
 
 
 def test_a_miss_names_the_field_that_differs(store: Store) -> None:
-    store.save(IDENTITY, kv(), label={})
+    store.save(IDENTITY, pack(kv()), label={})
     other = {**IDENTITY, "merge": {"budget": 0.5}}
     lookup = store.find(other)
     assert lookup.entry is None
@@ -128,7 +169,9 @@ def mutations(data: bytes, other: bytes) -> list[tuple[str, bytes]]:
         (b'"lengths\\":[12,12,7]', b'"lengths\\":[99999999999999,12,7]'),
         (b'"shape":[12,2,4]', b'"shape":[12,4,2]'),
         (b'"dtype":"F32"', b'"dtype":"F16"'),
-        (b'"format\\":1', b'"format\\":2'),
+        (b'"format\\":2', b'"format\\":1'),
+        (b'"kv_dtype\\":"int8', b'"kv_dtype\\":"bool'),
+        (b'"dtype\\":"float32', b'"dtype\\":"int8'),
         (b'"next_positions\\":[12,7]', b'"next_positions\\":[12,8]'),
         (b'"merge_layer\\":2', b'"merge_layer\\":1'),
         (b'"budget\\":0.3', b'"budget\\":0.5'),
@@ -148,11 +191,12 @@ def mutations(data: bytes, other: bytes) -> list[tuple[str, bytes]]:
     return found
 
 
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
 def test_500_damaged_files_are_misses_and_never_a_crash_or_other_numbers(
-    store: Store, warnings: list[str]
+    store: Store, warnings: list[str], kv_dtype: str
 ) -> None:
-    entry = store.save(IDENTITY, kv(), label={})
-    elsewhere = store.save({**IDENTITY, "video": {"digest": "d2"}}, kv(1), label={})
+    entry = store.save(IDENTITY, pack(kv(), kv_dtype), label={})
+    elsewhere = store.save({**IDENTITY, "video": {"digest": "d2"}}, pack(kv(1)), label={})
     data, used = entry.path.read_bytes(), list[str]()
     cases = mutations(data, elsewhere.path.read_bytes())
     assert len(cases) >= 500
@@ -167,7 +211,7 @@ def test_500_damaged_files_are_misses_and_never_a_crash_or_other_numbers(
 
 
 def test_a_link_out_of_the_folder_is_not_followed(store: Store, tmp_path: Path) -> None:
-    entry = store.save(IDENTITY, kv(), label={})
+    entry = store.save(IDENTITY, pack(kv()), label={})
     entry.path.rename(tmp_path / "outside")
     entry.path.symlink_to(tmp_path / "outside")
     assert another(store).find(IDENTITY).entry is None
@@ -175,7 +219,8 @@ def test_a_link_out_of_the_folder_is_not_followed(store: Store, tmp_path: Path) 
 
 def test_verify_names_each_damage_and_repair_removes_it(store: Store) -> None:
     entries = [
-        store.save({**IDENTITY, "video": {"digest": f"d{i}"}}, kv(i), label={}) for i in range(3)
+        store.save({**IDENTITY, "video": {"digest": f"d{i}"}}, pack(kv(i)), label={})
+        for i in range(3)
     ]
     data = bytearray(entries[1].path.read_bytes())
     data[-3] ^= 1
@@ -202,7 +247,7 @@ class Payload:
 def test_pickles_planted_in_the_index_are_never_loaded(store: Store, tmp_path: Path) -> None:
     marker = tmp_path / "executed"
     store.set("known", {"a": 1})
-    store.save(IDENTITY, kv(), label={})
+    store.save(IDENTITY, pack(kv()), label={})
     store.close()
     payload = pickle.dumps(Payload(marker))
     (store.path / "index" / "payload.val").write_bytes(payload)
@@ -224,7 +269,7 @@ def test_pickles_planted_in_the_index_are_never_loaded(store: Store, tmp_path: P
 
 @pytest.mark.parametrize("damage", [b"", b"this is no database" * 100])
 def test_a_lost_or_broken_index_costs_nothing_but_time(store: Store, damage: bytes) -> None:
-    store.save(IDENTITY, kv(), label={})
+    store.save(IDENTITY, pack(kv()), label={})
     store.close()
     for path in (store.path / "index").glob("cache.db*"):
         path.write_bytes(damage)
@@ -238,13 +283,13 @@ def test_a_lost_or_broken_index_costs_nothing_but_time(store: Store, damage: byt
 def test_the_bound_removes_the_least_recently_used_and_never_the_one_just_written(
     tmp_path: Path,
 ) -> None:
-    one = Store(tmp_path / "size", warn=print).save(IDENTITY, kv(), label={}).bytes
+    one = Store(tmp_path / "size", warn=print).save(IDENTITY, pack(kv()), label={}).bytes
     store = Store(tmp_path / "cache", warn=print, max_bytes=int(2.5 * one))
     identities = [{**IDENTITY, "video": {"digest": f"d{i}"}} for i in range(3)]
     for identity in identities[:2]:
-        store.save(identity, kv(), label={})
+        store.save(identity, pack(kv()), label={})
     assert store.load(store.find(identities[0]).entry, device="cpu", room=0)
-    store.save(identities[2], kv(), label={})
+    store.save(identities[2], pack(kv()), label={})
     assert [store.find(i).entry is not None for i in identities] == [True, False, True]
     assert store.bytes <= store.max_bytes
     tight = Store(tmp_path / "cache", warn=print, max_bytes=one)
@@ -254,15 +299,16 @@ def test_the_bound_removes_the_least_recently_used_and_never_the_one_just_writte
 
 def test_an_entry_larger_than_the_bound_is_not_stored(tmp_path: Path, warnings) -> None:
     store = Store(tmp_path / "cache", warn=warnings.append, max_bytes=100)
-    assert store.save(IDENTITY, kv(), label={}) is None
+    assert store.save(IDENTITY, pack(kv()), label={}) is None
     assert "--max-bytes" in warnings[0]
 
 
 def test_an_entry_removed_while_it_is_read_stays_readable(store: Store) -> None:
-    from sttm_cli.store.artifact import open_artifact, read_header, read_tensors
+    from sttm_cli.store.artifact import open_artifact, read_header
+    from sttm_cli.store.reading import read_tensors
 
     saved = kv()
-    entry = store.save(IDENTITY, saved, label={})
+    entry = store.save(IDENTITY, pack(saved), label={})
     with open_artifact(entry.path) as file:
         another(store).remove([entry.key])
         assert same(read_tensors(file, read_header(file), device="cpu", room=0), saved)
@@ -277,7 +323,7 @@ def test_reading_from_a_missing_folder_creates_nothing(tmp_path: Path) -> None:
 
 
 def test_the_folder_is_private(store: Store) -> None:
-    store.save(IDENTITY, kv(), label={})
+    store.save(IDENTITY, pack(kv()), label={})
     assert store.path.stat().st_mode & 0o077 == 0
 
 
@@ -285,7 +331,7 @@ def test_a_folder_that_everybody_may_write_is_not_used(tmp_path: Path, warnings)
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     store = Store(tmp_path / "open", warn=warnings.append)
-    assert store.save(IDENTITY, kv(), label={}) is None
+    assert store.save(IDENTITY, pack(kv()), label={}) is None
     assert store.find(IDENTITY).entry is None
     assert len(warnings) == 1
 
@@ -293,12 +339,12 @@ def test_a_folder_that_everybody_may_write_is_not_used(tmp_path: Path, warnings)
 def test_a_full_disk_is_a_warning_and_leaves_what_was_there(store: Store, warnings) -> None:
     import resource
 
-    kept = store.save(IDENTITY, kv(), label={})
+    kept = store.save(IDENTITY, pack(kv()), label={})
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, old[1]))
     try:
-        assert store.save({**IDENTITY, "video": {"digest": "d2"}}, kv(1), label={}) is None
+        assert store.save({**IDENTITY, "video": {"digest": "d2"}}, pack(kv(1)), label={}) is None
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert len(warnings) == 1
@@ -309,12 +355,13 @@ def test_a_full_disk_is_a_warning_and_leaves_what_was_there(store: Store, warnin
 SAVER = """
 import sys, itertools
 from pathlib import Path
-from sttm_cli.store import Store
+from sttm_cli.store import Store, pack
 from tests.store.test_store import IDENTITY, kv
 store = Store(Path(sys.argv[1]), warn=print)
 print("ready", flush=True)
 for n in itertools.count():
-    store.save({**IDENTITY, "video": {"digest": f"{n % 5}"}}, kv(n % 5, (900, 900, 300)), label={})
+    identity = {**IDENTITY, "video": {"digest": f"{n % 5}"}}
+    store.save(identity, pack(kv(n % 5, (900, 900, 300))), label={})
 """
 
 
@@ -342,14 +389,14 @@ def test_a_killed_writer_leaves_whole_entries_only(tmp_path: Path) -> None:
     store = Store(tmp_path / "cache", warn=print)
     store.prune(store.max_bytes)
     assert not list((tmp_path / "cache").rglob("*.part"))
-    store.save(IDENTITY, kv(), label={})
+    store.save(IDENTITY, pack(kv()), label={})
     assert store.find(IDENTITY).entry is not None
 
 
 COMPUTER = """
 import sys, time
 from pathlib import Path
-from sttm_cli.store import Store, key_of
+from sttm_cli.store import Store, key_of, pack
 from tests.store.test_store import IDENTITY, kv
 store = Store(Path(sys.argv[1]), warn=print)
 for n in range(4):
@@ -358,7 +405,7 @@ for n in range(4):
         entry = store.find(identity).entry
         if entry is None:
             time.sleep(0.2)
-            store.save(identity, kv(n), label={})
+            store.save(identity, pack(kv(n)), label={})
             print("computed", n, flush=True)
         else:
             assert store.load(entry, device="cpu", room=0) is not None

@@ -1,0 +1,114 @@
+"""How a KV's numbers lie on disk: as they are, in half precision, or as bytes with scales.
+
+Whoever computed a KV goes on with the numbers that a later process will restore: `pack` rounds
+them in place, so that a cold run and a hit give the same answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sttm_cli.types import PrefixKV
+
+STORED = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+}
+SCALED = torch.int8
+"""The stored type that has scales and offsets."""
+TOKENS, DIM = 0, 2
+"""Axes of [n, heads, dim]: one scale for all entries along TOKENS is one per channel."""
+_STEPS = 127
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One tensor as it lies on disk: `stored` [n, heads, dim], a number as stored * scale + offset.
+
+    `scale` and `offset` are float32, one per channel: [1, heads, dim]; None for stored types other
+    than int8.
+    """
+
+    stored: torch.Tensor
+    scale: torch.Tensor | None = None
+    offset: torch.Tensor | None = None
+
+    @property
+    def parts(self) -> list[torch.Tensor]:
+        """Scale and offset where there are any, then what is stored."""
+        return [t for t in (self.scale, self.offset, self.stored) if t is not None]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.parts)
+
+    def unpack(self, out: torch.Tensor) -> None:
+        """Write the numbers to `out` [n, heads, dim]; bit for bit the same for any rows."""
+        if self.scale is None or self.offset is None:
+            out.copy_(self.stored, non_blocking=True)
+        elif out.dtype is torch.float32:
+            # Two rounded operations, never one fused: rows must not depend on their neighbours.
+            torch.mul(self.stored, self.scale, out=out).add_(self.offset)
+        else:
+            out.copy_((self.stored * self.scale).add_(self.offset))
+
+
+@dataclass(frozen=True)
+class PackedKV:
+    """A KV as it is restored, `kv`, and as it lies on disk: `tensors`, layer 0 key, layer 0 value,
+    layer 1 key, ..."""
+
+    kv: PrefixKV
+    kv_dtype: str
+    tensors: list[Packed]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors on disk."""
+        return sum(packed.nbytes for packed in self.tensors)
+
+    @property
+    def saved_bytes(self) -> int:
+        """How many fewer bytes that is than the KV's own."""
+        return self.kv.nbytes - self.nbytes
+
+
+@torch.inference_mode()
+def pack(kv: PrefixKV, kv_dtype: str = "auto") -> PackedKV:
+    """Round `kv` in place to what `kv_dtype` keeps of it; "auto" keeps everything."""
+    own = str(kv.keys[0].dtype).removeprefix("torch.")
+    kv_dtype = own if kv_dtype == "auto" else kv_dtype
+    tensors = []
+    for key, value, length in zip(kv.keys, kv.values, kv.lengths, strict=True):
+        for tensor in (key[:length], value[:length]):
+            tensors.append(pack_tensor(tensor, STORED[kv_dtype]))
+            if kv_dtype != own:
+                tensors[-1].unpack(tensor)
+    return PackedKV(kv, kv_dtype, tensors)
+
+
+def pack_tensor(tensor: torch.Tensor, stored: torch.dtype, *, axis: int = TOKENS) -> Packed:
+    """One tensor [n, heads, dim] as it will lie on disk.
+
+    `axis`: what an int8 scale is for all entries of. Keys and values are stored with TOKENS, which
+    was measured to lose least (docs/cache.md); DIM is there to be compared with.
+    """
+    if stored is SCALED:
+        return _as_bytes(tensor.float(), axis)
+    if stored is tensor.dtype:
+        return Packed(tensor)
+    # What half precision cannot hold becomes its largest number, never infinity.
+    most = torch.finfo(stored).max
+    return Packed(tensor.float().clamp(-most, most).to(stored))
+
+
+def _as_bytes(tensor: torch.Tensor, axis: int) -> Packed:
+    high, low = tensor.amax(axis, keepdim=True), tensor.amin(axis, keepdim=True)
+    scale, offset = (high - low) / (2 * _STEPS), (high + low) / 2
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    stored = tensor.sub(offset).div_(scale).round_().clamp_(-_STEPS, _STEPS).to(torch.int8)
+    return Packed(stored, scale, offset)
