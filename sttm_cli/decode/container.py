@@ -26,12 +26,15 @@ FORMATS = (
 """FFmpeg's names of the formats that are read. All the others are refused: among them are those
 that consist of further files or addresses (hls, dash, concat, imf, sdp, image2, vobsub, mlv)."""
 
+MAX_PIXELS = 8192 * 4352
+"""8K. A decoder may have to hold 17 pictures at once, of up to 3 bytes a pixel."""
+
 # A file may name others (playlists, references): only the file itself is ever opened.
 # max_pixels: a header that lies about the size must not allocate the memory it asks for.
 OPTIONS = {
     "protocol_whitelist": "file",
     "format_whitelist": ",".join(FORMATS),
-    "max_pixels": "150000000",
+    "max_pixels": str(MAX_PIXELS),
 }
 PATIENCE_S = (60.0, 60.0)
 """How long one call that opens, and one that reads, may take."""
@@ -75,6 +78,13 @@ def _video_stream(path: Path, container: Any) -> Any:
     if stream.codec_context is None:
         raise VideoError(f"{path} has a video codec that is not known", "convert it to H.264")
     context = stream.codec_context
+    if context.width * context.height > MAX_PIXELS:
+        raise VideoError(
+            f"{path} has pictures of {context.width}x{context.height}, larger than 8K",
+            "convert it to a smaller size",
+        )
+    # What comes may be larger than the header says.
+    context.options = {"max_pixels": str(MAX_PIXELS)}
     # Planar 10-bit 4:2:0 takes three bytes a pixel; a thread holds a frame and its references.
     room = FRAME_THREADS_BYTES // max(1, context.width * context.height * 3)
     context.thread_count = 0 if room >= 16 else max(1, min(room, 4))

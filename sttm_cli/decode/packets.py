@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+import av
+
 from sttm_cli.decode.container import packets_of
 
 LOOKAHEAD_BYTES = 64 << 20
@@ -84,7 +86,11 @@ class Packets:
         return self._index[at].timestamp if self._index and at >= 0 else None
 
     def _go(self, time: int) -> None:
-        self._container.seek(time, stream=self._stream)
+        try:
+            self._container.seek(time, stream=self._stream)
+        except av.FFmpegError:
+            # The index lies: from here on everything is read as it comes.
+            self._index, self.damaged = None, True
         self._packets = packets_of(self._container, self._stream)
         self._ahead = deque()
         with suppress(StopIteration):
@@ -118,7 +124,8 @@ def _index(container: Any, stream: Any) -> Any | None:
         return None
     if name == "matroska":
         # The cues stand at the end of most files and are only read when they are needed.
-        container.seek(stream.start_time or 0, stream=stream)
+        with suppress(av.FFmpegError):
+            container.seek(stream.start_time or 0, stream=stream)
         return entries if len(entries) > 1 else None
     # A fragmented MP4 has no frame count, and an AVI may have lost its index: what there is then
     # grows only while the file is read.

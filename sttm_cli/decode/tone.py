@@ -24,6 +24,7 @@ TO_BT709 = np.array(
 )
 LUMA_BT2020 = np.array([0.2627, 0.6780, 0.0593], dtype=np.float32)
 LEVELS = 4096
+BAND_PIXELS = 1 << 18
 
 
 def to_sdr(rgb: NDArray[np.uint8] | NDArray[np.uint16], transfer: str) -> NDArray[np.uint8]:
@@ -31,6 +32,15 @@ def to_sdr(rgb: NDArray[np.uint8] | NDArray[np.uint16], transfer: str) -> NDArra
 
     `transfer` is "pq" or "hlg"; light is mapped by the brightest channel, so hues stay.
     """
+    coded = np.empty(rgb.shape, np.uint8)
+    # In bands: the floats of a whole 8K picture would take gigabytes.
+    step = max(1, BAND_PIXELS // rgb.shape[1])
+    for row in range(0, len(rgb), step):
+        coded[row : row + step] = _band_to_sdr(rgb[row : row + step], transfer)
+    return coded
+
+
+def _band_to_sdr(rgb: NDArray[np.uint8] | NDArray[np.uint16], transfer: str) -> NDArray[np.uint8]:
     top = np.iinfo(rgb.dtype).max
     codes = (rgb.astype(np.uint32) * (LEVELS - 1) + top // 2) // top
     light = _light(transfer)[codes]
