@@ -28,6 +28,7 @@ def ask_report(qa: VideoQA, prepared: Prepared, answers: Sequence[Answer | Choic
             "frames_asked": len(plan.times_s),
             "reader": f"{plan.reader} {plan.reader_version}",
             "fallback": decode.get("fallback"),
+            "has_audio": request.info.has_audio,
         },
         "model": {
             "name": qa.settings.model,

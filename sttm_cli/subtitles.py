@@ -7,6 +7,7 @@ and without subtitles, and they are no part of what identifies it.
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,16 +39,25 @@ class Cue:
     text: str
 
 
-def subtitles_text(path: Path, *, start_s: float, end_s: float, warn: Callable[[str], None]) -> str:
+def subtitles_text(
+    path: Path | None,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    *,
+    warn: Callable[[str], None],
+) -> str:
     """The subtitles that are on show between two times, a line each with its time, or "".
 
     Warns where there are none, or more than MAX_CHARACTERS. Raises UsageError, with the line,
     for a file that is no SubRip or WebVTT.
     """
+    if path is None:
+        return ""
+    start, end = start_s or 0.0, math.inf if end_s is None else end_s
     cues = sorted(read_subtitles(path), key=lambda cue: cue.start_s)
-    lines = list(_lines(cue for cue in cues if cue.end_s > start_s and cue.start_s < end_s))
+    lines = list(_lines(cue for cue in cues if cue.end_s > start and cue.start_s < end))
     if not lines:
-        warn(f"--subtitles {path} has no subtitles between {_clock(start_s)} and {_clock(end_s)}")
+        warn(f"--subtitles {path} has none between --start and --end")
         return ""
     shown, length = 0, 0
     while shown < len(lines) and (length := length + len(lines[shown]) + 1) <= MAX_CHARACTERS:

@@ -16,11 +16,13 @@ from sttm_cli.cli.options import (
     VIDEO,
     NoServer,
     Output,
+    Subtitles,
     settings_from,
     takes,
     typed,
 )
 from sttm_cli.cli.output import (
+    NO_SOUND,
     StageProgress,
     cut_off,
     one_line,
@@ -32,6 +34,7 @@ from sttm_cli.cli.output import (
 )
 from sttm_cli.config import DEFAULT_MODEL, STDIN, parse_choices
 from sttm_cli.errors import UsageError
+from sttm_cli.subtitles import subtitles_text
 from sttm_cli.types import Json
 
 NAME_A_MODEL = (
@@ -68,6 +71,7 @@ def ask(
             help="Print the likeliest of these answers and its probability among them.",
         ),
     ] = None,
+    subtitles: Subtitles = None,
     no_server: NoServer = False,
     flags: dict[str, Any],
     output: Output,
@@ -88,17 +92,21 @@ def ask(
             f"--choices and {drawn[0]} cannot hold together", "options are weighed, not generated"
         )
     asked = _questions(questions or [], questions_file)
+    before = subtitles_text(subtitles, settings.start, settings.end, warn=warn)
     if settings.model == DEFAULT_MODEL and not output.quiet:
         say(NAME_A_MODEL)
     with StageProgress(output) as progress:
         screen = _Screen(output, progress, settings.max_new_tokens)
         with Asker(settings, screen.tell, server=not no_server) as asker:
-            report = asker.ask(Questions(video, asked, options=options or ()))
+            report = asker.ask(Questions(video, asked, options=options or (), before=before))
+    report["video"]["subtitles"] = None if subtitles is None else str(subtitles)
     if output.as_json:
         print_json(report)
     if output.debug:
         _explain(report)
     if not output.quiet:
+        if report["video"]["has_audio"]:
+            say(NO_SOUND)
         say(_summary(report))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -23,12 +23,29 @@ Tell = Callable[[str, Any], None]
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions about one video; with `options` the likeliest of them is the answer."""
+    """Questions about one video; with `options` the likeliest of them is the answer.
+
+    `before` stands between the video and the first question of the conversation.
+    """
 
     video: str
     asked: Sequence[str]
     history: Sequence[tuple[str, str]] = ()
     options: Sequence[str] = ()
+    before: str = ""
+
+    def as_sent(self) -> Questions:
+        """With `before` at the head of the conversation's first question."""
+        if not self.before:
+            return self
+        if self.history:
+            (first, answer), *later = self.history
+            return replace(self, history=[(self._led(first), answer), *later], before="")
+        return replace(self, asked=[self._led(question) for question in self.asked], before="")
+
+    def _led(self, question: str) -> str:
+        # An empty question stays one: it is refused by name.
+        return f"{self.before}\n\n{question}" if question.strip() else question
 
 
 class Asker:
@@ -56,6 +73,12 @@ class Asker:
 
         Where the server ends in the middle, "again" is told and everything is answered here.
         """
+        report = self._ask(questions.as_sent())
+        for answer, question in zip(report["answers"], questions.asked, strict=True):
+            answer["question"] = question
+        return report
+
+    def _ask(self, questions: Questions) -> Json:
         if self._server is not None and questions.video != STDIN:
             from sttm_cli.serve.client import ServerGone
 

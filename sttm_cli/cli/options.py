@@ -28,6 +28,16 @@ NoServer = Annotated[
     typer.Option("--no-server", help="Answer in this process, even if a server runs."),
 ]
 
+Subtitles = Annotated[
+    Path | None,
+    typer.Option(
+        "--subtitles",
+        metavar="FILE",
+        show_default=False,
+        help="Put the subtitles of an .srt or .vtt file before the question, with their times.",
+    ),
+]
+
 _MODEL = "Model"
 _FRAMES = "Frames"
 _CACHE = "Cache"

@@ -22,6 +22,8 @@ STAGES = {
 BYTES = {"download", "stdin"}
 """Stages that count bytes."""
 
+NO_SOUND = "the video's sound is ignored: a model sees its frames only"
+
 
 def print_json(value: Json) -> None:
     """One JSON object on stdout; file names that are no text come as escapes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -124,8 +125,9 @@ class ChatFormat:
         # A control token typed by a user would be read as one, and the answer be about nothing.
         found = sorted(token for token in self._control if token and token in text)
         if found:
+            start = shorten(text, 60)
             raise UsageError(
-                f"{text!r} holds {found[0]!r}, which the model reads as a control token",
+                f"{start!r} holds {found[0]!r}, which the model reads as a control token",
                 "write it differently",
             )
 
