@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from sttm_cli.picture.view import (
+    SIDE,
     Frames,
     Kept,
     View,
@@ -21,7 +22,8 @@ from sttm_cli.picture.view import (
 SHOWN = 8
 """Frames in a picture, spread evenly over the video."""
 WIDTH, HEIGHT = 224, 280
-"""Most pixels of one frame in the picture."""
+CELL = 12
+"""Pixels of a frame in the picture, and of a cell where the frame would be too small for them."""
 GAP, LINE = 8, 22
 LEAST_WIDTH = 480
 INK, PAPER = (30, 30, 30), (255, 255, 255)
@@ -37,9 +39,7 @@ def draw(view: View, budgets: Sequence[Kept]) -> Image.Image:
     its token stands for; when, how many cells and how many tokens begin here.
     """
     steps = evenly(len(view.frames), SHOWN)
-    _, height, width, _ = view.frames.shape
-    scale = min(WIDTH / width, HEIGHT / height)
-    tile = (max(1, round(width * scale)), max(1, round(height * scale)))
+    tile = _tile(view, budgets[0].tokens.shape[2])
     small = [resized(view.frames[step], *tile, Image.Resampling.LANCZOS) for step in steps]
     strips = [_strip(small), *(_band(view, kept, steps, small) for kept in budgets)]
     sheet_width = max(LEAST_WIDTH, *(strip.width for strip in strips))
@@ -49,6 +49,14 @@ def draw(view: View, budgets: Sequence[Kept]) -> Image.Image:
         sheet.paste(strip, (0, top))
         top += strip.height
     return sheet
+
+
+def _tile(view: View, columns: int) -> tuple[int, int]:
+    """Width and height of a frame in the picture."""
+    _, height, width, _ = view.frames.shape
+    scale = min(WIDTH / width, HEIGHT / height)
+    scale = max(scale, min(SIDE, CELL * columns) / width)
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _strip(tiles: Sequence[Frames]) -> Image.Image:
@@ -102,12 +110,17 @@ def _outlined(frame: Frames, kept: Kept, step: int) -> Frames:
     height, width, _ = frame.shape
     rows, columns = kept.tokens.shape[1:]
     picture = Image.fromarray(_dimmed(frame, kept.began(step)))
-    pen = ImageDraw.Draw(picture)
+    pen, line = ImageDraw.Draw(picture), 1 if width / columns < 20 else 2
     for box in kept.boxes[kept.boxes[:, 0] == step]:
         _, top, left, bottom, right = box.tolist()
         corner = (round(left * width / columns), round(top * height / rows))
-        end = (round(right * width / columns) - 1, round(bottom * height / rows) - 1)
-        pen.rectangle((corner, end), outline=LEVELS[_level(bottom - top, right - left)])
+        # Neighbours share a line.
+        end = (
+            min(round(right * width / columns), width - 1),
+            min(round(bottom * height / rows), height - 1),
+        )
+        colour = LEVELS[_level(bottom - top, right - left)]
+        pen.rectangle((corner, end), outline=colour, width=line)
     return np.asarray(picture)
 
 

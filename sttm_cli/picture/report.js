@@ -100,12 +100,12 @@ function draw(merged, image) {
       pen.globalAlpha = 1;
     }
   });
-  const line = (cells.lineWidth = width / columns < 40 ? 1 : 2);
+  cells.lineWidth = Math.min(Math.max(Math.round(width / columns / 32), 1), 4);
   for (const box of boxes(step, merged)) {
     const [top, bottom] = [box[0], box[2]].map((i) => edge(i, rows, height));
     const [left, right] = [box[1], box[3]].map((i) => edge(i, columns, width));
     cells.strokeStyle = data.levels[level(box)];
-    cells.strokeRect(left + line / 2, top + line / 2, right - left - line, bottom - top - line);
+    cells.strokeRect(left, top, right - left, bottom - top);
   }
 }
 
