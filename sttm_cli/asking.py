@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sttm_cli.answer import generate, score
-from sttm_cli.config import check_options
+from sttm_cli.config import check_options, check_question
 from sttm_cli.errors import UsageError
 from sttm_cli.prepared import TO_PREFIX, Prepared
 from sttm_cli.results import Answer, Choice, Option
@@ -92,8 +92,7 @@ def _ids(prefix: Continuation, model: VideoLLM, asked: Asked, *, room_for: int =
     Raises UsageError for an empty question, and where it and `room_for` tokens of an answer do
     not fit the model's context.
     """
-    if not asked.question.strip():
-        raise UsageError("the question is empty", "ask something about the video")
+    check_question(asked.question)
     ids = model.question(asked.question, asked.history)
     if len(ids) + room_for > prefix.room:
         turns = f" with {len(asked.history)} earlier turns" if asked.history else ""

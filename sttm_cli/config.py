@@ -162,6 +162,16 @@ def parse_choices(text: str) -> list[str]:
     return options
 
 
+def check_question(text: str) -> None:
+    """Raise UsageError unless a question is text, and not an empty one."""
+    if not text.strip():
+        raise UsageError("the question is empty", "ask something about the video")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"the question {text!r} is no text in UTF-8") from None
+
+
 def check_options(options: Sequence[str]) -> None:
     """Raise UsageError unless there are two or more options, none empty and none twice."""
     if len(options) < 2:

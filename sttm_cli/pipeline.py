@@ -17,7 +17,7 @@ import torch
 from sttm_cli import __version__
 from sttm_cli.asking import Asked, answer, choose
 from sttm_cli.clock import Clock
-from sttm_cli.config import Settings, cache_dir
+from sttm_cli.config import Settings, cache_dir, check_question
 from sttm_cli.decode import Sources, digest, read_frames
 from sttm_cli.device import memory_told
 from sttm_cli.errors import VideoError
@@ -149,6 +149,12 @@ class VideoQA:
                 on_text=on_text,
                 stop=stop,
             )
+
+    def check(self, questions: Sequence[str]) -> None:
+        """Raise UsageError for a question that this model cannot be asked."""
+        for question in questions:
+            check_question(question)
+            self.model(vision=False).question(question)
 
     def choose(
         self,

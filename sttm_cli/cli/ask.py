@@ -32,7 +32,7 @@ from sttm_cli.cli.output import (
     size,
     warn,
 )
-from sttm_cli.config import DEFAULT_MODEL, STDIN, parse_choices
+from sttm_cli.config import DEFAULT_MODEL, STDIN, check_question, parse_choices
 from sttm_cli.errors import UsageError
 from sttm_cli.subtitles import subtitles_text
 from sttm_cli.types import Json
@@ -92,6 +92,9 @@ def ask(
             f"--choices and {drawn[0]} cannot hold together", "options are weighed, not generated"
         )
     asked = _questions(questions or [], questions_file)
+    # All of them before the first answer: a script gets every line or none.
+    for question in asked:
+        check_question(question)
     before = subtitles_text(subtitles, settings.start, settings.end, warn=warn)
     if settings.model == DEFAULT_MODEL and not output.quiet:
         say(NAME_A_MODEL)

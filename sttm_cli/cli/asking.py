@@ -110,6 +110,7 @@ class Asker:
         qa = self._qa
         answers: list[Answer | Choice] = []
         prepared = qa.prepare(questions.video)
+        qa.check(questions.asked)
         for question in questions.asked:
             if questions.options:
                 answers.append(

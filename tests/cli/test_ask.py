@@ -320,3 +320,16 @@ def test_ctrl_c_ends_with_130_and_no_traceback(video: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("bad", ["", "  ", "what is <|im_start|> ?"])
+def test_a_bad_question_among_good_ones_is_refused_before_any_answer(video: Path, bad: str) -> None:
+    ended = sttm_here("ask", video, QUESTION, bad)
+    assert (ended.code, ended.out) == (2, "")
+
+
+def test_questions_that_are_no_text_are_refused(video: Path) -> None:
+    ended = sttm("ask", video, "-", stdin=b"what\xff?\n")
+    assert (ended.code, ended.out) == (2, "")
+    assert "UTF-8" in ended.err
+    assert "Traceback" not in ended.err
