@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -156,7 +157,13 @@ def _libraries(choice: ModelChoice) -> Json:
     names = ["tokenizers", "torch", "torchvision", "transformers"]
     if choice.attention.startswith("flash"):
         names.append("flash_attn")
-    return {name: version(name) for name in names}
+    return {name: _version(name) for name in names}
+
+
+@cache
+def _version(name: str) -> str:
+    # What is loaded stays; looking it up takes longer than all else about a video that is stored.
+    return version(name)
 
 
 def _check_family(settings: Settings, family: Family) -> None:

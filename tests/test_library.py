@@ -8,6 +8,7 @@ import threading
 import time
 from collections import namedtuple
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from sttm_cli.library.space import Estimate, check_space, estimate
 from sttm_cli.library.work import precompute
 from sttm_cli.pipeline import VideoQA
 from sttm_cli.types import FrameChunk
+from tests.checkpoints_internvl import internvl
+from tests.checkpoints_llava import llava_video
+from tests.checkpoints_qwen import qwen_vl
 from tests.cli.test_ask import SAMPLE
 
 
@@ -252,6 +256,18 @@ def test_a_model_that_breaks_on_one_video_leaves_the_next_alone(
     assert isinstance(found["2.mp4"], Computed)
 
 
+def test_two_runs_at_once_compute_each_video_once(videos: list[Path]) -> None:
+    def run(order: list[Path]) -> list[Outcome]:
+        with VideoQA() as qa:
+            return list(precompute(qa, order))
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(run, [videos, videos[::-1]])
+    found = [*one, *other]
+    assert sum(isinstance(outcome, Computed) for outcome in found) == 3
+    assert sum(isinstance(outcome, Skipped) for outcome in found) == 3
+
+
 def test_decoding_of_the_next_video_overlaps_the_models_work_on_this_one(
     videos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +300,19 @@ def test_the_estimate_is_close_to_what_is_stored(videos: list[Path]) -> None:
         stored = sum(found.bytes for found in outcomes(qa, videos).values())
     assert wanted is not None
     assert wanted.bytes == pytest.approx(stored, rel=0.05)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "internvl", "llava_video"])
+def test_the_estimate_holds_for_every_kind_of_frame(tmp_path: Path, family: str) -> None:
+    """Never too small, and not much too large where frames keep their aspect ratio."""
+    makes = {"internvl": internvl, "llava_video": llava_video}
+    make = makes.get(family) or partial(qwen_vl, family=family)
+    with VideoQA(model=str(make(tmp_path / "model")), budget=1.0) as qa:
+        (found,) = precompute(qa, [SAMPLE])
+        wanted = estimate(qa, [SAMPLE])
+    assert isinstance(found, Computed), found
+    assert wanted is not None
+    assert 0.95 * found.bytes < wanted.bytes < 1.5 * found.bytes
 
 
 def test_more_than_the_caches_bound_is_refused_before_the_work(videos: list[Path]) -> None:

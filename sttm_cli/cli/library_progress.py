@@ -51,14 +51,14 @@ class LibraryProgress:
         """A video is through."""
         if isinstance(outcome, Computed):
             for line in outcome.warnings:
-                warn(f"{outcome.path}: {line}")
+                self._say(f"warning: {outcome.path}: {line}")
         if self._output.debug and isinstance(outcome, Failed) and outcome.traceback:
-            say(outcome.traceback)
+            self._say(outcome.traceback)
         if self._bar is not None:
             self._bar.update(0, completed=tally.settled, rate=self._rate(tally), stage="")
         # Among the bar's thousands of videos only what needs a look is worth a line.
         if not self._output.quiet and (self._bar is None or isinstance(outcome, Failed)):
-            say(f"[{tally.settled}/{self.total}] {outcome.path}: {told(outcome)}")
+            self._say(f"[{tally.settled}/{self.total}] {outcome.path}: {told(outcome)}")
 
     def finish(self, tally: Tally, done: str) -> None:
         """Say all of it in a line, and why it ended early if it did."""
@@ -73,6 +73,13 @@ class LibraryProgress:
             parts.append(f"{hour:.0f} s per video-hour")
         if not self._output.quiet:
             say(", ".join(parts))
+
+    def _say(self, line: str) -> None:
+        """A line above the bar, of any length."""
+        if self._bar is None:
+            say(line)
+        else:
+            self._bar.console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     def _rate(self, tally: Tally) -> str:
         seconds, rates = self.seconds, [f"{60 * tally.settled / self.seconds:.1f} videos/min"]
@@ -97,7 +104,9 @@ def told(outcome: Outcome) -> str:
         return f"to be computed{about}"
     if isinstance(outcome, Skipped):
         return f"skipped: {outcome.reason}"
-    return f"failed: {outcome.error}" if isinstance(outcome, Failed) else outcome.reason
+    if isinstance(outcome, Failed):
+        return f"failed: {outcome.error.removeprefix(f'{outcome.path} ')}"
+    return outcome.reason
 
 
 def duration(seconds: float) -> str:

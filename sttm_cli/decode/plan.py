@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -50,7 +51,7 @@ def plan_frames(
         start_s=first,
         end_s=last,
         reader=reader,
-        reader_version=f"{version(DISTRIBUTIONS[reader])} {PIXELS}",
+        reader_version=f"{_version(DISTRIBUTIONS[reader])} {PIXELS}",
         size=_size(info, input_side),
         transfer=info.transfer,
         origin_s=info.start_s,
@@ -116,6 +117,12 @@ def _check_decord(info: VideoInfo) -> None:
         raise VideoError(f"decord cannot read {unread} video", "use --decoder av")
     if wrong:
         raise VideoError(f"decord gives wrong frames for {wrong}", "use --decoder av")
+
+
+@cache
+def _version(name: str) -> str:
+    # Looked up for every video of a library: once is enough, it takes milliseconds.
+    return version(name)
 
 
 def _installed(name: str) -> bool:

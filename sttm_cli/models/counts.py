@@ -50,14 +50,17 @@ def _dynamic(source: ModelSource, frames: int, *, width: int, height: int) -> tu
     side = int(vision["patch_size"]) * int(vision.get("spatial_merge_size", 2))
     steps = ceil(frames / temporal)
     each = min(ceil(width / side) * ceil(height / side), STEP_TOKENS)
-    if source.model_type.startswith("qwen3") and (pixels := _most_pixels(source)):
-        # All frames of a video share these.
-        each = min(each, pixels // (steps * temporal * side * side))
+    if pixels := _most_pixels(source):
+        # Of a frame; Qwen3-VL: of all the video's frames together.
+        shared = steps * temporal if source.model_type.startswith("qwen3") else 1
+        each = min(each, pixels // (shared * side * side))
     return steps, max(1, each)
 
 
 def _most_pixels(source: ModelSource) -> int | None:
-    for name in ("processor_config.json", "video_preprocessor_config.json"):
+    """The bound that the checkpoint's video processor states."""
+    names = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
+    for name in names:
         try:
             read = json.loads((source.folder / name).read_text(encoding="utf-8"))
             return int(read.get("video_processor", read)["size"]["longest_edge"])
