@@ -23,6 +23,7 @@ from sttm_cli.library.outcome import Computed, Failed, Outcome, Skipped, Stopped
 from sttm_cli.library.paths import find_videos, share_of
 from sttm_cli.library.space import Estimate, check_space, estimate
 from sttm_cli.library.work import precompute
+from sttm_cli.models import token_count
 from sttm_cli.pipeline import VideoQA
 from sttm_cli.types import FrameChunk
 from tests.checkpoints_internvl import internvl
@@ -303,16 +304,19 @@ def test_the_estimate_is_close_to_what_is_stored(videos: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "internvl", "llava_video"])
-def test_the_estimate_holds_for_every_kind_of_frame(tmp_path: Path, family: str) -> None:
-    """Never too small, and not much too large where frames keep their aspect ratio."""
+def test_visual_tokens_are_counted_before_a_model_is_loaded(tmp_path: Path, family: str) -> None:
+    """Exactly, or not much too many where frames keep their aspect ratio."""
     makes = {"internvl": internvl, "llava_video": llava_video}
-    make = makes.get(family) or partial(qwen_vl, family=family)
-    with VideoQA(model=str(make(tmp_path / "model")), budget=1.0) as qa:
+    make = makes.get(family) or partial(qwen_vl, family=family, pixels=(256, 512 * 512))
+    with VideoQA(model=str(make(tmp_path / "model"))) as qa:
+        plan = qa.request(SAMPLE).plan
+        width, height = plan.size
+        count = token_count(qa.choice.source, len(plan.times_s), width=width, height=height)
         (found,) = precompute(qa, [SAMPLE])
-        wanted = estimate(qa, [SAMPLE])
     assert isinstance(found, Computed), found
-    assert wanted is not None
-    assert 0.95 * found.bytes < wanted.bytes < 1.5 * found.bytes
+    assert count is not None
+    most = 1.5 if "qwen" in family else 1
+    assert found.tokens.video_full <= count.visual <= most * found.tokens.video_full
 
 
 def test_more_than_the_caches_bound_is_refused_before_the_work(videos: list[Path]) -> None:

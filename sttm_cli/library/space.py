@@ -11,7 +11,7 @@ from typing import Any
 
 from sttm_cli.decode import Source
 from sttm_cli.errors import CacheError, SttmError, UsageError
-from sttm_cli.models import layer_bytes, visual_token_count
+from sttm_cli.models import layer_bytes, token_count
 from sttm_cli.pipeline import VideoQA
 from sttm_cli.request import plan_video
 from sttm_cli.store import STORED, Store
@@ -39,16 +39,17 @@ def needed_bytes(qa: VideoQA, plan: FramePlan) -> int | None:
     Layers below the merge layer hold every token, the others the budget's.
     """
     source, layers = qa.choice.source, qa.choice.source.layers
-    kept = qa.settings.kv_dtype
-    each = layer_bytes(source, STORED[qa.choice.dtype if kept == "auto" else kept].itemsize)
+    dtype = qa.settings.kv_dtype
+    each = layer_bytes(source, STORED[qa.choice.dtype if dtype == "auto" else dtype].itemsize)
     width, height = plan.size
-    grid = visual_token_count(source, len(plan.times_s), width=width, height=height)
-    if each is None or grid is None or not layers:
+    count = token_count(source, len(plan.times_s), width=width, height=height)
+    if each is None or count is None or not layers:
         return None
-    full, budget = grid[0] * grid[1], qa.settings.budget
-    left = min(full, budget) if isinstance(budget, int) else int(full * budget)
+    full, budget = count.visual, qa.settings.budget
+    kept = min(full, budget) if isinstance(budget, int) else int(full * budget)
     below = min(qa.choice.merge_layer, layers)
-    return HEADER_BYTES + each * (below * full + (layers - below) * left)
+    merged = below * full + (layers - below) * kept
+    return HEADER_BYTES + each * (merged + layers * count.text)
 
 
 def estimate(qa: VideoQA, videos: Sequence[Path]) -> Estimate | None:

@@ -1,7 +1,7 @@
 """Video LLMs: what a name stands for, and one file per family behind the `VideoLLM` protocol."""
 
 from sttm_cli.models.base import Placement, VideoLLM
-from sttm_cli.models.counts import layer_bytes, visual_token_count
+from sttm_cli.models.counts import layer_bytes, token_count
 from sttm_cli.models.known import Known, known_models
 from sttm_cli.models.registry import ALIASES, FAMILIES, Family, defaults_of, load
 from sttm_cli.models.source import ModelSource, check_unchanged, find_source
@@ -20,5 +20,5 @@ __all__ = [
     "known_models",
     "layer_bytes",
     "load",
-    "visual_token_count",
+    "token_count",
 ]

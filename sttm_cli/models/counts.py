@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from math import ceil
 
 from sttm_cli.models.source import ModelSource
 from sttm_cli.types import Json
 
+STEP_TEXT = {"llava_qwen": 8, "internvl": 8, "qwen3_vl": 9, "qwen3_vl_moe": 9}
+"""About how many tokens of text a grid step has beside its visual ones: its time or number."""
 STEP_TOKENS = 768
 """Most tokens of a grid step of the Qwen-VL families (qwen-vl-utils, VIDEO_MAX_TOKEN_NUM)."""
 
 
-def visual_token_count(
-    source: ModelSource, frames: int, *, width: int, height: int
-) -> tuple[int, int] | None:
-    """About how many visual tokens `frames` frames give: (grid steps, tokens of a step).
+@dataclass(frozen=True)
+class TokenCount:
+    """About how many tokens a video gives: visual ones, and text between them, never merged."""
 
-    Exact for families that square their frames. For those that keep the aspect ratio it is what
-    the limits of their authors' preprocessing allow. None where the config does not tell.
+    visual: int
+    text: int
+
+
+def token_count(source: ModelSource, frames: int, *, width: int, height: int) -> TokenCount | None:
+    """About how many tokens `frames` frames give; None where the config does not tell.
+
+    Visual tokens are exact for families that square their frames. For those that keep the aspect
+    ratio it is what the limits of their authors' preprocessing allow.
     """
-    config = source.config
     try:
-        if source.model_type in ("llava_onevision", "llava_qwen"):
-            vision = config.get("vision_config") or _tower(config)
-            side = (vision["image_size"] // vision["patch_size"] + 1) // 2
-            return frames, side * side
-        if source.model_type == "internvl":
-            return frames, int(config["image_seq_length"])
-        return _dynamic(source, frames, width=width, height=height)
+        steps, each = _grid(source, frames, width=width, height=height)
     except (KeyError, TypeError, ZeroDivisionError):
         return None
+    return TokenCount(steps * each, steps * STEP_TEXT.get(source.model_type, 0))
 
 
 def layer_bytes(source: ModelSource, itemsize: int) -> int | None:
@@ -42,6 +45,18 @@ def layer_bytes(source: ModelSource, itemsize: int) -> int | None:
         return 2 * int(text.get("num_key_value_heads") or heads) * int(dim) * itemsize
     except (KeyError, TypeError, ZeroDivisionError):
         return None
+
+
+def _grid(source: ModelSource, frames: int, *, width: int, height: int) -> tuple[int, int]:
+    """Grid steps, and visual tokens of each."""
+    config = source.config
+    if source.model_type in ("llava_onevision", "llava_qwen"):
+        vision = config.get("vision_config") or _tower(config)
+        side = (vision["image_size"] // vision["patch_size"] + 1) // 2
+        return frames, side * side
+    if source.model_type == "internvl":
+        return frames, int(config["image_seq_length"])
+    return _dynamic(source, frames, width=width, height=height)
 
 
 def _dynamic(source: ModelSource, frames: int, *, width: int, height: int) -> tuple[int, int]:
