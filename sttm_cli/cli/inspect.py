@@ -78,8 +78,8 @@ def inspect(
     if show and output.as_json:
         raise UsageError("--show and --json cannot hold together", "give one of them")
     wanted = [parse_budget(part) for part in (budgets or budget or BUDGETS).split(",")]
-    _check_name("--picture", picture, ".png")
-    _check_name("--report", report, ".html")
+    _check_file("--picture", picture, ".png")
+    _check_file("--report", report, ".html")
     settings = settings_from(flags)
     from sttm_cli.pipeline import VideoQA
     from sttm_cli.survey import survey
@@ -100,11 +100,16 @@ def inspect(
         _print(found, show)
 
 
-def _check_name(flag: str, path: Path | None, ending: str) -> None:
-    if path is not None and path.suffix.lower() != ending:
+def _check_file(flag: str, path: Path | None, ending: str) -> None:
+    """Before minutes of measuring, not after them."""
+    if path is None:
+        return
+    if path.suffix.lower() != ending:
         raise UsageError(
             f"{flag} {path} is no {ending[1:].upper()} file", f"give a name that ends in {ending}"
         )
+    if not path.parent.is_dir():
+        raise SttmError(f"{flag} {path} cannot be written: there is no folder {path.parent}")
 
 
 def _merged(found: Survey) -> list[Kept]:

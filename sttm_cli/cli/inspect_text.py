@@ -86,10 +86,13 @@ def print_survey(console: Console, found: Survey) -> None:
 
 
 def _name(found: Survey) -> str:
-    """The video's name; what could steer a terminal is left out."""
     source = found.request.source
-    name = source.name if source.is_copy else source.path.name or source.name
-    return "".join(letter if letter.isprintable() else "?" for letter in name)
+    return _printable(source.name if source.is_copy else source.path.name or source.name)
+
+
+def _printable(text: str) -> str:
+    """The text without what could steer a terminal, or cannot be written."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _sampled(found: Survey) -> str:
@@ -106,8 +109,8 @@ def _stored(entries: Sequence[Entry]) -> str:
     if not entries:
         return "nothing of this video"
     named = [
-        f"{Path(str(e.label.get('model', '?'))).name} at {e.label.get('budget', '?')} "
-        f"({size(e.bytes)})"
+        _printable(f"{Path(str(e.label.get('model'))).name} at {e.label.get('budget')} ")
+        + f"({size(e.bytes)})"
         for e in entries[:ENTRIES]
     ]
     more = [f"{len(entries) - ENTRIES} more"] if len(entries) > ENTRIES else []

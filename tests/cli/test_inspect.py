@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from sttm_cli.cli.inspect_text import SECONDS, TOKENS
+from tests.checkpoints_qwen import qwen_vl
 from tests.cli.process import Ended, sttm, sttm_here
 from tests.cli.test_ask import QUESTION, SAMPLE, cached_files
 from tests.picture.page import Page, unpacked
@@ -123,7 +124,22 @@ def test_a_file_of_the_wrong_kind_is_a_usage_error(flag: str, name: str, tmp_pat
 def test_a_file_that_cannot_be_written_fails_and_names_it(
     flag: str, name: str, tmp_path: Path
 ) -> None:
-    path = tmp_path / "missing" / name
-    ended = sttm_here("inspect", SAMPLE, "--budgets", "1", "--repeat", "1", flag, path)
-    assert ended.code == 1
-    assert str(path) in ended.err
+    (tmp_path / name).mkdir()
+    for path in (tmp_path / "missing" / name, tmp_path / name):
+        ended = sttm_here("inspect", SAMPLE, "--budgets", "1", "--repeat", "1", flag, path)
+        assert ended.code == 1
+        assert str(path) in ended.err
+
+
+def test_where_two_frames_make_a_step_of_the_grid_the_first_of_them_is_drawn(
+    tmp_path: Path,
+) -> None:
+    model = qwen_vl(tmp_path / "qwen", "qwen2_5_vl", pixels=(256, 80 * 112))
+    path = tmp_path / "report.html"
+    told = sttm_here(
+        *("inspect", SAMPLE, "--model", model, "--frames", "5", "--budgets", "0.5"),
+        *("--repeat", "1", "--report", path, "--json"),
+    ).json
+    data = Page(path.read_text(encoding="utf-8")).data
+    assert told["grid"][0] == len(data["images"]) == 3
+    assert data["times"] == pytest.approx(told["frames"][::2], abs=0.01)
