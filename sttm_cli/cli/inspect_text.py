@@ -125,7 +125,7 @@ def _token_cells(row: BudgetCost) -> list[str]:
         f"{tokens.after_spatial:,}",
         f"{tokens.video_kept:,}",
         f"{100 * tokens.video_kept / tokens.video_full:.1f} %",
-        " ".join("    -" if value is None else f"{value:.3f}" for value in thresholds),
+        " ".join("      -" if value is None else f"{value:.5f}" for value in thresholds),
         size(row.kv_bytes),
         "yes" if row.stored else "no",
     ]

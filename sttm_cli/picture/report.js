@@ -147,6 +147,7 @@ async function show() {
   $("caption").textContent = caption;
   $("cell").textContent = "";
   $("step").setAttribute("aria-valuetext", caption);
+  $("cells").setAttribute("aria-label", `The frame with its cells: ${caption}`);
   $("rate").textContent = `${(merged.began[step] / spans[step]).toFixed(1)} of ` +
     `${((rows * columns) / spans[step]).toFixed(1)} tokens per second`;
   const middle = data.times[step] - start + spans[step] / 2;
