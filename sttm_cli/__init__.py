@@ -15,14 +15,26 @@ if TYPE_CHECKING:
     from sttm_cli.errors import SttmError
     from sttm_cli.merge import MergedTokens, merge_tokens
     from sttm_cli.pipeline import VideoQA
-    from sttm_cli.results import Answer
+    from sttm_cli.results import Answer, Choice
+    from sttm_cli.types import Sampling
 
-__all__ = ["Answer", "MergedTokens", "SttmError", "VideoQA", "__version__", "merge_tokens"]
+__all__ = [
+    "Answer",
+    "Choice",
+    "MergedTokens",
+    "Sampling",
+    "SttmError",
+    "VideoQA",
+    "__version__",
+    "merge_tokens",
+]
 
 # Imported on demand (PEP 562): importing the package must cost nothing.
 _HOMES = {
     "Answer": "sttm_cli.results",
+    "Choice": "sttm_cli.results",
     "MergedTokens": "sttm_cli.merge",
+    "Sampling": "sttm_cli.types",
     "SttmError": "sttm_cli.errors",
     "VideoQA": "sttm_cli.pipeline",
     "merge_tokens": "sttm_cli.merge",

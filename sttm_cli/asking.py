@@ -11,7 +11,7 @@ import torch
 
 from sttm_cli.answer import generate, score
 from sttm_cli.config import check_options, check_question
-from sttm_cli.errors import UsageError
+from sttm_cli.errors import ContextError, UsageError
 from sttm_cli.prepared import TO_PREFIX, Prepared
 from sttm_cli.results import Answer, Choice, Option
 from sttm_cli.types import Continuation, Ending, Sampling
@@ -89,14 +89,14 @@ def _ids(prefix: Continuation, model: VideoLLM, asked: Asked, *, room_for: int =
     """The token ids [n] with which `prefix` is to be continued; earlier turns that it still
     holds are taken back and are not among them.
 
-    Raises UsageError for an empty question, and where it and `room_for` tokens of an answer do
-    not fit the model's context.
+    Raises UsageError for an empty question, ContextError where it and `room_for` tokens of an
+    answer do not fit the model's context.
     """
     check_question(asked.question)
     ids = model.question(asked.question, asked.history)
     if len(ids) + room_for > prefix.room:
         turns = f" with {len(asked.history)} earlier turns" if asked.history else ""
-        raise UsageError(
+        raise ContextError(
             f"the question{turns} takes {len(ids):,} tokens, and the model's context has room "
             f"for {max(prefix.room, 0):,} after the video",
             "leave earlier turns out, ask less, or use fewer --frames",

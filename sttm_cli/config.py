@@ -263,7 +263,7 @@ def config_file() -> dict[str, dict[str, Any]]:
     # `inspect` compares budgets: the usual one says nothing there.
     compared = {key: value for key, value in shared.items() if key != "budget"}
     return {
-        **dict.fromkeys(("ask", "precompute"), shared),
+        **dict.fromkeys(("ask", "chat", "precompute"), shared),
         "inspect": compared,
         "cache": dict.fromkeys(("ls", "show", "rm", "prune", "verify", "path"), store),
     }

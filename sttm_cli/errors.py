@@ -2,6 +2,7 @@
 
 SttmError                 1   anything that is not below
 ├── UsageError            2   a setting that cannot hold
+│   └── ContextError      2   a question that does not fit the model's context
 ├── VideoError            3   the video cannot be read
 ├── ModelError            4   the model is missing or not supported
 ├── OutOfMemoryError      5   out of memory
@@ -31,6 +32,12 @@ class UsageError(SttmError, ValueError):
 
     kind = "usage"
     exit_code = 2
+
+
+class ContextError(UsageError):
+    """The question, with the turns before it, does not fit the model's context."""
+
+    kind = "context"
 
 
 class VideoError(SttmError):

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def ask_report(qa: VideoQA, prepared: Prepared, answers: Sequence[Answer | Choice]) -> Json:
-    """The object `sttm.ask/1` of the documentation; `answers` are of one video."""
+    """The object `sttm.ask/1` of the documentation; `answers` are of one video,
+    none where it was only prepared. `room`: how many tokens the model's context takes after it."""
     request, tokens, cache = prepared.request, prepared.kv.tokens, prepared.cache
     plan, decode = request.plan, prepared.kv.facts["decode"]
     return {
@@ -41,6 +42,8 @@ def ask_report(qa: VideoQA, prepared: Prepared, answers: Sequence[Answer | Choic
             "video_full": tokens.video_full,
             "video_kept": tokens.video_kept,
             "prefix": tokens.prefix,
+            "after_spatial": tokens.after_spatial,
+            "room": prepared.prefix.room,
         },
         "cache": {
             "hit": cache.hit,
@@ -55,11 +58,18 @@ def ask_report(qa: VideoQA, prepared: Prepared, answers: Sequence[Answer | Choic
             "cold_seconds": prepared.cold_seconds,
         },
         "answers": [answer_json(answer) for answer in answers],
-        "seconds": {
-            **answers[0].seconds,
-            "answer": sum(a.seconds["answer"] or 0.0 for a in answers),
-            "total": answers[-1].seconds["total"],
-        },
+        "seconds": _seconds(prepared, answers),
+    }
+
+
+def _seconds(prepared: Prepared, answers: Sequence[Answer | Choice]) -> Json:
+    clock = prepared.clock
+    if not answers:
+        return {**clock.seconds(), "first_token": None, "answer": None, "total": clock.total()}
+    return {
+        **answers[0].seconds,
+        "answer": sum(a.seconds["answer"] or 0.0 for a in answers),
+        "total": answers[-1].seconds["total"],
     }
 
 

@@ -21,7 +21,8 @@ TAIL = """\
 ## Config file
 
 `config.toml` in the user's configuration folder (Linux: `~/.config/sttm/`), or the file that
-`STTM_CONFIG` names. Its keys are flags without their dashes, for `ask`, `precompute` and `inspect`:
+`STTM_CONFIG` names. Its keys are flags without their dashes, for `ask`, `chat`, `precompute` and
+`inspect`:
 
 ```toml
 model = "llava-onevision-7b"

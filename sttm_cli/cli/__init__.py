@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from sttm_cli.cli import ask, bench, cache, inspect, models, precompute, serve
+from sttm_cli.cli import ask, bench, cache, chat, inspect, models, precompute, serve
 from sttm_cli.cli.output import show_failure
 from sttm_cli.config import config_file
 
@@ -22,6 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(name="ask")(ask.ask)
+app.command(name="chat")(chat.chat)
 app.command(name="precompute")(precompute.precompute)
 app.command(name="inspect")(inspect.inspect)
 app.add_typer(cache.app, name="cache")

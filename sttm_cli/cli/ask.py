@@ -22,6 +22,7 @@ from sttm_cli.cli.options import (
     typed,
 )
 from sttm_cli.cli.output import (
+    NAME_A_MODEL,
     NO_SOUND,
     StageProgress,
     cut_off,
@@ -37,10 +38,6 @@ from sttm_cli.errors import UsageError
 from sttm_cli.subtitles import subtitles_text
 from sttm_cli.types import Json
 
-NAME_A_MODEL = (
-    "using the small embedded model 'tiny', which knows generated scenes of coloured shapes only; "
-    "name a real one with --model, such as llava-onevision-7b"
-)
 GENERATING = ("--temperature", "--seed", "--top-p", "--max-new-tokens")
 """Flags that would mean nothing beside --choices."""
 

@@ -68,8 +68,14 @@ class Asker:
         if "_qa" in self.__dict__:
             self._qa.close()
 
+    def use(self, settings: Settings) -> None:
+        """Answer with other settings from here on; the model and its place stay."""
+        self.settings = settings
+        if "_qa" in self.__dict__:
+            self._qa.settings = settings
+
     def ask(self, questions: Questions) -> Json:
-        """The report `sttm.ask/1` of all questions.
+        """The report `sttm.ask/1` of all questions; without any, the video is prepared.
 
         Where the server ends in the middle, "again" is told and everything is answered here.
         """

@@ -12,6 +12,10 @@ from sttm_cli.cli.options import Output
 from sttm_cli.errors import SttmError
 from sttm_cli.types import Json
 
+NAME_A_MODEL = (
+    "using the small embedded model 'tiny', which knows generated scenes of coloured shapes only; "
+    "name a real one with --model, such as llava-onevision-7b"
+)
 STAGES = {
     "download": "downloading (MB)",
     "stdin": "reading stdin (MB)",

@@ -18,7 +18,7 @@ from sttm_cli.serve.address import Place, per_request, place_of
 from sttm_cli.types import Json
 
 HOST, KEY = "STTM_HOST", "STTM_API_KEY"
-_OF_THE_QUESTION = ("usage", "video")
+_OF_THE_QUESTION = ("usage", "context", "video")
 _CONNECT_S = 5.0
 _HEARD_S = 10.0
 """A server that lives says at once that it has heard."""

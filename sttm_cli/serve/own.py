@@ -90,7 +90,7 @@ def _error(error: Exception, *, trusted: bool) -> Json:
 
 def _asking(service: Service, fields: Json) -> Asking:
     video, questions = fields.get("video"), fields.get("questions")
-    if not isinstance(video, str) or not _texts(questions) or not questions:
+    if not isinstance(video, str) or not isinstance(questions, list) or not _texts(questions):
         raise Refused(400, "'video' and 'questions' are needed", code="invalid_request")
     history, options = fields.get("history") or [], fields.get("options") or []
     if not isinstance(history, list) or not all(_texts(t) and len(t) == 2 for t in history):

@@ -1,0 +1,271 @@
+"""`sttm chat`: a conversation about a video, on a terminal or through a pipe."""
+
+from __future__ import annotations
+
+import difflib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sttm_cli.cli.asking import Asker
+from sttm_cli.cli.conversation import Conversation, Stopped, Turn
+from sttm_cli.cli.lines import lines, typed_by_a_person
+from sttm_cli.cli.options import (
+    ANSWERS,
+    RUN,
+    SOURCE,
+    VIDEO,
+    NoServer,
+    Output,
+    Subtitles,
+    settings_from,
+    takes,
+)
+from sttm_cli.cli.output import (
+    NAME_A_MODEL,
+    NO_SOUND,
+    StageProgress,
+    cut_off,
+    one_line,
+    print_json,
+    say,
+    share,
+    warn,
+)
+from sttm_cli.config import DEFAULT_MODEL, STDIN, parse_budget
+from sttm_cli.errors import SttmError, UsageError
+from sttm_cli.subtitles import subtitles_text
+
+
+@takes(RUN, SOURCE, ANSWERS)
+def chat(
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help=VIDEO)],
+    *,
+    subtitles: Subtitles = None,
+    no_server: NoServer = False,
+    no_history: Annotated[
+        bool, typer.Option("--no-history", help="Ask each question without the turns before it.")
+    ] = False,
+    flags: dict[str, Any],
+    output: Output,
+) -> None:
+    """Talk about a video: the model stays loaded, and each question knows the turns before it.
+
+    Lines that begin with a slash are commands; /help lists them. Ctrl-C stops an answer, Ctrl-D
+    ends. Through a pipe, each line is a question and each answer a line.
+    """
+    settings = settings_from(flags)
+    if video == STDIN:
+        raise UsageError("VIDEO - cannot hold in chat, whose questions come from stdin")
+    if output.as_json and typed_by_a_person():
+        raise UsageError(
+            "--json cannot hold in a chat on a terminal", "/save FILE.json keeps a conversation"
+        )
+    before = subtitles_text(subtitles, settings.start, settings.end, warn=warn)
+    if settings.model == DEFAULT_MODEL and not output.quiet:
+        say(NAME_A_MODEL)
+    with StageProgress(output) as progress:
+        screen = _Screen(output, progress)
+        with Asker(settings, screen.tell, server=not no_server) as asker:
+            talk = Conversation(asker, video, before=before, remembers=not no_history)
+            done = _Chat(talk, screen, output).run()
+    if output.as_json:
+        print_json(talk.to_json())
+    if not done:
+        raise typer.Exit(1)
+
+
+class _Screen:
+    """Prints what happens while a question is answered; Ctrl-C ends the answer."""
+
+    def __init__(self, output: Output, progress: StageProgress) -> None:
+        self._output, self.progress = output, progress
+        self._streamed = sys.stdout.isatty() and not output.as_json
+        self._pieces: list[str] = []
+        self._pressed: Callable[[], bool] = lambda: False
+
+    def tell(self, kind: str, value: Any) -> None:
+        if kind == "progress":
+            self.progress(*value)
+            return
+        self.progress.stop()
+        if kind == "warning" or (kind == "note" and not self._output.quiet):
+            warn(value) if kind == "warning" else say(value)
+        elif kind == "again":
+            # The answer begins anew.
+            self._write("\n" if self._pieces else "")
+            self._pieces = []
+            warn(value)
+        elif kind == "text":
+            self._pieces.append(value)
+            self._write(value)
+            if self._pressed():
+                raise Stopped("".join(self._pieces))
+
+    def answer(self, talk: Conversation, question: str) -> Turn:
+        """Ask, and print the answer: in pieces on a terminal, else as a line."""
+        self._pieces = []
+        with stoppable() as self._pressed:
+            turn = talk.ask(question)
+        self._write("\n")
+        if not self._streamed and not self._output.as_json:
+            sys.stdout.write(one_line(turn.answer) + "\n")
+            sys.stdout.flush()
+        return turn
+
+    def _write(self, text: str) -> None:
+        if self._streamed:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+class _Chat:
+    """The loop over lines: questions are answered, commands are carried out."""
+
+    def __init__(self, talk: Conversation, screen: _Screen, output: Output) -> None:
+        self._talk, self._screen, self._output = talk, screen, output
+        self._personal, self._over = typed_by_a_person(), False
+        self._commands: dict[str, tuple[Callable[[str], None], str, str]] = {
+            "/budget": (self._budget, "B", "keep at most this share or number of video tokens"),
+            "/inspect": (self._inspect, "", "token counts and seconds of this video"),
+            "/video": (self._video, "OTHER", "talk about another video, from the start"),
+            "/save": (self._save, "FILE", "keep the conversation as .md or .json"),
+            "/help": (self._help, "", "this list"),
+            "/quit": (self._quit, "", "end; so does Ctrl-D"),
+        }
+
+    def run(self) -> bool:
+        """Go on until the lines end; whether all of them could be carried out."""
+        done = True
+        self._greet()
+        words = [name + " " * bool(argument) for name, (_, argument, _) in self._commands.items()]
+        for line in lines(words, with_path=("/save", "/video")):
+            if line.strip():
+                done &= self._carried_out(line.strip())
+            if self._over:
+                break
+        # A person has seen what went wrong and gone on; a script learns it from the exit code.
+        return done or self._personal
+
+    def _carried_out(self, line: str) -> bool:
+        try:
+            self._command(line) if line.startswith("/") else self._answer(line)
+        except SttmError as error:
+            say(f"sttm: {error.message}" + (f"\n  {error.hint}" if error.hint else ""))
+            return False
+        except KeyboardInterrupt:
+            if not self._personal:
+                raise
+            say("interrupted")
+        finally:
+            self._screen.progress.stop()
+        return True
+
+    def _answer(self, question: str) -> None:
+        forgotten = self._talk.forgotten
+        turn = self._screen.answer(self._talk, question)
+        if turn.ending == "stopped":
+            say("stopped")
+        elif cut := cut_off(asdict(turn), self._talk.settings.max_new_tokens):
+            warn(cut)
+        if self._talk.forgotten > forgotten:
+            warn(
+                f"the model's context is full: of {len(self._talk.turns)} turns the first "
+                f"{self._talk.forgotten} are left out from here on"
+            )
+
+    def _command(self, line: str) -> None:
+        name, _, rest = line.partition(" ")
+        if name not in self._commands:
+            near = difflib.get_close_matches(name, self._commands, n=1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise UsageError(f"{name} is no command", f"{meant}/help lists them")
+        self._commands[name][0](rest.strip())
+
+    def _greet(self) -> None:
+        self._screen.progress.stop()
+        if not self._output.quiet:
+            if self._talk.facts["video"]["has_audio"]:
+                say(NO_SOUND)
+            say(self._state() + (" · /help lists commands" if self._personal else ""))
+
+    def _state(self) -> str:
+        tokens = self._talk.facts["tokens"]
+        return f"{self._talk.video}: {share(tokens['video_kept'], tokens['video_full'])}"
+
+    def _budget(self, rest: str) -> None:
+        if rest:
+            self._talk.set_budget(parse_budget(rest))
+            self._screen.progress.stop()
+        say(f"budget {self._talk.settings.budget}: {self._state()}")
+
+    def _inspect(self, rest: str) -> None:
+        _no_argument("/inspect", rest)
+        facts = self._talk.facts
+        video, tokens, cache = facts["video"], facts["tokens"], facts["cache"]
+        frames = len(video["frame_times_s"])
+        say(f"{self._talk.video}: {video['duration_s']:.2f} s, {frames} frames")
+        kept = share(tokens["video_kept"], tokens["video_full"])
+        say(f"tokens  {kept}, {tokens['after_spatial']:,} after the spatial step")
+        spent = facts["seconds"].items()
+        told = ", ".join(f"{name} {value:.3f}" for name, value in spent if value is not None)
+        say(f"seconds {told}")
+        if cache["hit"]:
+            say(f"cache   hit ({cache['tier']}); computing it took {cache['cold_seconds']:.3f} s")
+        else:
+            say(f"cache   miss: {cache['miss_reason']}")
+        turns = len(self._talk.turns)
+        say(f"context room for {tokens['room']:,} tokens after the video; {turns} turns so far")
+
+    def _video(self, rest: str) -> None:
+        if not rest:
+            raise UsageError("/video names no video", "/video other.mp4")
+        if rest == STDIN:
+            raise UsageError("/video - cannot hold: questions come from stdin")
+        self._talk.open(str(Path(rest).expanduser()) if "://" not in rest else rest)
+        self._screen.progress.stop()
+        say(self._state())
+
+    def _save(self, rest: str) -> None:
+        if not rest:
+            raise UsageError("/save names no file", "/save talk.md")
+        self._talk.save(Path(rest).expanduser())
+        say(f"saved {len(self._talk.turns)} turns in {rest}")
+
+    def _quit(self, rest: str) -> None:
+        _no_argument("/quit", rest)
+        self._over = True
+
+    def _help(self, rest: str) -> None:
+        _no_argument("/help", rest)
+        for name, (_, argument, about) in self._commands.items():
+            say(f"{name + ' ' + argument:<13} {about}")
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Yields what tells whether Ctrl-C was pressed; pressed again, it interrupts as ever."""
+    pressed = False
+
+    def press(number: int, frame: object) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _no_argument(name: str, rest: str) -> None:
+    if rest:
+        raise UsageError(f"{name} takes nothing after it, not {rest!r}")

@@ -1,0 +1,143 @@
+"""A conversation about one video at a time; knows nothing of terminals."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from sttm_cli.cli.asking import Asker, Questions
+from sttm_cli.config import Settings, check_question
+from sttm_cli.errors import ContextError, SttmError, UsageError
+from sttm_cli.types import Ending, Json
+
+
+class Stopped(Exception):
+    """Raised out of `Asker`'s `tell` to end an answer where it stands; holds its text so far."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer; `ending` as in `types.Ending`, `seconds` from the question on."""
+
+    question: str
+    answer: str
+    budget: float | int
+    ending: str
+    seconds: float
+
+
+class Conversation:
+    """Questions about `video`, each asked with the turns before it, unless `remembers` is False.
+
+    `before` stands between the video and the first question. Raises as `Asker.ask`.
+    """
+
+    def __init__(
+        self, asker: Asker, video: str, *, before: str = "", remembers: bool = True
+    ) -> None:
+        self._asker, self._remembers = asker, remembers
+        self._saved: set[Path] = set()
+        self.facts: Json = {}
+        self.video = ""
+        self._open(video, before)
+
+    @property
+    def settings(self) -> Settings:
+        """Those in force now."""
+        return self._asker.settings
+
+    def open(self, video: str) -> None:
+        """Talk about `video` from here on: nothing of another video's turns is kept."""
+        self._open(video, before="")
+
+    def ask(self, question: str) -> Turn:
+        """Answer a question; the oldest turns are left out once the model's context is full.
+
+        `forgotten` tells how many were.
+        """
+        check_question(question)
+        started = time.perf_counter()
+        try:
+            answer, ending = self._answer(question)
+        except Stopped as stopped:
+            answer, ending = stopped.text, Ending.STOPPED
+        seconds = round(time.perf_counter() - started, 3)
+        turn = Turn(question, answer, self.settings.budget, ending, seconds)
+        if answer:
+            self.turns.append(turn)
+        return turn
+
+    def set_budget(self, budget: float | int) -> None:
+        """Prepare the video with another budget; the turns stay. On failure all is as before."""
+        before = self.settings
+        self._asker.use(replace(before, budget=budget))
+        try:
+            self.facts = self._asker.ask(Questions(self.video, ()))
+        except BaseException:
+            self._asker.use(before)
+            raise
+
+    def to_json(self) -> Json:
+        """The whole conversation."""
+        return {
+            "schema": "sttm.chat/1",
+            "video": self.video,
+            "model": self.settings.model,
+            "turns": [asdict(turn) for turn in self.turns],
+        }
+
+    def to_markdown(self) -> str:
+        """The whole conversation, to be read."""
+        head = f"# {self.video}\n\nAnswers of {self.settings.model}.\n"
+        return head + "".join(f"\n**{t.question}**\n\n{t.answer}\n" for t in self.turns)
+
+    def save(self, path: Path) -> None:
+        """Write the conversation as JSON or Markdown, as the suffix says.
+
+        Raises UsageError for another suffix and for a file that something else wrote.
+        """
+        if path.suffix not in (".json", ".md"):
+            raise UsageError(f"{path} ends neither in .md nor in .json", "/save talk.md")
+        if path.exists() and path.absolute() not in self._saved:
+            raise UsageError(f"{path} is there already", "give another name")
+        if path.suffix == ".json":
+            text = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
+        else:
+            text = self.to_markdown()
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise SttmError(f"{path} cannot be written: {error.strerror or error}") from error
+        self._saved.add(path.absolute())
+
+    def _open(self, video: str, before: str) -> None:
+        # The report of a video's preparation, without questions.
+        self.facts = self._asker.ask(Questions(video, ()))
+        self.video, self._before = video, before
+        self.turns: list[Turn] = []
+        self.forgotten = 0
+
+    def _answer(self, question: str) -> tuple[str, str]:
+        while True:
+            history = self._history()
+            asked = Questions(self.video, [question], history, before=self._before)
+            try:
+                (answer,) = self._asker.ask(asked)["answers"]
+            except SttmError as error:
+                # Through a server it is of another class.
+                if error.kind != ContextError.kind or not history:
+                    raise
+                self.forgotten += 1
+            else:
+                return answer["answer"], answer["ending"]
+
+    def _history(self) -> Sequence[tuple[str, str]]:
+        kept = self.turns[self.forgotten :] if self._remembers else []
+        return [(turn.question, turn.answer) for turn in kept]
