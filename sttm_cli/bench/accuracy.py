@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,16 +58,19 @@ def take_exam(
     methods: Sequence[str],
     budgets: Sequence[float],
     questions: int,
+    scenes: Path | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Results:
     """Ask at least `questions` questions, and the follow-ups to them, of every method and budget.
 
     Budget 1 is measured in any case, of our own method alone: there all methods are the same.
+    `scenes`: a folder where written videos are kept for the next time.
     """
     results, model = Results(), qa.model()
     cells = [(OURS, 1.0), *((m, b) for b in budgets if b != 1.0 for m in methods)]
-    with tempfile.TemporaryDirectory(prefix="sttm-") as folder:
-        for number, sheet in enumerate(exam.sheets(Path(folder))):
+    with ExitStack() as stack:
+        own = scenes or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sttm-")))
+        for number, sheet in enumerate(exam.sheets(own)):
             tokens, _ = qa.visual_tokens(qa.request(sheet.path), Clock())
             asked = [alone(model, question) for question in sheet.questions]
             asked.append(in_conversation(model, sheet.questions))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +42,12 @@ class Exam:
     films: dict[str, np.ndarray] | None = None
 
     def sheets(self, folder: Path) -> Iterator[Sheet]:
-        """Endless; each video is written to `folder`, over the one before it."""
-        seed = FIRST_SEED[self.split]
-        while True:
-            yield self._sheet(seed, folder / "scene.mp4")
-            seed += 1
+        """Endless; each video is written to `folder` unless it is there."""
+        for seed in count(FIRST_SEED[self.split]):
+            yield self.sheet(seed, folder)
 
-    def _sheet(self, seed: int, path: Path) -> Sheet:
+    def sheet(self, seed: int, folder: Path) -> Sheet:
+        """The scene of one seed."""
         scene = make_scene(seed, seconds=self.seconds)
         rng = np.random.default_rng((seed, 7))
         backdrop: Backdrop = textured(rng, side=SIDE)
@@ -55,7 +55,11 @@ class Exam:
         if self.films:
             name = list(self.films)[seed % len(self.films)]
             backdrop = filmed(self.films[name], fps=FPS)
-        write_video(path, scene, backdrop, fps=2 if self.seconds >= LONG else FPS)
+        path = folder / f"{Path(name).stem}-{self.seconds}s-{seed}.mp4"
+        if not path.exists():
+            unfinished = path.with_suffix(".part.mp4")
+            write_video(unfinished, scene, backdrop, fps=2 if self.seconds >= LONG else FPS)
+            unfinished.rename(path)
         asked = ask_about(scene, range(scene.seconds), rng)
         return Sheet(seed, path, name, _one_of_each(asked))
 

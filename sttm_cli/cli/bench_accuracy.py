@@ -42,6 +42,15 @@ def accuracy(
     methods: Annotated[
         str, typer.Option("--methods", metavar="M,M,...", help="What to compare.")
     ] = METHODS,
+    scenes: Annotated[
+        Path | None,
+        typer.Option(
+            "--scenes",
+            metavar="FOLDER",
+            show_default=False,
+            help="Keep the written videos here, and use those that are.",
+        ),
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", metavar="FILE.png", show_default=False, help="Draw a chart."),
@@ -66,6 +75,8 @@ def accuracy(
     from sttm_cli.pipeline import VideoQA
 
     named = find_methods(methods)
+    if scenes is not None:
+        scenes.mkdir(parents=True, exist_ok=True)
     rest = dict.fromkeys(("start", "end", "max_bytes"))
     settings = settings_from({**flags, **rest, "frames": frames, "no_cache": True})
     with StageProgress(output) as progress, VideoQA(settings, warn=warn) as qa:
@@ -76,6 +87,7 @@ def accuracy(
             methods=named,
             budgets=wanted,
             questions=questions,
+            scenes=scenes,
             progress=lambda done: progress("questions", min(done, questions), questions),
         )
         about = {

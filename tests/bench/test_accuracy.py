@@ -27,7 +27,7 @@ def test_marks_are_those_of_decoding_through_the_real_path_one_by_one(tmp_path: 
     with sttm_cli.VideoQA(model="tiny", budget=0.1, frames=5, no_cache=True) as qa:
         marks = []
         for seed in range(700_000_000, 700_000_003):
-            sheet = Exam("test", 5)._sheet(seed, tmp_path / "scene.mp4")
+            sheet = Exam("test", 5).sheet(seed, tmp_path)
             model, request = qa.model(), qa.request(sheet.path)
             tokens, _ = qa.visual_tokens(request, Clock())
             kv = qa.prefill(tokens, Clock(), budget=0.1)
@@ -66,7 +66,8 @@ def test_scenes_are_the_same_every_time_and_never_those_of_training_or_the_other
     tmp_path: Path,
 ) -> None:
     one, other = (next(Exam("dev", 2).sheets(tmp_path)) for _ in range(2))
-    assert one.questions == other.questions
+    assert one == other
+    assert one.path.stat().st_mtime_ns == other.path.stat().st_mtime_ns
     assert FIRST_SEED["test"] + 50_000_000 < FIRST_SEED["dev"] < FIRST_TRAINING_SEED - 50_000_000
 
 
