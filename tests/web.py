@@ -80,6 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {
             "/moved": ("video/mp4", b"", {"Location": "/video.mp4"}),
             "/to-a-file": ("video/mp4", b"", {"Location": "file:///etc/hostname"}),
+            "/to-loopback": ("video/mp4", b"", {"Location": self.site.at("video.mp4")}),
             "/to-ftp": ("video/mp4", b"", {"Location": "ftp://127.0.0.1/video.mp4"}),
             "/broken-off": ("video/mp4", video[:-10], whole),
             "/endless": ("video/mp4", bytes(5 << 20), {}),

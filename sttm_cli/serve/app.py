@@ -27,7 +27,7 @@ from sttm_cli.serve.videos import Videos
 from sttm_cli.types import Json
 
 _log = logging.getLogger("sttm_cli.serve")
-_BODY_S = 60.0
+BODY_S = 60.0
 """How long a client may take to send a request's body."""
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -95,7 +95,7 @@ class Service:
         if not length.isdigit() or int(length) > most:
             raise _too_large(most)
         try:
-            async with asyncio.timeout(_BODY_S):
+            async with asyncio.timeout(BODY_S):
                 async for part in request.stream():
                     parts += part
                     if len(parts) > most:

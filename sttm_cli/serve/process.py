@@ -24,7 +24,7 @@ from sttm_cli.serve.engine import Engine
 from sttm_cli.serve.options import Options
 from sttm_cli.serve.videos import Videos
 
-_HEAD_S = 15.0
+HEAD_S = 15.0
 """How long a client may take to send a request's head."""
 _CONNECTIONS = 512
 
@@ -135,7 +135,7 @@ class _Patient(H11Protocol):
             self.transport.close()
             return
         self._waiting_for = cycle if waits else object()
-        self.loop.call_later(_HEAD_S, self._look)
+        self.loop.call_later(HEAD_S, self._look)
 
 
 async def _idle(engine: Engine, keep_alive: float | None) -> None:

@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.running import Running, serving
+from tests.serve.many import Case, alone, make_videos
+from tests.serve.running import ENDLESS, Running, serving
 
+PARALLEL, QUEUE = 2, 4
+IMPATIENT = """
+import sttm_cli.serve.app, sttm_cli.serve.process
+sttm_cli.serve.app.BODY_S = sttm_cli.serve.process.HEAD_S = 0.5
+"""
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 
 
@@ -26,4 +32,23 @@ def server(tmp_path_factory: pytest.TempPathFactory, allowed: Path) -> Iterator[
     """A server as a user would start it, that may fetch from this machine."""
     folder = tmp_path_factory.mktemp("server")
     with serving(folder, "--allow-path", allowed, "--allow-private") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
+    """Questions with the answers computed alone."""
+    return alone(make_videos(tmp_path_factory.mktemp("videos"), 3))
+
+
+@pytest.fixture(scope="session")
+def tight(tmp_path_factory: pytest.TempPathFactory, cases: list[Case]) -> Iterator[Running]:
+    """A server with small bounds and little patience, that has a key."""
+    with serving(
+        tmp_path_factory.mktemp("tight"),
+        *("--allow-path", cases[0].video.parent, "--parallel", PARALLEL, "--max-queue", QUEUE),
+        *("--device-bytes", "3M", "--host-bytes", "1M", "--max-bytes", "3M", "--max-body", "1M"),
+        key="secret",
+        code=ENDLESS + IMPATIENT,
+    ) as running:
         yield running

@@ -16,6 +16,12 @@ from typing import Any
 import httpx
 
 START_S = 120.0
+ENDLESS = """
+from sttm_cli.answer.sampling import Sampler
+choose = Sampler.__call__
+Sampler.__call__ = lambda self, logits: choose(self, logits) if self.seed is None else 20
+"""
+"""Makes a server whose drawn answers go on for as long as they may."""
 
 
 @dataclass

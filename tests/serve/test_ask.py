@@ -18,13 +18,12 @@ import pytest
 
 from sttm_cli.serve.address import place_of
 from tests.cli.process import sttm_here
-from tests.serve.running import Running, place, serving
+from tests.serve.running import ENDLESS, Running, place, serving
 from tests.test_startup import HEAVY, modules_after
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 COUNT, DIGIT = "how many shapes are there?", "which digit flashes?"
-DRAWN = ("--temperature", "50", "--seed", "1", "--max-new-tokens", "400")
-"""Makes an answer that takes its time."""
+DRAWN = ("--temperature", "50", "--seed", "1", "--max-new-tokens", "1000")
 
 
 @pytest.fixture
@@ -147,7 +146,7 @@ def test_something_else_at_that_address_is_noticed(monkeypatch: pytest.MonkeyPat
 
 
 def test_killed_in_the_middle_of_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(tmp_path) as server:
+    with serving(tmp_path, code=ENDLESS) as server:
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)
         alone = sttm_here("ask", SAMPLE, DIGIT, *DRAWN, "--json", "--no-server").json

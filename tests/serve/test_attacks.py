@@ -1,0 +1,323 @@
+"""Hostile clients: the right refusal, and nothing read or fetched that should not be."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sttm_cli.errors import VideoError
+from sttm_cli.serve import addresses
+from sttm_cli.serve.downloads import Downloads
+from sttm_cli.serve.options import Options
+from tests.serve.many import Case
+from tests.serve.running import Running
+from tests.web import Site, serving
+
+ROUTE = "/v1/chat/completions"
+SECRET = "root:"
+
+
+@pytest.fixture(scope="module")
+def http(tight: Running) -> Iterator[httpx.Client]:
+    with tight.http() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def site(cases: list[Case]) -> Iterator[Site]:
+    with serving(cases[0].video) as site:
+        yield site
+
+
+def body(url: object, **more: Any) -> dict[str, Any]:
+    video = {"type": "video_url", "video_url": {"url": url}}
+    content = [video, {"type": "text", "text": "how many shapes are there?"}]
+    return {"model": "tiny", "messages": [{"role": "user", "content": content}], **more}
+
+
+def refused(response: httpx.Response, *codes: int) -> str:
+    """The message of a refusal in OpenAI's form, without a path or a trace."""
+    assert response.status_code in codes, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    for word in ("Traceback", "/tmp", "/etc", "site-packages", ".py", SECRET):
+        assert word not in response.text
+    return str(error["message"])
+
+
+# ---- files
+
+
+def outside(allowed: Path) -> list[str]:
+    """Ways to name a file that is not below the allowed folder, there or not."""
+    plain = ["/etc/passwd", "/etc/none", "../etc/passwd", "etc/passwd", "~/.ssh/id_rsa", "/", "."]
+    up = [f"{allowed}/../../../../../etc/passwd", f"{allowed}/..", f"{allowed}x/a.mp4"]
+    encoded = [f"file://{allowed}/%2e%2e/%2e%2e/%2e%2e/%2e%2e/etc/passwd", "file:///%65tc/passwd"]
+    odd = ["file://elsewhere/etc/passwd", "file:////etc/passwd", "file:etc/passwd", "FILE:///etc"]
+    more = ["/proc/self/environ", "/dev/zero", "/dev/stdin", f"file://{allowed}/a?b", "a" * 5000]
+    return plain + up + encoded + odd + more
+
+
+def test_no_file_elsewhere_is_read(http: httpx.Client, cases: list[Case]) -> None:
+    allowed = cases[0].video.parent
+    (allowed / "link.mp4").symlink_to("/etc/passwd")
+    (allowed / "folder").symlink_to("/etc")
+    links = [f"{allowed}/link.mp4", f"{allowed}/folder/passwd"]
+    told = {refused(http.post(ROUTE, json=body(u)), 403) for u in outside(allowed) + links}
+    assert len(told) == 1
+
+
+def test_what_is_no_video_below_the_folder_is_told_as_such(
+    http: httpx.Client, cases: list[Case]
+) -> None:
+    allowed = cases[0].video.parent
+    (allowed / "list.m3u8").write_text("#EXTM3U\nfile:///etc/passwd\n")
+    (allowed / "text.mp4").write_text(f"{SECRET} hidden")
+    (allowed / "empty.mp4").touch()
+    (allowed / "images").mkdir()
+    for name in ("list.m3u8", "text.mp4", "empty.mp4", "images", "none.mp4"):
+        refused(http.post(ROUTE, json=body(f"{allowed}/{name}")), 422)
+
+
+# ---- addresses
+
+
+@pytest.mark.parametrize(
+    "host",
+    "127.0.0.1 localhost 127.1 2130706433 0x7f.0.0.1 017700000001 0.0.0.0 [::1] [::] "
+    "[::ffff:127.0.0.1] [64:ff9b::7f00:1] 10.0.0.1 192.168.0.1 172.16.0.1 169.254.169.254 "
+    "100.64.0.1 [fe80::1] [fc00::1] 224.0.0.1 255.255.255.255 user:pw@127.0.0.1".split(),
+)
+def test_nothing_is_fetched_from_addresses_that_are_not_public(
+    http: httpx.Client, site: Site, host: str
+) -> None:
+    before = list(site.asked)
+    refused(http.post(ROUTE, json=body(f"http://{host}:{site.port}/video.mp4")), 422)
+    assert site.asked == before
+
+
+@pytest.mark.parametrize(
+    "url",
+    "ftp://example.com/a gopher://127.0.0.1/ javascript:1 http:// http:///x https://[ "
+    "http://[::1 data:text/html;base64,AAAA data:video/mp4,AAAA data:video/mp4;base64,A*A "
+    "unix:/run/x rtsp://127.0.0.1/a concat:/etc/passwd pipe:0 subfile:,,a:/etc/passwd".split(),
+)
+def test_other_schemes_and_broken_addresses_are_refused(http: httpx.Client, url: str) -> None:
+    refused(http.post(ROUTE, json=body(url)), 400, 403, 422)
+
+
+def test_data_that_is_no_video_is_refused(http: httpx.Client) -> None:
+    for content in (b"", b"no video", b"#EXTM3U\n/etc/passwd\n", b"\x00" * 1000):
+        url = "data:video/mp4;base64," + base64.b64encode(content).decode()
+        refused(http.post(ROUTE, json=body(url)), 422)
+
+
+def test_a_redirect_is_checked_like_the_first_address(
+    tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _public_name(monkeypatch, {"public.test": ["93.184.216.34"]}, site.port)
+    downloads = Downloads(tmp_path, Options())
+    with downloads.use("http://public.test/video.mp4") as path:
+        assert path.read_bytes() == site.video
+    before = len(site.asked)
+    for page in ("to-loopback", "to-a-file", "to-ftp"):
+        with pytest.raises(VideoError), downloads.use(f"http://public.test/{page}"):
+            pass
+    assert site.asked[before:] == ["/to-loopback", "/to-a-file", "/to-ftp"]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_name_with_one_private_address_is_not_connected_to(
+    tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _public_name(monkeypatch, {"mixed.test": ["93.184.216.34", "127.0.0.1"]}, site.port)
+    before = list(site.asked)
+    with pytest.raises(VideoError, match="public"):
+        with Downloads(tmp_path, Options()).use("http://mixed.test/video.mp4"):
+            pass
+    assert site.asked == before
+
+
+def _public_name(monkeypatch: pytest.MonkeyPatch, names: dict[str, list[str]], port: int) -> None:
+    """Names that resolve to public addresses, at which the test's own site answers."""
+    resolve, connect = socket.getaddrinfo, socket.socket.connect
+
+    def look_up(host: str, *args: Any, **options: Any) -> Any:
+        kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+        found = [(*kind, (address, 80)) for address in names.get(host, [])]
+        return found or resolve(host, *args, **options)
+
+    def reach(self: socket.socket, address: Any) -> None:
+        connect(self, ("127.0.0.1", port) if address[0] == "93.184.216.34" else address)
+
+    monkeypatch.setattr(addresses.socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(socket.socket, "connect", reach)
+
+
+@pytest.mark.parametrize("page", ["endless", "huge", "dripping", "silent", "broken-off", "none/.."])
+def test_downloads_are_bounded_in_size_and_time(tmp_path: Path, site: Site, page: str) -> None:
+    bounds = Options(allow_private=True, max_download=1 << 20, download_timeout=0.5)
+    started = time.monotonic()
+    if page == "none/..":
+        bounds = Options(allow_private=True, max_download=1000)
+    with pytest.raises(VideoError), Downloads(tmp_path, bounds).use(site.at(page)):
+        pass
+    assert time.monotonic() - started < 10
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- requests
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+FIELDS = (
+    "model messages stream stream_options sttm temperature top_p seed max_tokens n stop tools "
+    "logprobs response_format max_completion_tokens role content type text url video_url uuid "
+    "budget frames fps start end"
+).split()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(FIELDS), JUNK), min_size=1))
+def test_malformed_requests_are_the_clients_fault(
+    http: httpx.Client, changes: list[tuple[int, str, Any]]
+) -> None:
+    sent = body("/nowhere/video.mp4", sttm={"budget": 0.5})
+    (message,) = sent["messages"]
+    video, text = message["content"]
+    for where, name, value in changes:
+        (sent, message, video, text, sent["sttm"])[where][name] = value
+        if not isinstance(sent["sttm"], dict):
+            break
+    refused(post(http, json.dumps(sent).encode()), 400, 403, 404)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"\xff\xfe{}",
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+        b'{"messages": ' + b"9" * 10_000 + b"}",
+        b'{"model": NaN}',
+        b'{"model": "\\ud800", "messages": []}',
+        b'{"model": "tiny", "model": 1}',
+        json.dumps(body("x\0y")).encode(),
+        json.dumps(body("http://a\r\nHost: b/")).encode(),
+    ],
+)
+def test_what_is_no_request_is_refused(http: httpx.Client, raw: bytes) -> None:
+    refused(post(http, raw), 400)
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "", "multipart/form-data", "application/jsonx", "application/xml"]
+)
+def test_other_media_types_are_refused(http: httpx.Client, kind: str) -> None:
+    refused(post(http, b"{}", **{"Content-Type": kind}), 415)
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/sttm/stop", "/sttm/status", "/..%2fetc", "/v1/x"])
+def test_nothing_else_is_there(http: httpx.Client, path: str) -> None:
+    refused(http.get(path), 404)
+    refused(http.post(path), 404)
+
+
+def test_methods_that_are_not_allowed(http: httpx.Client) -> None:
+    for method in ("GET", "PUT", "DELETE", "PATCH"):
+        refused(http.request(method, ROUTE), 405)
+
+
+def test_a_large_body_is_not_read(tight: Running, http: httpx.Client) -> None:
+    host, port = tight.url.removeprefix("http://").split(":")
+    head = (
+        f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {1 << 30}\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port)), timeout=20) as raw:
+        raw.sendall(head.encode())
+        assert b" 413 " in raw.recv(4096).splitlines()[0]
+    parts = (b" " * 65536 for _ in range(1 << 14))
+    try:
+        refused(http.post(ROUTE, content=parts, headers={"Content-Type": "application/json"}), 413)
+    except (httpx.TransportError, httpx.StreamError):
+        # Told while the client still sends: it may meet a closed connection first.
+        pass
+    assert http.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"",
+        b"POST /v1/chat/completions HT",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: ",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{",
+    ],
+)
+def test_slow_clients_are_given_up(tight: Running, start: bytes) -> None:
+    host, port = tight.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as slow:
+        slow.sendall(start)
+        told = b""
+        while part := slow.recv(4096):
+            told += part
+    assert told == b"" or b" 408 " in told.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "given_key", [None, "", "Bearer", "Bearer secre", "Bearer secrets", "Bearer \xe9", "x"]
+)
+def test_a_wrong_key_opens_nothing(tight: Running, given_key: str | None) -> None:
+    headers = {} if given_key is None else {"Authorization": given_key.encode("latin-1")}
+    with httpx.Client(base_url=tight.url) as http:
+        for path in ("/v1/models", "/metrics"):
+            refused(http.get(path, headers=headers), 401)
+        refused(http.post("/sttm/ask", headers=headers, json={}), 401)
+        assert http.get("/health", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.test", "evil.test:8000", "127.0.0.1.evil.test", "a@b", ""])
+def test_a_web_page_cannot_reach_it_under_its_own_name(http: httpx.Client, host: str) -> None:
+    refused(http.get("/v1/models", headers={"Host": host}), 403)
+
+
+def test_the_private_protocol_reads_no_more_than_the_public_one(http: httpx.Client) -> None:
+    from sttm_cli import __version__
+
+    asked = {"version": __version__, "video": "/etc/passwd", "questions": ["what?"], "settings": {}}
+    lines = http.post("/sttm/ask", json=asked).text.splitlines()
+    assert json.loads(lines[-1])["error"]["kind"] == "forbidden"
+    for change in ({"questions": []}, {"video": 1}, {"settings": {"model": "x"}}, {"history": [1]}):
+        refused(http.post("/sttm/ask", json={**asked, **change}), 400)
+
+
+def post(http: httpx.Client, raw: bytes, **headers: str) -> httpx.Response:
+    return http.post(ROUTE, content=raw, headers={"Content-Type": "application/json", **headers})
+
+
+def test_another_address_than_loopback_needs_a_key() -> None:
+    from tests.cli.process import sttm_here
+
+    told = sttm_here("serve", "--host", "0.0.0.0", "--port", "0")
+    assert told.code == 2
+    assert "--api-key" in told.err
