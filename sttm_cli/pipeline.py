@@ -23,9 +23,10 @@ from sttm_cli.device import memory_told
 from sttm_cli.errors import VideoError
 from sttm_cli.fits import fits
 from sttm_cli.merge import MergedTokens, merge_tokens
+from sttm_cli.models.memory import check_room
 from sttm_cli.prefill import ROOM, KVContinuation, Merging, prefill
 from sttm_cli.prepared import Prepared
-from sttm_cli.request import ModelChoice, Request, choose_model, make_request
+from sttm_cli.request import ModelChoice, Request, choose_model, kv_bytes, make_request
 from sttm_cli.resident import Resident
 from sttm_cli.results import Answer, CacheUse, Choice
 from sttm_cli.store import NoStore, Store, pack
@@ -347,6 +348,7 @@ class VideoQA:
     def _compute(
         self, request: Request, clock: Clock, *, miss_reason: str, frames: Frames | None = None
     ) -> tuple[PrefixKV, CacheUse]:
+        self._check_room(request)
         tokens, report = self.visual_tokens(request, clock, frames)
         kv = self.prefill(tokens, clock, budget=self.settings.budget)
         with clock.stage("prefill"), memory_told():
@@ -366,6 +368,12 @@ class VideoQA:
         size, saved = (entry.bytes, entry.saved_bytes) if entry else (0, 0)
         prefix = kv.tokens.prefix
         return kv, CacheUse(False, request.key, size, 0, prefix, miss_reason, None, saved)
+
+    def _check_room(self, request: Request) -> None:
+        choice = self.choice
+        if not self._resident.has(choice, vision=True):
+            size = kv_bytes(request.plan, choice, self.settings.budget, dtype=choice.dtype)
+            check_room(choice.source, choice.placement(), size or 0)
 
     def _label(self, request: Request) -> Json:
         return {

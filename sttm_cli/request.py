@@ -12,8 +12,17 @@ from sttm_cli.config import Settings
 from sttm_cli.decode import Source, digest, plan_frames, remembered_probe
 from sttm_cli.device import resolve_attention, resolve_device, resolve_dtype
 from sttm_cli.errors import UsageError
-from sttm_cli.models import ALIASES, Family, ModelSource, defaults_of, find_source
-from sttm_cli.store import FORMAT, key_of
+from sttm_cli.models import (
+    ALIASES,
+    Family,
+    ModelSource,
+    Placement,
+    defaults_of,
+    find_source,
+    layer_bytes,
+    token_count,
+)
+from sttm_cli.store import FORMAT, STORED, key_of
 from sttm_cli.types import FramePlan, Json, VideoInfo
 
 MERGE_METHOD = "sttm/1"
@@ -40,6 +49,10 @@ class ModelChoice:
     attention: str = "sdpa"
     spread: bool = False
     newlines: bool = False
+
+    def placement(self, *, vision: bool = True) -> Placement:
+        """Where and how it is loaded."""
+        return Placement(self.device, self.dtype, self.attention, self.spread, vision)
 
     def identity(self) -> Json:
         return {
@@ -130,6 +143,24 @@ def plan_video(
         decoder=settings.decoder,
     )
     return info, plan
+
+
+def kv_bytes(plan: FramePlan, choice: ModelChoice, budget: float, *, dtype: str) -> int | None:
+    """About how many bytes a video's KV takes in `dtype`; None where the model does not tell.
+
+    Layers below the merge layer hold every token, the others the budget's.
+    """
+    source, layers = choice.source, choice.source.layers
+    each = layer_bytes(source, STORED[dtype].itemsize)
+    width, height = plan.size
+    count = token_count(source, len(plan.times_s), width=width, height=height)
+    if each is None or count is None or not layers:
+        return None
+    full = count.visual
+    kept = min(full, budget) if isinstance(budget, int) else int(full * budget)
+    below = min(choice.merge_layer, layers)
+    merged = below * full + (layers - below) * kept
+    return each * (merged + layers * count.text)
 
 
 def _identity(video_digest: str, plan: FramePlan, choice: ModelChoice, settings: Settings) -> Json:

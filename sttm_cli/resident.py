@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from sttm_cli.models import Placement, VideoLLM, check_unchanged, load
+from sttm_cli.models import VideoLLM, check_unchanged, load
 from sttm_cli.request import ModelChoice
 from sttm_cli.store import NoStore, Store
 from sttm_cli.tiers import Tiers
@@ -37,9 +37,7 @@ class Resident:
         with self._lock:
             if self._model is None or not self.has(choice, vision=vision):
                 self._forget()
-                place = Placement(
-                    choice.device, choice.dtype, choice.attention, choice.spread, vision
-                )
+                place = choice.placement(vision=vision)
                 self._model = load(choice.source, place, newlines=choice.newlines)
                 # What the KV will be stored under must be what was read.
                 check_unchanged(choice.source, self.store)

@@ -11,10 +11,9 @@ from typing import Any
 
 from sttm_cli.decode import Source
 from sttm_cli.errors import CacheError, SttmError, UsageError
-from sttm_cli.models import layer_bytes, token_count
 from sttm_cli.pipeline import VideoQA
-from sttm_cli.request import plan_video
-from sttm_cli.store import STORED, Store
+from sttm_cli.request import kv_bytes, plan_video
+from sttm_cli.store import Store
 from sttm_cli.types import FramePlan
 
 SAMPLE = 32
@@ -34,22 +33,11 @@ class Estimate:
 
 
 def needed_bytes(qa: VideoQA, plan: FramePlan) -> int | None:
-    """About how many bytes this video's KV takes on disk; None where the model does not tell.
-
-    Layers below the merge layer hold every token, the others the budget's.
-    """
-    source, layers = qa.choice.source, qa.choice.source.layers
-    dtype = qa.settings.kv_dtype
-    each = layer_bytes(source, STORED[qa.choice.dtype if dtype == "auto" else dtype].itemsize)
-    width, height = plan.size
-    count = token_count(source, len(plan.times_s), width=width, height=height)
-    if each is None or count is None or not layers:
-        return None
-    full, budget = count.visual, qa.settings.budget
-    kept = min(full, budget) if isinstance(budget, int) else int(full * budget)
-    below = min(qa.choice.merge_layer, layers)
-    merged = below * full + (layers - below) * kept
-    return HEADER_BYTES + each * (merged + layers * count.text)
+    """About how many bytes this video's KV takes on disk; None where the model does not tell."""
+    asked = qa.settings.kv_dtype
+    dtype = qa.choice.dtype if asked == "auto" else asked
+    size = kv_bytes(plan, qa.choice, qa.settings.budget, dtype=dtype)
+    return None if size is None else HEADER_BYTES + size
 
 
 def estimate(qa: VideoQA, videos: Sequence[Path]) -> Estimate | None:

@@ -35,6 +35,22 @@ def place(source: ModelSource, placement: Placement) -> Json:
     return {"device_map": {"": placement.device}}
 
 
+def check_room(source: ModelSource, placement: Placement, kv: int) -> None:
+    """Raise OutOfMemoryError where weights and a KV of `kv` bytes are more than what is free.
+
+    To be asked before the weights are loaded. Activations come on top: what passes may still
+    run out of memory later.
+    """
+    free = sum(accelerators()) if placement.spread else free_bytes(placement.device)
+    needed = weight_bytes(source, placement.dtype)
+    if free is not None and needed + kv > free:
+        raise OutOfMemoryError(
+            f"model {source.name!r} takes {needed / 2**30:.1f} GiB in {placement.dtype} and this "
+            f"video's KV about {kv / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free",
+            "use fewer --frames, a smaller --budget or --dtype bfloat16, or choose a smaller model",
+        )
+
+
 def _spread(source: ModelSource, placement: Placement, needed: int, free: list[int]) -> Json:
     """Layers over all accelerators alike; what is left free is for KV and activations."""
     room = {index: int(SHARE * bytes_) for index, bytes_ in enumerate(free)}

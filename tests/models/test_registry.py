@@ -14,7 +14,10 @@ from sttm_cli.models import ALIASES, FAMILIES, defaults_of, find_source, load
 from sttm_cli.models.base import Placement
 from sttm_cli.models.memory import free_bytes, place, weight_bytes
 from sttm_cli.models.registry import CHECKPOINTS
+from tests.cli.process import sttm_here
 from tests.fakes import DictMemo
+
+SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 
 
 def source_of(folder: Path, name: str = "m"):
@@ -95,6 +98,18 @@ def test_weights_are_measured_before_loading_and_refused_where_they_do_not_fit(
         load(source, Placement("cpu", "float32"))
     assert error.value.exit_code == 5
     assert "--dtype bfloat16" in error.value.hint
+
+
+def test_a_video_whose_kv_does_not_fit_beside_the_weights_is_refused_before_loading(
+    random_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = weight_bytes(source_of(random_model), "float32")
+    monkeypatch.setattr("sttm_cli.models.memory.free_bytes", lambda device: weights + 1000)
+    ended = sttm_here("ask", SAMPLE, "what?", "--model", random_model, "--json")
+    assert ended.code == 5
+    assert ended.json["error"]["kind"] == "memory"
+    assert "KV about" in ended.json["error"]["message"]
+    assert "--frames" in ended.json["error"]["hint"]
 
 
 def test_free_memory_is_known_on_linux() -> None:
