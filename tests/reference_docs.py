@@ -59,18 +59,22 @@ traceback.
 
 def page() -> str:
     """The whole page."""
+    return HEAD + "\n".join(_section(command, name) for name, command in commands()) + "\n" + TAIL
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command that does something, by its full name."""
     from sttm_cli.cli import app
 
-    group = typer.main.get_command(app)
-    return HEAD + "\n".join(_sections(group, "sttm")) + "\n" + TAIL
+    return _below(typer.main.get_command(app), "sttm")
 
 
-def _sections(group: Any, prefix: str) -> Iterator[str]:
+def _below(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
-            yield from _sections(command, f"{prefix} {name}")
+            yield from _below(command, f"{prefix} {name}")
         else:
-            yield _section(command, f"{prefix} {name}")
+            yield f"{prefix} {name}", command
 
 
 def _section(command: Any, name: str) -> str:

@@ -4,24 +4,50 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.reference_docs import PAGE, page
+from tests.reference_docs import PAGE, commands, page
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = list(commands())
 
 
 def test_every_command_and_flag_is_documented_as_its_help_says() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m tests.reference_docs"
 
 
+@pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
+def test_every_command_and_flag_says_what_it_does(name: str, command: Any) -> None:
+    section = PAGE.read_text(encoding="utf-8").split(f"\n## {name}\n")[1].split("\n## ")[0]
+    assert command.help.strip()
+    for option in command.params:
+        assert option.help and option.help.strip(), option.name
+        if option.param_type_name == "option" and option.name != "help":
+            assert all(f"`{name}`" in section for name in option.opts), option.name
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
+def test_help_breaks_no_sentence(name: str, command: Any) -> None:
+    assert all("\n" not in paragraph for paragraph in command.help.split("\n\n"))
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
 def test_links_between_documents_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
+    text = document.read_text(encoding="utf-8")
+    for target, _, heading in re.findall(r"\]\(([^)#\s]*)(#([^)]+))?\)", text):
         if not target.startswith("http"):
-            assert (document.parent / target).exists(), target
+            page = document.parent / target if target else document
+            assert page.exists(), target
+            assert not heading or heading in anchors(page), f"{target}#{heading}"
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link may name in a page, as GitHub makes it from the headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_readme_names_every_document() -> None:
