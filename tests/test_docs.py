@@ -24,7 +24,7 @@ def test_every_command_and_flag_says_what_it_does(name: str, command: Any) -> No
     section = PAGE.read_text(encoding="utf-8").split(f"\n## {name}\n")[1].split("\n## ")[0]
     assert command.help.strip()
     for option in command.params:
-        assert option.help and option.help.strip(), option.name
+        assert (option.help or "").strip(), option.name
         if option.param_type_name == "option" and option.name != "help":
             assert all(f"`{name}`" in section for name in option.opts), option.name
 
