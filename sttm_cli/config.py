@@ -39,6 +39,7 @@ CONFIG_KEYS = (
     "max_new_tokens",
     "temperature",
     "max_download",
+    "keep_alive",
 )
 
 

@@ -14,9 +14,11 @@ from sttm_cli.cli.options import (
     RUN,
     SOURCE,
     VIDEO,
+    KeepAlive,
     NoServer,
     Output,
     Subtitles,
+    check_keep_alive,
     settings_from,
     takes,
     typed,
@@ -70,6 +72,7 @@ def ask(
     ] = None,
     subtitles: Subtitles = None,
     no_server: NoServer = False,
+    keep_alive: KeepAlive = None,
     flags: dict[str, Any],
     output: Output,
 ) -> None:
@@ -95,9 +98,10 @@ def ask(
     before = subtitles_text(subtitles, settings.start, settings.end, warn=warn)
     if settings.model == DEFAULT_MODEL and not output.quiet:
         say(NAME_A_MODEL)
+    stays = check_keep_alive(context, keep_alive, no_server=no_server)
     with StageProgress(output) as progress:
         screen = _Screen(output, progress, settings.max_new_tokens)
-        with Asker(settings, screen.tell, server=not no_server) as asker:
+        with Asker(settings, screen.tell, server=not no_server, keep_alive=stays) as asker:
             report = asker.ask(Questions(video, asked, options=options or (), before=before))
     report["video"]["subtitles"] = None if subtitles is None else str(subtitles)
     if output.as_json:

@@ -52,9 +52,11 @@ class Asker:
     """Answers questions; a context manager. The model is imported and loaded only where no
     server answers."""
 
-    def __init__(self, settings: Settings, tell: Tell, *, server: bool) -> None:
+    def __init__(
+        self, settings: Settings, tell: Tell, *, server: bool, keep_alive: str | None = None
+    ) -> None:
         self.settings, self._tell = settings, tell
-        self._server = self._find() if server else None
+        self._server = self._find(keep_alive) if server else None
 
     def __enter__(self) -> Asker:
         return self
@@ -144,10 +146,29 @@ class Asker:
             progress=lambda *stage: self._tell("progress", stage),
         )
 
-    def _find(self) -> Server | None:
-        from sttm_cli.serve.client import find_server
+    def _find(self, keep_alive: str | None) -> Server | None:
+        from sttm_cli.serve.client import ServerGone, find_server
 
         server = find_server(self.settings, lambda line: self._tell("warning", line))
         if server is not None:
             self._tell("note", f"asking {server}")
+        elif keep_alive is not None:
+            try:
+                server = self._leave(keep_alive)
+            except ServerGone as error:
+                self._tell("warning", f"no server is left behind: {error}")
+        return server
+
+    def _leave(self, keep_alive: str) -> Server | None:
+        """A server of this user's own that stays for `keep_alive` after the last question."""
+        from sttm_cli.serve.address import place_of
+        from sttm_cli.serve.others import leave_behind
+
+        place = place_of(self.settings)
+        if place is None:
+            self._tell("warning", "no server is left behind: these settings are answered here")
+            return None
+        self._tell("progress", ("load", 0, 1))
+        server = leave_behind(self.settings, place, keep_alive)
+        self._tell("note", f"a server stays for {keep_alive} after the last question")
         return server

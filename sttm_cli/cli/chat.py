@@ -21,9 +21,11 @@ from sttm_cli.cli.options import (
     RUN,
     SOURCE,
     VIDEO,
+    KeepAlive,
     NoServer,
     Output,
     Subtitles,
+    check_keep_alive,
     settings_from,
     takes,
 )
@@ -45,10 +47,12 @@ from sttm_cli.subtitles import subtitles_text
 
 @takes(RUN, SOURCE, ANSWERS)
 def chat(
+    context: typer.Context,
     video: Annotated[str, typer.Argument(metavar="VIDEO", help=VIDEO)],
     *,
     subtitles: Subtitles = None,
     no_server: NoServer = False,
+    keep_alive: KeepAlive = None,
     no_history: Annotated[
         bool, typer.Option("--no-history", help="Ask each question without the turns before it.")
     ] = False,
@@ -70,9 +74,10 @@ def chat(
     before = subtitles_text(subtitles, settings.start, settings.end, warn=warn)
     if settings.model == DEFAULT_MODEL and not output.quiet:
         say(NAME_A_MODEL)
+    stays = check_keep_alive(context, keep_alive, no_server=no_server)
     with StageProgress(output) as progress:
         screen = _Screen(output, progress)
-        with Asker(settings, screen.tell, server=not no_server) as asker:
+        with Asker(settings, screen.tell, server=not no_server, keep_alive=stays) as asker:
             talk = Conversation(asker, video, before=before, remembers=not no_history)
             done = _Chat(talk, screen, output).run()
     if output.as_json:

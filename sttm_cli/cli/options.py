@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +19,10 @@ from sttm_cli.config import (
     Settings,
     parse_budget,
     parse_bytes,
+    parse_duration,
     parse_seconds,
 )
+from sttm_cli.errors import SttmError, UsageError
 
 VIDEO = "A video file, a folder of images, an http(s) address, or '-' for stdin."
 
@@ -35,6 +38,17 @@ Subtitles = Annotated[
         metavar="FILE",
         show_default=False,
         help="Put the subtitles of an .srt or .vtt file before the question, with their times.",
+    ),
+]
+
+KeepAlive = Annotated[
+    str | None,
+    typer.Option(
+        "--keep-alive",
+        metavar="TIME",
+        show_default=False,
+        help="Leave a server behind that keeps the model loaded until nothing was asked for so "
+        "long, such as 10m.",
     ),
 ]
 
@@ -164,6 +178,34 @@ def typed(context: typer.Context, flags: tuple[str, ...]) -> list[str]:
     names = {option: p.name for p in context.command.params for option in p.opts}
     sources = ((flag, context.get_parameter_source(str(names[flag]))) for flag in flags)
     return [flag for flag, source in sources if source is not None and source.name == "COMMANDLINE"]
+
+
+def check_keep_alive(
+    context: typer.Context, keep_alive: str | None, *, no_server: bool
+) -> str | None:
+    """--keep-alive as typed, checked; None where --no-server overrules the config file.
+
+    Raises UsageError where both were typed, SttmError where there is nothing to serve with.
+    """
+    if keep_alive is None:
+        return None
+    parse_duration("--keep-alive", keep_alive)
+    if no_server:
+        if typed(context, ("--keep-alive",)):
+            raise UsageError("--no-server and --keep-alive cannot hold together", "choose one")
+        return None
+    check_serving()
+    return keep_alive
+
+
+def check_serving() -> None:
+    """Raise SttmError where what a server needs is not installed."""
+    missing = [m for m in ("starlette", "uvicorn", "prometheus_client") if find_spec(m) is None]
+    if missing:
+        raise SttmError(
+            f"a server needs {', '.join(missing)}, which is not installed",
+            "pip install 'sttm-cli[serve]'",
+        )
 
 
 def without(group: tuple[inspect.Parameter, ...], *names: str) -> tuple[inspect.Parameter, ...]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sttm_cli.cli.options import ANSWERS, RUN, Output, settings_from, takes, without
+from sttm_cli.cli.options import ANSWERS, RUN, Output, check_serving, settings_from, takes, without
 from sttm_cli.cli.output import print_json, say, size
 from sttm_cli.config import Settings, parse_bytes, parse_duration
-from sttm_cli.errors import SttmError
 from sttm_cli.types import Json
 
 PORT = 8000
@@ -95,7 +93,7 @@ def serve(
         _others(output, stop=stop)
         return
     settings = settings_from(flags)
-    _check_installed()
+    check_serving()
     from sttm_cli.serve.options import Options
 
     options = Options(
@@ -121,15 +119,6 @@ def _run(settings: Settings, options: Any, output: Output) -> None:
     from sttm_cli.serve.process import serve as run
 
     run(settings, options, (lambda line: None) if output.quiet else say)
-
-
-def _check_installed() -> None:
-    missing = [m for m in ("starlette", "uvicorn", "prometheus_client") if find_spec(m) is None]
-    if missing:
-        raise SttmError(
-            f"the server needs {', '.join(missing)}, which is not installed",
-            "pip install 'sttm-cli[serve]'",
-        )
 
 
 def _others(output: Output, *, stop: bool) -> None:

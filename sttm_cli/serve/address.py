@@ -76,7 +76,7 @@ def place_of(settings: Settings) -> Place | None:
     folder = runtime_folder()
     if folder is None or any(getattr(settings, name) for name in _IN_PROCESS):
         return None
-    text = json.dumps(_pinned(settings), sort_keys=True)
+    text = json.dumps(pinned(settings), sort_keys=True)
     return Place(folder, hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
@@ -90,8 +90,8 @@ def places() -> Iterator[Place]:
 
 def per_request(settings: Settings) -> Json:
     """The settings that are sent with a request."""
-    pinned = {*PINNED, *_IN_PROCESS}
-    return {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in pinned}
+    others = {*PINNED, *_IN_PROCESS}
+    return {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in others}
 
 
 def runtime_folder() -> Path | None:
@@ -115,7 +115,8 @@ def runtime_folder() -> Path | None:
     return folder if ours and len(os.fsencode(folder)) < 80 else None
 
 
-def _pinned(settings: Settings) -> Json:
+def pinned(settings: Settings) -> Json:
+    """The settings that tell one server from another, independent of where a process runs."""
     model = Path(settings.model).expanduser()
     return {
         **{name: getattr(settings, name) for name in PINNED},

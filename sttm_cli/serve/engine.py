@@ -148,6 +148,7 @@ class Engine:
             )
             prepared = await self._prepare(qa, path)
             self.metrics.prepared(prepared.cache.tier, prepared.clock.seconds())
+            qa.check(asking.questions)
             answers: list[Answer | Choice] = []
             for question in asking.questions:
                 answer, count = await self._answer(qa, prepared, question, asking, run)

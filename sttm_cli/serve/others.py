@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
+from sttm_cli.config import Settings
 from sttm_cli.errors import SttmError
-from sttm_cli.serve.address import Place, places
+from sttm_cli.serve.address import Place, pinned, places
 from sttm_cli.serve.client import Server, ServerGone
 from sttm_cli.types import Json
 
-_END_S = 600.0
+_END_S, _START_S = 600.0, 120.0
 
 
 def running() -> Iterator[tuple[Place, Json]]:
@@ -37,3 +41,38 @@ def end(place: Place, pid: int) -> None:
         if time.monotonic() > deadline:
             raise SttmError(f"the server with process id {pid} does not end")
         time.sleep(0.02)
+
+
+def leave_behind(settings: Settings, place: Place, keep_alive: str) -> Server:
+    """Start a server at `place` that outlives this process and ends `keep_alive` after its last
+    question; it listens for this user's own `sttm` only. Raises ServerGone where it does not come
+    up; its log then says why."""
+    flags = list(_flags(settings))
+    command = [sys.executable, "-m", "sttm_cli", "serve", "--socket-only", *flags]
+    with os.fdopen(os.open(place.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:
+        process = subprocess.Popen(
+            [*command, f"--keep-alive={keep_alive}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        if place.read() is not None:
+            return Server(place)
+        # Another process may have started one at the same moment: then its address comes.
+        if process.poll() is not None and not place.is_served():
+            break
+        time.sleep(0.02)
+    raise ServerGone(f"it did not start; {place.log} says why")
+
+
+def _flags(settings: Settings) -> Iterator[str]:
+    """The flags that make a server the one for `settings`."""
+    for name, value in pinned(settings).items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            yield flag
+        elif value not in (None, False):
+            yield f"{flag}={value}"

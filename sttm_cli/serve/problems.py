@@ -42,4 +42,6 @@ def refusal(error: BaseException) -> Refused:
     if not isinstance(error, SttmError):
         return Refused(500, "the server failed on this request", code="internal_error")
     text = _PATH.sub("the file", error.message)
+    if error.kind == "context":
+        return Refused(400, text, code="context_length_exceeded")
     return Refused(_STATUS.get(error.kind, 500), text, code=error.kind)

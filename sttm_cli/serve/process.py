@@ -188,6 +188,8 @@ def _unix_socket(place: Place) -> socket.socket:
         listener.bind(str(place.socket))
     finally:
         os.umask(before)
+    # Whoever comes before the loop runs waits in line.
+    listener.listen()
     return listener
 
 

@@ -186,3 +186,31 @@ def test_a_dead_servers_address_is_said_once(
     where.lock.touch()
     assert "has died" in sttm_here("ask", SAMPLE, COUNT).err
     assert "has died" not in sttm_here("ask", SAMPLE, COUNT).err
+
+
+def test_a_server_that_is_left_behind_ends_when_nothing_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = place(tmp_path)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    first = sttm_here("ask", SAMPLE, COUNT, "--keep-alive", "2s", "--json")
+    again = sttm_here("ask", SAMPLE, COUNT, "--json")
+    assert "stays for 2s" in first.err
+    assert first.json["cache"]["tier"] is None
+    assert again.json["cache"]["tier"] == "device"
+    assert again.json["answers"] == first.json["answers"]
+    (told,) = sttm_here("serve", "--status", "--json").json["servers"]
+    assert told["address"] is None
+    deadline = time.monotonic() + 60
+    while list((tmp_path / "run" / "sttm").glob("*.sock")):
+        assert time.monotonic() < deadline, "it does not end"
+        time.sleep(0.05)
+    assert sttm_here("serve", "--status", "--json").json["servers"] == []
+
+
+def test_keep_alive_and_no_server_cannot_hold_together() -> None:
+    told = sttm_here("ask", SAMPLE, COUNT, "--keep-alive", "1m", "--no-server")
+    assert told.code == 2
+    assert "--keep-alive" in told.err
+    assert "--no-server" in told.err
