@@ -25,7 +25,7 @@ from sttm_cli.fits import fits
 from sttm_cli.merge import MergedTokens, merge_tokens
 from sttm_cli.models.memory import check_room
 from sttm_cli.prefill import ROOM, KVContinuation, Merging, prefill
-from sttm_cli.prepared import Prepared
+from sttm_cli.prepared import Prepared, seconds_to_prefix
 from sttm_cli.request import ModelChoice, Request, choose_model, kv_bytes, make_request
 from sttm_cli.resident import Resident
 from sttm_cli.results import Answer, CacheUse, Choice
@@ -342,6 +342,8 @@ class VideoQA:
         if kv is None or not fits(kv, model.decoder.config, self.choice):
             self.warn(f"stored entry {entry.key[:12]} cannot be used; computing it anew")
             return "the stored entry is damaged"
+        sooner = seconds_to_prefix(kv) - clock.spent("restore")
+        self.store.count_use(entry, saved_s=sooner)
         prefix, saved = kv.tokens.prefix, entry.saved_bytes
         return kv, CacheUse(True, entry.key, entry.bytes, prefix, 0, None, DISK, saved)
 

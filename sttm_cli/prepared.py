@@ -33,5 +33,10 @@ class Prepared:
 
     @property
     def cold_seconds(self) -> float:
-        """What decode, encode, merge and prefill took when the KV was computed."""
-        return sum(self.kv.facts["seconds"].get(name) or 0.0 for name in TO_PREFIX)
+        """As `seconds_to_prefix`."""
+        return seconds_to_prefix(self.kv)
+
+
+def seconds_to_prefix(kv: PrefixKV) -> float:
+    """What decode, encode, merge and prefill took when the KV was computed."""
+    return sum(kv.facts["seconds"].get(name) or 0.0 for name in TO_PREFIX)

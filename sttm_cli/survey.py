@@ -137,9 +137,7 @@ def survey(
                 speedup=_to_first_token(full) / _to_first_token(cost),
             )
         )
-    # An entry's identity is what its file says: anything can stand in it.
-    same = request.identity["video"]
-    entries = (e for e in qa.store.entries() if e.identity.get("video") == same)
+    entries = (entry for entry in qa.store.entries() if entry.video == request.digest)
     return Survey(
         request, report, tokens.grid, repeat, _model_json(qa), view, tuple(entries), tuple(rows)
     )

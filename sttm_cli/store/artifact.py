@@ -192,16 +192,21 @@ def _check_meta(meta: Json, identity: Json | None) -> None:
     if not shapes or not meta["lengths"] or min(meta["lengths"]) < 1:
         raise Damaged("its lengths are damaged")
     facts, counts = meta["facts"], TokenCounts(**meta["tokens"])
-    if not isinstance(facts, dict) or not isinstance(meta["label"], dict):
+    if not isinstance(facts, dict) or not isinstance(meta["identity"], dict):
         raise Damaged("its record is damaged")
-    _check_counts(counts)
-    if not all(
-        isinstance(value, (str, int, float, type(None))) for value in meta["label"].values()
-    ):
+    check_counts(counts)
+    check_label(meta["label"])
+
+
+def check_label(label: Json) -> None:
+    """Raise Damaged unless it is a JSON object of plain values."""
+    plain = (str, int, float, type(None))
+    if not isinstance(label, dict) or not all(isinstance(v, plain) for v in label.values()):
         raise Damaged("its label is damaged")
 
 
-def _check_counts(counts: TokenCounts) -> None:
+def check_counts(counts: TokenCounts) -> None:
+    """Raise Damaged unless they are counts that can be."""
     numbers = [counts.video_full, counts.video_kept, counts.prefix, counts.after_spatial or 0]
     thresholds = [counts.spatial_threshold, counts.temporal_threshold]
     if not all(type(n) is int and n >= 0 for n in numbers) or not counts.video_full:

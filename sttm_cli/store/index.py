@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ import diskcache
 from diskcache.core import MODE_RAW
 
 from sttm_cli.types import Json
+
+PATIENCE_S = 5.0
+"""Other processes hold the index for milliseconds; one that is held longer is done without."""
 
 
 class _TextOnly(diskcache.Disk):  # type: ignore[misc]
@@ -58,20 +63,51 @@ class Index:
         self._broken = False
 
     def get(self, key: str) -> Json | None:
-        text = self._try(lambda cache: cache.get(key, retry=True))
-        if not isinstance(text, str):
-            return None
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            return None
-        return value if isinstance(value, dict) else None
+        return _object(self._try(lambda cache: cache.get(key)))
+
+    def rows(self, prefix: str) -> dict[str, Json]:
+        """All rows whose key begins with `prefix`, by what follows it: one query, for many."""
+
+        def query(cache: Any) -> list[tuple[Any, Any]]:
+            # Keys are compared as text; U+10FFFF sorts behind all that may follow.
+            bounds = (MODE_RAW, prefix, prefix + "\U0010ffff")
+            select = (
+                "SELECT key, value FROM Cache WHERE raw = 1 AND mode = ? AND key > ? AND key < ?"
+            )
+            return list(cache._sql(select, bounds))
+
+        found = {key: _object(text) for key, text in self._try(query) or [] if type(key) is str}
+        return {key[len(prefix) :]: row for key, row in found.items() if row is not None}
 
     def set(self, key: str, value: Json) -> None:
-        self._try(lambda cache: cache.set(key, json.dumps(value), retry=True), write=True)
+        self.set_all({key: value})
 
-    def delete(self, key: str) -> None:
-        self._try(lambda cache: cache.delete(key, retry=True), write=True)
+    def set_all(self, rows: dict[str, Json]) -> None:
+        """Remember all rows in one transaction."""
+
+        def write(cache: Any) -> None:
+            with cache.transact():
+                for key, value in rows.items():
+                    cache.set(key, json.dumps(value))
+
+        self._try(write, write=True)
+
+    def change(self, key: str, change: Callable[[Json | None], Json]) -> None:
+        """Replace a row by what `change` makes of it; no other process comes between."""
+
+        def write(cache: Any) -> None:
+            with cache.transact():
+                cache.set(key, json.dumps(change(_object(cache.get(key)))))
+
+        self._try(write, write=True)
+
+    def delete(self, *keys: str) -> None:
+        def write(cache: Any) -> None:
+            with cache.transact():
+                for key in keys:
+                    cache.delete(key)
+
+        self._try(write, write=True)
 
     def close(self) -> None:
         if self._cache is not None:
@@ -95,16 +131,32 @@ class Index:
 
     def _open(self) -> Any:
         if self._cache is None:
+            self._try_lock()
             self._cache = diskcache.Cache(
                 str(self._folder),
                 disk=_TextOnly,
-                timeout=10,
+                timeout=PATIENCE_S,
                 cull_limit=0,
                 eviction_policy="none",
                 statistics=0,
                 tag_index=0,
             )
         return self._cache
+
+    def _try_lock(self) -> None:
+        """Raise where SQLite cannot lock its file: diskcache would try again for a minute."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with closing(sqlite3.connect(self._folder / "cache.db", timeout=PATIENCE_S)) as database:
+            database.execute("BEGIN IMMEDIATE")
+
+
+def _object(text: Any) -> Json | None:
+    """A row's JSON object, None for whatever else it holds."""
+    try:
+        value = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _is_no_database(error: Exception) -> bool:

@@ -28,6 +28,9 @@ class NoStore:
     def load(self, entry: Entry, *, device: str | Sequence[str], room: int) -> PrefixKV | None:
         return None
 
+    def count_use(self, entry: Entry, *, saved_s: float) -> None:
+        return
+
     def entries(self) -> list[Entry]:
         return []
 

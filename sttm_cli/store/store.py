@@ -1,7 +1,7 @@
 """The cache: artifacts found by key in a folder, bounded in bytes, least recently used first.
 
 root/kv/ab/<key>.safetensors   the artifacts; these alone decide what is stored
-root/index/                    small rows (diskcache): digests and what entries are
+root/index/                    small rows (diskcache): digests, last uses, what entries are
 root/locks/<key>               held by the process that computes this key
 """
 
@@ -9,29 +9,23 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sttm_cli.lock import hold, is_held, single_flight
-from sttm_cli.store.artifact import (
-    Damaged,
-    Header,
-    open_artifact,
-    read_header,
-    write,
-)
-from sttm_cli.store.entry import Entry, Finding, Lookup
+from sttm_cli.lock import single_flight
+from sttm_cli.store.artifact import Damaged, Header, open_artifact, read_header, write
+from sttm_cli.store.entry import Entry, Finding, Lookup, Uses, entry_of, remembered
+from sttm_cli.store.folder import SUFFIX, Folder, Scan, Stored, seal_of, sweep
 from sttm_cli.store.identity import difference, key_of
 from sttm_cli.store.index import Index
 from sttm_cli.store.packing import PackedKV
 from sttm_cli.store.reading import check_bytes, read_tensors
 from sttm_cli.types import Json, PrefixKV
 
-SUFFIX = ".safetensors"
-PART = ".part"
+ROWS = ("used", "verified", "about")
+"""What the index remembers of an entry: `<row>:<key>`."""
 
 
 class Store:
@@ -46,6 +40,7 @@ class Store:
         self.path, self._warn = root.absolute(), warn
         self._max_bytes = max_bytes
         self._usable = self._is_ours()
+        self._folder = Folder(self.path)
         self._index = Index(self.path / "index")
 
     def __enter__(self) -> Store:
@@ -73,7 +68,7 @@ class Store:
     def find(self, identity: Json) -> Lookup:
         """The entry whose identity is equal in full, or what the nearest one differs in."""
         key = key_of(identity)
-        path = self._place(key)
+        path = self._folder.place(key)
         if not self._usable or not os.path.lexists(path):
             return Lookup(None, self._miss_reason(identity))
         try:
@@ -92,7 +87,9 @@ class Store:
         try:
             with open_artifact(entry.path) as file:
                 header = read_header(file, entry.identity)
-                seal = _seal(file.fileno(), header)
+                if header.meta["key"] != entry.key:
+                    raise Damaged("it is another entry's")
+                seal = _checked(file.fileno(), header)
                 check = self.get(f"verified:{entry.key}") != seal
                 kv = read_tensors(file, header, device=device, room=room, check=check)
         except FileNotFoundError:
@@ -102,17 +99,42 @@ class Store:
             return None
         if check:
             self.set(f"verified:{entry.key}", seal)
-        self.set(f"used:{entry.key}", {"at": time.time()})
         return kv
 
+    def count_use(self, entry: Entry, *, saved_s: float) -> None:
+        """Remember that an entry was used now, and how much sooner it was there for that."""
+
+        def counted(row: Json | None) -> Json:
+            uses = Uses.of(row)
+            return {"at": time.time(), "hits": uses.hits + 1, "saved_s": uses.saved_s + saved_s}
+
+        self._index.change(f"used:{entry.key}", counted)
+
     def entries(self) -> list[Entry]:
-        """Everything stored that can be read."""
+        """Everything stored that can be read; headers are read of what the index does not know."""
+        uses, abouts = self._index.rows("used:"), self._index.rows("about:")
+        found, learnt = list[Entry](), dict[str, Json]()
+        for stored in self._scan().artifacts:
+            used = Uses.of(uses.get(stored.key))
+            entry = remembered(stored, abouts.get(stored.key), used)
+            if entry is None:
+                try:
+                    entry = self._entry(stored.path)
+                except (Damaged, OSError):
+                    continue
+                learnt[f"about:{stored.key}"] = entry.to_row(stored)
+            found.append(entry)
+        if learnt:
+            self._index.set_all(learnt)
+        return found
+
+    def beginning(self, key: str) -> list[Entry]:
+        """The entries whose key begins so, as their files say."""
         found = []
-        for path in self._files():
-            try:
-                found.append(self._entry(path))
-            except (Damaged, OSError):
-                continue
+        for stored in self._scan().artifacts:
+            if stored.key.startswith(key):
+                with suppress(Damaged, OSError):
+                    found.append(self._entry(stored.path))
         return found
 
     # ---- writing and removing
@@ -122,48 +144,52 @@ class Store:
 
         None, and a warning, where it cannot be written; nothing stored is lost by that.
         """
-        key, limit = key_of(identity), self.max_bytes
         if not self._usable or not self._make_folder(self.path):
             return None
+        key, scan = key_of(identity), self._scan()
+        limit = self._limit(scan)
         if packed.nbytes > limit:
             self._warn(f"not stored: {packed.nbytes:,} bytes are more than --max-bytes {limit:,}")
             return None
-        path = self._place(key)
+        path = self._folder.place(key)
         try:
-            self._sweep()
-            self._write(path, identity, packed, label)
-            entry = self._entry(path, identity)
+            self._folder.write(path, lambda file: write(file, identity, packed, label))
+            stored, entry = self._read(path, identity)
         except (OSError, Damaged) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             self._warn(f"not stored in {self.path}: {reason}")
             return None
-        self._remember(entry)
-        self._prune(limit, keep=key)
+        self._remember(entry, stored)
+        sweep(scan.parts)
+        others = [other for other in scan.artifacts if other.key != key]
+        self._prune(Scan([*others, stored], []), limit, keep=key)
         return entry
 
     def remove(self, keys: Iterable[str]) -> None:
         """Remove entries; a process that reads one now reads on."""
-        for key in keys:
-            self._place(key).unlink(missing_ok=True)
-            for row in ("used", "verified"):
-                self._index.delete(f"{row}:{key}")
+        gone = list(keys)
+        for key in gone:
+            self._folder.place(key).unlink(missing_ok=True)
+        self._index.delete(*(f"{row}:{key}" for key in gone for row in ROWS))
 
-    def prune(self, limit: int) -> list[Entry]:
+    def prune(self, limit: int) -> list[Stored]:
         """Remove the least recently used entries until at most `limit` bytes are left."""
-        self._sweep()
-        return self._prune(limit)
+        scan = self._scan()
+        sweep(scan.parts)
+        return self._prune(scan, limit)
 
-    def verify(self, *, repair: bool = False) -> list[Finding]:
-        """Check every byte of every file under kv/; `repair` removes what is damaged."""
-        findings = []
-        for path in self._files():
-            if (problem := self._problem(path)) is not None:
-                findings.append(Finding(path, problem))
+    def verify(self, *, repair: bool = False) -> tuple[int, list[Finding]]:
+        """Check every byte of every file under kv/ and return how many there are, and which are
+        damaged; `repair` removes those."""
+        scan, findings = self._scan(), list[Finding]()
+        for stored in scan.artifacts:
+            if (problem := self._problem(stored.path)) is not None:
+                findings.append(Finding(stored.path, problem))
                 if repair:
-                    path.unlink(missing_ok=True)
+                    stored.path.unlink(missing_ok=True)
         if repair:
-            self._sweep()
-        return findings
+            sweep(scan.parts)
+        return len(scan.artifacts), findings
 
     @contextmanager
     def computing(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
@@ -177,17 +203,12 @@ class Store:
     @property
     def bytes(self) -> int:
         """What all files under kv/ take, counted now."""
-        return sum(_size(path) for path in self._files())
+        return self._scan().bytes
 
     @property
     def max_bytes(self) -> int:
         """The bound: as given, else 20 GiB or a tenth of what could be free."""
-        if self._max_bytes is not None:
-            return self._max_bytes
-        place = self.path
-        while not place.exists():
-            place = place.parent
-        return min(20 << 30, (shutil.disk_usage(place).free + self.bytes) // 10)
+        return self._limit(self._scan()) if self._max_bytes is None else self._max_bytes
 
     @property
     def writable(self) -> bool:
@@ -197,34 +218,28 @@ class Store:
 
     # ---- inside
 
-    def _place(self, key: str) -> Path:
-        return self.path / "kv" / key[:2] / (key + SUFFIX)
+    def _scan(self) -> Scan:
+        return self._folder.scan() if self._usable else Scan([], [])
 
-    def _files(self) -> Iterator[Path]:
-        yield from sorted((self.path / "kv").glob(f"*/*{SUFFIX}")) if self._usable else ()
+    def _limit(self, scan: Scan) -> int:
+        if self._max_bytes is not None:
+            return self._max_bytes
+        place = self.path
+        while not place.exists():
+            place = place.parent
+        return min(20 << 30, (shutil.disk_usage(place).free + scan.bytes) // 10)
 
     def _entry(self, path: Path, identity: Json | None = None) -> Entry:
+        return self._read(path, identity)[1]
+
+    def _read(self, path: Path, identity: Json | None = None) -> tuple[Stored, Entry]:
         with open_artifact(path) as file:
             header, stat = read_header(file, identity), os.fstat(file.fileno())
-        meta = header.meta
-        if path.name != meta["key"] + SUFFIX:
+        key = header.meta["key"]
+        if path.name != key + SUFFIX:
             raise Damaged("it lies under another entry's name")
-        return Entry(
-            meta["key"],
-            path,
-            stat.st_size,
-            meta["identity"],
-            meta["label"],
-            header.tokens,
-            meta["kv_dtype"],
-            header.saved_bytes,
-            stat.st_mtime,
-            self._last_used(meta["key"], stat.st_mtime),
-        )
-
-    def _last_used(self, key: str, created: float) -> float:
-        at = (self.get(f"used:{key}") or {}).get("at")
-        return max(float(at), created) if isinstance(at, (int, float)) else created
+        stored = Stored(key, path, stat.st_size, stat.st_mtime, seal_of(stat))
+        return stored, entry_of(stored, header, Uses.of(self.get(f"used:{key}")))
 
     def _problem(self, path: Path) -> str | None:
         try:
@@ -237,27 +252,16 @@ class Store:
             return str(error)
         return None
 
-    def _write(self, path: Path, identity: Json, packed: PackedKV, label: Json) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem[:8], suffix=PART)
-        part = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb", buffering=0) as file:
-                # The sweep of another process leaves alone what a living one holds.
-                hold(file.fileno())
-                write(file, identity, packed, label)
-                os.fsync(file.fileno())
-                os.replace(part, path)
-            _sync_folder(path.parent)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-
-    def _remember(self, entry: Entry) -> None:
-        digest = entry.identity.get("video", {}).get("digest", "")
-        row = self._index.get(f"video:{digest}") or {"keys": []}
-        keys = [k for k in row["keys"] if k != entry.key and self._place(k).exists()]
-        self._index.set(f"video:{digest}", {"keys": [*keys, entry.key]})
+    def _remember(self, entry: Entry, stored: Stored) -> None:
+        known = (self._index.get(f"video:{entry.video}") or {}).get("keys")
+        keys = [str(key) for key in known] if isinstance(known, list) else []
+        keys = [k for k in keys if k != entry.key and self._folder.place(k).exists()]
+        self._index.set_all(
+            {
+                f"video:{entry.video}": {"keys": [*keys, entry.key]},
+                f"about:{entry.key}": entry.to_row(stored),
+            }
+        )
 
     def _miss_reason(self, identity: Json) -> str:
         """What differs from the entry of the same video that differs least."""
@@ -268,35 +272,34 @@ class Store:
         differences = []
         for key in keys if isinstance(keys, list) else []:
             try:
-                stored = self._entry(self._place(str(key)))
+                stored = self._entry(self._folder.place(str(key)))
             except (Damaged, OSError):
                 continue
-            differences.append(difference(identity, stored.identity))
+            differences.append(difference(identity, stored.identity or {}))
         if not differences:
             return f"nothing stored for this video (digest {digest[:12]})"
         return "; ".join(min(differences, key=len)[:3])
 
-    def _prune(self, limit: int, keep: str = "") -> list[Entry]:
-        total, gone = self.bytes, list[Entry]()
-        # Reading every header is for when something has to go.
-        entries = sorted(self.entries(), key=lambda e: e.last_used) if total > limit else []
-        for entry in entries:
+    def _prune(self, scan: Scan, limit: int, keep: str = "") -> list[Stored]:
+        total, gone = scan.bytes, list[Stored]()
+        uses = self._index.rows("used:") if total > limit else {}
+
+        def last_used(stored: Stored) -> float:
+            return max(Uses.of(uses.get(stored.key)).last_used, stored.changed)
+
+        for stored in sorted(scan.artifacts, key=last_used) if total > limit else ():
             if total <= limit:
                 break
-            if entry.key == keep:
+            if stored.key == keep:
                 continue
             # What cannot be removed, in a folder made read-only, is left and still counted.
             with suppress(OSError):
-                self.remove([entry.key])
-                total -= entry.bytes
-                gone.append(entry)
+                stored.path.unlink(missing_ok=True)
+                total -= stored.bytes
+                gone.append(stored)
+        if gone:
+            self.remove(stored.key for stored in gone)
         return gone
-
-    def _sweep(self) -> None:
-        """Remove temporary files whose writer is dead."""
-        for part in (self.path / "kv").glob(f"*/*{PART}"):
-            if not is_held(part):
-                part.unlink(missing_ok=True)
 
     def _make_folder(self, folder: Path, *, quiet: bool = False) -> bool:
         try:
@@ -327,24 +330,6 @@ class Store:
         self._warn(f"stored entry {path.name[:12]} is not used: {error}")
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat(follow_symlinks=False).st_size
-    except OSError:
-        return 0
-
-
-def _seal(descriptor: int, header: Header) -> Json:
+def _checked(descriptor: int, header: Header) -> Json:
     """What a file has to keep to count as the one whose checksum was found right."""
-    stat = os.fstat(descriptor)
-    return {"seal": [stat.st_size, stat.st_mtime_ns, stat.st_ino, header.meta["checksum"]]}
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return {"seal": [*seal_of(os.fstat(descriptor)), header.meta["checksum"]]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ def test_cache_lists_shows_and_removes_what_ask_stored() -> None:
     assert told["schema"] == "sttm.cache/1"
     assert [entry["key"] for entry in told["entries"]] == [key]
     assert told["bytes"] == told["entries"][0]["bytes"] <= told["max_bytes"]
-    assert "sample.mp4" in sttm_here("cache", "ls").out
+    header, row = sttm_here("cache", "ls").out.splitlines()
+    assert header.split()[:2] == ["key", "video"]
+    assert row.split()[:4] == [key[:12], "sample.mp4", "tiny", "0.5"]
     assert key in sttm_here("cache", "show", key[:8]).out
     assert sttm_here("cache", "rm", key[:8]).code == 0
     assert not cached_files()
@@ -73,3 +76,25 @@ def test_an_unknown_key_in_the_config_file_is_a_usage_error(
     ended = sttm_here("ask", SAMPLE, QUESTION)
     assert ended.code == 2
     assert "bugdet" in ended.err
+
+
+def test_ls_adds_up_what_hits_saved_and_a_lost_index_only_forgets_it() -> None:
+    for _ in range(3):
+        sttm_here("ask", SAMPLE, QUESTION)
+    (entry,) = sttm_here("cache", "ls", "--json").json["entries"]
+    assert entry["hits"] == 2
+    assert entry["saved_seconds"] > 0
+    assert entry["last_used"] > entry["created"]
+    shutil.rmtree(Path(os.environ["STTM_CACHE_DIR"]) / "index")
+    (again,) = sttm_here("cache", "ls", "--json").json["entries"]
+    forgotten = {"hits": 0, "saved_seconds": 0.0, "last_used": entry["created"]}
+    assert again == {**entry, **forgotten}
+    assert sttm_here("ask", SAMPLE, QUESTION, "--json").json["cache"]["hit"]
+
+
+def test_a_name_cannot_move_the_cursor_of_who_lists_it(tmp_path: Path) -> None:
+    video = shutil.copy(SAMPLE, tmp_path / "a\x1b[2Jb.mp4")
+    sttm_here("ask", video, QUESTION)
+    listed = sttm_here("cache", "ls").out
+    assert "b.mp4" in listed
+    assert "\x1b" not in listed

@@ -226,11 +226,13 @@ def test_verify_names_each_damage_and_repair_removes_it(store: Store) -> None:
     data[-3] ^= 1
     entries[1].path.write_bytes(data)
     entries[2].path.write_bytes(b"short")
-    findings = {f.path: f.problem for f in another(store).verify()}
+    checked, found = another(store).verify()
+    findings = {f.path: f.problem for f in found}
+    assert checked == 3
     assert set(findings) == {entries[1].path, entries[2].path}
     assert "checksum" in findings[entries[1].path]
-    assert len(another(store).verify(repair=True)) == 2
-    assert not another(store).verify()
+    assert len(another(store).verify(repair=True)[1]) == 2
+    assert another(store).verify() == (1, [])
     assert entries[0].path.exists()
 
 
@@ -288,7 +290,7 @@ def test_the_bound_removes_the_least_recently_used_and_never_the_one_just_writte
     identities = [{**IDENTITY, "video": {"digest": f"d{i}"}} for i in range(3)]
     for identity in identities[:2]:
         store.save(identity, pack(kv()), label={})
-    assert store.load(store.find(identities[0]).entry, device="cpu", room=0)
+    store.count_use(store.find(identities[0]).entry, saved_s=1.0)
     store.save(identities[2], pack(kv()), label={})
     assert [store.find(i).entry is not None for i in identities] == [True, False, True]
     assert store.bytes <= store.max_bytes
@@ -349,7 +351,7 @@ def test_a_full_disk_is_a_warning_and_leaves_what_was_there(store: Store, warnin
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert len(warnings) == 1
     assert [p.name for p in (store.path / "kv").rglob("*.*")] == [kept.path.name]
-    assert not store.verify()
+    assert store.verify() == (1, [])
 
 
 SAVER = """
@@ -384,7 +386,7 @@ def test_a_killed_writer_leaves_whole_entries_only(tmp_path: Path) -> None:
         process.wait()
         process.stdout.close()
         store = Store(tmp_path / "cache", warn=print)
-        assert not store.verify()
+        assert not store.verify()[1]
         store.close()
     store = Store(tmp_path / "cache", warn=print)
     store.prune(store.max_bytes)
