@@ -1,49 +1,96 @@
-"""Run as a process of its own: reads frames and writes them to stdout.
+"""Run as a process of its own: whatever is done with FFmpeg's libraries is done here.
 
-A reader can hang or crash on damaged input; here it takes nothing with it. Input: the job as one
-JSON line on stdin. Output: for each time one JSON line, {"time_s", "shape"} followed by the raw
-RGB bytes, or {"lost"}; a last line {"error"} where reading fails altogether.
+A file can make them hang, crash or ask for all memory there is: here that takes nothing with it.
+Input: jobs, a JSON line each: {"do": "probe", "path"} or {"do": "read", "path", "plan"}.
+Output: for a probe {"info"}; for reading and each time {"time_s", "shape"} followed by the raw RGB
+bytes, or {"lost"}, and {"damaged"} before the first one of a damaged file that is read once more.
+Each job ends with {"done"} or {"error", "hint"}; hint is None for what is no error of ours.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sttm_cli.decode.lost import Lost
+from sttm_cli.decode.lost import Lost, Reading
 from sttm_cli.errors import SttmError
 from sttm_cli.types import FramePlan
+
+MEMORY_BYTES = 3 << 30
+"""8K in 10 bits with as many references as there may be takes 2.3 GB."""
 
 
 def main() -> None:
     # Readers may print; stdout is for frames alone.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    job = json.loads(sys.stdin.readline())
+    # Ctrl-C reaches the whole group of processes; the parent ends its children.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _bound_memory()
+    for line in sys.stdin:
+        try:
+            _do(json.loads(line), out)
+            _line(out, {"done": True})
+        except SttmError as error:
+            _line(out, {"error": error.message, "hint": error.hint})
+        except Exception as error:
+            # Whatever a reader raises becomes one line; nobody knows what state it leaves.
+            too_much = isinstance(error, MemoryError)
+            text = "it takes too much memory" if too_much else str(error).strip()
+            _line(out, {"error": (text or type(error).__name__).splitlines()[0], "hint": None})
+            return
+
+
+def _bound_memory() -> None:
     try:
-        _write(job, out)
-    except Exception as error:
-        # Whatever a reader raises becomes one line; its process ends either way.
-        text = error.message if isinstance(error, SttmError) else str(error)
-        _line(out, {"error": (text.strip() or type(error).__name__).splitlines()[0]})
+        import resource
+    except ImportError:
+        # Windows has no such limit.
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    bound = MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MEMORY_BYTES, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (bound, most))
 
 
-def _write(job: dict[str, Any], out: BinaryIO) -> None:
+def _do(job: dict[str, Any], out: BinaryIO) -> None:
+    path = Path(os.fsdecode(bytes.fromhex(job["path"])))
+    if job["do"] == "probe":
+        from sttm_cli.decode.probe import probe
+
+        _line(out, {"info": asdict(probe(path))})
+        return
     plan = FramePlan(**{**job["plan"], "size": tuple(job["plan"]["size"])})
-    if job["reader"] == "decord":
-        from sttm_cli.decode.decord_reader import read_decord as read
-    else:
-        from sttm_cli.decode.av_reader import read_damaged as read
-    for found in read(Path(os.fsdecode(bytes.fromhex(job["path"]))), plan):
+    for found in _readings(path, plan, out):
         if isinstance(found, Lost):
             _line(out, {"lost": found.cause})
         else:
             _line(out, {"time_s": found[0], "shape": found[1].shape})
-            out.write(found[1].tobytes())
+            out.write(found[1].data)
     out.flush()
+
+
+def _readings(path: Path, plan: FramePlan, out: BinaryIO) -> Iterator[Reading]:
+    """Fast while all is well; from the first damage on as read_damaged does it."""
+    if plan.reader == "decord":
+        from sttm_cli.decode.decord_reader import read_decord
+
+        yield from read_decord(path, plan)
+        return
+    from sttm_cli.decode.av_reader import read_damaged, read_sound
+
+    done = 0
+    for found in read_sound(path, plan):
+        yield found
+        done += 1
+    if done < len(plan.times_s):
+        _line(out, {"damaged": True})
+        yield from read_damaged(path, replace(plan, times_s=plan.times_s[done:]))
 
 
 def _line(out: BinaryIO, value: dict[str, Any]) -> None:

@@ -1,7 +1,11 @@
-"""Reading frames in a child process: what hangs is ended, what crashes takes nothing with it."""
+"""Probing and reading in a child process: what hangs is ended, what crashes takes nothing with it.
+
+A child does one job after another: only the first video of a process waits for one to start.
+"""
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
@@ -11,88 +15,172 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from threading import Timer
+from threading import Lock, Timer
 from typing import IO, Any
 
 import numpy as np
 
 import sttm_cli
-from sttm_cli.decode.lost import Lost, Reading
+from sttm_cli.decode.file import NEEDED, check_file
+from sttm_cli.decode.lost import DAMAGED, Lost, Reading
 from sttm_cli.errors import VideoError
-from sttm_cli.types import FramePlan
+from sttm_cli.types import DecodeReport, FramePlan, VideoInfo
 
 PATIENCE_S = 60.0
-"""How long a reader may take for one frame before it counts as hanging."""
+"""How long a child may take for one frame, or to open a file, before it counts as hanging."""
 
 
-def read_isolated(path: Path, plan: FramePlan, reader: str) -> Iterator[Reading]:
-    """For each of the plan's times what `reader` ("decord", or "av" for damaged files) gives.
+def probe_isolated(path: Path) -> VideoInfo:
+    """As `probe`. Raises VideoError, also where opening the file crashes, hangs or asks for too
+    much memory."""
+    check_file(path)
+    with _child() as child:
+        child.start({"do": "probe"}, path)
+        head = child.line()
+        if "info" in head:
+            child.finish()
+            return VideoInfo(**{**head["info"], "notes": tuple(head["info"]["notes"])})
+        raise child.failure(head, f"{path} cannot be read", NEEDED)
 
-    Raises VideoError where it refuses the file, fails, crashes or hangs.
+
+def read_isolated(path: Path, plan: FramePlan, report: DecodeReport) -> Iterator[Reading]:
+    """For each of the plan's times what its reader gives; `report` learns of damage.
+
+    Raises VideoError where the reader refuses the file, fails, crashes or hangs.
     """
-    with _process(path, plan, reader) as process:
-        for _ in plan.times_s:
-            watch = Timer(PATIENCE_S, process.kill)
-            watch.start()
-            try:
-                found = _reading(process)
-            finally:
-                watch.cancel()
-            if isinstance(found, str):
-                raise VideoError(f"{reader} cannot read {path}: {found}", "use --decoder auto")
-            yield found
+    check_file(path)
+    with _child() as child:
+        child.start({"do": "read", "plan": asdict(plan)}, path)
+        done = 0
+        while done < len(plan.times_s):
+            head = child.line()
+            if "damaged" in head:
+                report.causes.setdefault(DAMAGED, 0)
+            elif "lost" in head:
+                yield Lost(head["lost"])
+                done += 1
+            elif "shape" in head:
+                yield head["time_s"], child.picture(head["shape"])
+                done += 1
+            else:
+                hint = NEEDED if plan.reader == "av" else "use --decoder auto"
+                raise child.failure(head, f"{plan.reader} cannot read {path}", hint)
+        child.finish()
+
+
+_idle: list[_Child] = []
+_lock = Lock()
+
+
+class _Child:
+    """A reading process and its pipes."""
+
+    def __init__(self) -> None:
+        package = str(Path(sttm_cli.__file__).parents[1])
+        seen = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "sttm_cli.decode.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": seen},
+        )
+        self._out = _pipe(self._process.stdout)
+        self.busy, self._path = False, Path()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def start(self, job: dict[str, Any], path: Path) -> None:
+        self.busy, self._path = True, path
+        job["path"] = os.fsencode(path.absolute()).hex()
+        try:
+            _pipe(self._process.stdin).write(json.dumps(job).encode() + b"\n")
+            _pipe(self._process.stdin).flush()
+        except BrokenPipeError:
+            # It is told where its answer is read.
+            return
+
+    def line(self) -> dict[str, Any]:
+        """The next line of the answer, {"ended": why} where there is none."""
+        data = self._patiently(self._out.readline)
+        return json.loads(data) if data.endswith(b"\n") else {"ended": self._ending()}
+
+    def picture(self, shape: list[int]) -> Any:
+        size = int(np.prod(shape))
+        data = self._patiently(lambda: self._out.read(size))
+        if len(data) < size:
+            raise VideoError(f"{self._path} cannot be read: {self._ending()}", NEEDED)
+        return np.frombuffer(data, np.uint8).reshape(shape)
+
+    def finish(self) -> None:
+        """Read the end of a job that went well: the child can take another one."""
+        self.busy = "done" not in self.line()
+
+    def failure(self, head: dict[str, Any], start: str, hint: str) -> VideoError:
+        """The error that the end of a job tells."""
+        if head.get("hint") is not None:
+            self.busy = False
+            named = head["error"].replace(str(self._path.absolute()), str(self._path))
+            return VideoError(named, head["hint"])
+        why = _plain(head["error"]) if "error" in head else head["ended"]
+        return VideoError(f"{start}: {why}", hint)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def _patiently(self, read: Any) -> bytes:
+        watch = Timer(PATIENCE_S, self._process.kill)
+        watch.start()
+        try:
+            data: bytes = read()
+        finally:
+            watch.cancel()
+        return data
+
+    def _ending(self) -> str:
+        code = self._process.wait()
+        if code == -9:
+            return f"nothing came for {PATIENCE_S:.0f} s"
+        return "the reader crashed" if code else "the reader ended without a frame"
 
 
 @contextmanager
-def _process(path: Path, plan: FramePlan, reader: str) -> Iterator[subprocess.Popen[bytes]]:
-    package = str(Path(sttm_cli.__file__).parents[1])
-    seen = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sttm_cli.decode.child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": seen},
-    )
-    job = {"reader": reader, "path": os.fsencode(path.absolute()).hex(), "plan": asdict(plan)}
+def _child() -> Iterator[_Child]:
+    """A child of one's own, which others take over unless its job was broken off."""
+    with _lock:
+        ready = [child for child in _idle if child.is_alive]
+        _idle[:] = ready[1:]
+    child = ready[0] if ready else _Child()
     try:
-        _pipe(process.stdin).write(json.dumps(job).encode() + b"\n")
-        _pipe(process.stdin).flush()
-        yield process
+        yield child
     finally:
-        process.kill()
-        process.communicate()
+        if child.busy:
+            child.end()
+        else:
+            with _lock:
+                _idle.append(child)
 
 
-def _reading(process: subprocess.Popen[bytes]) -> Reading | str:
-    """The next reading, or why there is none."""
-    out = _pipe(process.stdout)
-    line = out.readline()
-    if not line.endswith(b"\n"):
-        return _ending(process)
-    head: dict[str, Any] = json.loads(line)
-    if "error" in head:
-        return _plain(head["error"])
-    if "lost" in head:
-        return Lost(head["lost"])
-    shape = tuple(head["shape"])
-    data = out.read(int(np.prod(shape)))
-    if len(data) < np.prod(shape):
-        return _ending(process)
-    return head["time_s"], np.frombuffer(data, np.uint8).reshape(shape)
+if hasattr(os, "register_at_fork"):
+    # A forked process must not talk to its parent's children.
+    os.register_at_fork(after_in_child=_idle.clear)
+
+
+@atexit.register
+def end_children() -> None:
+    """End the children that wait for another job."""
+    with _lock:
+        while _idle:
+            _idle.pop().end()
 
 
 def _plain(error: str) -> str:
     """A reader's message without the source places, stamps and paths in it."""
     text = re.sub(r"\[[^\]]*\]|\S*/\S*|Check failed:", " ", error)
     return re.sub(r"\s+", " ", text).strip(" :")[:120] or "it gives no reason"
-
-
-def _ending(process: subprocess.Popen[bytes]) -> str:
-    code = process.wait()
-    if code == -9:
-        return f"no frame came for {PATIENCE_S:.0f} s"
-    return "it crashed" if code else "it ended without a frame"
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:

@@ -39,7 +39,9 @@ def remembered_probe(path: Path, memo: Memo, *, image_fps: float = 1.0) -> Video
             return VideoInfo(**{**known, "notes": tuple(known["notes"])})
         except (KeyError, TypeError):
             pass
-    info = probe(path)
+    from sttm_cli.decode.isolated import probe_isolated
+
+    info = probe_isolated(path)
     memo.set(key, {**asdict(info), "notes": list(info.notes)})
     return info
 

@@ -72,42 +72,24 @@ def _readings(
 
         yield from read_images(path, plan, report)
         return
-    if plan.reader == "decord":
-        done = 0
-        try:
-            from sttm_cli.decode.isolated import read_isolated
+    from sttm_cli.decode.isolated import read_isolated
 
-            for found in read_isolated(path, plan, "decord"):
-                yield found
-                done += 1
-            return
-        except VideoError as error:
+    done = 0
+    try:
+        for found in read_isolated(path, plan, report):
+            yield found
+            done += 1
+    except VideoError as error:
+        rest = plan.times_s[done:]
+        if plan.reader == "decord":
             if not fallback:
                 raise
             report.fallback, report.reader = error.message, "av"
-            plan = replace(plan, times_s=plan.times_s[done:])
-    yield from _with_av(path, plan, report)
-
-
-def _with_av(path: Path, plan: FramePlan, report: DecodeReport) -> Iterator[Reading]:
-    """In this process while all is well, in one of its own from the first damage on."""
-    from sttm_cli.decode.av_reader import read_sound
-
-    done = 0
-    for found in read_sound(path, plan):
-        yield found
-        done += 1
-    if done == len(plan.times_s):
-        return
-    from sttm_cli.decode.isolated import read_isolated
-
-    report.causes[DAMAGED] = 0
-    try:
-        for found in read_isolated(path, replace(plan, times_s=plan.times_s[done:]), "av"):
-            yield found
-            done += 1
-    except VideoError:
-        yield from (Lost(DAMAGED) for _ in plan.times_s[done:])
+            yield from _readings(path, replace(plan, times_s=rest, reader="av"), report, False)
+        elif done:
+            yield from (Lost(DAMAGED) for _ in rest)
+        else:
+            raise
 
 
 def _loss(asked: int, report: DecodeReport) -> str:
