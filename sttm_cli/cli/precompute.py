@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sttm_cli.cli.library_progress import LibraryProgress
-from sttm_cli.cli.options import RUN, Output, settings_from, takes
-from sttm_cli.cli.output import print_json, warn
+from sttm_cli.cli.options import RUN, NoServer, Output, settings_from, takes
+from sttm_cli.cli.output import print_json, say, warn
 from sttm_cli.errors import CacheError, UsageError
 from sttm_cli.library.outcome import Failed, Outcome, Tally
 from sttm_cli.library.paths import Found, find_videos, share_of
@@ -21,6 +21,7 @@ from sttm_cli.library.paths import Found, find_videos, share_of
 if TYPE_CHECKING:
     from sttm_cli.library.space import Estimate
     from sttm_cli.pipeline import VideoQA
+    from sttm_cli.serve.client import Server
 
 
 @takes(RUN)
@@ -49,6 +50,7 @@ def precompute(
             help="Do only the I-th of N equal shares of the videos (I from 1 to N).",
         ),
     ] = None,
+    no_server: NoServer = False,
     flags: dict[str, Any],
     output: Output,
 ) -> None:
@@ -69,12 +71,16 @@ def precompute(
     tally, progress = Tally(), LibraryProgress(output, len(mine.videos) + len(mine.unreadable))
     from sttm_cli.library.space import estimate
     from sttm_cli.pipeline import VideoQA
+    from sttm_cli.serve.client import find_server
 
     with VideoQA(settings, warn=warn, progress=progress.stage) as qa:
+        server = None if no_server or dry_run else find_server(settings, warn)
+        if server is not None and not output.quiet:
+            say(f"the model of {server} computes")
         # All shards fill one cache.
         wanted = estimate(qa, found.videos)
         _check(qa, wanted, dry_run)
-        with progress, closing(_outcomes(qa, mine, dry_run)) as outcomes:
+        with progress, closing(_outcomes(qa, mine, dry_run, server)) as outcomes:
             _follow(outcomes, tally, progress)
     if output.as_json:
         about = {"videos": progress.total, "estimated_bytes": wanted.bytes if wanted else None}
@@ -105,12 +111,20 @@ def _check(qa: VideoQA, wanted: Estimate | None, dry_run: bool) -> None:
         warn(f"this would not start: {error}")
 
 
-def _outcomes(qa: VideoQA, found: Found, dry_run: bool) -> Generator[Outcome, None, None]:
+def _outcomes(
+    qa: VideoQA, found: Found, dry_run: bool, server: Server | None
+) -> Generator[Outcome, None, None]:
+    from sttm_cli.library.through import precompute_through
     from sttm_cli.library.work import look, precompute
 
     for folder, reason in found.unreadable:
         yield Failed(folder, f"the folder cannot be read: {reason}")
-    yield from look(qa, found.videos) if dry_run else precompute(qa, found.videos)
+    if dry_run:
+        yield from look(qa, found.videos)
+    elif server is not None:
+        yield from precompute_through(server, qa, found.videos)
+    else:
+        yield from precompute(qa, found.videos)
 
 
 def _listed(null: bool) -> list[str]:

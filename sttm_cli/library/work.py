@@ -79,7 +79,7 @@ def precompute(qa: VideoQA, videos: Sequence[Path]) -> Iterator[Outcome]:
                 qa.model()
                 outcome = _compute(qa, item, read, room)
             else:
-                outcome = _settled(item, failures)
+                outcome = settled(item, failures)
             if isinstance(outcome, Failed):
                 failures[outcome.path] = outcome.error
             elif isinstance(outcome, Skipped | Computed):
@@ -91,16 +91,16 @@ def precompute(qa: VideoQA, videos: Sequence[Path]) -> Iterator[Outcome]:
 
 def look(qa: VideoQA, videos: Sequence[Path]) -> Iterator[Outcome]:
     """What `precompute` would do: headers are read and bytes digested, nothing is decoded."""
-    looks = _Looks(qa)
+    looks = Looks(qa)
     for video in videos:
         found = looks(video)
         if isinstance(found, Request):
             yield Wanted(video, needed_bytes(qa, found.plan))
         else:
-            yield _settled(found, {})
+            yield settled(found, {})
 
 
-class _Looks:
+class Looks:
     """Tells what a video needs; remembers which bytes it has seen."""
 
     def __init__(self, qa: VideoQA) -> None:
@@ -123,7 +123,7 @@ class _Looks:
 
 def _read(qa: VideoQA, videos: Sequence[Path]) -> Generator[Read, None, None]:
     """Everything that needs no model, video by video, chunk by chunk."""
-    looks = _Looks(qa)
+    looks = Looks(qa)
     for video in videos:
         found = looks(video)
         if not isinstance(found, Request):
@@ -162,7 +162,7 @@ def _compute(qa: VideoQA, opened: Opened, read: Iterator[Read], room: Room) -> O
     if not cache.bytes:
         return Stopped(request.path, "its KV could not be stored")
     seconds, warnings = opened.clock.seconds(), tuple(report.warnings)
-    return Computed(request.path, cache.bytes, kv.tokens, _seconds_of(request), seconds, warnings)
+    return Computed(request.path, cache.bytes, kv.tokens, seconds_of(request), seconds, warnings)
 
 
 def _chunks(opened: Opened, read: Iterator[Read]) -> Iterator[FrameChunk]:
@@ -184,7 +184,7 @@ def _drop(opened: Opened, read: Iterator[Read]) -> None:
         opened.ended = isinstance(next(read), End)
 
 
-def _settled(found: Read, failures: dict[Path, str]) -> Outcome:
+def settled(found: Read, failures: dict[Path, str]) -> Outcome:
     """The outcome for a video that needs no model."""
     if isinstance(found, Twin):
         if (error := failures.get(found.first)) is not None:
@@ -204,5 +204,6 @@ def _failed(path: Path, error: Exception) -> Failed:
     )
 
 
-def _seconds_of(request: Request) -> float:
+def seconds_of(request: Request) -> float:
+    """Seconds of video that a request covers."""
     return request.plan.end_s - request.plan.start_s

@@ -47,6 +47,31 @@ def test_the_report_is_that_of_a_run_without_a_server(found: Running, tmp_path: 
     assert set(through.json["seconds"]) == set(alone.json["seconds"])
 
 
+def test_precompute_has_the_server_compute(found: Running, tmp_path: Path) -> None:
+    for name in ("one.mp4", "twin.mp4"):
+        shutil.copy(SAMPLE, tmp_path / name)
+    (tmp_path / "bad.mp4").write_text("no video")
+    told = sttm_here("precompute", tmp_path, "--json", "--budget", "0.4")
+    assert "this user's server computes" in told.err
+    assert told.code == 1
+    assert (told.json["done"], told.json["skipped_same_bytes"]) == (1, 1)
+    assert len(told.json["failed"]) == 1
+    assert told.json["bytes"] > 0
+    alone = sttm_here("ask", SAMPLE, COUNT, "--json", "--budget", "0.4", "--no-server")
+    assert alone.json["cache"]["tier"] == "disk"
+    assert sttm_here("precompute", tmp_path, "--json", "--budget", "0.4").json["skipped"] == 2
+
+
+def test_chat_talks_through_it(found: Running) -> None:
+    through = sttm_here("chat", SAMPLE, "--json", stdin=f"{COUNT}\n{DIGIT}\n")
+    alone = sttm_here("chat", SAMPLE, "--json", "--no-server", stdin=f"{COUNT}\n{DIGIT}\n")
+    assert "this user's server" in through.err
+    turns = [
+        [(t["question"], t["answer"]) for t in ended.json["turns"]] for ended in (through, alone)
+    ]
+    assert turns[0] == turns[1]
+
+
 def test_options_are_weighed_and_errors_are_told_as_without_a_server(found: Running) -> None:
     weighed = sttm_here("ask", SAMPLE, COUNT, "--choices", "two|three", "--json").json
     assert [option["text"] for option in weighed["answers"][0]["choices"]] == ["two", "three"]
