@@ -7,6 +7,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from numpy.typing import NDArray
 
 from sttm_cli.decode.tone import to_sdr
@@ -41,7 +42,9 @@ class Orientation:
 
 def orientation(frame: Any) -> Orientation:
     """What the display matrix of a PyAV frame asks for, to the nearest quarter turn."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    # `frame.side_data` would be kept by the frame and keep the frame: many megabytes, until the
+    # garbage collector comes to it.
+    data = SideDataContainer(frame).get("DISPLAYMATRIX")
     if data is None:
         return Orientation()
     matrix = np.frombuffer(bytes(data), dtype=np.int32)

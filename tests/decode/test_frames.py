@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -41,6 +43,18 @@ def test_one_frame_a_second_is_the_one_on_show_then(steady: Path, decoder: str) 
     assert numbers == [0, 10, 20, 30, 40, 50]
     assert report.times_s == pytest.approx([0, 1, 2, 3, 4, 5])
     assert (report.lost, report.warnings) == (0, [])
+
+
+def test_no_decoded_frame_waits_for_the_garbage_collector(steady: Path) -> None:
+    """A few frames of 8K would fill the memory long before it comes."""
+    gc.collect()
+    gc.disable()
+    try:
+        read(steady)
+        left = [found for found in gc.get_objects() if isinstance(found, av.VideoFrame)]
+    finally:
+        gc.enable()
+    assert not left
 
 
 def test_more_seconds_than_frames_are_spread_evenly_with_both_ends(steady: Path) -> None:
