@@ -44,7 +44,7 @@ def orientation(frame: Any) -> Orientation:
     """What the display matrix of a PyAV frame asks for, to the nearest quarter turn."""
     # `frame.side_data` would be kept by the frame and keep the frame: many megabytes, until the
     # garbage collector comes to it.
-    data = SideDataContainer(frame).get("DISPLAYMATRIX")
+    data = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]
     if data is None:
         return Orientation()
     matrix = np.frombuffer(bytes(data), dtype=np.int32)
