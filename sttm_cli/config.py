@@ -22,25 +22,6 @@ MAX_DOWNLOAD = 4 << 30
 STDIN = "-"
 DEFAULT_MODEL = "tiny"
 DEFAULT_BUDGET = 0.5
-CONFIG_KEYS = (
-    "model",
-    "revision",
-    "budget",
-    "merge_layer",
-    "positions",
-    "fps",
-    "frames",
-    "decoder",
-    "device",
-    "dtype",
-    "kv_dtype",
-    "cache_dir",
-    "max_bytes",
-    "max_new_tokens",
-    "temperature",
-    "max_download",
-    "keep_alive",
-)
 
 
 @dataclass(frozen=True)
@@ -228,46 +209,6 @@ def cache_dir(given: Path | None = None) -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("sttm")
-
-
-def config_path() -> Path:
-    """The config file: STTM_CONFIG, else config.toml in the user's config folder."""
-    if os.environ.get("STTM_CONFIG"):
-        return Path(os.environ["STTM_CONFIG"])
-    from platformdirs import user_config_path
-
-    return user_config_path("sttm") / "config.toml"
-
-
-def config_file() -> dict[str, dict[str, Any]]:
-    """Defaults per command from the config file, `{}` where there is none.
-
-    The file is TOML; keys are flags without their dashes (`budget = 0.3`). Raises UsageError
-    for a file that cannot be read or holds an unknown key.
-    """
-    path = config_path()
-    if not path.is_file():
-        return {}
-    import tomllib
-
-    try:
-        loaded = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"config file {path}: {error}") from error
-    shared = {key.replace("-", "_"): str(value) for key, value in loaded.items()}
-    unknown = sorted(set(shared) - set(CONFIG_KEYS))
-    if unknown:
-        raise UsageError(
-            f"config file {path}: unknown key {unknown[0]!r}", f"known: {', '.join(CONFIG_KEYS)}"
-        )
-    store = {key: shared[key] for key in ("cache_dir", "max_bytes") if key in shared}
-    # `inspect` compares budgets: the usual one says nothing there.
-    compared = {key: value for key, value in shared.items() if key != "budget"}
-    return {
-        **dict.fromkeys(("ask", "chat", "precompute"), shared),
-        "inspect": compared,
-        "cache": dict.fromkeys(("ls", "show", "rm", "prune", "verify", "path"), store),
-    }
 
 
 def _number(flag: str, text: str, kind: Callable[[str], Any]) -> Any:

@@ -194,7 +194,7 @@ class VideoQA:
     @cached_property
     def choice(self) -> ModelChoice:
         """The model as it will be used; nothing of it is loaded yet."""
-        return choose_model(self.settings, self.store)
+        return choose_model(self.settings, self.store, self.warn)
 
     def request(self, video: str | Path) -> Request:
         """Everything that shapes the video's KV; reads the file's bytes, decodes nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -84,15 +85,20 @@ class Request:
         return key_of(self.identity)
 
 
-def choose_model(settings: Settings, memo: Memo) -> ModelChoice:
-    """Resolve `--model` and what goes with it; no weight is loaded for it.
+def choose_model(
+    settings: Settings, memo: Memo, tell: Callable[[str], None] = lambda line: None
+) -> ModelChoice:
+    """Resolve `--model` and what goes with it; no weight is loaded for it. `tell` gets a line
+    before a model is fetched.
 
     Raises ModelError for a model that is missing or not supported, UsageError for a device or
     a merge layer that is not there.
     """
     name = settings.model
     repository = ALIASES.get(name, name)
-    source = find_source(name, repository, revision=settings.revision, memo=memo)
+    source = find_source(
+        name, repository, revision=settings.revision, memo=memo, aliases=ALIASES, tell=tell
+    )
     family = defaults_of(source)
     layer, positions = settings.merge_layer, settings.positions
     device = resolve_device(settings.device)

@@ -30,6 +30,8 @@ budget = 0.3
 cache_dir = "/data/sttm"
 ```
 
+`sttm config path` prints where it is looked for, `sttm config show` what holds and why.
+
 ## Environment
 
 | variable | does |

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
-from sttm_cli.cli import ask, bench, cache, chat, inspect, models, precompute, serve
+from sttm_cli.cli import ask, bench, cache, chat, config, doctor, inspect, models, precompute, serve
 from sttm_cli.cli.output import show_failure
-from sttm_cli.config import config_file
+from sttm_cli.config_file import config_defaults
+from sttm_cli.errors import UsageError
 
 app = typer.Typer(
     name="sttm",
@@ -29,6 +30,11 @@ app.add_typer(cache.app, name="cache")
 app.add_typer(bench.app, name="bench")
 app.command(name="serve")(serve.serve)
 app.command(name="models")(models.models)
+app.command(name="doctor")(doctor.doctor)
+app.add_typer(config.app, name="config")
+
+DESPITE_CONFIG = ("config", "doctor")
+"""Commands that must run with a config file that cannot be read: they say what is wrong."""
 
 
 @app.callback(invoke_without_command=True)
@@ -47,10 +53,19 @@ def main() -> NoReturn:
     arguments = sys.argv[1:]
     _end_on(signal.SIGTERM)
     try:
-        code = app(arguments, standalone_mode=False, default_map=config_file())
+        code = app(arguments, standalone_mode=False, default_map=_defaults(arguments))
     except BaseException as error:
         code = show_failure(error, as_json="--json" in arguments, debug="--debug" in arguments)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _defaults(arguments: list[str]) -> dict[str, dict[str, Any]]:
+    try:
+        return config_defaults()
+    except UsageError:
+        if arguments[:1] and arguments[0] in DESPITE_CONFIG:
+            return {}
+        raise
 
 
 def _end_on(number: int) -> None:

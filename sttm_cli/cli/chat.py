@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -42,6 +41,7 @@ from sttm_cli.cli.output import (
 )
 from sttm_cli.config import DEFAULT_MODEL, STDIN, parse_budget
 from sttm_cli.errors import SttmError, UsageError
+from sttm_cli.spelling import did_you_mean
 from sttm_cli.subtitles import subtitles_text
 
 
@@ -188,9 +188,8 @@ class _Chat:
     def _command(self, line: str) -> None:
         name, _, rest = line.partition(" ")
         if name not in self._commands:
-            near = difflib.get_close_matches(name, self._commands, n=1)
-            meant = f"did you mean {near[0]}? " if near else ""
-            raise UsageError(f"{name} is no command", f"{meant}/help lists them")
+            meant = did_you_mean(name, self._commands)
+            raise UsageError(f"{name} is no command", f"{meant} /help lists them".strip())
         self._commands[name][0](rest.strip())
 
     def _greet(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -70,6 +71,12 @@ def _flag(
     )
 
 
+def _aliases(incomplete: str) -> list[str]:
+    from sttm_cli.models import ALIASES
+
+    return [alias for alias in ALIASES if alias.startswith(incomplete)]
+
+
 OUTPUT = (
     _flag("as_json", bool, "--json", default=False, rich_help_panel=_OUTPUT,
           help="Print one JSON object on stdout."),
@@ -90,7 +97,8 @@ CACHE = (
 
 RUN = (
     _flag("model", str, "-m", "--model", envvar="STTM_MODEL", default=DEFAULT_MODEL,
-          rich_help_panel=_MODEL, help="An alias, a hub id or a folder."),
+          rich_help_panel=_MODEL, help="An alias, a hub id or a folder.",
+          autocompletion=_aliases),
     _flag("revision", str | None, "--revision", rich_help_panel=_MODEL, show_default=False,
           help="Branch, tag or commit of a model on the hub."),
     _flag("device", str, "--device", default="auto", rich_help_panel=_MODEL,
@@ -228,6 +236,9 @@ def takes(*groups: tuple[inspect.Parameter, ...]) -> Callable[[Callable[..., Non
         def command(**values: Any) -> None:
             flags = {flag.name: values.pop(flag.name) for flag in shared}
             output = Output(*(flags.pop(name) for name in ("as_json", "quiet", "debug")))
+            if output.quiet:
+                # The hub's own bars while a model is fetched.
+                os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
             function(**values, flags=flags, output=output)
 
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + shared

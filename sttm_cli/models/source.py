@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from sttm_cli.errors import ModelError, UsageError
+from sttm_cli.spelling import did_you_mean
 from sttm_cli.types import Json
 
 # What a checkpoint folder is made of; anything else in a hub repository is not fetched.
@@ -48,10 +50,19 @@ class ModelSource:
         return found if isinstance(found, int) else 0
 
 
-def find_source(name: str, repository: str, *, revision: str | None, memo: Memo) -> ModelSource:
+def find_source(
+    name: str,
+    repository: str,
+    *,
+    revision: str | None,
+    memo: Memo,
+    aliases: Iterable[str] = (),
+    tell: Callable[[str], None] = lambda line: None,
+) -> ModelSource:
     """Find the checkpoint folder for a local path or a hub id, fetching it if need be.
 
-    `name` is what the user typed, `repository` what it stands for. Raises ModelError for a
+    `name` is what the user typed, `repository` what it stands for, `aliases` what else might
+    have been meant; `tell` gets a line before a model is fetched. Raises ModelError for a
     folder without weights, an unknown id, or a hub that cannot be reached, UsageError for a
     revision of a folder.
     """
@@ -68,10 +79,11 @@ def find_source(name: str, repository: str, *, revision: str | None, memo: Memo)
     if local.is_absolute() or repository.startswith((".", "~")) or repository.count("/") != 1:
         raise ModelError(
             f"model {name!r} is neither an alias, nor a hub id, nor a folder",
-            "give a folder with config.json and *.safetensors, a hub id such as "
+            did_you_mean(name, aliases)
+            or "give a folder with config.json and *.safetensors, a hub id such as "
             "llava-hf/llava-onevision-qwen2-0.5b-ov-hf, or an alias (sttm models lists them)",
         )
-    folder = _from_hub(repository, revision)
+    folder = _from_hub(repository, revision, tell)
     _check_folder(name, folder)
     # A snapshot folder is named by its commit: the hub's own fingerprint of all its files.
     return ModelSource(
@@ -166,7 +178,7 @@ def _snapshot(repository: str, revision: str | None, *, offline: bool) -> Path:
     )
 
 
-def _from_hub(repository: str, revision: str | None) -> Path:
+def _from_hub(repository: str, revision: str | None, tell: Callable[[str], None]) -> Path:
     """The snapshot folder: from the hub's own cache when it is whole, else downloaded."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -174,6 +186,7 @@ def _from_hub(repository: str, revision: str | None) -> Path:
     if folder is not None:
         return folder
     try:
+        tell(_to_fetch(repository, revision))
         return _snapshot(repository, revision, offline=False)
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         wanted = f"{repository}@{revision}" if revision else repository
@@ -183,3 +196,18 @@ def _from_hub(repository: str, revision: str | None) -> Path:
             "check the name and the network, log in for gated models (hf auth login), "
             "or give a local folder",
         ) from error
+
+
+def _to_fetch(repository: str, revision: str | None) -> str:
+    """How much is to be fetched, as the hub says, and where it will be."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    files = snapshot_download(
+        repository, revision=revision, allow_patterns=list(_PATTERNS), dry_run=True
+    )
+    count = sum(file.file_size or 0 for file in files if file.will_download)
+    return (
+        f"fetching {repository}, {count / 1e9:.1f} GB, once: it is kept in {HF_HUB_CACHE} "
+        "(HF_HOME names another place)"
+    )

@@ -178,11 +178,13 @@ class Store:
         sweep(scan.parts)
         return self._prune(scan, limit)
 
-    def verify(self, *, repair: bool = False) -> tuple[int, list[Finding]]:
-        """Check every byte of every file under kv/ and return how many there are, and which are
-        damaged; `repair` removes those."""
+    def verify(
+        self, *, repair: bool = False, limit: int | None = None
+    ) -> tuple[int, list[Finding]]:
+        """Check every byte of every file under kv/, or of `limit` of them; return how many there
+        are, and which are damaged. `repair` removes those."""
         scan, findings = self._scan(), list[Finding]()
-        for stored in scan.artifacts:
+        for stored in scan.artifacts[:limit]:
             if (problem := self._problem(stored.path)) is not None:
                 findings.append(Finding(stored.path, problem))
                 if repair:

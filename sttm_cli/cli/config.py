@@ -1,0 +1,116 @@
+"""`sttm config`: where the config file is, and which settings hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import typer
+
+from sttm_cli.cli.options import ANSWERS, RUN, SOURCE, Output, takes
+from sttm_cli.cli.output import print_json, say
+from sttm_cli.config import Settings, parse_duration
+from sttm_cli.config_file import CONFIG_KEYS, config_path, read_config
+from sttm_cli.errors import UsageError
+from sttm_cli.types import Json
+
+app = typer.Typer(
+    help="Show the config file and the settings that hold.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+_NUMBERS: dict[str, Callable[[str], Any]] = {
+    "merge_layer": int,
+    "frames": int,
+    "max_new_tokens": int,
+    "fps": float,
+    "temperature": float,
+}
+
+
+class Held(NamedTuple):
+    """A setting's value as typed, None where the model or the machine decides, and its origin:
+    "default", "file", or the environment variable's name."""
+
+    value: str | None
+    origin: str
+
+
+@app.command("path")
+@takes()
+def path(*, flags: dict[str, Any], output: Output) -> None:
+    """Print the path of the config file, which need not be there."""
+    if output.as_json:
+        print_json({"path": str(config_path()), "exists": config_path().is_file()})
+    else:
+        typer.echo(str(config_path()))
+
+
+@app.command("show")
+@takes()
+def show(*, flags: dict[str, Any], output: Output) -> None:
+    """Show the value of each setting that the config file can hold, and where it comes from.
+
+    A flag on the command line beats all of them.
+    """
+    found = _settings()
+    _check(found)
+    if output.as_json:
+        rows = [{"key": key, **held._asdict()} for key, held in found.items()]
+        print_json({"schema": "sttm.config/1", **_file(config_path()), "settings": rows})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for name in ("setting", "value", "from"):
+        table.add_column(name, overflow="fold")
+    for key, held in found.items():
+        table.add_row(key, "-" if held.value is None else held.value, held.origin)
+    Console(highlight=False, markup=False).print(table)
+    if not output.quiet:
+        say(f"file: {config_path()}" + ("" if config_path().is_file() else " (not there)"))
+        say("-: the model, the video or the machine decides")
+
+
+def _settings() -> dict[str, Held]:
+    given = read_config()
+    found = {key: _held(key, None, None, given) for key in CONFIG_KEYS}
+    for flag in (*RUN, *SOURCE, *ANSWERS):
+        if flag.name in CONFIG_KEYS:
+            (option,) = flag.annotation.__metadata__
+            found[flag.name] = _held(flag.name, option.envvar, flag.default, given)
+    return found
+
+
+def _held(key: str, variable: str | None, default: Any, given: dict[str, str]) -> Held:
+    # An empty variable counts as none, as it does for the flags.
+    if variable and os.environ.get(variable):
+        return Held(os.environ[variable], variable)
+    if key in given:
+        return Held(given[key], "file")
+    return Held(None if default is None else str(default), "default")
+
+
+def _check(found: dict[str, Held]) -> None:
+    """Raise UsageError for a value that no command would take."""
+    given = {key: held.value for key, held in found.items() if held.value is not None}
+    alive = given.pop("keep_alive", None)
+    if alive is not None:
+        parse_duration("--keep-alive", alive)
+    Settings(**{key: _read(key, text) for key, text in given.items()})
+
+
+def _read(key: str, text: str) -> Any:
+    try:
+        return _NUMBERS.get(key, str)(text)
+    except ValueError:
+        raise UsageError(f"{key} {text!r} is not a number") from None
+
+
+def _file(path: Path) -> Json:
+    return {"path": str(path), "exists": path.is_file()}

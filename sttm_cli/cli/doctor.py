@@ -1,0 +1,39 @@
+"""`sttm doctor`: whether this machine has what the tool needs, and what to do where not."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import typer
+
+from sttm_cli.cli.options import CACHE, Output, bytes_from, takes
+from sttm_cli.cli.output import print_json, say
+
+
+@takes(CACHE)
+def doctor(*, flags: dict[str, Any], output: Output) -> None:
+    """Check libraries, devices, decoders, cache and config file; ends with 1 if something that
+    is needed is broken.
+
+    Each decoder reads a small video that is written for it, and some entries of the cache are
+    checked to the last byte. Nothing is sent anywhere.
+    """
+    from sttm_cli.doctor import examine
+
+    checks = []
+    for check in examine(flags["cache_dir"], bytes_from(flags["max_bytes"])):
+        checks.append(check)
+        if not output.as_json:
+            mark = "ok" if check.problem is None else "BROKEN" if check.needed else "note"
+            typer.echo(f"{mark:<7}{check.name:<20}{check.problem or check.found}")
+            if check.problem is not None and check.hint:
+                typer.echo(f"{'':<7}{'':<20}-> {check.hint}")
+    broken = sum(check.broken for check in checks)
+    if output.as_json:
+        rows = [asdict(check) for check in checks]
+        print_json({"schema": "sttm.doctor/1", "ok": not broken, "checks": rows})
+    if not output.quiet:
+        say(f"{len(checks)} checked, {broken} broken")
+    if broken:
+        raise typer.Exit(1)
