@@ -28,18 +28,26 @@ class Sampler:
         if self.seed is None:
             return int(logits.argmax())
         # The greatest becomes 0 first: the smallest temperature then overflows nothing.
-        scaled = (logits - logits.max()).double().cpu() / self._temperature
-        kept = nucleus(scaled.softmax(0), self._top_p)
-        return int(torch.multinomial(kept, 1, generator=self._generator))
+        scaled = (logits - logits.max()).cpu().double() / self._temperature
+        probabilities, ids = nucleus(scaled.softmax(0), self._top_p)
+        reached = probabilities.cumsum(0)
+        drawn = torch.rand(1, generator=self._generator, dtype=torch.float64) * reached[-1]
+        place = torch.searchsorted(reached, drawn, right=True).clamp(max=len(ids) - 1)
+        return int(ids[place])
 
 
-def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Probabilities [V] with all but the likeliest that together reach `top_p` set to 0.
+def nucleus(probabilities: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The likeliest of `probabilities` [V] that together reach `top_p`, and their places.
 
     Source: Holtzman et al., The Curious Case of Neural Text Degeneration, section 3.1.
     """
     if top_p >= 1.0:
-        return probabilities
-    ordered, order = probabilities.sort(descending=True)
-    beyond = ordered.cumsum(0) - ordered >= top_p
-    return probabilities.index_fill(0, order[beyond], 0.0)
+        return probabilities, torch.arange(len(probabilities))
+    # Few tokens reach it, as a rule: ordering a whole vocabulary for each token would be slow.
+    for count in (64, 4096, len(probabilities)):
+        ordered, places = probabilities.topk(min(count, len(probabilities)))
+        before = ordered.cumsum(0) - ordered
+        if before[-1] >= top_p:
+            break
+    kept = before < top_p
+    return ordered[kept], places[kept]

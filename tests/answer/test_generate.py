@@ -39,9 +39,22 @@ def test_drawn_tokens_have_the_softmax_probabilities() -> None:
 
 def test_nucleus_keeps_the_likeliest_up_to_its_share() -> None:
     probabilities = torch.tensor([0.1, 0.5, 0.25, 0.15])
-    assert nucleus(probabilities, 0.6).tolist() == pytest.approx([0.0, 0.5, 0.25, 0.0])
-    assert nucleus(probabilities, 0.01).tolist() == pytest.approx([0.0, 0.5, 0.0, 0.0])
-    assert nucleus(probabilities, 1.0).equal(probabilities)
+    assert nucleus(probabilities, 0.6)[1].tolist() == [1, 2]
+    assert nucleus(probabilities, 0.01)[1].tolist() == [1]
+    assert nucleus(probabilities, 1.0)[0].equal(probabilities)
+
+
+@pytest.mark.parametrize("top_p", [0.001, 0.5, 0.9, 0.9999])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 8.0])
+def test_nucleus_of_a_large_vocabulary_is_that_of_ordering_all_of_it(
+    top_p: float, spread: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, generator=generator, dtype=torch.float64)
+    probabilities = (logits * spread).softmax(0)
+    ordered, order = probabilities.sort(descending=True)
+    count = int((ordered.cumsum(0) - ordered < top_p).sum())
+    assert nucleus(probabilities, top_p)[1].equal(order[:count])
 
 
 def test_a_tiny_temperature_takes_the_likeliest() -> None:
