@@ -9,7 +9,7 @@ from math import ceil
 from sttm_cli.models.source import ModelSource
 from sttm_cli.types import Json
 
-STEP_TEXT = {"llava_qwen": 8, "internvl": 8, "qwen3_vl": 9, "qwen3_vl_moe": 9}
+STEP_TEXT = {"llava_qwen": 8, "internvl": 8, "qwen3_vl": 9, "qwen3_vl_moe": 9, "smolvlm": 12}
 """About how many tokens of text a grid step has beside its visual ones: its time or number."""
 STEP_TOKENS = 768
 """Most tokens of a grid step of the Qwen-VL families (qwen-vl-utils, VIDEO_MAX_TOKEN_NUM)."""
@@ -56,6 +56,10 @@ def _grid(source: ModelSource, frames: int, *, width: int, height: int) -> tuple
         return frames, side * side
     if source.model_type == "internvl":
         return frames, int(config["image_seq_length"])
+    if source.model_type == "smolvlm":
+        vision = config["vision_config"]
+        side = vision["image_size"] // vision["patch_size"] // config["scale_factor"]
+        return frames, side * side
     return _dynamic(source, frames, width=width, height=height)
 
 

@@ -85,6 +85,8 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl_moe": Family(
         "qwen3-vl-moe", "sttm_cli.models.qwen3_vl", 128, 3, "survivors", multiple=2, rotary_axes=3
     ),
+    # 64 frames: the video_sampling of its processors. Merged as the LLaVAs are, by likeness.
+    "smolvlm": Family("smolvlm2", "sttm_cli.models.smolvlm", 64, 2, "reassigned"),
     # 64 frames: the most that its authors evaluate with. Merged as the LLaVAs are, by likeness.
     "internvl": Family("internvl3.5", "sttm_cli.models.internvl", 64, 2, "reassigned"),
 }
@@ -111,6 +113,11 @@ CHECKPOINTS: dict[str, dict[str, str]] = {
         "2b": "Qwen/Qwen3-VL-2B-Instruct",
         "4b": "Qwen/Qwen3-VL-4B-Instruct",
         "8b": "Qwen/Qwen3-VL-8B-Instruct",
+    },
+    "smolvlm": {
+        "256m": "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+        "500m": "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+        "2.2b": "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
     },
     "qwen3_vl_moe": {"30b": "Qwen/Qwen3-VL-30B-A3B-Instruct"},
     "internvl": {

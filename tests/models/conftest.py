@@ -10,11 +10,13 @@ from tests.checkpoints import llava_onevision
 from tests.checkpoints_internvl import internvl
 from tests.checkpoints_llava import llava_video
 from tests.checkpoints_qwen import qwen_vl
+from tests.checkpoints_smolvlm import smolvlm
 
 FAMILIES = {
     "llava_onevision": llava_onevision,
     "llava_video": llava_video,
     "internvl": internvl,
+    "smolvlm": smolvlm,
     "qwen2_vl": lambda folder: qwen_vl(folder, "qwen2_vl", pixels=(256, 80 * 112)),
     "qwen3_vl": lambda folder: qwen_vl(folder, "qwen3_vl", pixels=(256, 400 * 112)),
 }

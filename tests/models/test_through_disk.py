@@ -21,6 +21,7 @@ from tests.checkpoints import llava_onevision
 from tests.checkpoints_internvl import internvl
 from tests.checkpoints_llava import llava_video
 from tests.checkpoints_qwen import qwen_vl
+from tests.checkpoints_smolvlm import smolvlm
 from tests.models.reference import one_pass
 
 QUESTION = "what colour is the circle?"
@@ -65,6 +66,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     llava_onevision(root / "llava_onevision")
     llava_video(root / "llava_video")
     internvl(root / "internvl")
+    smolvlm(root / "smolvlm")
     return root
 
 
