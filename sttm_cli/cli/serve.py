@@ -55,6 +55,11 @@ def serve(
     parallel: Annotated[
         int, _option("--parallel", panel=_BOUNDS, help="Questions worked on at once.")
     ] = 8,
+    together: Annotated[
+        int | None,
+        _option("--together", panel=_BOUNDS, show_default=False,
+                help="Questions about one video decoded together. (default: 8 in float32, else 1)"),
+    ] = None,
     max_queue: Annotated[
         int, _option("--max-queue", panel=_BOUNDS, help="Questions that may wait beside them.")
     ] = 64,
@@ -104,6 +109,7 @@ def serve(
         allow_private=allow_private,
         keep_alive=parse_duration("--keep-alive", keep_alive) if keep_alive else None,
         parallel=parallel,
+        together=together,
         max_queue=max_queue,
         request_timeout=parse_duration("--request-timeout", request_timeout),
         max_body=parse_bytes("--max-body", max_body),

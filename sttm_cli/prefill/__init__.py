@@ -2,5 +2,6 @@
 
 from sttm_cli.prefill.continuation import KVContinuation
 from sttm_cli.prefill.prefix import ROOM, Merging, prefill
+from sttm_cli.prefill.together import Together
 
-__all__ = ["ROOM", "KVContinuation", "Merging", "prefill"]
+__all__ = ["ROOM", "KVContinuation", "Merging", "Together", "prefill"]

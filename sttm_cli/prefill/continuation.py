@@ -39,13 +39,24 @@ class KVContinuation:
         self._held: list[int] = []
 
     @property
+    def prefix_ids(self) -> Sequence[int]:
+        """The distinct token ids of the prefix alone."""
+        ids: list[int] = self._kv.facts["token_ids"]
+        return ids
+
+    @property
     def token_ids(self) -> Sequence[int]:
-        return [*self._kv.facts["token_ids"], *self._held[: self.appended]]
+        return [*self.prefix_ids, *self._held[: self.appended]]
+
+    @property
+    def prefix_room(self) -> int:
+        """How many tokens the model's context takes after the prefix alone."""
+        limit: int = self._model.decoder.config.max_position_embeddings
+        return limit - max(self._kv.next_positions)
 
     @property
     def room(self) -> int:
-        limit: int = self._model.decoder.config.max_position_embeddings
-        return limit - max(self._kv.next_positions) - self.appended
+        return self.prefix_room - self.appended
 
     @torch.inference_mode()
     def extend(self, ids: torch.Tensor) -> torch.Tensor:
@@ -67,18 +78,41 @@ class KVContinuation:
     def rewind(self, to: int = 0) -> None:
         self._set_length(min(to, self.appended))
 
+    def forget(self) -> None:
+        """Forget everything after the prefix for good: nothing of it can be resumed."""
+        self._held = []
+        self._set_length(0)
+
+    @torch.inference_mode()
+    def extend_at(
+        self, ids: torch.Tensor, places: torch.Tensor, sees: torch.Tensor
+    ) -> torch.Tensor:
+        """Append tokens `ids` [n] of several questions; return the logits [n, V] after each.
+
+        `places` [n]: how many tokens of its own question lie between the prefix and each;
+        `sees` [n, m] bool: which of all m tokens after the prefix, these included, each sees.
+        """
+        return self._model.logits(self._at(ids, places, sees))
+
     def _run(self, ids: torch.Tensor) -> torch.Tensor:
         """Hidden states [n, C] of tokens `ids` [n] on top of everything so far."""
         del self._held[self.appended :]
-        embeds = self._model.embed(ids)
-        below, above = (self._positions(start, len(ids)) for start in self._kv.next_positions)
+        return self._at(ids, torch.arange(self.appended, self.appended + len(ids)))
+
+    def _at(
+        self, ids: torch.Tensor, places: torch.Tensor, sees: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        below, above = (
+            (start + places).expand(self._axes, -1) for start in self._kv.next_positions
+        )
         hidden = run(
             self._model.decoder,
-            embeds,
+            self._model.embed(ids),
             self._layers,
             positions=below,
             merge_layer=self._kv.merge_layer,
             deeper=lambda states: (states, above.to(states.device)),
+            sees=sees,
         )
         self._held += ids.tolist()
         self.appended = len(self._held)
@@ -89,7 +123,3 @@ class KVContinuation:
         for layer, length in zip(self._layers, self._kv.lengths, strict=True):
             layer.length = length + appended
         self.appended = appended
-
-    def _positions(self, start: int, count: int) -> torch.Tensor:
-        first = start + self.appended
-        return torch.arange(first, first + count).expand(self._axes, -1)

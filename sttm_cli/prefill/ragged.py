@@ -98,17 +98,22 @@ def run(
     positions: torch.Tensor,
     merge_layer: int,
     deeper: Deeper,
+    sees: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Run `embeds` [L, C] through the decoder on top of what `layers` hold.
 
     `positions` [A, L]: rotary ids below the merge layer. Returns the normed hidden states
     [N, C] of the tokens that reached the end; `layers` have grown accordingly. Several
     sequences at the same positions may run as one batch, [B, L, C] -> [B, N, C].
+
+    `sees` [L, M] bool: which of the last M tokens, these L included, each of them sees beside
+    all that lie before; each sees those up to itself without it.
     """
     batch = embeds.reshape(-1, *embeds.shape[-2:])
-    with _deeper_layers(decoder, layers, merge_layer, deeper):
+    with _deeper_layers(decoder, layers, merge_layer, deeper, sees):
         out = decoder(
             inputs_embeds=batch,
+            attention_mask=_mask(layers[0], batch, sees),
             position_ids=_rotary_input(positions.to(embeds.device)),
             past_key_values=Cache(layers=layers),
             use_cache=True,
@@ -119,7 +124,11 @@ def run(
 
 @contextmanager
 def _deeper_layers(
-    decoder: Any, layers: list[BufferLayer], merge_layer: int, deeper: Deeper
+    decoder: Any,
+    layers: list[BufferLayer],
+    merge_layer: int,
+    deeper: Deeper,
+    sees: torch.Tensor | None,
 ) -> Iterator[None]:
     shared: dict[str, Any] = {}
 
@@ -127,7 +136,10 @@ def _deeper_layers(
         hidden, positions = deeper(args[0])
         shared["position_embeddings"] = decoder.rotary_emb(hidden, _rotary_input(positions))
         shared["attention_mask"] = create_causal_mask(
-            decoder.config, hidden, None, Cache(layers=layers[merge_layer:])
+            decoder.config,
+            hidden,
+            _mask(layers[merge_layer], hidden, sees),
+            Cache(layers=layers[merge_layer:]),
         )
         # Flash attention would take gaps in the ids for the borders of packed sequences.
         shared["position_ids"] = None
@@ -144,6 +156,17 @@ def _deeper_layers(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _mask(
+    layer: BufferLayer, hidden: torch.Tensor, sees: torch.Tensor | None
+) -> torch.Tensor | None:
+    """The attention mask [1, 1, L, length + L] of tokens that are appended to `layer`."""
+    if sees is None:
+        return None
+    count, recent = sees.shape
+    before = sees.new_ones((count, layer.length + count - recent))
+    return torch.cat([before, sees], dim=1).to(hidden.device)[None, None]
 
 
 def _rotary_input(positions: torch.Tensor) -> torch.Tensor:

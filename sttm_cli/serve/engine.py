@@ -24,6 +24,7 @@ from sttm_cli.prepared import Prepared
 from sttm_cli.report import answer_json, ask_report
 from sttm_cli.resident import Resident
 from sttm_cli.results import Answer, Choice
+from sttm_cli.serve.batch import Batches, together
 from sttm_cli.serve.memory import bounds
 from sttm_cli.serve.metrics import Metrics
 from sttm_cli.serve.options import Options
@@ -90,6 +91,7 @@ class Engine:
         self._preparing.shutdown()
         self._model_thread.shutdown()
         if self.ready.is_set():
+            self._batches.close()
             self._resident.close()
 
     def status(self) -> Json:
@@ -173,14 +175,13 @@ class Engine:
     async def _answer(
         self, qa: VideoQA, prepared: Prepared, question: str, asking: Asking, run: _Run
     ) -> tuple[Answer | Choice, int]:
-        def work() -> tuple[Answer | Choice, int]:
+        def work(prepared: Prepared) -> tuple[Answer | Choice, int]:
             run.check()
             asked = len(qa.model(vision=False).question(question, asking.history))
             return self._reply(qa, prepared, question, asking, run), prefix + asked
 
         prefix = prepared.kv.tokens.prefix
-        loop = asyncio.get_running_loop()
-        answer, count = await loop.run_in_executor(self._model_thread, work)
+        answer, count = await self._batches.run(prepared, work, alone=bool(asking.options))
         run.check()
         self.metrics.answered(answer)
         self.answered += 1
@@ -218,8 +219,10 @@ class Engine:
         _ = task.cancelled() or task.exception()
 
     def _load(self) -> None:
-        qa = VideoQA(self.settings, resident=Resident(self._store))
-        device, host = bounds(qa.choice.device, self._options)
+        choice = VideoQA(self.settings, resident=Resident(self._store)).choice
+        most = together(choice, self._options.together)
+        self._batches = Batches(self._model_thread, most, self.metrics.together.observe)
+        device, host = bounds(choice.device, self._options)
         self._resident = Resident(self._store, device_bytes=device, host_bytes=host)
         VideoQA(self.settings, resident=self._resident).model()
 

@@ -23,6 +23,9 @@ class Metrics:
         self.requests = Counter("sttm_requests", "Requests.", ["endpoint", "status"], registry=own)
         self.videos = Counter("sttm_videos", "Prefixes by tier.", ["tier"], registry=own)
         self.tokens = Counter("sttm_generated_tokens", "Tokens of answers.", registry=own)
+        self.together = Histogram(
+            "sttm_together", "Questions decoded together.", buckets=(1, 2, 4, 8, 16), registry=own
+        )
         self._stages = Histogram(
             "sttm_stage_seconds", "Seconds by stage.", ["stage"], buckets=_SECONDS, registry=own
         )

@@ -15,7 +15,8 @@ MIB = 1 << 20
 class Options:
     """A server's own settings; bytes and seconds. `port` None listens on the socket only.
 
-    `parallel` questions are worked on at once, `max_queue` more may wait. Raises UsageError.
+    `parallel` questions are worked on at once, `max_queue` more may wait; up to `together` about
+    one video are decoded together (None: where that cannot change an answer). Raises UsageError.
     """
 
     host: str = "127.0.0.1"
@@ -25,6 +26,7 @@ class Options:
     allow_private: bool = False
     keep_alive: float | None = None
     parallel: int = 8
+    together: int | None = None
     max_queue: int = 64
     request_timeout: float = 600.0
     max_body: int = 64 * MIB
@@ -41,8 +43,12 @@ class Options:
                 f"--host {self.host} can be reached from elsewhere and cannot hold without a key",
                 "give --api-key or STTM_API_KEY, or leave --host out",
             )
-        for flag, value in (("--parallel", self.parallel), ("--max-queue", self.max_queue)):
-            if value < 1:
+        for flag, value in (
+            ("--parallel", self.parallel),
+            ("--max-queue", self.max_queue),
+            ("--together", self.together),
+        ):
+            if value is not None and value < 1:
                 raise UsageError(f"{flag} {value} is not possible", "it starts at 1")
         for flag, seconds in (
             ("--request-timeout", self.request_timeout),

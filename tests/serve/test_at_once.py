@@ -37,6 +37,23 @@ def test_answers_are_those_computed_alone_within_the_bounds(
     assert server.metric("sttm_queue") == 0
 
 
+def test_questions_that_arrive_together_are_decoded_together(
+    server: Running, cases: list[Case], allowed: Path
+) -> None:
+    about = [case for case in cases if case.video == cases[0].video and case.budget == 0.5]
+    path = allowed / cases[0].video.name
+    path.write_bytes(cases[0].video.read_bytes())
+    there = [Case(path, case.question, 0.5, case.answer) for case in about] * 8
+    before = [server.metric(f"sttm_together_{name}") for name in ("sum", "count")]
+    answered = ask_all(server, there, at_once=8)
+    asked, runs = (
+        server.metric(f"sttm_together_{name}") - was
+        for name, was in zip(("sum", "count"), before, strict=True)
+    )
+    assert [text for _, text in answered] == [case.answer for case in there]
+    assert asked == len(there) > runs
+
+
 def test_kvs_go_down_the_tiers_and_come_back_the_same(tight: Running, cases: list[Case]) -> None:
     with tight.openai() as client:
         for order in (cases, cases[::-1], cases):
