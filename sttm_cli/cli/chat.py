@@ -19,7 +19,6 @@ from sttm_cli.cli.options import (
     ANSWERS,
     RUN,
     SOURCE,
-    VIDEO,
     KeepAlive,
     NoServer,
     Output,
@@ -44,11 +43,13 @@ from sttm_cli.errors import SttmError, UsageError
 from sttm_cli.spelling import did_you_mean
 from sttm_cli.subtitles import subtitles_text
 
+FILED = "A video file, a folder of images, or an http(s) address."
+
 
 @takes(RUN, SOURCE, ANSWERS)
 def chat(
     context: typer.Context,
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help=VIDEO)],
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help=FILED)],
     *,
     subtitles: Subtitles = None,
     no_server: NoServer = False,
