@@ -9,7 +9,7 @@ from typing import Any
 
 from sttm_cli.cli.options import Output
 from sttm_cli.cli.output import STAGES, say, size, warn
-from sttm_cli.library.outcome import Computed, Failed, Outcome, Skipped, Tally, Wanted
+from sttm_cli.library.outcome import Computed, Failed, Outcome, Skipped, Stopped, Tally, Wanted
 
 
 class LibraryProgress:
@@ -57,7 +57,8 @@ class LibraryProgress:
         if self._bar is not None:
             self._bar.update(0, completed=tally.settled, rate=self._rate(tally), stage="")
         # Among the bar's thousands of videos only what needs a look is worth a line.
-        if not self._output.quiet and (self._bar is None or isinstance(outcome, Failed)):
+        worth = isinstance(outcome, Failed) if self._bar else not isinstance(outcome, Stopped)
+        if worth and not self._output.quiet:
             self._say(f"[{tally.settled}/{self.total}] {outcome.path}: {told(outcome)}")
 
     def finish(self, tally: Tally, done: str) -> None:
