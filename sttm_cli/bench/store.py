@@ -30,8 +30,17 @@ BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
+class Timing:
+    """Seconds by the clock, and of processors, all threads together, which other work on the
+    machine changes less."""
+
+    seconds: float
+    processor: float
+
+
+@dataclass(frozen=True)
 class Row:
-    """One size, in bytes, and seconds: each the least of the repeats.
+    """One size, in bytes, and what took how long, each the best of the repeats.
 
     `checked` is a restore that computes the checksum, `warm` and `cold` one that need not any
     more. The floors are plain writes and reads of as many bytes; `copy` is the way from pinned
@@ -39,25 +48,28 @@ class Row:
     """
 
     bytes: int
-    write: float
-    write_floor: float
-    checked: float
-    warm: float
-    warm_floor: float
-    cold: float | None
-    cold_floor: float | None
-    copy: float | None
+    write: Timing
+    write_floor: Timing
+    checked: Timing
+    warm: Timing
+    warm_floor: Timing
+    cold: Timing | None
+    cold_floor: Timing | None
+    copy: Timing | None
 
     @property
     def warm_share(self) -> float:
         """Speed of a warm restore as a share of what disk and device allow."""
-        return max(self.warm_floor, self.copy or 0.0) / self.warm
+        return self._share(self.warm, self.warm_floor)
 
     @property
     def cold_share(self) -> float | None:
         if self.cold is None or self.cold_floor is None:
             return None
-        return max(self.cold_floor, self.copy or 0.0) / self.cold
+        return self._share(self.cold, self.cold_floor)
+
+    def _share(self, restore: Timing, floor: Timing) -> float:
+        return max(floor.seconds, self.copy.seconds if self.copy else 0.0) / restore.seconds
 
 
 def measure_store(
@@ -112,7 +124,7 @@ def _measure(place: Path, size: int, device: str, repeat: int) -> Row:
             cold_floor = _least(repeat, lambda: plain_read(entry.path), before=drop)
             cold = _least(repeat, restore, before=drop)
         store.remove([entry.key])
-    copy = None if device == "cpu" else _copy_seconds(size, device, repeat)
+    copy = None if device == "cpu" else _copy(size, device, repeat)
     return Row(entry.bytes, write, write_floor, checked, warm, warm_floor, cold, cold_floor, copy)
 
 
@@ -181,7 +193,7 @@ def _dropper(entry: Entry) -> Callable[[], None]:
     return drop
 
 
-def _copy_seconds(size: int, device: str, repeat: int) -> float:
+def _copy(size: int, device: str, repeat: int) -> Timing:
     host = torch.empty(size, dtype=torch.uint8, pin_memory=device.startswith("cuda"))
     target = torch.empty(size, dtype=torch.uint8, device=device)
 
@@ -201,15 +213,16 @@ def _wait(device: str) -> None:
 
 def _least(
     repeat: int, run: Callable[[], object], *, before: Callable[[], None] = lambda: None
-) -> float:
-    """The least seconds of `repeat` runs; `before` is not counted."""
-    times = []
+) -> Timing:
+    """The least of `repeat` runs; `before` is not counted."""
+    seconds, processor = [], []
     for _ in range(repeat):
         before()
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         run()
-        times.append(time.perf_counter() - started)
-    return min(times)
+        seconds.append(time.perf_counter() - started)
+        processor.append(time.process_time() - busy)
+    return Timing(min(seconds), min(processor))
 
 
 def _fail(line: str) -> None:

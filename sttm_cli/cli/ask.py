@@ -207,8 +207,18 @@ def _explain(report: Json) -> None:
         say(f"debug: the other reader took over: {video['fallback']}")
     if cache["miss_reason"]:
         say(f"debug: not from the cache: {cache['miss_reason']}")
+    if (restore := report["seconds"]["restore"]) is not None:
+        say(f"debug: {_worth(restore, cache['cold_seconds'])}")
     spent = ((name, value) for name, value in report["seconds"].items() if value is not None)
     say("debug: seconds: " + ", ".join(f"{name} {value:.3f}" for name, value in spent))
+
+
+def _worth(restore: float, cold: float) -> str:
+    """Whether the cache was worth it, by what was measured: now, and when the entry was made."""
+    what = f"restoring took {restore:.3f} s, computing {cold:.3f} s when this was stored"
+    if restore < cold:
+        return f"{what}: {cold / max(restore, 1e-9):.1f} times as long"
+    return f"{what}: recomputing would have been faster, see docs/cache.md"
 
 
 def _summary(report: Json) -> str:

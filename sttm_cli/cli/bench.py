@@ -15,7 +15,7 @@ from sttm_cli.cli.output import print_json, say, size
 from sttm_cli.config import cache_dir, parse_bytes
 
 if TYPE_CHECKING:
-    from sttm_cli.bench.store import Row
+    from sttm_cli.bench.store import Row, Timing
 
 app = typer.Typer(
     help="Measure this machine.",
@@ -66,20 +66,23 @@ def store(
 
 def _show(row: Row) -> None:
     lines = [
-        ("write", row.write, row.write_floor, row.write_floor / row.write),
+        ("write", row.write, row.write_floor, row.write_floor.seconds / row.write.seconds),
         ("restore, with its checksum", row.checked, row.warm_floor, None),
         ("restore, page cache warm", row.warm, row.warm_floor, row.warm_share),
         ("restore, page cache cold", row.cold, row.cold_floor, row.cold_share),
     ]
-    typer.echo(f"{size(row.bytes)}{'':14} seconds      speed     floor   share of the floor")
-    for name, seconds, floor, share in lines:
-        if seconds is None or floor is None:
+    typer.echo(f"{size(row.bytes):<28} seconds (cpu)        speed   floor (cpu)     of the floor")
+    for name, took, floor, share in lines:
+        if took is None or floor is None:
             typer.echo(f"  {name:<26} the page cache cannot be emptied of a file here")
             continue
+        speed = size(row.bytes / took.seconds) + "/s"
         shown = "" if share is None else f"{share:8.0%}"
-        speed = size(row.bytes / seconds) + "/s"
-        typer.echo(f"  {name:<26} {seconds:6.3f} {speed:>12} {floor:8.3f} {shown}")
+        typer.echo(f"  {name:<26} {_both(took)} {speed:>12}  {_both(floor)} {shown}".rstrip())
     if row.copy is not None:
-        typer.echo(
-            f"  {'host to device':<26} {row.copy:6.3f} {size(row.bytes / row.copy) + '/s':>12}"
-        )
+        speed = size(row.bytes / row.copy.seconds) + "/s"
+        typer.echo(f"  {'host to device':<26} {_both(row.copy)} {speed:>12}")
+
+
+def _both(timing: Timing) -> str:
+    return f"{timing.seconds:6.3f} ({timing.processor:.3f})"

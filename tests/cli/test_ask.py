@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sttm_cli.store import Store
 from tests.cli.process import sttm, sttm_here
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
@@ -106,6 +108,24 @@ def test_frames_is_an_upper_bound_that_may_exceed_the_models_default(
 ) -> None:
     told = sttm_here("ask", video, QUESTION, "--json", "--fps", "2", "--frames", frames).json
     assert len(told["video"]["frame_times_s"]) == read
+
+
+def test_debug_says_whether_recomputing_would_have_been_faster(
+    video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sttm_here("ask", video, QUESTION)
+    assert "times as long" in sttm_here("ask", video, QUESTION, "--debug").err
+    load = Store.load
+
+    def from_a_slow_disk(store: Store, *given: Any, **more: Any) -> Any:
+        kv = load(store, *given, **more)
+        time.sleep(kv.facts["seconds"]["decode"] + 1)
+        kv.facts["seconds"] |= {"encode": 0.1, "merge": 0.1, "prefill": 0.1}
+        return kv
+
+    monkeypatch.setattr(Store, "load", from_a_slow_disk)
+    told = sttm_here("ask", video, QUESTION, "--debug").err
+    assert "recomputing would have been faster" in told
 
 
 def test_a_copy_under_another_name_is_a_hit(video: Path, tmp_path: Path) -> None:

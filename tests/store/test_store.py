@@ -98,6 +98,33 @@ def test_rows_read_in_pieces_are_those_read_at_once(store: Store, monkeypatch) -
     assert same(made, another(store).load(entry, device="cpu", room=0))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
+def test_a_gpu_gets_what_a_cpu_gets(store: Store, kv_dtype: str, monkeypatch) -> None:
+    made = kv(lengths=(300, 300, 41))
+    entry = store.save(IDENTITY, pack(made, kv_dtype), label={})
+    monkeypatch.setattr("sttm_cli.store.reading.PIECE", 640)
+    loaded = another(store).load(entry, device="cuda", room=7)
+    assert all(tensor.is_cuda for tensor in loaded.keys + loaded.values)
+    loaded.keys, loaded.values = ([t.cpu() for t in side] for side in (loaded.keys, loaded.values))
+    assert same(made, loaded)
+
+
+def test_a_staging_buffer_is_not_written_before_the_copy_out_of_it_is_done() -> None:
+    from sttm_cli.store.reading import _Slot
+
+    class Event:
+        waited = False
+
+        def synchronize(self) -> None:
+            self.waited = True
+
+    slot = _Slot(8, pinned=False)
+    slot._copied = Event()
+    assert slot.bytes(4).numel() == 4
+    assert slot._copied.waited
+
+
 def test_int8_tensors_are_plain_safetensors_with_their_scales(store: Store) -> None:
     made = kv()
     entry = store.save(IDENTITY, pack(made, "int8"), label={})
