@@ -1,10 +1,11 @@
-"""Run as a process of its own: whatever is done with FFmpeg's libraries is done here.
+"""Run as a process of its own: whatever is done with a decoder, of videos or images, is done here.
 
 A file can make them hang, crash or ask for all memory there is: here that takes nothing with it.
-Input: jobs, a JSON line each: {"do": "probe", "path"} or {"do": "read", "path", "plan"}.
+Input: jobs, a JSON line each: {"do": "probe", "path", "image_fps"} or {"do": "read", "path",
+"plan"}.
 Output: for a probe {"info"}; for reading and each time {"time_s", "shape"} followed by the raw RGB
 bytes, or {"lost"}, and {"damaged"} before the first one of a damaged file that is read once more.
-Each job ends with {"done"} or {"error", "hint"}; hint is None for what is no error of ours.
+Each job ends with {"done", "warnings"} or {"error", "hint"}; hint is None for no error of ours.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO
 
 from sttm_cli.decode.lost import Lost, Reading
 from sttm_cli.errors import SttmError
-from sttm_cli.types import FramePlan
+from sttm_cli.types import DecodeReport, FramePlan, VideoInfo
 
 MEMORY_BYTES = 3 << 30
 """8K in 10 bits with as many references as there may be takes 2.3 GB."""
@@ -35,8 +36,7 @@ def main() -> None:
     _bound_memory()
     for line in sys.stdin:
         try:
-            _do(json.loads(line), out)
-            _line(out, {"done": True})
+            _line(out, {"done": True, "warnings": _do(json.loads(line), out)})
         except SttmError as error:
             _line(out, {"error": error.message, "hint": error.hint})
         except Exception as error:
@@ -58,25 +58,43 @@ def _bound_memory() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (bound, most))
 
 
-def _do(job: dict[str, Any], out: BinaryIO) -> None:
+def _do(job: dict[str, Any], out: BinaryIO) -> list[str]:
+    """Write the job's answer to `out`; returns what a user should be told of it."""
     path = Path(os.fsdecode(bytes.fromhex(job["path"])))
     if job["do"] == "probe":
-        from sttm_cli.decode.probe import probe
-
-        _line(out, {"info": asdict(probe(path))})
-        return
+        _line(out, {"info": asdict(_probed(path, job["image_fps"]))})
+        return []
+    report = DecodeReport()
     plan = FramePlan(**{**job["plan"], "size": tuple(job["plan"]["size"])})
-    for found in _readings(path, plan, out):
+    for found in _readings(path, plan, report, out):
         if isinstance(found, Lost):
             _line(out, {"lost": found.cause})
         else:
             _line(out, {"time_s": found[0], "shape": found[1].shape})
             out.write(found[1].data)
     out.flush()
+    return report.warnings
 
 
-def _readings(path: Path, plan: FramePlan, out: BinaryIO) -> Iterator[Reading]:
+def _probed(path: Path, image_fps: float) -> VideoInfo:
+    if path.is_dir():
+        from sttm_cli.decode.images import probe_images
+
+        return probe_images(path, image_fps)
+    from sttm_cli.decode.probe import probe
+
+    return probe(path)
+
+
+def _readings(
+    path: Path, plan: FramePlan, report: DecodeReport, out: BinaryIO
+) -> Iterator[Reading]:
     """Fast while all is well; from the first damage on as read_damaged does it."""
+    if plan.reader == "images":
+        from sttm_cli.decode.images import read_images
+
+        yield from read_images(path, plan, report)
+        return
     if plan.reader == "decord":
         from sttm_cli.decode.decord_reader import read_decord
 

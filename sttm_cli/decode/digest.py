@@ -23,14 +23,13 @@ def digest(path: Path, memo: Memo) -> str:
     """The blake3 of the file's bytes, in hex; looked up where the file was digested before.
 
     A file counts as the same while its path, size, times of modification and change, and inode
-    are. A folder's
-    digest is over the names and bytes of its images. Raises VideoError for what cannot be read
-    or changes meanwhile.
+    are. A folder's digest is over the names and bytes of its images. Raises VideoError for what
+    cannot be read or changes meanwhile.
     """
     if path.is_dir():
-        from sttm_cli.decode.images import digest_images
+        from sttm_cli.decode.folder import digest_folder
 
-        return digest_images(path, memo)
+        return digest_folder(path, memo)
     before = check_file(path)
     key = "digest:" + version_key(path, before)
     known = memo.get(key)

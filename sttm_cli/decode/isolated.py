@@ -30,12 +30,12 @@ PATIENCE_S = 60.0
 """How long a child may take for one frame, or to open a file, before it counts as hanging."""
 
 
-def probe_isolated(path: Path) -> VideoInfo:
-    """As `probe`. Raises VideoError, also where opening the file crashes, hangs or asks for too
-    much memory."""
-    check_file(path)
+def probe_isolated(path: Path, *, image_fps: float = 1.0) -> VideoInfo:
+    """As `probe`, for a folder as `probe_images`. Raises VideoError, also where opening the file
+    crashes, hangs or asks for too much memory."""
+    _check(path)
     with _child() as child:
-        child.start({"do": "probe"}, path)
+        child.start({"do": "probe", "image_fps": image_fps}, path)
         head = child.line()
         if "info" in head:
             child.finish()
@@ -48,7 +48,7 @@ def read_isolated(path: Path, plan: FramePlan, report: DecodeReport) -> Iterator
 
     Raises VideoError where the reader refuses the file, fails, crashes or hangs.
     """
-    check_file(path)
+    _check(path)
     with _child() as child:
         child.start({"do": "read", "plan": asdict(plan)}, path)
         done = 0
@@ -63,9 +63,15 @@ def read_isolated(path: Path, plan: FramePlan, report: DecodeReport) -> Iterator
                 yield head["time_s"], child.picture(head["shape"])
                 done += 1
             else:
-                hint = NEEDED if plan.reader == "av" else "use --decoder auto"
+                hint = "use --decoder auto" if plan.reader == "decord" else NEEDED
                 raise child.failure(head, f"{plan.reader} cannot read {path}", hint)
-        child.finish()
+        report.warnings += child.finish()
+
+
+def _check(path: Path) -> None:
+    """Say what is wrong with a file before a process is started for it."""
+    if not path.is_dir():
+        check_file(path)
 
 
 _idle: list[_Child] = []
@@ -114,9 +120,12 @@ class _Child:
             raise VideoError(f"{self._path} cannot be read: {self._ending()}", NEEDED)
         return np.frombuffer(data, np.uint8).reshape(shape)
 
-    def finish(self) -> None:
-        """Read the end of a job that went well: the child can take another one."""
-        self.busy = "done" not in self.line()
+    def finish(self) -> list[str]:
+        """Read the end of a job that went well: the child can take another one. Returns what a
+        user should be told."""
+        end = self.line()
+        self.busy = "done" not in end
+        return list(end.get("warnings", ()))
 
     def failure(self, head: dict[str, Any], start: str, hint: str) -> VideoError:
         """The error that the end of a job tells."""

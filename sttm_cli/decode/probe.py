@@ -29,10 +29,12 @@ def remembered_probe(path: Path, memo: Memo, *, image_fps: float = 1.0) -> Video
     A folder counts as a video of its images, `image_fps` of them a second.
     """
     if path.is_dir():
-        from sttm_cli.decode.images import probe_images
+        from sttm_cli.decode.folder import folder_version
 
-        return probe_images(path, image_fps)
-    key = f"probe:{REVISION}:" + version_key(path, check_file(path))
+        version = f"{folder_version(path)}|{image_fps}"
+    else:
+        version = version_key(path, check_file(path))
+    key = f"probe:{REVISION}:{version}"
     known = memo.get(key)
     if known is not None:
         try:
@@ -41,7 +43,7 @@ def remembered_probe(path: Path, memo: Memo, *, image_fps: float = 1.0) -> Video
             pass
     from sttm_cli.decode.isolated import probe_isolated
 
-    info = probe_isolated(path)
+    info = probe_isolated(path, image_fps=image_fps)
     memo.set(key, {**asdict(info), "notes": list(info.notes)})
     return info
 

@@ -67,11 +67,6 @@ def _readings(
 ) -> Iterator[Reading]:
     """One reading per asked time, from the plan's reader or from the one that takes over."""
     report.reader = plan.reader
-    if plan.reader == "images":
-        from sttm_cli.decode.images import read_images
-
-        yield from read_images(path, plan, report)
-        return
     from sttm_cli.decode.isolated import read_isolated
 
     done = 0

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sttm_cli import pipeline
 from sttm_cli.decode import container, isolated
 from sttm_cli.resident import Resident
 from sttm_cli.store import NoStore
 from tests.cli.process import Ended, sttm_here
-from tests.decode.made import Make
+from tests.decode.made import Make, numbered
 from tests.hostile import bombs, videos
 from tests.web import serving
 
@@ -90,6 +91,22 @@ def test_damaged_videos_are_answered_or_refused(
     codes = [ask(damaged).code for damaged in videos.mutated(sound, tmp_path, EACH)]
     assert len(codes) == EACH
     assert {0, 3} == set(codes)
+    assert peak_bytes() < MOST_BYTES
+
+
+def test_a_folder_of_damaged_images_is_answered_from_the_sound_ones(
+    ask: Callable[..., Ended], tmp_path: Path
+) -> None:
+    for ending in ("png", "jpg", "webp", "tif", "bmp"):
+        sound = tmp_path / f"sound.{ending}"
+        Image.fromarray(numbered(3)).save(sound)
+        folder = tmp_path / ending
+        folder.mkdir()
+        codes = {ask(damaged).code for damaged in videos.mutated(sound, folder, 10)}
+        assert codes <= {0, 3}
+        assert ask(folder).code in (0, 3)
+        sound.rename(folder / "0.png")
+        assert ask(folder).code == 0
     assert peak_bytes() < MOST_BYTES
 
 
