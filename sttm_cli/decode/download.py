@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,19 @@ def download(address: str, target: Path, *, max_bytes: int, progress: Progress) 
     if address.split("://")[0].lower() not in ("http", "https"):
         raise VideoError(f"{address} is no http(s) address", "give a file or an http(s) address")
     try:
-        with _open(address) as response:
+        with open_address(address) as response:
             if response.headers.get_content_type() == PAGE:
                 from sttm_cli.decode.page import download_from_page
 
                 download_from_page(address, target, max_bytes=max_bytes, progress=progress)
                 return
-            _save(address, response, target, max_bytes, progress)
+            save(
+                address,
+                response,
+                target,
+                max_bytes=max_bytes,
+                on_bytes=lambda done, of: progress("download", done, of),
+            )
     except urllib.error.HTTPError as error:
         raise VideoError(
             f"{address} gives no video: {error.code} {error.reason}", "check the address"
@@ -55,42 +61,63 @@ def download(address: str, target: Path, *, max_bytes: int, progress: Progress) 
         raise VideoError(f"{address} is not an address", "check the address") from None
 
 
-def _open(address: str) -> Any:
-    """The response, after redirects; only HTTP and HTTPS have a handler, wherever those lead."""
+def open_address(
+    address: str,
+    *,
+    connections: Sequence[urllib.request.BaseHandler] | None = None,
+    errors: urllib.request.HTTPErrorProcessor | None = None,
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+) -> Any:
+    """The response, after redirects; only HTTP and HTTPS have a handler, wherever those lead.
+
+    `connections`: how to connect, instead of anywhere and through the environment's proxies.
+    Raises what urllib raises.
+    """
     opener = urllib.request.OpenerDirector()
-    proxies = {k: v for k, v in urllib.request.getproxies().items() if k in ("http", "https")}
     for handler in (
-        urllib.request.ProxyHandler(proxies),
+        *(connections or _anywhere()),
         urllib.request.UnknownHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPErrorProcessor(),
+        errors or urllib.request.HTTPErrorProcessor(),
     ):
         opener.add_handler(handler)
-    headers = {"User-Agent": "sttm", "Accept-Encoding": "identity"}
+    own = {"User-Agent": "sttm", "Accept-Encoding": "identity"}
     # Addresses are pasted as they are read, with spaces and other scripts in them.
     quoted = urllib.parse.quote(address, safe="%/:=&?~#+!$,;'@()*[]")
-    request = urllib.request.Request(quoted, headers=headers)
-    return opener.open(request, timeout=TIMEOUT_S)
+    request = urllib.request.Request(quoted, headers={**own, **(headers or {})})
+    return opener.open(request, timeout=timeout_s or TIMEOUT_S)
 
 
-def _save(address: str, response: Any, target: Path, max_bytes: int, progress: Progress) -> None:
+def _anywhere() -> Sequence[urllib.request.BaseHandler]:
+    proxies = {k: v for k, v in urllib.request.getproxies().items() if k in ("http", "https")}
+    proxy = urllib.request.ProxyHandler(proxies)
+    return proxy, urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()
+
+
+def save(
+    name: str, response: Any, target: Path, *, max_bytes: int, on_bytes: Callable[[int, int], None]
+) -> int:
+    """Write a response's body to `target` and return its bytes; `on_bytes` gets those so far and
+    those expected (0: unknown).
+
+    Raises VideoError, in which the video is called `name`, where it is too large or breaks off,
+    TimeoutError where it stalls.
+    """
     length = response.headers.get("Content-Length", "")
     total = int(length) if length.isdigit() else 0
-    check_size(address, total, max_bytes)
+    check_size(name, total, max_bytes)
     done = write(
         _blocks(response),
         target,
-        name=address,
+        name=name,
         max_bytes=max_bytes,
-        on_bytes=lambda done: progress("download", done, total),
+        on_bytes=lambda done: on_bytes(done, total),
     )
     if done < total:
-        raise VideoError(
-            f"{address} broke off after {done:,} of {total:,} bytes", "try again later"
-        )
+        raise VideoError(f"{name} broke off after {done:,} of {total:,} bytes", "try again later")
+    return done
 
 
 def _blocks(response: Any) -> Iterator[bytes]:

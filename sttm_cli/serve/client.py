@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from sttm_cli import __version__
@@ -55,7 +56,7 @@ class Server:
         *,
         history: Sequence[tuple[str, str]] = (),
         options: Sequence[str] = (),
-    ) -> Iterator[tuple[str, object]]:
+    ) -> Iterator[tuple[str, Any]]:
         """Events in the order in which they happen, the last one ("report", sttm.ask/1).
 
         Raises ServerGone where the server is none or dies, ServerFailure for what it tells.

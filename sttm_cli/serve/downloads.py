@@ -15,11 +15,11 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from sttm_cli.decode.download import open_address, save
 from sttm_cli.errors import VideoError
 from sttm_cli.serve.addresses import PublicHTTPHandler, PublicHTTPSHandler
 from sttm_cli.serve.options import Options
 
-_BLOCK = 1 << 20
 _SILENCE_S = 20.0
 _CHECK = "check the address"
 
@@ -123,7 +123,7 @@ class Downloads:
                 if response.status == 304:
                     return False
                 copy.validators = _validators(response.headers)
-                copy.bytes = self._write(response, part, deadline)
+                copy.bytes = self._save(response, part, deadline)
                 return True
         except urllib.error.HTTPError as error:
             raise VideoError(f"the video's address answers {error.code}", _CHECK) from None
@@ -135,40 +135,24 @@ class Downloads:
             raise VideoError("the video's address cannot be read", _CHECK) from None
 
     def _open(self, address: str, validators: dict[str, str]) -> Any:
-        opener = urllib.request.OpenerDirector()
-        # No handler for files or FTP, and no proxy: it would resolve names unchecked.
-        plain = [urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()]
-        public = [PublicHTTPHandler(), PublicHTTPSHandler()]
-        for handler in (
-            *(plain if self._options.allow_private else public),
-            urllib.request.UnknownHandler(),
-            urllib.request.HTTPDefaultErrorHandler(),
-            urllib.request.HTTPRedirectHandler(),
-            _Responses(),
-        ):
-            opener.add_handler(handler)
-        headers = {"User-Agent": "sttm", "Accept-Encoding": "identity", **validators}
-        request = urllib.request.Request(address, headers=headers)
-        return opener.open(request, timeout=min(_SILENCE_S, self._options.download_timeout))
+        # No proxies: they would resolve names unchecked.
+        plain = (urllib.request.HTTPHandler(), urllib.request.HTTPSHandler())
+        public = (PublicHTTPHandler(), PublicHTTPSHandler())
+        return open_address(
+            address,
+            connections=plain if self._options.allow_private else public,
+            errors=_Responses(),
+            headers=validators,
+            timeout_s=min(_SILENCE_S, self._options.download_timeout),
+        )
 
-    def _write(self, response: Any, part: Path, deadline: float) -> int:
-        most, done = self._options.max_download, 0
-        length = response.headers.get("Content-Length", "")
-        expected = int(length) if length.isdigit() else 0
-        with part.open("wb") as file:
-            # read1 returns what there is: read would wait for a whole block.
-            while expected <= most and (block := response.read1(_BLOCK)):
-                done += len(block)
-                if done > most:
-                    break
-                if time.monotonic() > deadline:
-                    raise TimeoutError
-                file.write(block)
-        if max(done, expected) > most:
-            raise VideoError(f"the video is larger than the {most:,} bytes this server fetches")
-        if done < expected:
-            raise VideoError("the video's address broke off", "try again later")
-        return done
+    def _save(self, response: Any, part: Path, deadline: float) -> int:
+        def check_time(done: int, of: int) -> None:
+            if time.monotonic() > deadline:
+                raise TimeoutError
+
+        most = self._options.max_download
+        return save("the video", response, part, max_bytes=most, on_bytes=check_time)
 
     def _shrink(self, keep: Copy | None = None) -> None:
         total = sum(copy.bytes for copy in self._copies.values())

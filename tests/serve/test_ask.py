@@ -16,13 +16,21 @@ from pathlib import Path
 
 import pytest
 
+from sttm_cli.config import Settings
 from sttm_cli.serve.address import place_of
+from sttm_cli.serve.client import ServerGone, find_server
 from tests.cli.process import sttm_here
 from tests.serve.running import ENDLESS, Running, place, serving
 from tests.test_startup import HEAVY, modules_after
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 COUNT, DIGIT = "how many shapes are there?", "which digit flashes?"
+SLOW_PREFILL = """
+import time
+import sttm_cli.pipeline as pipeline
+prefill = pipeline.prefill
+pipeline.prefill = lambda *given, **more: (time.sleep(2), prefill(*given, **more))[1]
+"""
 DRAWN = ("--temperature", "50", "--seed", "1", "--max-new-tokens", "1000")
 
 
@@ -170,7 +178,9 @@ def test_something_else_at_that_address_is_noticed(monkeypatch: pytest.MonkeyPat
     assert told.json["answers"][0]["answer"] == "three"
 
 
-def test_killed_in_the_middle_of_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_while_it_answers_and_while_it_prefills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving(tmp_path, code=ENDLESS) as server:
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)
@@ -190,18 +200,26 @@ def test_killed_in_the_middle_of_an_answer(tmp_path: Path, monkeypatch: pytest.M
         assert json.loads(out)["answers"] == alone["answers"]
         assert sttm_here("ask", SAMPLE, COUNT).out == "three\n"
     # What the dead server left is in nobody's way.
-    with serving(tmp_path) as again:
+    with serving(tmp_path, code=SLOW_PREFILL) as again:
         assert "this user's server" in sttm_here("ask", SAMPLE, COUNT).err
-        again.process.terminate()
-        assert again.process.wait(30) == 0
-        assert {p.suffix for p in again.files.iterdir()} == {".lock"}
+        settings = Settings(budget=0.2)
+        found = find_server(settings, print)
+        assert found is not None
+        events = found.ask(settings, str(SAMPLE), [COUNT])
+        assert any(told == ("progress", ["prefill", 0, 1]) for told in events)
+        again.process.send_signal(signal.SIGKILL)
+        with pytest.raises(ServerGone):
+            list(events)
+    assert sttm_here("cache", "verify").code == 0
+    after = sttm_here("ask", SAMPLE, COUNT, "--budget", "0.2", "--json")
+    assert not after.json["cache"]["hit"]
+    assert after.json["answers"][0]["answer"]
 
 
 def test_a_dead_servers_address_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sttm_cli import __version__
-    from sttm_cli.config import Settings
 
     for name, value in place(tmp_path).items():
         monkeypatch.setenv(name, value)
