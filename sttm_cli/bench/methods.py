@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from sttm_cli.bench.peers import PEERS, Peer
+from sttm_cli.bench.peers.halves import spatial_only
+from sttm_cli.bench.peers.kept import cosines, grouped, shared_out
 from sttm_cli.errors import UsageError
 from sttm_cli.merge import merge_tokens
 from sttm_cli.types import Merged
@@ -40,6 +42,23 @@ def _contrast(features: torch.Tensor, budget: float, kept: int, **options: Any) 
     return _Contrast(merged.sources(features), merged)
 
 
+def _by_change(features: torch.Tensor, budget: float, kept: int) -> Merged:
+    """The budget shared out by how much each frame changes; in its share, each frame's quadtree."""
+    frames, cells = features.shape[0], features.shape[1] * features.shape[2]
+    change = 1 - cosines(features[1:], features[:-1]).mean((1, 2))
+    # The first frame is new as a whole; others count as what of them is.
+    weights = torch.cat([change.new_ones(1), change.clamp(min=0) / change.max().clamp(min=1e-6)])
+    counts = shared_out(weights + 1e-3, kept, cells).tolist()
+    parts = [
+        spatial_only(features[t : t + 1], count) for t, count in enumerate(counts) if count > 0
+    ]
+    starts = [cells * t for t, count in enumerate(counts) if count > 0]
+    names = torch.full((frames, cells), -1, device=features.device)
+    for start, part in zip(starts, parts, strict=True):
+        names[start // cells] = start + part.roots[part.sources.index.flatten()]
+    return grouped(features, names.flatten())
+
+
 def _of_peer(peer: Peer) -> Method:
     return lambda features, budget, kept: peer(features, kept)
 
@@ -52,6 +71,7 @@ METHODS: dict[str, Method] = {
     "sttm-nearest": partial(_merged, link="most_similar"),
     "sttm-contrast": _contrast,
     "sttm-contrast-weighted": partial(_contrast, weighted=True),
+    "sttm-change": _by_change,
     **{name: _of_peer(peer) for name, peer in PEERS.items()},
 }
 
