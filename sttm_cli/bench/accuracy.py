@@ -18,7 +18,7 @@ import torch
 
 from sttm_cli.bench.exam import Exam
 from sttm_cli.bench.intervals import Bootstrap
-from sttm_cli.bench.methods import METHODS, OURS, Method
+from sttm_cli.bench.methods import OURS, Method, method_at
 from sttm_cli.bench.scoring import alone, in_conversation, mark
 from sttm_cli.clock import Clock
 from sttm_cli.pipeline import VideoQA
@@ -98,8 +98,9 @@ def _shortened(
     prompt = model.prompt(tokens)
     for name, budget in cells:
         embeds = model.embed_prompt(prompt, tokens)
-        merge = _bound(METHODS[name], budget, kept)
-        merging = Merging(choice.merge_layer, merge, choice.positions)
+        method, layer = method_at(name, choice.merge_layer)
+        merge = _bound(method, budget, kept)
+        merging = Merging(layer, merge, choice.positions)
         kv = prefill(model.decoder, prompt, embeds, merging, deep=tokens.deep)
         if name == OURS:
             kept = kv.tokens.video_kept

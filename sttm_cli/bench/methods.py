@@ -76,10 +76,22 @@ METHODS: dict[str, Method] = {
 }
 
 
-def find_methods(names: str) -> list[str]:
-    """Names as typed, separated by commas; `sttm` is always there, and first."""
+def find_methods(names: str, *, layers: int = 0) -> list[str]:
+    """Names as typed, separated by commas; `sttm` is always there, and first.
+
+    `NAME@L` merges before decoder layer L, of `layers`, instead of the model's own.
+    """
     wanted = [name.strip() for name in names.split(",")]
-    unknown = sorted(set(wanted) - set(METHODS))
-    if unknown:
-        raise UsageError(f"--methods {unknown[0]!r} is not known", f"known: {', '.join(METHODS)}")
+    for name in wanted:
+        method, _, layer = name.partition("@")
+        if method not in METHODS or ("@" in name and not layer.isdigit()):
+            raise UsageError(f"--methods {name!r} is not known", f"known: {', '.join(METHODS)}")
+        if layer and layers and int(layer) >= layers:
+            raise UsageError(f"--methods {name!r}: the model has {layers} layers")
     return list(dict.fromkeys([OURS, *wanted]))
+
+
+def method_at(name: str, layer: int) -> tuple[Method, int]:
+    """The method of a name and the layer before which it merges, `layer` unless it says."""
+    method, _, own = name.partition("@")
+    return METHODS[method], int(own) if own else layer

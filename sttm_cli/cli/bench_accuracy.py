@@ -40,7 +40,12 @@ def accuracy(
         str, typer.Option("--budgets", metavar="B,B,...", help="Shares of the tokens.")
     ] = BUDGETS,
     methods: Annotated[
-        str, typer.Option("--methods", metavar="M,M,...", help="What to compare.")
+        str,
+        typer.Option(
+            "--methods",
+            metavar="M,M,...",
+            help="What to compare; NAME@L merges before decoder layer L.",
+        ),
     ] = METHODS,
     scenes: Annotated[
         Path | None,
@@ -74,12 +79,12 @@ def accuracy(
     from sttm_cli.bench.methods import find_methods
     from sttm_cli.pipeline import VideoQA
 
-    named = find_methods(methods)
     if scenes is not None:
         scenes.mkdir(parents=True, exist_ok=True)
     rest = dict.fromkeys(("start", "end", "max_bytes"))
     settings = settings_from({**flags, **rest, "frames": frames, "no_cache": True})
     with StageProgress(output) as progress, VideoQA(settings, warn=warn) as qa:
+        named = find_methods(methods, layers=qa.choice.source.layers)
         exam = Exam(split, frames, read_films(films) if films else None)
         results = take_exam(
             qa,

@@ -13,7 +13,7 @@ import sttm_cli
 from sttm_cli.bench.accuracy import FOLLOW_UP, Results, report, take_exam
 from sttm_cli.bench.exam import FIRST_SEED, Exam, films
 from sttm_cli.bench.intervals import Bootstrap
-from sttm_cli.bench.methods import METHODS
+from sttm_cli.bench.methods import METHODS, find_methods, method_at
 from sttm_cli.bench.scoring import alone, in_conversation, mark
 from sttm_cli.cli import app
 from sttm_cli.clock import Clock
@@ -83,10 +83,19 @@ def test_backgrounds_are_cut_from_films(tmp_path: Path) -> None:
     assert next(Exam("test", 2, found).sheets(tmp_path)).background == "flower.webm"
 
 
-def test_a_method_that_is_not_known_is_refused() -> None:
-    arguments = ["bench", "accuracy", "--methods", "magic"]
-    with pytest.raises(UsageError, match="'magic' is not known"):
+@pytest.mark.parametrize(
+    ("name", "said"), [("magic", "'magic' is not known"), ("tome@9", "the model has 4 layers")]
+)
+def test_a_method_that_is_not_known_is_refused(name: str, said: str) -> None:
+    arguments = ["bench", "accuracy", "--methods", name]
+    with pytest.raises(UsageError, match=said):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_a_method_can_merge_before_another_layer() -> None:
+    assert method_at("tome@2", 1) == (METHODS["tome"], 2)
+    assert method_at("tome", 1) == (METHODS["tome"], 1)
+    assert find_methods("sttm@0,tome") == ["sttm", "sttm@0", "tome"]
 
 
 def test_intervals_hold_the_value_and_pair_what_is_compared() -> None:
