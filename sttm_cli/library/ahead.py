@@ -10,7 +10,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-PATIENCE_S = 5.0
+PATIENCE_S = 1.0
 """How long closing waits for an item that is half made."""
 
 
