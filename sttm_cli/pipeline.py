@@ -20,7 +20,7 @@ from sttm_cli.clock import Clock
 from sttm_cli.config import Settings, cache_dir, check_question
 from sttm_cli.decode import Sources, digest, read_frames
 from sttm_cli.device import memory_told
-from sttm_cli.errors import VideoError
+from sttm_cli.errors import OutOfMemoryError, VideoError
 from sttm_cli.fits import fits
 from sttm_cli.merge import MergedTokens, merge_tokens
 from sttm_cli.models.memory import check_room
@@ -300,7 +300,12 @@ class VideoQA:
     def _anew(self, request: Request, clock: Clock) -> tuple[Held, CacheUse]:
         # What was held makes room first.
         self._let_go()
-        kv, cache = self._kv(request, clock)
+        try:
+            kv, cache = self._kv(request, clock)
+        except OutOfMemoryError:
+            if not self._resident.tiers.free_device():
+                raise
+            kv, cache = self._kv(request, clock)
         self.model(clock, vision=False)
         held = Held(kv, self._continued(kv), cache)
         self._hold(request.key, self._resident.tiers.add(request.key, held))

@@ -88,10 +88,12 @@ class Tiers:
             self._on_device.clear()
             self._on_host.clear()
 
-    def free_device(self) -> None:
-        """Move everything that is not in use off the device."""
+    def free_device(self) -> bool:
+        """Move everything that is not in use off the device; whether that was anything."""
         with self._lock:
+            before = len(self._on_device)
             self._shrink(device_bytes=0)
+            return len(self._on_device) < before
 
     def bytes(self) -> dict[str, int]:
         """What each tier holds."""

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from tests.messages import ERRORS, covers, says_something, told, written
 from tests.reference_docs import PAGE, commands, page
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+TROUBLE = ROOT / "docs" / "troubleshooting.md"
 COMMANDS = list(commands())
 
 
@@ -53,3 +55,31 @@ def anchors(page: Path) -> set[str]:
 def test_the_readme_names_every_document() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [p.name for p in (ROOT / "docs").glob("*.md") if p.name not in readme] == []
+
+
+def quoted_messages() -> list[str]:
+    """The messages in the first cells of the troubleshooting page's tables."""
+    rows = re.findall(
+        r"^\| (`.*?`) \| (?!\d)", TROUBLE.read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    return [message for cell in rows for message in re.findall(r"`([^`]+)`", cell)]
+
+
+def test_every_kind_of_error_is_in_the_troubleshooting_page_with_its_exit_code() -> None:
+    page = TROUBLE.read_text(encoding="utf-8")
+    assert len(ERRORS) > 6
+    for error in ERRORS:
+        assert f"| `{error.kind}` | {error.exit_code} |" in page, error.__name__
+
+
+def test_every_message_quoted_in_the_troubleshooting_page_is_in_the_source() -> None:
+    texts = written()
+    for message in quoted_messages():
+        assert says_something(message), message
+        assert any(covers(message, text) for text in texts), message
+
+
+def test_every_error_and_warning_is_in_the_troubleshooting_page() -> None:
+    quoted = quoted_messages()
+    missing = [text for text in told() if not any(covers(each, text) for each in quoted)]
+    assert missing == [], "say in docs/troubleshooting.md what these mean and what to do"

@@ -1,0 +1,81 @@
+"""The engine by itself: time limits, and memory that runs out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sttm_cli import pipeline
+from sttm_cli.answer.sampling import Sampler
+from sttm_cli.config import Settings
+from sttm_cli.errors import OutOfMemoryError
+from sttm_cli.serve.engine import Asking, Engine
+from sttm_cli.serve.options import Options
+from sttm_cli.serve.problems import refusal
+
+SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
+COUNT = "how many shapes are there?"
+SETTINGS = Settings(frames=4)
+
+
+@contextmanager
+def sample() -> Iterator[Path]:
+    yield SAMPLE
+
+
+async def ask(engine: Engine, settings: Settings = SETTINGS) -> str:
+    """The answer as it was told."""
+    text = ""
+    async for told in engine.ask(Asking(settings, sample(), (COUNT,))):
+        text += told.value if told.kind == "text" else ""
+    return text
+
+
+def test_a_question_that_takes_too_long_is_given_up_and_stops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        engine = Engine(SETTINGS, Options(request_timeout=2.0))
+        await engine.start()
+        monkeypatch.setattr(Sampler, "__call__", lambda self, logits: 20)
+        with pytest.raises(TimeoutError) as caught:
+            await ask(engine, replace(SETTINGS, max_new_tokens=1_000_000))
+        assert refusal(caught.value).status == 504
+        async with asyncio.timeout(60):
+            while engine.busy:
+                await asyncio.sleep(0.01)
+        engine.close()
+
+    asyncio.run(main())
+
+
+def test_memory_that_runs_out_is_taken_from_kvs_that_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compute, failures = pipeline.prefill, [OutOfMemoryError("full")]
+
+    async def main() -> None:
+        engine = Engine(SETTINGS, Options(host_bytes=0))
+        await engine.start()
+        await ask(engine)
+        assert engine.status()["held_bytes"]["device"] > 0
+
+        def once(*given: object, **more: object) -> object:
+            if failures:
+                raise failures.pop()
+            return compute(*given, **more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(pipeline, "prefill", once)
+        assert await ask(engine, replace(SETTINGS, budget=0.2))
+        failures.extend([OutOfMemoryError("full")] * 2)
+        with pytest.raises(OutOfMemoryError):
+            await ask(engine, replace(SETTINGS, budget=0.1))
+        assert await ask(engine, replace(SETTINGS, budget=0.1))
+        engine.close()
+
+    asyncio.run(main())
