@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sttm_cli import pipeline
+from sttm_cli import stages
 from sttm_cli.errors import CacheError, UsageError
 from sttm_cli.library import space
 from sttm_cli.library.ahead import ahead
@@ -247,8 +247,8 @@ def test_a_model_that_breaks_on_one_video_leaves_the_next_alone(
 
         monkeypatch.setattr(type(qa.model()), "encode", breaks)
         # The broken one is left with chunks still to come.
-        one_frame_a_chunk = partial(pipeline.read_frames, max_chunk_bytes=1)
-        monkeypatch.setattr(pipeline, "read_frames", one_frame_a_chunk)
+        one_frame_a_chunk = partial(stages.read_frames, max_chunk_bytes=1)
+        monkeypatch.setattr(stages, "read_frames", one_frame_a_chunk)
         found = outcomes(qa, videos)
     assert isinstance(found["0.mp4"], Failed)
     assert isinstance(found["1.mp4"], Computed)

@@ -27,9 +27,9 @@ SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 COUNT, DIGIT = "how many shapes are there?", "which digit flashes?"
 SLOW_PREFILL = """
 import time
-import sttm_cli.pipeline as pipeline
-prefill = pipeline.prefill
-pipeline.prefill = lambda *given, **more: (time.sleep(2), prefill(*given, **more))[1]
+import sttm_cli.stages as stages
+prefill = stages.prefill
+stages.prefill = lambda *given, **more: (time.sleep(2), prefill(*given, **more))[1]
 """
 DRAWN = ("--temperature", "50", "--seed", "1", "--max-new-tokens", "1000")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sttm_cli import pipeline
+from sttm_cli import stages
 from sttm_cli.answer.sampling import Sampler
 from sttm_cli.config import Settings
 from sttm_cli.errors import OutOfMemoryError
@@ -57,7 +57,7 @@ def test_a_question_that_takes_too_long_is_given_up_and_stops(
 def test_memory_that_runs_out_is_taken_from_kvs_that_rest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compute, failures = pipeline.prefill, [OutOfMemoryError("full")]
+    compute, failures = stages.prefill, [OutOfMemoryError("full")]
 
     async def main() -> None:
         engine = Engine(SETTINGS, Options(host_bytes=0))
@@ -70,7 +70,7 @@ def test_memory_that_runs_out_is_taken_from_kvs_that_rest(
                 raise failures.pop()
             return compute(*given, **more)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(pipeline, "prefill", once)
+        monkeypatch.setattr(stages, "prefill", once)
         assert await ask(engine, replace(SETTINGS, budget=0.2))
         failures.extend([OutOfMemoryError("full")] * 2)
         with pytest.raises(OutOfMemoryError):
