@@ -82,6 +82,8 @@ def wait_for(device: str) -> None:
     """Let an accelerator finish: kernels run behind the clock."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
+    elif device == "mps":
+        torch.mps.synchronize()
 
 
 def _best(run: Callable[[], object], device: str) -> float:

@@ -1,23 +1,20 @@
 """How long merging takes, how much memory, and how near that is to reading the input twice.
 
-    python -m sttm_cli.bench.merge [--device cpu] [--repeat 5] [--json]
-
 The videos are made up: scenes that persist, in which a share of the cells changes in each frame.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
 import torch
 
+from sttm_cli.bench.floor import wait_for
 from sttm_cli.bench.memory import watch_memory
 from sttm_cli.merge import merge_tokens
 
@@ -119,18 +116,13 @@ def _times(run: Callable[[], object], repeat: int, device: str) -> tuple[list[fl
     run()
     times, cpu = [], []
     for _ in range(repeat):
-        _wait(device)
+        wait_for(device)
         start, busy = time.perf_counter(), time.process_time()
         run()
-        _wait(device)
+        wait_for(device)
         times.append(time.perf_counter() - start)
         cpu.append(time.process_time() - busy)
     return times, cpu
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def growth(rows: Sequence[Row]) -> float | None:
@@ -177,24 +169,3 @@ def growths(rows: Sequence[Row]) -> Iterator[str]:
         if exponent is not None:
             what = "thresholds" if budget is None else f"budget {budget}"
             yield f"{dtype}, {what}: time grows with T to the power of {exponent:.2f}"
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m sttm_cli.bench.merge", description=__doc__)
-    there = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=there, help=f"default: {there}")
-    parser.add_argument("--repeat", type=int, default=5, help="runs of each; default: 5")
-    parser.add_argument("--frames", type=int, help="leave out videos of more frames")
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    asked = parser.parse_args(arguments)
-    shapes = [s for s in SHAPES if asked.frames is None or s[0] <= asked.frames]
-    rows = list(measure_merging(shapes, device=asked.device, repeat=asked.repeat))
-    if asked.json:
-        print(json.dumps([asdict(row) for row in rows], indent=1))
-        return
-    print(f"torch {torch.__version__}, {asked.device}, {torch.get_num_threads()} threads\n")
-    print(table(rows), *growths(rows), sep="\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from sttm_cli.bench.alone import Alone, transformers_alone
+from sttm_cli.bench.alone import QUESTION, Alone, transformers_alone
 from sttm_cli.bench.floor import (
     Rates,
     counted_flops,
@@ -37,9 +37,6 @@ from sttm_cli.prefill import ROOM, KVContinuation
 from sttm_cli.request import Request
 from sttm_cli.store import Store, pack
 from sttm_cli.types import DecodeReport, Json, PrefixKV, VisualTokens
-
-QUESTION = "what happens in the video?"
-STAGES = ("decode", "encode", "merge", "prefill", "restore", "question")
 
 
 @dataclass

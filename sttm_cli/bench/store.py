@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from sttm_cli.bench.floor import wait_for
 from sttm_cli.errors import CacheError
 from sttm_cli.store import Entry, Store, pack
 from sttm_cli.types import PrefixKV, TokenCounts
@@ -110,7 +111,7 @@ def _measure(place: Path, size: int, device: str, repeat: int) -> Row:
 
         def restore() -> None:
             store.load(entry, device=device, room=ROOM)
-            _wait(device)
+            wait_for(device)
 
         def forget() -> None:
             store.set(f"verified:{entry.key}", {})
@@ -199,16 +200,9 @@ def _copy(size: int, device: str, repeat: int) -> Timing:
 
     def copy() -> None:
         target.copy_(host, non_blocking=True)
-        _wait(device)
+        wait_for(device)
 
     return _least(repeat, copy)
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    elif device == "mps":
-        torch.mps.synchronize()
 
 
 def _least(

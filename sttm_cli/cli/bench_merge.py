@@ -26,12 +26,16 @@ def merge(
     tokens twice."""
     from dataclasses import asdict
 
+    import torch
+
     from sttm_cli.bench.merge import SHAPES, growths, measure_merging, table
     from sttm_cli.device import resolve_device
 
+    there = resolve_device(device)
     shapes = [shape for shape in SHAPES if frames is None or shape[0] <= frames]
-    rows = list(measure_merging(shapes, device=resolve_device(device), repeat=repeat))
+    rows = list(measure_merging(shapes, device=there, repeat=repeat))
     if output.as_json:
         print_json({"schema": "sttm.bench.merge/1", "rows": [asdict(row) for row in rows]})
         return
+    print(f"torch {torch.__version__}, {there}, {torch.get_num_threads()} threads\n")
     print(table(rows), *growths(rows), sep="\n")

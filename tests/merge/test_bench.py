@@ -6,8 +6,10 @@ import json
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from sttm_cli.bench import merge as bench
+from sttm_cli.cli import app
 
 
 @pytest.fixture
@@ -15,10 +17,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "SHAPES", ((2, 6, 6, 64), (8, 6, 6, 64), (4, 8, 8, 64)))
 
 
+def measured(*options: str) -> str:
+    arguments = ["bench", "merge", "--device", "cpu", "--repeat", "1", *options]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
 @pytest.mark.usefixtures("small")
-def test_every_size_dtype_and_setting_has_a_row(capsys: pytest.CaptureFixture[str]) -> None:
-    bench.main(["--device", "cpu", "--repeat", "1", "--json"])
-    rows = json.loads(capsys.readouterr().out)
+def test_every_size_dtype_and_setting_has_a_row() -> None:
+    rows = json.loads(measured("--json"))["rows"]
     assert len(rows) == 3 * 2 * 2
     for row in rows:
         assert 0 < row["kept"] <= (row["budget"] or 1)
@@ -27,9 +35,8 @@ def test_every_size_dtype_and_setting_has_a_row(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.usefixtures("small")
-def test_the_table_ends_with_how_time_grows(capsys: pytest.CaptureFixture[str]) -> None:
-    bench.main(["--device", "cpu", "--repeat", "1", "--frames", "8"])
-    said = capsys.readouterr().out
+def test_the_table_ends_with_how_time_grows() -> None:
+    said = measured("--frames", "16")
     assert "| 8 x 6 x 6 x 64 | bfloat16 | 0.3 | 2" in said
     assert said.count("time grows with T to the power of") == 4
 

@@ -1,0 +1,75 @@
+"""`sttm bench store`: storing and restoring KVs beside plain writes and reads."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sttm_cli.cli.options import CACHE, Output, takes, without
+from sttm_cli.cli.output import print_json, say, size
+from sttm_cli.config import cache_dir, parse_bytes
+
+if TYPE_CHECKING:
+    from sttm_cli.bench.store import Row, Timing
+
+
+@takes(without(CACHE, "max_bytes"))
+def store(
+    *,
+    sizes: Annotated[
+        str, typer.Option("--sizes", metavar="SIZE,SIZE,...", help="Bytes of the KVs to store.")
+    ] = "50M,200M,1G",
+    repeat: Annotated[
+        int, typer.Option("--repeat", min=1, max=100, help="Measure this often, show the best.")
+    ] = 5,
+    device: Annotated[
+        str, typer.Option("--device", help="Restore to: auto, cpu, cuda, cuda:N or mps.")
+    ] = "auto",
+    flags: dict[str, Any],
+    output: Output,
+) -> None:
+    """Measure storing and restoring beside plain writes and reads of the same bytes.
+
+    Works in a folder of its own inside the cache folder and removes it.
+    """
+    wanted = [parse_bytes("--sizes", part) for part in sizes.split(",")]
+    from sttm_cli.bench.store import measure_store
+    from sttm_cli.device import resolve_device
+
+    device, folder = resolve_device(device), cache_dir(flags["cache_dir"]).absolute()
+    if not output.quiet:
+        say(f"measuring in {folder}, restoring to {device}")
+    rows = []
+    for row in measure_store(folder, wanted, device=device, repeat=repeat):
+        rows.append(row)
+        if not output.as_json:
+            _show(row)
+    if output.as_json:
+        told = [{**asdict(r), "warm_share": r.warm_share, "cold_share": r.cold_share} for r in rows]
+        print_json({"schema": "sttm.bench.store/1", "device": device, "sizes": told})
+
+
+def _show(row: Row) -> None:
+    lines = [
+        ("write", row.write, row.write_floor, row.write_floor.seconds / row.write.seconds),
+        ("restore, with its checksum", row.checked, row.warm_floor, None),
+        ("restore, page cache warm", row.warm, row.warm_floor, row.warm_share),
+        ("restore, page cache cold", row.cold, row.cold_floor, row.cold_share),
+    ]
+    typer.echo(f"{size(row.bytes):<28} seconds (cpu)        speed   floor (cpu)     of the floor")
+    for name, took, floor, share in lines:
+        if took is None or floor is None:
+            typer.echo(f"  {name:<26} the page cache cannot be emptied of a file here")
+            continue
+        speed = size(row.bytes / took.seconds) + "/s"
+        shown = "" if share is None else f"{share:8.0%}"
+        typer.echo(f"  {name:<26} {_both(took)} {speed:>12}  {_both(floor)} {shown}".rstrip())
+    if row.copy is not None:
+        speed = size(row.bytes / row.copy.seconds) + "/s"
+        typer.echo(f"  {'host to device':<26} {_both(row.copy)} {speed:>12}")
+
+
+def _both(timing: Timing) -> str:
+    return f"{timing.seconds:6.3f} ({timing.processor:.3f})"
