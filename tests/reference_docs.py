@@ -8,6 +8,8 @@ from typing import Any
 
 import typer
 
+from tests.transcripts import commands_shown
+
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 HEAD = """\
 # Commands
@@ -85,7 +87,18 @@ def _section(command: Any, name: str) -> str:
     usage = " ".join([name, *(a.metavar for a in arguments), "[OPTIONS]"])
     about = " ".join(command.help.split())
     lines = [f"## {name}", "", f"`{usage}`", "", about, "", "| option | does |", "|---|---|"]
-    return "\n".join(lines + [_row(option) for option in options]) + "\n"
+    return "\n".join(lines + [_row(option) for option in options]) + "\n" + _shown(name)
+
+
+def _shown(name: str) -> str:
+    """Where the command stands with what it prints."""
+    pages = {p: p.read_text(encoding="utf-8") for p in sorted(PAGE.parent.glob("*.md"))}
+    links = [
+        f"[{text.splitlines()[0].lstrip('# ')}]({p.name})"
+        for p, text in pages.items()
+        if any(f"sttm {shown} ".startswith(f"{name} ") for shown in commands_shown(text))
+    ]
+    return f"\nWith its output: {', '.join(links)}.\n" if links else ""
 
 
 def _row(option: Any) -> str:

@@ -1,0 +1,28 @@
+"""What the documents say that commands and code print is what they print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.reference_docs import PAGE, commands
+from tests.transcripts import BLOCK, ROOT, replayed
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [page for page in DOCUMENTS if BLOCK.search(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_says_what_its_commands_print(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    now = replayed(text)
+    again = f"look at it, then: python -m tests.transcripts {page.relative_to(ROOT)}"
+    assert now.text == text, again
+    assert list(now.pictures) == [], again
+
+
+@pytest.mark.parametrize("name", [name for name, _ in commands()])
+def test_every_command_is_shown_with_what_it_prints(name: str) -> None:
+    section = PAGE.read_text(encoding="utf-8").split(f"\n## {name}\n")[1].split("\n## ")[0]
+    assert "\nWith its output: " in section
