@@ -41,6 +41,6 @@ def _times(reader: object) -> NDArray[np.float64]:
     times = reader.get_frame_timestamp(range(len(reader)))[:, 0]  # type: ignore[attr-defined,arg-type]
     shown = np.asarray(times, np.float64)
     if not (np.all(np.isfinite(shown)) and np.all(np.diff(shown) >= 0) and abs(shown[0]) < 1e9):
-        raise VideoError("decord gives no usable frame times for it")
+        raise VideoError("it gives no usable frame times")
     first = float(shown[0])
     return np.asarray(shown - first)

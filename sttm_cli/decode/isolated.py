@@ -129,8 +129,8 @@ class _Child:
 
     def failure(self, head: dict[str, Any], start: str, hint: str) -> VideoError:
         """The error that the end of a job tells."""
-        if head.get("hint") is not None:
-            self.busy = False
+        self.busy = head.get("hint") is None
+        if head.get("hint"):
             named = head["error"].replace(str(self._path.absolute()), str(self._path))
             return VideoError(named, head["hint"])
         why = _plain(head["error"]) if "error" in head else head["ended"]

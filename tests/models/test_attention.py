@@ -86,8 +86,11 @@ def test_masks_that_attention_makes_itself_give_the_same_answer(
 def test_flash_attention_is_chosen_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     import transformers.utils as hf
 
+    of_device = {"cuda": (9, 0), "cuda:1": (8, 0), "cuda:2": (7, 5)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: of_device[device])
     monkeypatch.setattr(hf, "is_flash_attn_2_available", lambda: True)
     assert resolve_attention("cuda:1", "bfloat16") == "flash_attention_2"
+    assert resolve_attention("cuda:2", "float16") == "sdpa"
     assert resolve_attention("cuda", "float32") == "sdpa"
     assert resolve_attention("cpu", "bfloat16") == "sdpa"
     monkeypatch.setattr(hf, "is_flash_attn_2_available", lambda: False)
