@@ -84,10 +84,27 @@ def _below(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 def _section(command: Any, name: str) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
-    usage = " ".join([name, *(a.metavar for a in arguments), "[OPTIONS]"])
+    usage = " ".join([name, *map(_place, arguments), "[OPTIONS]"])
     about = " ".join(command.help.split())
     lines = [f"## {name}", "", f"`{usage}`", "", about, "", "| option | does |", "|---|---|"]
-    return "\n".join(lines + [_row(option) for option in options]) + "\n" + _shown(name)
+    return (
+        "\n".join(lines + [_row(option) for option in options]) + "\n" + _below_table(command, name)
+    )
+
+
+def _place(argument: Any) -> str:
+    name = argument.metavar + "..." * (argument.nargs == -1)
+    return name if argument.required or argument.nargs == -1 else f"[{name}]"
+
+
+def examples(command: Any) -> list[str]:
+    """The commands that stand below a command's help."""
+    return [line.strip() for line in (command.epilog or "").splitlines()[1:] if line.strip()]
+
+
+def _below_table(command: Any, name: str) -> str:
+    block = "\n".join(examples(command))
+    return (f"\n```sh\n{block}\n```\n" if block else "") + _shown(name)
 
 
 def _shown(name: str) -> str:

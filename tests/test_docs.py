@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.messages import ERRORS, covers, says_something, told, written
-from tests.reference_docs import PAGE, commands, page
+from tests.reference_docs import PAGE, commands, examples, page
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,6 +35,14 @@ def test_every_command_and_flag_says_what_it_does(name: str, command: Any) -> No
 @pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
 def test_help_breaks_no_sentence(name: str, command: Any) -> None:
     assert all("\n" not in paragraph for paragraph in command.help.split("\n\n"))
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
+def test_the_examples_below_a_help_are_commands_that_can_be_given(name: str, command: Any) -> None:
+    for example in examples(command):
+        assert example.startswith(f"{name} ")
+        typed = shlex.split(re.split(" [<>] ", example)[0])
+        command.make_context(name, typed[len(name.split()) :])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)

@@ -10,25 +10,30 @@ from typing import Any, NoReturn
 import typer
 
 from sttm_cli.cli import ask, bench, cache, chat, config, doctor, inspect, models, precompute, serve
+from sttm_cli.cli.options import examples
 from sttm_cli.cli.output import show_failure
 from sttm_cli.config_file import config_defaults
 from sttm_cli.errors import UsageError
 
 app = typer.Typer(
     name="sttm",
-    help="Ask questions about videos, again and again: each video is decoded, encoded, merged "
-    "and prefilled once, and its KV cache is kept on disk.",
+    help="Ask questions about videos, again and again: a model reads each video once, and what it "
+    "made of it, its KV cache, is kept on disk for the next question.",
+    epilog=examples(
+        'sttm ask talk.mp4 "what happens?" --model llava-onevision-7b',
+        "sttm ask --help",
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(name="ask")(ask.ask)
-app.command(name="chat")(chat.chat)
-app.command(name="precompute")(precompute.precompute)
-app.command(name="inspect")(inspect.inspect)
+app.command(name="ask", epilog=ask.EXAMPLES)(ask.ask)
+app.command(name="chat", epilog=chat.EXAMPLES)(chat.chat)
+app.command(name="precompute", epilog=precompute.EXAMPLES)(precompute.precompute)
+app.command(name="inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.add_typer(cache.app, name="cache")
 app.add_typer(bench.app, name="bench")
-app.command(name="serve")(serve.serve)
+app.command(name="serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command(name="models")(models.models)
 app.command(name="doctor")(doctor.doctor)
 app.add_typer(config.app, name="config")

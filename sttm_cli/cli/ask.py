@@ -19,6 +19,7 @@ from sttm_cli.cli.options import (
     Output,
     Subtitles,
     check_keep_alive,
+    examples,
     settings_from,
     takes,
     typed,
@@ -43,6 +44,12 @@ from sttm_cli.types import Json
 GENERATING = ("--temperature", "--seed", "--top-p", "--max-new-tokens")
 """Flags that would mean nothing beside --choices."""
 
+EXAMPLES = examples(
+    'sttm ask talk.mp4 "what is it about?" "who speaks?" -m llava-onevision-7b',
+    'sttm ask talk.mp4 "which city is it?" --choices "Rome|Paris|Oslo" --start 1:30',
+    "sttm ask talk.mp4 --questions questions.txt --json > answers.json",
+)
+
 
 @takes(RUN, SOURCE, ANSWERS)
 def ask(
@@ -51,7 +58,7 @@ def ask(
     questions: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="QUESTION...", help="Questions; '-' reads them from stdin, a line each."
+            metavar="QUESTION", help="Questions; '-' reads them from stdin, a line each."
         ),
     ] = None,
     *,
@@ -78,8 +85,8 @@ def ask(
 ) -> None:
     """Answer questions about a video, one answer a line.
 
-    The first call decodes, encodes, merges and prefills the video and keeps the result; later
-    calls with the same video and settings start from there.
+    The model reads a video once. What it made of it, its KV cache, is kept on disk, and later calls
+    with the same video and settings start from there.
     """
     settings = settings_from(flags)
     if video == STDIN and STDIN in (questions or []):

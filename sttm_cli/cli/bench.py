@@ -10,7 +10,7 @@ from sttm_cli.cli.bench_speed import speed
 from sttm_cli.cli.bench_store import store
 
 app = typer.Typer(
-    help="Measure this machine.",
+    help="Measure speed, accuracy, merging and storing on this machine.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -22,10 +22,14 @@ _HERE = ("model", "revision", "device", "dtype", "merge_layer", "positions", "de
 @takes(tuple(flag for flag in RUN if flag.name in _HERE))
 def accuracy(
     *,
-    split: Annotated[str, typer.Option("--split", help="test, or dev to tune on.")] = "test",
-    questions: Annotated[int, typer.Option("--questions", min=1, help="At least so many.")] = 2000,
+    split: Annotated[
+        str, typer.Option("--split", help="Which scenes: test, or dev to tune on.")
+    ] = "test",
+    questions: Annotated[
+        int, typer.Option("--questions", min=1, help="Ask at least so many.")
+    ] = 2000,
     frames: Annotated[
-        int, typer.Option("--frames", min=1, help="Seconds of every scene; a frame each.")
+        int, typer.Option("--frames", min=1, help="Seconds of each scene, one frame a second.")
     ] = 8,
     films: Annotated[
         Path | None,
@@ -33,7 +37,7 @@ def accuracy(
             "--films",
             metavar="FOLDER",
             show_default=False,
-            help="Cut backgrounds from the films in here. (default: textures)",
+            help="Take backgrounds from the films in here. (default: drawn textures)",
         ),
     ] = None,
     budgets: Annotated[
@@ -44,7 +48,9 @@ def accuracy(
         typer.Option(
             "--methods",
             metavar="M,M,...",
-            help="What to compare; NAME@L merges before decoder layer L.",
+            show_default=False,
+            help="What to compare; NAME@L merges before decoder layer L. "
+            f"(default: {METHODS.replace(',', ', ')})",
         ),
     ] = METHODS,
     scenes: Annotated[
@@ -53,7 +59,7 @@ def accuracy(
             "--scenes",
             metavar="FOLDER",
             show_default=False,
-            help="Keep the written videos here, and use those that are.",
+            help="Keep the scenes' videos here, and use those that are there already.",
         ),
     ] = None,
     plot: Annotated[

@@ -30,7 +30,7 @@ _NOT_HERE = ("budget", "frames", "refresh", "no_cache", "max_bytes", "start", "e
 def speed(
     video: Annotated[
         str | None,
-        typer.Argument(metavar="[VIDEO]", help="A video file. (default: one that is made)"),
+        typer.Argument(metavar="VIDEO", help="A video file. (default: one that is made)"),
     ] = None,
     *,
     geometry: Annotated[

@@ -28,7 +28,7 @@ COLUMNS = ("key", "video", "model", "budget", "tokens", "size", "last used", "hi
 LEFT = ("key", "video", "model", "last used")
 LONGEST = 24
 """Characters of a name that are shown on a terminal."""
-Keys = Annotated[list[str], typer.Argument(metavar="KEY...", help="Keys, or how they begin.")]
+Keys = Annotated[list[str], typer.Argument(metavar="KEY", help="Keys, or how they begin.")]
 
 
 @app.command("ls")
@@ -144,7 +144,7 @@ def _removed(summary: Json, output: Output) -> None:
     if output.as_json:
         print_json({"schema": "sttm.removed/1", **summary})
     if not output.quiet:
-        say(f"removed {len(summary['removed'])} entries, {size(summary['bytes'])}")
+        say(f"{len(summary['removed']):,} removed, {size(summary['bytes'])}")
 
 
 def _entry_json(entry: Entry) -> Json:

@@ -24,6 +24,7 @@ from sttm_cli.cli.options import (
     Output,
     Subtitles,
     check_keep_alive,
+    examples,
     settings_from,
     takes,
 )
@@ -44,6 +45,11 @@ from sttm_cli.spelling import did_you_mean
 from sttm_cli.subtitles import subtitles_text
 
 FILED = "A video file, a folder of images, or an http(s) address."
+
+EXAMPLES = examples(
+    "sttm chat talk.mp4 -m llava-onevision-7b",
+    "sttm chat talk.mp4 --json < questions.txt > talk.json",
+)
 
 
 @takes(RUN, SOURCE, ANSWERS)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sttm_cli.cli.options import RUN, SOURCE, VIDEO, Output, settings_from, takes, without
+from sttm_cli.cli.options import RUN, SOURCE, VIDEO, Output, examples, settings_from, takes, without
 from sttm_cli.cli.output import NO_SOUND, StageProgress, print_json, say, warn
 from sttm_cli.config import parse_budget
 from sttm_cli.errors import SttmError, UsageError
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from sttm_cli.survey import Survey
 
 BUDGETS = "1,0.5,0.3,0.15"
+EXAMPLES = examples(
+    "sttm inspect talk.mp4 -m llava-onevision-7b",
+    "sttm inspect talk.mp4 --budgets 0.3,500 --picture talk.png --report talk.html",
+)
 
 
 @takes(without(RUN, "budget", "refresh"), SOURCE)
@@ -54,7 +58,7 @@ def inspect(
             "--picture",
             metavar="FILE.png",
             show_default=False,
-            help="Draw what the budgets below 1 merged.",
+            help="Draw which tokens the budgets below 1 keep.",
         ),
     ] = None,
     report: Annotated[
@@ -69,9 +73,9 @@ def inspect(
     flags: dict[str, Any],
     output: Output,
 ) -> None:
-    """Show what was sampled, token counts, KV bytes and measured seconds for several budgets.
+    """Show what several budgets keep of a video and what they take.
 
-    Writes nothing to the cache.
+    Tokens, bytes, measured seconds, pictures. Nothing is written to the cache.
     """
     if budget and budgets:
         raise UsageError("--budget and --budgets cannot hold together", "give one of them")

@@ -29,7 +29,7 @@ VIDEO = "A video file, a folder of images, an http(s) address, or '-' for stdin.
 
 NoServer = Annotated[
     bool,
-    typer.Option("--no-server", help="Answer in this process, even if a server runs."),
+    typer.Option("--no-server", help="Work in this process, even if a server runs."),
 ]
 
 Subtitles = Annotated[
@@ -48,8 +48,8 @@ KeepAlive = Annotated[
         "--keep-alive",
         metavar="TIME",
         show_default=False,
-        help="Leave a server behind that keeps the model loaded until nothing was asked for so "
-        "long, such as 10m.",
+        help="Leave a server behind that keeps the model loaded for the next questions, until "
+        "none came for so long, such as 10m.",
     ),
 ]
 
@@ -58,6 +58,11 @@ _FRAMES = "Frames"
 _CACHE = "Cache"
 _ANSWER = "Answer"
 _OUTPUT = "Output"
+
+
+def examples(*commands: str) -> str:
+    """What stands below a command's help; a blank line keeps typer from joining two of them."""
+    return "\n\n".join(["Examples:", *(f"  {command}" for command in commands)])
 
 
 def _flag(
@@ -97,21 +102,23 @@ CACHE = (
 
 RUN = (
     _flag("model", str, "-m", "--model", envvar="STTM_MODEL", default=DEFAULT_MODEL,
-          rich_help_panel=_MODEL, help="An alias, a hub id or a folder.",
+          rich_help_panel=_MODEL, help="A short name ('sttm models' lists them), an id on the "
+          "Hugging Face hub, or a folder.",
           autocompletion=_aliases),
     _flag("revision", str | None, "--revision", rich_help_panel=_MODEL, show_default=False,
           help="Branch, tag or commit of a model on the hub."),
     _flag("device", str, "--device", default="auto", rich_help_panel=_MODEL,
-          help="auto, cpu, cuda, cuda:N or mps."),
+          help="Where to compute: auto, cpu, cuda, cuda:N or mps."),
     _flag("dtype", str, "--dtype", default="auto", rich_help_panel=_MODEL,
-          help="auto, float32, bfloat16 or float16."),
+          help="Number format: auto, float32, bfloat16 or float16."),
     _flag("budget", str, "-b", "--budget", envvar="STTM_BUDGET", default=str(DEFAULT_BUDGET),
-          rich_help_panel=_MODEL, help="At most this many video tokens are kept: a share in "
-          "(0, 1], or a whole number from 16 on for the whole video."),
+          rich_help_panel=_MODEL, help="Keep at most this many of the video's tokens: a "
+          "share such as 0.3, up to 1, or a number from 16 on for the whole video."),
     _flag("merge_layer", int | None, "--merge-layer", rich_help_panel=_MODEL, show_default=False,
           help="Decoder layer before which tokens are merged. (default: the model's)"),
     _flag("positions", str, "--positions", default="auto", rich_help_panel=_MODEL,
-          help="Rotary ids after merging: reassigned, survivors, or the model's own choice."),
+          help="Rotary positions after merging: counted anew (reassigned), kept (survivors), "
+          "or as suits the model (auto)."),
     _flag("newlines", bool, "--newlines", default=False, rich_help_panel=_MODEL,
           help="Put a newline token after each row of tokens, as LLaVA-Video was trained."),
     _flag("fps", float | None, "--fps", rich_help_panel=_FRAMES, show_default=False,
@@ -123,11 +130,11 @@ RUN = (
     _flag("end", str | None, "--end", rich_help_panel=_FRAMES, show_default=False,
           metavar="TIME", help="End here: seconds or [HH:]MM:SS."),
     _flag("decoder", str, "--decoder", default="auto", rich_help_panel=_FRAMES,
-          help="auto, decord or av."),
+          help="Reader of the video: auto, av (FFmpeg) or decord."),
     *CACHE,
     _flag("kv_dtype", str, "--kv-dtype", default="auto", rich_help_panel=_CACHE,
-          help="How keys and values are kept: auto (as computed), bfloat16, float16 or int8. "
-          "Cold runs answer from them as kept, too."),
+          help="Number format of what is stored: auto (as computed), bfloat16, float16 or "
+          "int8. New videos are answered from it as well."),
     _flag("no_cache", bool, "--no-cache", default=False, rich_help_panel=_CACHE,
           help="Neither read nor write the cache."),
     _flag("refresh", bool, "--refresh", default=False, rich_help_panel=_CACHE,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sttm_cli.cli.library_progress import LibraryProgress
-from sttm_cli.cli.options import RUN, NoServer, Output, settings_from, takes
+from sttm_cli.cli.options import RUN, NoServer, Output, examples, settings_from, takes
 from sttm_cli.cli.output import print_json, say, warn
 from sttm_cli.errors import CacheError, UsageError
 from sttm_cli.library.outcome import Failed, Outcome, Tally
@@ -23,13 +23,19 @@ if TYPE_CHECKING:
     from sttm_cli.pipeline import VideoQA
     from sttm_cli.serve.client import Server
 
+EXAMPLES = examples(
+    "sttm precompute clips/ talk.mp4 -m llava-onevision-7b",
+    "sttm precompute 'clips/**/*.mp4' --dry-run",
+    "sttm precompute clips/ --shard 2/4",
+)
+
 
 @takes(RUN)
 def precompute(
     paths: Annotated[
         list[str],
         typer.Argument(
-            metavar="PATH...",
+            metavar="PATH",
             help="Folders (searched to any depth), video files, quoted patterns such as "
             "'clips/**/*.mp4', and '-' for a list on stdin, a path a line.",
         ),

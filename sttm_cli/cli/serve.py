@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from sttm_cli.cli.options import ANSWERS, RUN, Output, check_serving, settings_from, takes, without
+from sttm_cli.cli.options import (
+    ANSWERS,
+    RUN,
+    Output,
+    check_serving,
+    examples,
+    settings_from,
+    takes,
+    without,
+)
 from sttm_cli.cli.output import print_json, say, size
 from sttm_cli.config import Settings, parse_bytes, parse_duration
 from sttm_cli.types import Json
@@ -15,6 +24,11 @@ from sttm_cli.types import Json
 PORT = 8000
 _SERVER = "Server"
 _BOUNDS = "Bounds"
+EXAMPLES = examples(
+    "sttm serve -m llava-onevision-7b --allow-path ~/Videos",
+    "sttm serve --status",
+    "sttm serve --stop",
+)
 
 
 def _option(*names: str, panel: str = _SERVER, **details: Any) -> Any:
@@ -80,11 +94,11 @@ def serve(
     ] = "2m",
     device_bytes: Annotated[
         str | None, _option("--device-bytes", panel=_BOUNDS, metavar="SIZE", show_default=False,
-                            help="KVs kept on the device. (default: a fifth of its memory)")
+                            help="KV caches kept on the device. (default: a fifth of its memory)")
     ] = None,
     host_bytes: Annotated[
         str | None, _option("--host-bytes", panel=_BOUNDS, metavar="SIZE", show_default=False,
-                            help="KVs kept in host memory. (default: an eighth of it)")
+                            help="KV caches kept in host memory. (default: an eighth of it)")
     ] = None,
     *,
     flags: dict[str, Any],
