@@ -28,7 +28,9 @@ def single_flight(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
-            path.unlink(missing_ok=True)
+            # A disk that cannot be written any more: the lock goes with the descriptor.
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
             os.close(descriptor)
 
 
@@ -48,6 +50,21 @@ def is_held(path: Path) -> bool:
         return True
     finally:
         os.close(descriptor)
+
+
+def remove_unheld(path: Path) -> None:
+    """Remove a file unless a living process holds a lock on it, or nobody can tell."""
+    with suppress(OSError):
+        if fcntl is None:
+            # Windows refuses to remove what is open.
+            path.unlink()
+            return
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def hold(descriptor: int) -> None:

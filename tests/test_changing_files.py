@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sttm_cli.decode import digest
 from sttm_cli.errors import ModelError, VideoError
 from sttm_cli.pipeline import VideoQA
+from sttm_cli.store import NoStore
 from tests.decode.made import Make
 
 SAMPLE = Path(__file__).parents[1] / "docs" / "sample.mp4"
@@ -35,6 +38,18 @@ def test_a_byte_changed_behind_an_unchanged_time_is_a_miss(tmp_path: Path) -> No
     flip_a_byte(video)
     with VideoQA() as qa:
         assert not qa.ask(video, QUESTION).cache_hit
+
+
+def test_a_second_change_within_a_step_of_the_file_systems_clock_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules[digest.__module__]
+    monkeypatch.setattr(module, "version_key", lambda path, found: str(path))
+    video, memo = tmp_path / "video.mp4", NoStore()
+    video.write_bytes(b"one")
+    first = digest(video, memo)
+    video.write_bytes(b"two")
+    assert digest(video, memo) != first
 
 
 def test_a_weight_changed_behind_an_unchanged_time_is_a_miss(

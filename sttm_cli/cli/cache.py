@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,8 +78,11 @@ def rm(keys: Keys, *, flags: dict[str, Any], output: Output) -> None:
     """Remove entries by key."""
     with _store(flags) as store:
         entries = [_entry(store, key) for key in keys]
-        store.remove([entry.key for entry in entries])
-    _removed({"removed": [e.key for e in entries], "bytes": sum(e.bytes for e in entries)}, output)
+        keys = store.remove(entry.key for entry in entries)
+    gone = [entry for entry in entries if entry.key in keys]
+    _removed({"removed": keys, "bytes": sum(e.bytes for e in gone)}, output)
+    if len(gone) < len(entries):
+        raise typer.Exit(1)
 
 
 @app.command("prune")
@@ -102,14 +106,14 @@ def verify(
     with _store(flags) as store:
         checked, findings = store.verify(repair=repair)
     if output.as_json:
-        rows = [{"path": str(f.path), "problem": f.problem} for f in findings]
+        rows = [asdict(finding) | {"path": str(finding.path)} for finding in findings]
         print_json({"schema": "sttm.verify/1", "checked": checked, "damaged": rows})
     for finding in findings if not output.as_json else ():
         typer.echo(f"{finding.path}: {finding.problem}")
     if not output.quiet:
-        ending = " and removed" if repair and findings else ""
+        ending = f", {sum(f.removed for f in findings)} removed" if repair else ""
         say(f"{checked:,} checked, {len(findings)} damaged{ending}")
-    if findings and not repair:
+    if not all(finding.removed for finding in findings):
         raise typer.Exit(1)
 
 

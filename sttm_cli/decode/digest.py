@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +11,9 @@ from sttm_cli.decode.file import check_file
 from sttm_cli.errors import VideoError
 
 Json = dict[str, Any]
+
+STEP_S = 2.0
+"""The longest steps in which file systems count times: a second change within one does not show."""
 
 
 class Memo(Protocol):
@@ -23,8 +27,8 @@ def digest(path: Path, memo: Memo) -> str:
     """The blake3 of the file's bytes, in hex; looked up where the file was digested before.
 
     A file counts as the same while its path, size, times of modification and change, and inode
-    are. A folder's digest is over the names and bytes of its images. Raises VideoError for what
-    cannot be read or changes meanwhile.
+    are; one that was changed just now is not remembered. A folder's digest is over the names and
+    bytes of its images. Raises VideoError for what cannot be read or changes meanwhile.
     """
     if path.is_dir():
         from sttm_cli.decode.folder import digest_folder
@@ -36,9 +40,11 @@ def digest(path: Path, memo: Memo) -> str:
     if known is not None and isinstance(known.get("blake3"), str):
         return str(known["blake3"])
     value = _blake3(path)
-    if version_key(path, check_file(path)) != version_key(path, before):
+    after = check_file(path)
+    if version_key(path, after) != version_key(path, before):
         raise VideoError(f"{path} changed while it was read", "wait until it is complete")
-    memo.set(key, {"blake3": value})
+    if is_settled(after):
+        memo.set(key, {"blake3": value})
     return value
 
 
@@ -49,6 +55,12 @@ def version_key(path: Path, found: os.stat_result) -> str:
     # Unlike the modification time, nobody can set the change time back.
     times = f"{found.st_mtime_ns}|{found.st_ctime_ns}"
     return f"{name}|{found.st_size}|{times}|{found.st_ino}"
+
+
+def is_settled(*files: os.stat_result) -> bool:
+    """Whether any further change of these files must show in their times."""
+    now = time.time()
+    return all(abs(now - t) > STEP_S for f in files for t in (f.st_mtime, f.st_ctime))
 
 
 def _blake3(path: Path) -> str:

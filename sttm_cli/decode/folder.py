@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sttm_cli.decode.digest import Memo, version_key
+from sttm_cli.decode.digest import Memo, is_settled, version_key
 from sttm_cli.errors import VideoError
 
 FORMATS = {
@@ -54,8 +54,8 @@ def digest_folder(folder: Path, memo: Memo) -> str:
     known = memo.get(key)
     if known is not None and isinstance(known.get("blake3"), str):
         return str(known["blake3"])
-    whole = blake3()
-    for image in images_of(folder):
+    whole, images = blake3(), images_of(folder)
+    for image in images:
         try:
             content = blake3(max_threads=blake3.AUTO).update_mmap(image).digest()
         except OSError as error:
@@ -64,7 +64,8 @@ def digest_folder(folder: Path, memo: Memo) -> str:
         whole.update(blake3(image.name.encode("utf-8", "surrogateescape")).digest() + content)
     if folder_version(folder) != version:
         raise VideoError(f"{folder} changed while it was read", "wait until it is complete")
-    memo.set(key, {"blake3": whole.hexdigest()})
+    if is_settled(*(path.stat() for path in images)):
+        memo.set(key, {"blake3": whole.hexdigest()})
     return str(whole.hexdigest())
 
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from sttm_cli.decode.digest import Memo, version_key
+from sttm_cli.decode.digest import Memo, is_settled, version_key
 from sttm_cli.decode.file import NEEDED, check_file
 from sttm_cli.errors import VideoError
 from sttm_cli.types import VideoInfo
@@ -31,9 +31,10 @@ def remembered_probe(path: Path, memo: Memo, *, image_fps: float = 1.0) -> Video
     if path.is_dir():
         from sttm_cli.decode.folder import folder_version
 
-        version = f"{folder_version(path)}|{image_fps}"
+        version, settled = f"{folder_version(path)}|{image_fps}", True
     else:
-        version = version_key(path, check_file(path))
+        found = check_file(path)
+        version, settled = version_key(path, found), is_settled(found)
     key = f"probe:{REVISION}:{version}"
     known = memo.get(key)
     if known is not None:
@@ -44,7 +45,8 @@ def remembered_probe(path: Path, memo: Memo, *, image_fps: float = 1.0) -> Video
     from sttm_cli.decode.isolated import probe_isolated
 
     info = probe_isolated(path, image_fps=image_fps)
-    memo.set(key, {**asdict(info), "notes": list(info.notes)})
+    if settled:
+        memo.set(key, {**asdict(info), "notes": list(info.notes)})
     return info
 
 

@@ -121,7 +121,7 @@ def folder_fingerprint(folder: Path, memo: Memo) -> str:
     ]
     key = f"weights:{json.dumps([os.fspath(folder.resolve()), stats])}"
     known = memo.get(key)
-    if known is not None:
+    if known is not None and isinstance(known.get("fingerprint"), str):
         return str(known["fingerprint"])
     from blake3 import blake3
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from math import prod
@@ -149,10 +150,15 @@ def write(file: IO[bytes], identity: Json, packed: PackedKV, label: Json) -> Non
 
 
 def open_artifact(path: Path) -> IO[bytes]:
-    """Open for reading; a symbolic link is refused. Raises OSError."""
-    descriptor = os.open(
-        path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    )
+    """Open for reading; raises OSError, and Damaged for what is no plain file.
+
+    A symbolic link is not followed, a pipe not waited for.
+    """
+    flags = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+    descriptor = os.open(path, os.O_RDONLY | flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Damaged("it is no plain file")
     # Unbuffered: tensors are read in one piece straight into their place.
     return os.fdopen(descriptor, "rb", buffering=0)
 

@@ -118,7 +118,8 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Finding:
-    """A file in the cache that is damaged, and how."""
+    """A file in the cache that is damaged, how, and whether it was removed."""
 
     path: Path
     problem: str
+    removed: bool

@@ -2,42 +2,64 @@
 
 root/kv/ab/<key>.safetensors   the artifacts
 root/kv/ab/*.part              being written
+root/locks/<key>               held by the process that computes this key
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
-from sttm_cli.lock import hold, is_held
+from sttm_cli.lock import hold, remove_unheld
 
 SUFFIX = ".safetensors"
 PART = ".part"
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A file in an artifact's place, of which nothing was read. `changed` is in seconds since
-    the epoch; `seal` is what a file keeps as long as nobody writes to it."""
+Seal = tuple[int, int, int, int]
+"""Size, times of modification and change, and inode. Anybody can set the modification time back;
+the other is the system's own."""
+
+
+class Stored(NamedTuple):
+    """A file in an artifact's place, of which nothing was read."""
 
     key: str
-    path: Path
-    bytes: int
-    changed: float
-    seal: tuple[int, int, int]
+    place: str
+    stat: os.stat_result
+
+    @property
+    def path(self) -> Path:
+        return Path(self.place)
+
+    @property
+    def bytes(self) -> int:
+        return self.stat.st_size
+
+    @property
+    def changed(self) -> float:
+        """In seconds since the epoch."""
+        return self.stat.st_mtime
+
+    @property
+    def seal(self) -> Seal:
+        """What the file keeps as long as nobody writes to it."""
+        return seal_of(self.stat)
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What lies under kv/, by name, and temporary files."""
+    """What lies under kv/, by key, and what processes leave behind that are killed: temporary
+    files and locks."""
 
     artifacts: list[Stored]
-    parts: list[Path]
+    leavings: list[Path]
 
     @property
     def bytes(self) -> int:
@@ -45,24 +67,28 @@ class Scan:
 
 
 class Folder:
-    """The folder kv/ below a cache's root."""
+    """The folders kv/ and locks/ below a cache's root."""
 
     def __init__(self, root: Path) -> None:
-        self._kv = root / "kv"
+        self._kv, self._locks = root / "kv", root / "locks"
+
+    def lock(self, key: str) -> Path:
+        return self._locks / key
 
     def place(self, key: str) -> Path:
         return self._kv / key[:2] / (key + SUFFIX)
 
     def scan(self) -> Scan:
         """One look at every file; what cannot be looked at is left out."""
-        artifacts, parts = list[Stored](), list[Path]()
-        for entry in sorted(_files(self._kv), key=lambda entry: entry.name):
+        artifacts, leavings = list[Stored](), [Path(lock) for lock in _entries(self._locks)]
+        for entry in _files(self._kv):
             if entry.name.endswith(SUFFIX):
+                key = entry.name.removesuffix(SUFFIX)
                 with suppress(OSError):
-                    artifacts.append(_stored(entry))
+                    artifacts.append(Stored(key, entry.path, entry.stat(follow_symlinks=False)))
             elif entry.name.endswith(PART):
-                parts.append(Path(entry.path))
-        return Scan(artifacts, parts)
+                leavings.append(Path(entry.path))
+        return Scan(sorted(artifacts, key=itemgetter(0)), leavings)
 
     def write(self, path: Path, fill: Callable[[IO[bytes]], None]) -> None:
         """A temporary file beside its place, filled, synced and renamed. Raises OSError."""
@@ -82,30 +108,53 @@ class Folder:
             raise
 
 
-def sweep(parts: list[Path]) -> None:
-    """Remove temporary files whose writer is dead."""
-    for part in parts:
-        if not is_held(part):
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
+def sweep(leavings: list[Path]) -> None:
+    """Remove temporary files and locks whose owner is dead."""
+    for path in leavings:
+        remove_unheld(path)
 
 
-def seal_of(stat: os.stat_result) -> tuple[int, int, int]:
-    """Size, time and inode."""
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+def remove_files(paths: Iterable[Path], warn: Callable[[str], None]) -> list[Path]:
+    """Remove files and return those that are gone; `warn` gets a line if some cannot be removed."""
+    gone, kept = list[Path](), list[str]()
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+            gone.append(path)
+        except OSError as error:
+            kept.append(f"{path} cannot be removed: {error.strerror}")
+    if kept:
+        warn(kept[0] + (f", nor can {len(kept) - 1:,} more" if kept[1:] else ""))
+    return gone
+
+
+def seal_of(stat: os.stat_result) -> Seal:
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def not_ours(root: Path) -> str | None:
+    """Why a cache's root is not to be used, None if only this user could have put files there."""
+    try:
+        stat = root.stat()
+    except OSError:
+        return None
+    if not hasattr(os, "geteuid"):
+        return None
+    if stat.st_uid != os.geteuid():
+        return f"{root} belongs to another user"
+    return f"everybody may write to {root}" if stat.st_mode & 0o002 else None
 
 
 def _files(kv: Path) -> Iterator[os.DirEntry[str]]:
-    with suppress(OSError), os.scandir(kv) as folders:
-        for folder in folders:
-            with suppress(OSError), os.scandir(folder.path) as files:
-                yield from files
+    for folder in _entries(kv):
+        # What lies behind a link is not ours to count, and least of all to remove.
+        if folder.is_dir(follow_symlinks=False):
+            yield from _entries(folder.path)
 
 
-def _stored(entry: os.DirEntry[str]) -> Stored:
-    stat = entry.stat(follow_symlinks=False)
-    key = entry.name.removesuffix(SUFFIX)
-    return Stored(key, Path(entry.path), stat.st_size, stat.st_mtime, seal_of(stat))
+def _entries(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        yield from entries
 
 
 def _sync(folder: Path) -> None:

@@ -11,13 +11,16 @@ _SHOWN = 60
 
 
 def canonical(identity: Json) -> bytes:
-    """The one spelling of an identity: sorted keys, no spaces, UTF-8.
+    """The one spelling of an identity: sorted keys, no spaces, UTF-8, escapes for what is no text
+    (file names need not be).
 
     Raises ValueError for NaN and infinities, TypeError for what JSON cannot hold.
     """
-    return json.dumps(
+    text = json.dumps(
         identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    )
+    # Python's escape for half a surrogate is JSON's too.
+    return text.encode(errors="backslashreplace")
 
 
 def key_of(identity: Json) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +21,10 @@ from sttm_cli.types import Json
 
 PATIENCE_S = 5.0
 """Other processes hold the index for milliseconds; one that is held longer is done without."""
+PAUSE_S = 60.0
+"""Until an index that failed is tried again: a server must not go without it for days."""
+MEMORY_S = 90 * 86400.0
+"""How long a row is kept that `set` wrote: of files that are gone or changed, nobody asks again."""
 
 
 class _TextOnly(diskcache.Disk):  # type: ignore[misc]
@@ -60,7 +65,7 @@ class Index:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._cache: Any = None
-        self._broken = False
+        self._paused_until = 0.0
 
     def get(self, key: str) -> Json | None:
         return _object(self._try(lambda cache: cache.get(key)))
@@ -80,15 +85,16 @@ class Index:
         return {key[len(prefix) :]: row for key, row in found.items() if row is not None}
 
     def set(self, key: str, value: Json) -> None:
-        self.set_all({key: value})
+        """Remember a row for some months."""
+        self.set_all({key: value}, expire_s=MEMORY_S)
 
-    def set_all(self, rows: dict[str, Json]) -> None:
+    def set_all(self, rows: dict[str, Json], *, expire_s: float | None = None) -> None:
         """Remember all rows in one transaction."""
 
         def write(cache: Any) -> None:
             with cache.transact():
                 for key, value in rows.items():
-                    cache.set(key, json.dumps(value))
+                    cache.set(key, json.dumps(value), expire=expire_s)
 
         self._try(write, write=True)
 
@@ -109,13 +115,18 @@ class Index:
 
         self._try(write, write=True)
 
+    def forget_old(self) -> None:
+        """Remove the rows whose time is over."""
+        self._try(lambda cache: cache.expire())
+
     def close(self) -> None:
         if self._cache is not None:
             self._cache.close()
             self._cache = None
 
     def _try(self, action: Callable[[Any], Any], *, write: bool = False) -> Any:
-        if self._broken or not (write or self._folder.is_dir()):
+        paused = time.monotonic() < self._paused_until
+        if paused or not (write or self._folder.is_dir()):
             return None
         for attempt in range(2):
             try:
@@ -124,7 +135,7 @@ class Index:
                 self.close()
                 if attempt or not _is_no_database(error):
                     # A read-only or full disk: go on without memory rather than fail.
-                    self._broken = True
+                    self._paused_until = time.monotonic() + PAUSE_S
                     return None
                 shutil.rmtree(self._folder, ignore_errors=True)
         return None

@@ -9,23 +9,33 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sttm_cli.lock import single_flight
 from sttm_cli.store.artifact import Damaged, Header, open_artifact, read_header, write
-from sttm_cli.store.entry import Entry, Finding, Lookup, Uses, entry_of, remembered
-from sttm_cli.store.folder import SUFFIX, Folder, Scan, Stored, seal_of, sweep
+from sttm_cli.store.entry import Entry, Finding, Lookup, Uses, entry_of
+from sttm_cli.store.folder import (
+    SUFFIX,
+    Folder,
+    Scan,
+    Stored,
+    not_ours,
+    remove_files,
+    seal_of,
+    sweep,
+)
 from sttm_cli.store.identity import difference, key_of
 from sttm_cli.store.index import Index
 from sttm_cli.store.packing import PackedKV
 from sttm_cli.store.reading import check_bytes, read_tensors
+from sttm_cli.store.records import Records
 from sttm_cli.types import Json, PrefixKV
 
-ROWS = ("used", "verified", "about")
-"""What the index remembers of an entry: `<row>:<key>`."""
+LOOK = 16
+"""Looking at a hundred thousand files takes a second: what all of them take is looked at again
+once a sixteenth of the room that was left is filled, so that a few processes cannot overfill it."""
 
 
 class Store:
@@ -39,9 +49,13 @@ class Store:
     ) -> None:
         self.path, self._warn = root.absolute(), warn
         self._max_bytes = max_bytes
-        self._usable = self._is_ours()
+        self._unlooked = 0
+        if reason := not_ours(self.path):
+            warn(f"the cache is not used: {reason}")
+        self._usable = reason is None
         self._folder = Folder(self.path)
         self._index = Index(self.path / "index")
+        self._records = Records(self._index, self._folder)
 
     def __enter__(self) -> Store:
         return self
@@ -59,7 +73,7 @@ class Store:
         return self._index.get(key) if self._usable else None
 
     def set(self, key: str, value: Json) -> None:
-        """Remember a row; forgotten without a word where nothing can be written."""
+        """Remember a row for some months, not at all where nothing can be written."""
         if self._usable and self._make_folder(self.path, quiet=True):
             self._index.set(key, value)
 
@@ -103,29 +117,21 @@ class Store:
 
     def count_use(self, entry: Entry, *, saved_s: float) -> None:
         """Remember that an entry was used now, and how much sooner it was there for that."""
-
-        def counted(row: Json | None) -> Json:
-            uses = Uses.of(row)
-            return {"at": time.time(), "hits": uses.hits + 1, "saved_s": uses.saved_s + saved_s}
-
-        self._index.change(f"used:{entry.key}", counted)
+        self._records.count_use(entry.key, saved_s=saved_s)
 
     def entries(self) -> list[Entry]:
         """Everything stored that can be read; headers are read of what the index does not know."""
-        uses, abouts = self._index.rows("used:"), self._index.rows("about:")
-        found, learnt = list[Entry](), dict[str, Json]()
-        for stored in self._scan().artifacts:
-            used = Uses.of(uses.get(stored.key))
-            entry = remembered(stored, abouts.get(stored.key), used)
+        artifacts, learnt = self._scan().artifacts, list[tuple[Entry, Stored]]()
+        found = list[Entry]()
+        for stored, entry in zip(artifacts, self._records.entries(artifacts), strict=True):
             if entry is None:
                 try:
                     entry = self._entry(stored.path)
                 except (Damaged, OSError):
                     continue
-                learnt[f"about:{stored.key}"] = entry.to_row(stored)
+                learnt.append((entry, stored))
             found.append(entry)
-        if learnt:
-            self._index.set_all(learnt)
+        self._records.learn(learnt)
         return found
 
     def beginning(self, key: str) -> list[Entry]:
@@ -146,12 +152,11 @@ class Store:
         """
         if not self._usable or not self._make_folder(self.path):
             return None
-        key, scan = key_of(identity), self._scan()
-        limit = self._limit(scan)
-        if packed.nbytes > limit:
+        path = self._folder.place(key_of(identity))
+        scan = self._scan() if packed.nbytes > self._unlooked else None
+        if scan and packed.nbytes > (limit := self._limit(scan)):
             self._warn(f"not stored: {packed.nbytes:,} bytes are more than --max-bytes {limit:,}")
             return None
-        path = self._folder.place(key)
         try:
             self._folder.write(path, lambda file: write(file, identity, packed, label))
             stored, entry = self._read(path, identity)
@@ -159,38 +164,42 @@ class Store:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             self._warn(f"not stored in {self.path}: {reason}")
             return None
-        self._remember(entry, stored)
-        sweep(scan.parts)
-        others = [other for other in scan.artifacts if other.key != key]
-        self._prune(Scan([*others, stored], []), limit, keep=key)
+        self._records.add(entry, stored)
+        self._unlooked -= stored.bytes
+        if scan:
+            self._tidy(scan, stored)
         return entry
 
-    def remove(self, keys: Iterable[str]) -> None:
-        """Remove entries; a process that reads one now reads on."""
-        gone = list(keys)
-        for key in gone:
-            self._folder.place(key).unlink(missing_ok=True)
-        self._index.delete(*(f"{row}:{key}" for key in gone for row in ROWS))
+    def remove(self, keys: Iterable[str]) -> list[str]:
+        """Remove entries and return the keys of those that are gone; a process that reads one now
+        reads on."""
+        paths = {self._folder.place(key): key for key in keys}
+        gone = [paths[path] for path in remove_files(paths, self._warn)]
+        self._records.forget(gone)
+        return gone
 
     def prune(self, limit: int) -> list[Stored]:
         """Remove the least recently used entries until at most `limit` bytes are left."""
         scan = self._scan()
-        sweep(scan.parts)
-        return self._prune(scan, limit)
+        sweep(scan.leavings)
+        self._index.forget_old()
+        return self._prune(scan.artifacts, limit)
 
     def verify(
         self, *, repair: bool = False, limit: int | None = None
     ) -> tuple[int, list[Finding]]:
         """Check every byte of every file under kv/, or of `limit` of them; return how many there
         are, and which are damaged. `repair` removes those."""
-        scan, findings = self._scan(), list[Finding]()
+        scan, problems = self._scan(), dict[Path, str]()
         for stored in scan.artifacts[:limit]:
             if (problem := self._problem(stored.path)) is not None:
-                findings.append(Finding(stored.path, problem))
-                if repair:
-                    stored.path.unlink(missing_ok=True)
+                problems[stored.path] = problem
+        gone = set[Path]()
         if repair:
-            sweep(scan.parts)
+            gone.update(remove_files(problems, self._warn))
+            self._records.forget([path.name.removesuffix(SUFFIX) for path in gone])
+            sweep(scan.leavings)
+        findings = [Finding(path, problem, path in gone) for path, problem in problems.items()]
         return len(scan.artifacts), findings
 
     @contextmanager
@@ -199,7 +208,7 @@ class Store:
         if not self._usable or not self._make_folder(self.path, quiet=True):
             yield
             return
-        with single_flight(self.path / "locks" / key, on_wait):
+        with single_flight(self._folder.lock(key), on_wait):
             yield
 
     @property
@@ -240,8 +249,8 @@ class Store:
         key = header.meta["key"]
         if path.name != key + SUFFIX:
             raise Damaged("it lies under another entry's name")
-        stored = Stored(key, path, stat.st_size, stat.st_mtime, seal_of(stat))
-        return stored, entry_of(stored, header, Uses.of(self.get(f"used:{key}")))
+        stored = Stored(key, str(path), stat)
+        return stored, entry_of(stored, header, self._records.uses(key))
 
     def _problem(self, path: Path) -> str | None:
         try:
@@ -254,53 +263,44 @@ class Store:
             return str(error)
         return None
 
-    def _remember(self, entry: Entry, stored: Stored) -> None:
-        known = (self._index.get(f"video:{entry.video}") or {}).get("keys")
-        keys = [str(key) for key in known] if isinstance(known, list) else []
-        keys = [k for k in keys if k != entry.key and self._folder.place(k).exists()]
-        self._index.set_all(
-            {
-                f"video:{entry.video}": {"keys": [*keys, entry.key]},
-                f"about:{entry.key}": entry.to_row(stored),
-            }
-        )
-
     def _miss_reason(self, identity: Json) -> str:
         """What differs from the entry of the same video that differs least."""
         if not self._usable:
             return "the cache folder is not used"
-        digest = identity.get("video", {}).get("digest", "")
-        keys = (self._index.get(f"video:{digest}") or {}).get("keys", [])
-        differences = []
-        for key in keys if isinstance(keys, list) else []:
-            try:
-                stored = self._entry(self._folder.place(str(key)))
-            except (Damaged, OSError):
-                continue
-            differences.append(difference(identity, stored.identity or {}))
+        digest, differences = identity.get("video", {}).get("digest", ""), []
+        for key in self._records.keys_of(digest):
+            with suppress(Damaged, OSError):
+                stored = self._entry(self._folder.place(key))
+                differences.append(difference(identity, stored.identity or {}))
         if not differences:
             return f"nothing stored for this video (digest {digest[:12]})"
         return "; ".join(min(differences, key=len)[:3])
 
-    def _prune(self, scan: Scan, limit: int, keep: str = "") -> list[Stored]:
-        total, gone = scan.bytes, list[Stored]()
-        uses = self._index.rows("used:") if total > limit else {}
+    def _tidy(self, scan: Scan, written: Stored) -> None:
+        """Keep the bound after `written` came to what was there, and sweep."""
+        artifacts = [s for s in scan.artifacts if s.key != written.key] + [written]
+        limit = self._limit(scan)
+        gone = self._prune(artifacts, limit, keep=written.key)
+        left = limit - sum(s.bytes for s in artifacts) + sum(s.bytes for s in gone)
+        self._unlooked = left // LOOK
+        self._index.forget_old()
+        sweep(scan.leavings)
+
+    def _prune(self, artifacts: list[Stored], limit: int, keep: str = "") -> list[Stored]:
+        excess = sum(stored.bytes for stored in artifacts) - limit
+        if excess <= 0:
+            return []
+        uses, chosen = self._records.all_uses(), dict[Path, Stored]()
 
         def last_used(stored: Stored) -> float:
-            return max(Uses.of(uses.get(stored.key)).last_used, stored.changed)
+            return max(uses.get(stored.key, Uses()).last_used, stored.changed)
 
-        for stored in sorted(scan.artifacts, key=last_used) if total > limit else ():
-            if total <= limit:
-                break
-            if stored.key == keep:
-                continue
-            # What cannot be removed, in a folder made read-only, is left and still counted.
-            with suppress(OSError):
-                stored.path.unlink(missing_ok=True)
-                total -= stored.bytes
-                gone.append(stored)
-        if gone:
-            self.remove(stored.key for stored in gone)
+        for stored in sorted(artifacts, key=last_used):
+            if excess > 0 and stored.key != keep:
+                chosen[stored.path] = stored
+                excess -= stored.bytes
+        gone = [chosen[path] for path in remove_files(chosen, self._warn)]
+        self._records.forget([stored.key for stored in gone])
         return gone
 
     def _make_folder(self, folder: Path, *, quiet: bool = False) -> bool:
@@ -309,22 +309,6 @@ class Store:
         except OSError as error:
             if not quiet:
                 self._warn(f"not stored: {folder} cannot be made ({error.strerror})")
-            return False
-        return True
-
-    def _is_ours(self) -> bool:
-        """Whether nobody but this user could have put files here."""
-        if not hasattr(os, "geteuid"):
-            return True
-        try:
-            stat = self.path.stat()
-        except OSError:
-            return True
-        if stat.st_uid != os.geteuid():
-            self._warn(f"the cache is not used: {self.path} belongs to another user")
-            return False
-        if stat.st_mode & 0o002:
-            self._warn(f"the cache is not used: everybody may write to {self.path}")
             return False
         return True
 

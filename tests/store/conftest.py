@@ -1,0 +1,19 @@
+"""A cache in a folder of its own, and what it warned of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sttm_cli.store import Store
+
+
+@pytest.fixture
+def warnings() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def store(tmp_path: Path, warnings: list[str]) -> Store:
+    return Store(tmp_path / "cache", warn=warnings.append)

@@ -1,0 +1,36 @@
+"""KVs of made-up numbers to store, and the folder as another process opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from sttm_cli.store import Store
+from sttm_cli.types import PrefixKV, TokenCounts
+
+IDENTITY = {"format": 1, "video": {"digest": "d1"}, "merge": {"budget": 0.3}, "model": {"w": "m1"}}
+
+
+def kv(seed: int = 0, lengths: tuple[int, ...] = (12, 12, 7), dtype=torch.float32) -> PrefixKV:
+    torch.manual_seed(seed)
+    return PrefixKV(
+        keys=[torch.randn(n + 5, 2, 4).to(dtype) for n in lengths],
+        values=[torch.randn(n + 5, 2, 4).to(dtype) for n in lengths],
+        lengths=lengths,
+        merge_layer=2,
+        next_positions=(12, 7),
+        tokens=TokenCounts(10, 5, 7, 8, 0.8, 0.6),
+        grid=(2, 1, 5),
+        facts={"decode": {"times_s": [0.0], "warnings": []}, "seconds": {"decode": 0.5}},
+    )
+
+
+def same(a: PrefixKV, b: PrefixKV) -> bool:
+    pairs = zip(a.keys + a.values, b.keys + b.values, a.lengths * 2, strict=True)
+    return a.lengths == b.lengths and all(torch.equal(x[:n], y[:n]) for x, y, n in pairs)
+
+
+def another(store: Store, warn: Callable[[str], None] = print) -> Store:
+    """The same folder as another process would open it."""
+    return Store(store.path, warn=warn)

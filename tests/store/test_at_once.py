@@ -1,0 +1,115 @@
+"""Processes that are killed, and several at once: nothing is lost, nothing computed twice."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import random
+import time
+from multiprocessing.context import ForkServerContext
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import pytest
+
+from sttm_cli.store import Store, key_of, pack
+from tests.store.made import IDENTITY, another, kv
+
+
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    """Processes that begin as forks of one that has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def identity(number: int) -> dict[str, object]:
+    return {**IDENTITY, "video": {"digest": f"{number}"}}
+
+
+def save_for_ever(root: Path, begun: Event) -> None:
+    store = Store(root, warn=print)
+    begun.set()
+    for number in itertools.count():
+        made = kv(number % 5, (900, 900, 300))
+        store.save(identity(number % 5), pack(made), label={})
+
+
+def compute_four(root: Path) -> None:
+    """As `ask` does; each computation leaves a file beside the cache."""
+    store = Store(root / "cache", warn=print)
+    for number in range(4):
+        wanted = identity(number)
+        with store.computing(key_of(wanted), on_wait=lambda: None):
+            entry = store.find(wanted).entry
+            if entry is None:
+                time.sleep(0.1)
+                (root / f"{number} by {multiprocessing.current_process().pid}").touch()
+                store.save(wanted, pack(kv(number)), label={})
+            elif store.load(entry, device="cpu", room=0) is None:
+                raise AssertionError(f"{number} is stored and cannot be read")
+
+
+def hold_for_ever(root: Path, begun: Event) -> None:
+    with Store(root, warn=print).computing("k", on_wait=print):
+        begun.set()
+        time.sleep(600)
+
+
+def test_a_killed_writer_leaves_whole_entries_only(
+    processes: ForkServerContext, tmp_path: Path
+) -> None:
+    rng = random.Random(1)
+    for _ in range(12):
+        begun = processes.Event()
+        process = processes.Process(target=save_for_ever, args=(tmp_path, begun))
+        process.start()
+        assert begun.wait(60)
+        time.sleep(rng.uniform(0.0, 0.3))
+        process.kill()
+        process.join()
+        with Store(tmp_path, warn=pytest.fail) as store:
+            assert not store.verify()[1]
+    with Store(tmp_path, warn=pytest.fail) as store:
+        store.prune(store.max_bytes)
+        assert not list(tmp_path.rglob("*.part"))
+        store.save(IDENTITY, pack(kv()), label={})
+        assert store.find(IDENTITY).entry is not None
+
+
+def test_eight_processes_over_four_videos_compute_each_once(
+    processes: ForkServerContext, tmp_path: Path
+) -> None:
+    started = [processes.Process(target=compute_four, args=(tmp_path,)) for _ in range(8)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+    assert [process.exitcode for process in started] == [0] * 8
+    assert sorted(path.name[0] for path in tmp_path.glob("* by *")) == ["0", "1", "2", "3"]
+
+
+def test_a_lock_whose_holder_was_killed_is_taken_over(
+    processes: ForkServerContext, tmp_path: Path
+) -> None:
+    begun = processes.Event()
+    holder = processes.Process(target=hold_for_ever, args=(tmp_path, begun))
+    holder.start()
+    assert begun.wait(60)
+    holder.kill()
+    holder.join()
+    with Store(tmp_path, warn=print) as store, store.computing("k", on_wait=pytest.fail):
+        pass
+
+
+def test_only_what_the_dead_left_behind_is_swept(store: Store) -> None:
+    store.save(IDENTITY, pack(kv()), label={})
+    left = [store.path / "kv" / "ab" / "x.part", store.path / "locks" / "dead"]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    with store.computing("alive", on_wait=pytest.fail):
+        another(store).save({**IDENTITY, "video": {"digest": "d2"}}, pack(kv(1)), label={})
+        assert [path.name for path in (store.path / "locks").iterdir()] == ["alive"]
+    assert not any(path.exists() for path in left)

@@ -1,0 +1,168 @@
+"""Damaged, swapped, planted: a stored file is whole and the right one, or a miss."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sttm_cli.store import Store, pack
+from tests.store.made import IDENTITY, another, kv
+
+
+def mutations(data: bytes, other: bytes) -> list[tuple[str, bytes]]:
+    """At least 500 ways in which a stored file may be damaged."""
+    rng = random.Random(0)
+    header = 8 + int.from_bytes(data[:8], "little")
+    found = [(f"cut at {n}", data[:n]) for n in range(0, len(data), max(1, len(data) // 120))]
+    for n in rng.sample(range(len(data)), 300):
+        flipped = bytearray(data)
+        flipped[n] ^= 1 << rng.randrange(8)
+        found.append((f"bit flipped in byte {n}", bytes(flipped)))
+    for length in (0, 1, 2**16, 2**31, 2**62, 2**64 - 1, header, header - 7):
+        found.append((f"header length {length}", length.to_bytes(8, "little") + data[8:]))
+    for old, new in [
+        (b'"lengths\\":[12,12,7]', b'"lengths\\":[12,12,8]'),
+        (b'"lengths\\":[12,12,7]', b'"lengths\\":[99999999999999,12,7]'),
+        (b'"shape":[12,2,4]', b'"shape":[12,4,2]'),
+        (b'"dtype":"F32"', b'"dtype":"F16"'),
+        (b'"format\\":2', b'"format\\":1'),
+        (b'"kv_dtype\\":"int8', b'"kv_dtype\\":"bool'),
+        (b'"dtype\\":"float32', b'"dtype\\":"int8'),
+        (b'"next_positions\\":[12,7]', b'"next_positions\\":[12,8]'),
+        (b'"merge_layer\\":2', b'"merge_layer\\":1'),
+        (b'"budget\\":0.3', b'"budget\\":0.5'),
+    ]:
+        if old in data:
+            swapped = data.replace(old, new, 1)
+            grown = len(swapped) - len(data)
+            length = int.from_bytes(data[:8], "little") + grown
+            found.append((f"{old!r} -> {new!r}", length.to_bytes(8, "little") + swapped[8:]))
+    body = data[header:]
+    half = len(body) // 2
+    found.append(("tensors swapped", data[:header] + body[half:] + body[:half]))
+    found.append(("another entry's file", other))
+    found.append(("bytes appended", data + b"\0" * 64))
+    found += [(f"noise {n}", rng.randbytes(len(data))) for n in range(60)]
+    found.append(("deep JSON", (100000).to_bytes(8, "little") + b"[" * 100000))
+    return found
+
+
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
+def test_500_damaged_files_are_misses_and_never_a_crash_or_other_numbers(
+    store: Store, warnings: list[str], kv_dtype: str
+) -> None:
+    entry = store.save(IDENTITY, pack(kv(), kv_dtype), label={})
+    elsewhere = store.save({**IDENTITY, "video": {"digest": "d2"}}, pack(kv(1)), label={})
+    data, used = entry.path.read_bytes(), list[str]()
+    cases = mutations(data, elsewhere.path.read_bytes())
+    assert len(cases) >= 500
+    fresh = another(store, warnings.append)
+    for name, damaged in cases:
+        entry.path.write_bytes(damaged)
+        found = fresh.find(IDENTITY).entry
+        if found and fresh.load(found, device="cpu", room=1) is not None:
+            used.append(name)
+    assert not used
+    assert len(warnings) >= len(cases)
+
+
+def test_a_link_out_of_the_folder_is_not_followed(store: Store, tmp_path: Path) -> None:
+    entry = store.save(IDENTITY, pack(kv()), label={})
+    entry.path.rename(tmp_path / "outside")
+    entry.path.symlink_to(tmp_path / "outside")
+    assert another(store).find(IDENTITY).entry is None
+
+
+def test_verify_names_each_damage_and_repair_removes_it(store: Store) -> None:
+    entries = [
+        store.save({**IDENTITY, "video": {"digest": f"d{i}"}}, pack(kv(i)), label={})
+        for i in range(3)
+    ]
+    data = bytearray(entries[1].path.read_bytes())
+    data[-3] ^= 1
+    entries[1].path.write_bytes(data)
+    entries[2].path.write_bytes(b"short")
+    checked, found = another(store).verify()
+    findings = {f.path: f.problem for f in found}
+    assert checked == 3
+    assert set(findings) == {entries[1].path, entries[2].path}
+    assert "checksum" in findings[entries[1].path]
+    assert len(another(store).verify(repair=True)[1]) == 2
+    assert another(store).verify() == (1, [])
+    assert entries[0].path.exists()
+
+
+class Payload:
+    """Unpickling it creates the marker file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return (Path.touch, (self.marker,))
+
+
+def test_pickles_planted_in_the_index_are_never_loaded(store: Store, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    store.set("known", {"a": 1})
+    store.save(IDENTITY, pack(kv()), label={})
+    store.close()
+    payload = pickle.dumps(Payload(marker))
+    (store.path / "index" / "payload.val").write_bytes(payload)
+    database = sqlite3.connect(store.path / "index" / "cache.db")
+    database.execute("UPDATE Cache SET mode = 4, value = ?", (payload,))
+    database.execute("UPDATE Cache SET mode = 4, filename = 'payload.val' WHERE rowid = 1")
+    database.execute("UPDATE Cache SET raw = 0, key = ? WHERE rowid = 2", (payload,))
+    database.commit()
+    database.close()
+    other = another(store)
+    assert other.get("known") is None
+    entry = other.find(IDENTITY).entry
+    assert other.load(entry, device="cpu", room=0) is not None
+    other.set("known", {"a": 2})
+    assert other.find({**IDENTITY, "model": {"w": "m2"}}).entry is None
+    other.remove([entry.key])
+    assert not marker.exists()
+
+
+def test_a_byte_changed_behind_an_unchanged_time_is_found(store: Store) -> None:
+    entry = store.save(IDENTITY, pack(kv()), label={})
+    assert store.load(entry, device="cpu", room=0) is not None
+    before = entry.path.stat()
+    with entry.path.open("r+b") as file:
+        file.seek(-3, os.SEEK_END)
+        file.write(b"\x01")
+    os.utime(entry.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert another(store).load(entry, device="cpu", room=0) is None
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_a_miss_and_not_waited_for(
+    store: Store, warnings: list[str], plant: Callable[[Path], None]
+) -> None:
+    entry = store.save(IDENTITY, pack(kv()), label={})
+    entry.path.unlink()
+    plant(entry.path)
+    assert "no plain file" in store.find(IDENTITY).miss_reason
+    assert store.entries() == []
+    (finding,) = store.verify(repair=True)[1]
+    assert finding.removed is not entry.path.exists()
+    assert ("cannot be removed" in warnings[-1]) is entry.path.exists()
+
+
+def test_files_behind_a_linked_folder_are_not_removed(store: Store, tmp_path: Path) -> None:
+    store.save(IDENTITY, pack(kv()), label={})
+    (tmp_path / "weights").mkdir()
+    theirs = [tmp_path / "weights" / name for name in ("model.safetensors", "other.part")]
+    for path in theirs:
+        path.write_bytes(b"theirs")
+    (store.path / "kv" / "zz").symlink_to(tmp_path / "weights")
+    assert len(store.prune(0)) == 1
+    assert store.verify(repair=True) == (0, [])
+    assert all(path.exists() for path in theirs)

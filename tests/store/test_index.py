@@ -1,0 +1,64 @@
+"""The index: lost, broken or full of rows that nobody needs."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import closing
+
+import pytest
+
+from sttm_cli.store import Store, pack
+from tests.store.made import IDENTITY, another, kv
+
+
+@pytest.mark.parametrize("damage", [b"", b"this is no database" * 100])
+def test_a_lost_or_broken_index_costs_nothing_but_time(store: Store, damage: bytes) -> None:
+    store.save(IDENTITY, pack(kv()), label={})
+    store.close()
+    for path in (store.path / "index").glob("cache.db*"):
+        path.write_bytes(damage)
+    other = another(store)
+    assert other.load(other.find(IDENTITY).entry, device="cpu", room=0) is not None
+    assert len(other.entries()) == 1
+    other.set("row", {"a": 1})
+    assert another(store).get("row") == {"a": 1}
+
+
+def rows(store: Store) -> list[str]:
+    with closing(sqlite3.connect(store.path / "index" / "cache.db")) as database:
+        return [key for (key,) in database.execute("SELECT key FROM Cache")]
+
+
+def test_no_row_is_left_of_what_was_removed(store: Store) -> None:
+    for seed, budget in enumerate((0.3, 0.5, 0.7)):
+        identity = {**IDENTITY, "merge": {"budget": budget}}
+        entry = store.save(identity, pack(kv(seed)), label={})
+        store.load(entry, device="cpu", room=0)
+        store.count_use(entry, saved_s=1.0)
+    assert len(rows(store)) == 10
+    store.remove([entry.key])
+    assert "video:d1" in rows(store)
+    store.prune(0)
+    assert rows(store) == []
+
+
+def test_what_nobody_asked_for_in_months_is_forgotten(store: Store, monkeypatch) -> None:
+    monkeypatch.setattr("sttm_cli.store.index.MEMORY_S", -1.0)
+    store.set("digest:of a file that is gone", {"blake3": "d1"})
+    monkeypatch.undo()
+    store.set("digest:of another", {"blake3": "d2"})
+    entry = store.save(IDENTITY, pack(kv()), label={})
+    assert sorted(rows(store)) == [f"about:{entry.key}", "digest:of another", "video:d1"]
+
+
+def test_an_index_that_failed_once_is_used_again(store: Store, monkeypatch) -> None:
+    monkeypatch.setattr("sttm_cli.store.index.PATIENCE_S", 0.05)
+    store.set("row", {"a": 1})
+    store.close()
+    with closing(sqlite3.connect(store.path / "index" / "cache.db")) as locked:
+        locked.execute("BEGIN EXCLUSIVE")
+        assert store.get("row") is None
+    assert store.get("row") is None
+    monkeypatch.setattr("time.monotonic", lambda now=time.monotonic: now() + 61)
+    assert store.get("row") == {"a": 1}
