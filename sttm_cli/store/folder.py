@@ -132,17 +132,19 @@ def seal_of(stat: os.stat_result) -> Seal:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
-def not_ours(root: Path) -> str | None:
-    """Why a cache's root is not to be used, None if only this user could have put files there."""
+def is_ours(root: Path, warn: Callable[[str], None]) -> bool:
+    """Whether only this user could have put files into a cache; `warn` gets a line if not."""
     try:
         stat = root.stat()
     except OSError:
-        return None
-    if not hasattr(os, "geteuid"):
-        return None
-    if stat.st_uid != os.geteuid():
-        return f"{root} belongs to another user"
-    return f"everybody may write to {root}" if stat.st_mode & 0o002 else None
+        return True
+    if hasattr(os, "geteuid") and stat.st_uid != os.geteuid():
+        warn(f"the cache is not used: {root} belongs to another user")
+        return False
+    if hasattr(os, "geteuid") and stat.st_mode & 0o002:
+        warn(f"the cache is not used: everybody may write to {root}")
+        return False
+    return True
 
 
 def _files(kv: Path) -> Iterator[os.DirEntry[str]]:
