@@ -21,7 +21,7 @@ from sttm_cli.store.folder import (
     Folder,
     Scan,
     Stored,
-    not_ours,
+    is_ours,
     remove_files,
     seal_of,
     sweep,
@@ -50,9 +50,7 @@ class Store:
         self.path, self._warn = root.absolute(), warn
         self._max_bytes = max_bytes
         self._unlooked = 0
-        if reason := not_ours(self.path):
-            warn(f"the cache is not used: {reason}")
-        self._usable = reason is None
+        self._usable = is_ours(self.path, warn)
         self._folder = Folder(self.path)
         self._index = Index(self.path / "index")
         self._records = Records(self._index, self._folder)
