@@ -73,9 +73,12 @@ def config_defaults() -> dict[str, dict[str, Any]]:
     store = {key: shared[key] for key in STORE_KEYS if key in shared}
     # `inspect` compares budgets: the usual one says nothing there.
     compared = {key: value for key, value in shared.items() if key != "budget"}
+    # These two mean something else to a server: what clients may have it fetch, and its own end.
+    served = {k: value for k, value in shared.items() if k not in ("max_download", "keep_alive")}
     return {
         **dict.fromkeys(("ask", "chat", "precompute"), shared),
         "inspect": compared,
+        "serve": served,
         "doctor": store,
         "cache": dict.fromkeys(("ls", "show", "rm", "prune", "verify", "path"), store),
     }

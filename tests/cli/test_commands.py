@@ -68,6 +68,16 @@ def test_config_file_gives_defaults_that_flags_and_environment_override(
     assert budget("--budget", "0.2") == 0.2
 
 
+def test_a_server_takes_its_model_from_the_config_file_as_the_asking_commands_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.toml").write_text('model = "no-such"\nkeep_alive = "10m"\n')
+    monkeypatch.setenv("STTM_CONFIG", str(tmp_path / "config.toml"))
+    for ended in (sttm_here("serve", "--socket-only"), sttm_here("ask", SAMPLE, QUESTION)):
+        assert ended.code == 4
+        assert "model 'no-such' is neither an alias" in ended.err
+
+
 def test_an_unknown_key_in_the_config_file_is_a_usage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
