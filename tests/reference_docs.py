@@ -24,8 +24,8 @@ TAIL = """\
 
 `config.toml` in the user's configuration folder (Linux: `~/.config/sttm/`), or the file that
 `STTM_CONFIG` names. Its keys are flags without their dashes, for `ask`, `chat`, `precompute`,
-`serve` (but `max_download` and `keep_alive`) and `inspect` (but `budget`); `cache` and `doctor` take
-`cache_dir` and `max_bytes`:
+`serve` (but `max_download` and `keep_alive`) and `inspect` (but `budget`); `cache` and `doctor`
+take `cache_dir` and `max_bytes`:
 
 ```toml
 model = "llava-onevision-7b"

@@ -53,6 +53,7 @@ VARYING = (
     (r"\b[0-9a-f]{12}\b|\b[0-9a-f]{64}\b", "KEY"),
     (r"\b\d{4}-\d\d-\d\d \d\d:\d\d\b", "WHEN"),
     (r"process \d+", "process #"),
+    (r"\b\d{6,}\b", "#"),
     # What `sttm doctor` finds on a machine: only what it looks at is the same everywhere.
     (r"^(?:ok|note|BROKEN)  +(\w+(?: \w+)*)  .*", r"\1"),
     (r"[ \t]+", " "),
