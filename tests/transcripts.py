@@ -49,7 +49,7 @@ VARYING = (
     (r"\d[\d,]*(\.\d+)? ?(kB|MB|GB)\b", "SIZE"),
     (r"\d[\d,]*(\.\d+)? s\b", "SECONDS"),
     # Seconds and cosines in tables, gains, versions.
-    (r"\b\d+\.\d{3,}|\b\d+\.\d+x|\b\d+\.\d+\.\d+", "#"),
+    (r"\b\d+\.\d{3,}|\b\d+\.\d+x|\b\d+\.\d+\.\d+(\+\w+)?", "#"),
     (r"\b[0-9a-f]{12}\b|\b[0-9a-f]{64}\b", "KEY"),
     (r"\b\d{4}-\d\d-\d\d \d\d:\d\d\b", "WHEN"),
     (r"process \d+", "process #"),
