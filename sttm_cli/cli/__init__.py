@@ -27,16 +27,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(name="ask", epilog=ask.EXAMPLES)(ask.ask)
-app.command(name="chat", epilog=chat.EXAMPLES)(chat.chat)
-app.command(name="precompute", epilog=precompute.EXAMPLES)(precompute.precompute)
-app.command(name="inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
-app.add_typer(cache.app, name="cache")
-app.add_typer(bench.app, name="bench")
-app.command(name="serve", epilog=serve.EXAMPLES)(serve.serve)
-app.command(name="models")(models.models)
-app.command(name="doctor")(doctor.doctor)
-app.add_typer(config.app, name="config")
+_VIDEOS, _SETTINGS = "Videos", "Models, settings, measurements"
+
+app.command(name="ask", epilog=ask.EXAMPLES, rich_help_panel=_VIDEOS)(ask.ask)
+app.command(name="chat", epilog=chat.EXAMPLES, rich_help_panel=_VIDEOS)(chat.chat)
+app.command(name="precompute", epilog=precompute.EXAMPLES, rich_help_panel=_VIDEOS)(
+    precompute.precompute
+)
+app.command(name="inspect", epilog=inspect.EXAMPLES, rich_help_panel=_VIDEOS)(inspect.inspect)
+app.add_typer(cache.app, name="cache", rich_help_panel=_VIDEOS)
+app.command(name="serve", epilog=serve.EXAMPLES, rich_help_panel=_VIDEOS)(serve.serve)
+app.command(name="models", rich_help_panel=_SETTINGS)(models.models)
+app.command(name="doctor", rich_help_panel=_SETTINGS)(doctor.doctor)
+app.add_typer(config.app, name="config", rich_help_panel=_SETTINGS)
+app.add_typer(bench.app, name="bench", rich_help_panel=_SETTINGS)
 
 DESPITE_CONFIG = ("config", "doctor")
 """Commands that must run with a config file that cannot be read: they say what is wrong."""

@@ -69,11 +69,11 @@ def accuracy(
     flags: dict[str, Any],
     output: Output,
 ) -> None:
-    """Measure the embedded model on held-out scenes: every method at every budget, from the same
-    visual tokens and with the same number of them kept.
+    """Measure what budgets cost the embedded model, beside other methods.
 
-    Scenes are written as MP4 and read like any video. Intervals are 95 %, by a bootstrap over
-    videos in which all methods share the draws.
+    On held-out scenes, from the same visual tokens, with the same number of them kept. Scenes are
+    written as MP4 and read like any video. Intervals are 95 %, by a bootstrap over videos in which
+    all methods share the draws.
     """
     check_plot(plot)
     if split not in ("test", "dev"):

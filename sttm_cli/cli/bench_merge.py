@@ -22,8 +22,10 @@ def merge(
     flags: dict[str, Any],
     output: Output,
 ) -> None:
-    """Measure the merging alone: its time, its memory, and how near that is to reading the
-    tokens twice."""
+    """Measure the merging alone.
+
+    Its time, its memory, and how near that is to reading the tokens twice.
+    """
     from dataclasses import asdict
 
     import torch

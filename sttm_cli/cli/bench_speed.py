@@ -68,10 +68,10 @@ def speed(
     flags: dict[str, Any],
     output: Output,
 ) -> None:
-    """Measure seconds per stage, peak memory and KV bytes, cold and cached, by frames and budget,
-    and how near that is to what this machine's arithmetic and bandwidth allow.
+    """Measure each stage by frames and budget.
 
-    Nothing is left in the cache.
+    Seconds cold and cached, peak memory, KV bytes, and how near that is to what this machine's
+    arithmetic and bandwidth allow. Nothing is left in the cache.
     """
     counts = [_count(part) for part in frames.split(",")]
     wanted = [parse_budget(part) for part in budgets.split(",")]

@@ -66,9 +66,9 @@ def chat(
     flags: dict[str, Any],
     output: Output,
 ) -> None:
-    """Talk about a video: the model stays loaded, and each question knows the turns before it.
+    """Talk about a video.
 
-    Lines that begin with a slash are commands; /help lists them. Ctrl-C stops an answer, Ctrl-D
+    The model stays loaded, and each question knows the turns before it. Lines that begin with a slash are commands; /help lists them. Ctrl-C stops an answer, Ctrl-D
     ends. Through a pipe, each line is a question and each answer a line.
     """
     settings = settings_from(flags)

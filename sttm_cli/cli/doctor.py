@@ -13,11 +13,11 @@ from sttm_cli.cli.output import print_json, say
 
 @takes(CACHE)
 def doctor(*, flags: dict[str, Any], output: Output) -> None:
-    """Check libraries, devices, decoders, cache and config file; ends with 1 if something that
-    is needed is broken.
+    """Check that what is needed is there and works.
 
-    Each decoder reads a small video that is written for it, and some entries of the cache are
-    checked to the last byte. Nothing is sent anywhere.
+    Libraries, devices, decoders, cache, config file; ends with 1 if one of them is broken. Each
+    decoder reads a small video that is written for it, and some entries of the cache are checked
+    to the last byte. Nothing is sent anywhere.
     """
     from sttm_cli.doctor import examine
 

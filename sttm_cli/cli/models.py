@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 @takes()
 def models(*, flags: dict[str, Any], output: Output) -> None:
-    """List the models that have a short name or are on this machine, and the families that a
-    hub id or a folder may belong to."""
+    """List models by name, and which are on this machine.
+
+    Below them stand the families that a hub id or a folder may belong to.
+    """
     from sttm_cli.models import FAMILIES, known_models
 
     found = known_models()
