@@ -68,8 +68,9 @@ def chat(
 ) -> None:
     """Talk about a video.
 
-    The model stays loaded, and each question knows the turns before it. Lines that begin with a slash are commands; /help lists them. Ctrl-C stops an answer, Ctrl-D
-    ends. Through a pipe, each line is a question and each answer a line.
+    The model stays loaded, and each question knows the turns before it. Lines that begin with a
+    slash are commands; /help lists them. Ctrl-C stops an answer, Ctrl-D ends. Through a pipe, each
+    line is a question and each answer a line.
     """
     settings = settings_from(flags)
     if video == STDIN:
