@@ -8,7 +8,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from sttm_cli.config import STDIN, Settings
+from sttm_cli.config import STDIN, Settings, parse_duration
 from sttm_cli.types import Json
 
 if TYPE_CHECKING:
@@ -152,6 +152,8 @@ class Asker:
         server = find_server(self.settings, lambda line: self._tell("warning", line))
         if server is not None:
             self._tell("note", f"asking {server}")
+            stays = parse_duration("--keep-alive", keep_alive) if keep_alive else None
+            server = replace(server, keep_alive=stays)
         elif keep_alive is not None:
             try:
                 server = self._leave(keep_alive)

@@ -7,14 +7,16 @@ import json
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from sttm_cli.config import Settings, cache_dir
-from sttm_cli.lock import is_held
+from sttm_cli.lock import try_hold
 from sttm_cli.types import Json
 
-PINNED = ("model", "revision", "device", "dtype", "newlines", "cache_dir", "max_bytes")
+OF_THE_MODEL = ("model", "revision", "device", "dtype", "newlines")
+PINNED = (*OF_THE_MODEL, "cache_dir", "max_bytes")
 """The settings that a server has for good; all others come with each request."""
 _IN_PROCESS = ("no_cache", "refresh")
 
@@ -66,18 +68,37 @@ class Place:
         for path in (self.socket, self.file):
             path.unlink(missing_ok=True)
 
+    @contextmanager
+    def hold(self, *, patience_s: float = 0.2) -> Iterator[bool]:
+        """Hold the place until the block ends, cleared of what a dead server left; whether that
+        could be: else a living server holds it."""
+        descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            ours = try_hold(descriptor, patience_s=patience_s)
+            if ours:
+                self.clear()
+            yield ours
+        finally:
+            os.close(descriptor)
+
     def is_served(self) -> bool:
-        """Whether a living server holds the place."""
-        return is_held(self.lock)
+        """Whether a living server holds the place; what a dead one left is cleared."""
+        with self.hold(patience_s=0) as ours:
+            return not ours
 
 
 def place_of(settings: Settings) -> Place | None:
     """Where the server for these settings is or would be; None where none can be."""
     folder = runtime_folder()
-    if folder is None or any(getattr(settings, name) for name in _IN_PROCESS):
+    if folder is None or not may_be_served(settings):
         return None
     text = json.dumps(pinned(settings), sort_keys=True)
     return Place(folder, hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+def may_be_served(settings: Settings) -> bool:
+    """Whether a server could answer: what leaves the cache out is done in the process itself."""
+    return not any(getattr(settings, name) for name in _IN_PROCESS)
 
 
 def places() -> Iterator[Place]:
@@ -123,3 +144,14 @@ def pinned(settings: Settings) -> Json:
         "model": str(model.resolve()) if model.is_dir() else settings.model,
         "cache_dir": str(cache_dir(settings.cache_dir).absolute()),
     }
+
+
+def of_the_model(settings: Settings) -> Json:
+    """What a server's model must be like to answer for `settings`."""
+    return {name: pinned(settings)[name] for name in OF_THE_MODEL}
+
+
+def served_name(settings: Settings) -> str:
+    """The model's name for clients: of a folder its own, as its path is nobody's business."""
+    model = Path(settings.model).expanduser()
+    return model.resolve().name if model.is_dir() else settings.model

@@ -107,7 +107,7 @@ class Service:
     # ---- endpoints
 
     async def health(self, request: Request) -> Response:
-        ready = self.engine.ready.is_set()
+        ready = self.engine.ready
         told = {"status": "ready" if ready else "loading", "version": __version__}
         return JSONResponse(told, 200 if ready else 503)
 
@@ -136,7 +136,8 @@ class Service:
         )
         writer = Writer.new(asked.model)
         if asked.stream:
-            return await stream(_sse(asked, writer, self.engine.ask(asking)), "text/event-stream")
+            events = _sse(asked, writer, self.engine.ask(asking))
+            return await unless_gone(request, stream(events, "text/event-stream"))
         return await unless_gone(request, _whole(writer, self.engine.ask(asking)))
 
     def _model(self) -> Json:

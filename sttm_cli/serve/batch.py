@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -51,14 +50,14 @@ class Batches:
         # One thread per question; the decoder runs in whichever completes a step.
         self._parts = ThreadPoolExecutor(most, thread_name_prefix="question")
 
-    async def run(self, prepared: Prepared, work: Work, *, alone: bool = False) -> Any:
-        """What `work` returns or raises; `alone`: it needs the prefix for itself."""
+    def submit(self, prepared: Prepared, work: Work, *, alone: bool = False) -> Future[Any]:
+        """What `work` will return or raise; `alone`: it needs the prefix for itself."""
         waiting = _Waiting(prepared, work)
         key = id(waiting) if alone else id(prepared.kv)
         with self._lock:
             self._waiting.setdefault(key, []).append(waiting)
         self._thread.submit(self._next, key)
-        return await asyncio.wrap_future(waiting.done)
+        return waiting.done
 
     def close(self) -> None:
         """Let go of the threads; called once nothing runs."""

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from sttm_cli import __version__
 from sttm_cli.config import Settings
 from sttm_cli.errors import SttmError, UsageError
-from sttm_cli.serve.address import Place, per_request, place_of
+from sttm_cli.serve.address import Place, may_be_served, of_the_model, per_request, place_of
 from sttm_cli.types import Json
 
 HOST, KEY = "STTM_HOST", "STTM_API_KEY"
@@ -40,10 +40,14 @@ class ServerFailure(SttmError):
 
 @dataclass(frozen=True)
 class Server:
-    """A server: `place` for one of this user's own, else `address` (http://host:port)."""
+    """A server: `place` for one of this user's own, else `address` (http://host:port).
+
+    `keep_alive`: seconds that one which was left behind is to stay after the last question.
+    """
 
     place: Place | None
     address: str = ""
+    keep_alive: float | None = None
 
     def __str__(self) -> str:
         return self.address or "this user's server"
@@ -63,6 +67,8 @@ class Server:
         """
         body = {
             "version": __version__,
+            "model": of_the_model(settings),
+            "keep_alive": self.keep_alive,
             "video": video if "://" in video else str(Path(video).absolute()),
             "questions": list(questions),
             "history": [list(turn) for turn in history],
@@ -127,18 +133,19 @@ def find_server(settings: Settings, say: Callable[[str], None]) -> Server | None
 
     One that is dead or of another version is said, and none.
     """
+    if not may_be_served(settings):
+        return None
     if os.environ.get(HOST):
         return Server(None, _read_host(os.environ[HOST]))
     place = place_of(settings)
     facts = place.read() if place else None
     if place is None or facts is None:
         return None
-    if facts.get("version") != __version__:
-        say(f"a server of sttm {facts.get('version')} runs, this is {__version__}: not used")
-        return None
     if not place.is_served():
         say("a server was here and has died: answering without it")
-        place.clear()
+        return None
+    if facts.get("version") != __version__:
+        say(f"a server of sttm {facts.get('version')} runs, this is {__version__}: not used")
         return None
     return Server(place)
 

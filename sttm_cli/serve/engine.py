@@ -12,11 +12,12 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from sttm_cli.config import Settings, cache_dir
 from sttm_cli.pipeline import VideoQA
@@ -67,39 +68,62 @@ class Engine:
 
     def __init__(self, settings: Settings, options: Options) -> None:
         self.settings, self._options = settings, options
-        self.ready, self.stop = asyncio.Event(), asyncio.Event()
+        self.stop = asyncio.Event()
+        self.keep_alive = options.keep_alive
         self.last_used, self.answered = time.monotonic(), 0
+        self._loaded = asyncio.get_running_loop().create_future()
         self._store = Store(
             cache_dir(settings.cache_dir), max_bytes=settings.max_bytes, warn=lambda line: None
         )
-        self.metrics = Metrics(queue=lambda: len(self._tasks), held=self._held)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.metrics = Metrics(queue=lambda: len(self._runs), held=self._held)
+        self._runs: dict[asyncio.Task[None], _Run] = {}
         self._mean_s = 1.0
         self._slots = asyncio.Semaphore(options.parallel)
-        self._keys: dict[str, asyncio.Lock] = {}
+        self._keys = WeakValueDictionary[str, asyncio.Lock]()
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._preparing = ThreadPoolExecutor(2, thread_name_prefix="prepare")
 
     async def start(self) -> None:
         """Load the model; raises as `VideoQA.model`."""
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._model_thread, self._load)
-        self.ready.set()
+        try:
+            await loop.run_in_executor(self._model_thread, self._load)
+        except Exception as error:
+            # For whoever waits for the model already.
+            self._loaded.set_exception(error)
+            self._loaded.exception()
+            raise
+        self._loaded.set_result(None)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model is loaded."""
+        return self._loaded.done() and self._loaded.exception() is None
+
+    def stay(self, seconds: float) -> None:
+        """Where this server ends by itself, end `seconds` after the last question."""
+        if self.keep_alive is not None:
+            self.keep_alive = seconds
+
+    def give_up(self) -> None:
+        """End what runs at its next token or chunk of frames, and what waits at once."""
+        for task, run in self._runs.items():
+            run.give_up(task)
 
     def close(self) -> None:
         """Let go of everything; called once nothing runs."""
         self._preparing.shutdown()
         self._model_thread.shutdown()
-        if self.ready.is_set():
+        if self.ready:
             self._batches.close()
             self._resident.close()
 
     def status(self) -> Json:
         """What `sttm serve --status` shows."""
-        held = self._resident.tiers.bytes() if self.ready.is_set() else {}
+        held = self._resident.tiers.bytes() if self.ready else {}
         return {
-            "ready": self.ready.is_set(),
-            "running": len(self._tasks),
+            "ready": self.ready,
+            "running": len(self._runs),
             "answered": self.answered,
             "idle_s": 0.0 if self.busy else time.monotonic() - self.last_used,
             "held_bytes": held,
@@ -108,7 +132,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether anything waits or runs."""
-        return bool(self._tasks)
+        return bool(self._runs)
 
     async def ask(self, asking: Asking) -> AsyncIterator[Told]:
         """What becomes of `asking`, as it comes; leaving the loop early stops the work.
@@ -119,25 +143,29 @@ class Engine:
         loop, told = asyncio.get_running_loop(), asyncio.Queue[Told | None]()
         run = _Run(lambda event: loop.call_soon_threadsafe(told.put_nowait, event))
         task = asyncio.create_task(self._run(asking, run))
-        self._tasks.add(task)
+        self._runs[task] = run
         task.add_done_callback(self._done)
         task.add_done_callback(lambda _: run.tell(None))
         deadline = loop.time() + self._options.request_timeout
         try:
-            while event := await asyncio.wait_for(told.get(), deadline - loop.time()):
+            while True:
+                # Not `wait_for`: before Python 3.12 that loses a cancellation beside an event.
+                async with asyncio.timeout_at(deadline):
+                    event = await told.get()
+                if event is None:
+                    break
                 yield event
+            if run.cancelled.is_set():
+                raise Refused(503, "this server is ending", code="stopping")
             await task
         finally:
-            run.cancelled.set()
-            # What runs ends at its next token or chunk of frames; what waits ends here.
-            if not run.started:
-                task.cancel()
+            run.give_up(task)
 
     # ---- one asking
 
     async def _run(self, asking: Asking, run: _Run) -> None:
         async with self._slots:
-            await self.ready.wait()
+            await asyncio.shield(self._loaded)
             run.started, started = True, time.monotonic()
             await self._answer_all(asking, run)
         self._mean_s += 0.2 * (time.monotonic() - started - self._mean_s)
@@ -150,7 +178,7 @@ class Engine:
             )
             prepared = await self._prepare(qa, path)
             self.metrics.prepared(prepared.cache.tier, prepared.clock.seconds())
-            qa.check(asking.questions)
+            await asyncio.to_thread(qa.check, asking.questions)
             answers: list[Answer | Choice] = []
             for question in asking.questions:
                 answer, count = await self._answer(qa, prepared, question, asking, run)
@@ -163,14 +191,10 @@ class Engine:
         request = await asyncio.to_thread(qa.request, video)
         # What is asked of one video at the same time is prepared once.
         lock = self._keys.setdefault(request.key, asyncio.Lock())
-        try:
-            async with lock:
-                quick = self._resident.tiers.has(request.key)
-                pool = None if quick else self._preparing
-                return await loop.run_in_executor(pool, qa.prepare, video)
-        finally:
-            if not lock.locked():
-                self._keys.pop(request.key, None)
+        async with lock:
+            quick = self._resident.tiers.has(request.key)
+            pool = None if quick else self._preparing
+            return await loop.run_in_executor(pool, qa.prepare, video)
 
     async def _answer(
         self, qa: VideoQA, prepared: Prepared, question: str, asking: Asking, run: _Run
@@ -181,7 +205,8 @@ class Engine:
             return self._reply(qa, prepared, question, asking, run), prefix + asked
 
         prefix = prepared.kv.tokens.prefix
-        answer, count = await self._batches.run(prepared, work, alone=bool(asking.options))
+        run.turn = self._batches.submit(prepared, work, alone=bool(asking.options))
+        answer, count = await asyncio.wrap_future(run.turn)
         run.check()
         self.metrics.answered(answer)
         self.answered += 1
@@ -203,7 +228,7 @@ class Engine:
     # ---- the queue
 
     def _refuse_if_full(self) -> None:
-        if len(self._tasks) >= self._options.parallel + self._options.max_queue:
+        if len(self._runs) >= self._options.parallel + self._options.max_queue:
             wait = self._mean_s * self._options.max_queue / self._options.parallel
             raise Refused(
                 429,
@@ -213,7 +238,7 @@ class Engine:
             )
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        del self._runs[task]
         self.last_used = time.monotonic()
         # Told to whoever waits; where nobody does, nobody has to be told.
         _ = task.cancelled() or task.exception()
@@ -229,7 +254,7 @@ class Engine:
     def _held(self, tier: str) -> int:
         if tier == DISK:
             return self._store.bytes
-        return self._resident.tiers.bytes()[tier] if self.ready.is_set() else 0
+        return self._resident.tiers.bytes()[tier] if self.ready else 0
 
 
 class _Run:
@@ -239,6 +264,16 @@ class _Run:
         self.tell = tell
         self.cancelled = threading.Event()
         self.started = False
+        self.turn: Future[Any] | None = None
+
+    def give_up(self, task: asyncio.Task[None]) -> None:
+        """Nobody waits any longer: what runs ends at its next token or chunk of frames; what
+        waits for its turn ends here."""
+        self.cancelled.set()
+        if not self.started:
+            task.cancel()
+        elif self.turn is not None:
+            self.turn.cancel()
 
     def progress(self, stage: str, done: int, of: int) -> None:
         self.check()

@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from sttm_cli import __version__
 from sttm_cli.config import Settings
 from sttm_cli.errors import SttmError
 from sttm_cli.serve.address import Place, pinned, places
@@ -15,14 +16,15 @@ from sttm_cli.serve.client import Server, ServerGone
 from sttm_cli.types import Json
 
 _END_S, _START_S = 600.0, 120.0
+_OTHERS_S = 5.0
+"""How long the start of a server takes from holding its place to telling its address."""
 
 
 def running() -> Iterator[tuple[Place, Json]]:
     """Every living server: where it is, and what it tells of itself. Dead ones are cleared."""
     for place in places():
         facts = place.read()
-        if facts is None or not place.is_served():
-            place.clear()
+        if not place.is_served() or facts is None:
             continue
         try:
             yield place, {**facts, **Server(place).get("/sttm/status")}
@@ -47,25 +49,38 @@ def leave_behind(settings: Settings, place: Place, keep_alive: str) -> Server:
     """Start a server at `place` that outlives this process and ends `keep_alive` after its last
     question; it listens for this user's own `sttm` only. Raises ServerGone where it does not come
     up; its log then says why."""
-    flags = list(_flags(settings))
-    command = [sys.executable, "-m", "sttm_cli", "serve", "--socket-only", *flags]
+    if not place.is_served():
+        process = _start(settings, place, keep_alive)
+        _appears(place, _START_S, lambda: process.poll() is None)
+    # Another process may have started one at the same moment: then its address comes.
+    if not _appears(place, _OTHERS_S, place.is_served):
+        raise ServerGone(f"it did not start; {place.log} may say why")
+    facts = place.read() or {}
+    if facts.get("version") != __version__:
+        raise ServerGone("one of another version is in its place")
+    return Server(place)
+
+
+def _start(settings: Settings, place: Place, keep_alive: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "sttm_cli", "serve", "--socket-only", *_flags(settings)]
     with os.fdopen(os.open(place.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [*command, f"--keep-alive={keep_alive}"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,
             start_new_session=True,
         )
-    deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline:
-        if place.read() is not None:
-            return Server(place)
-        # Another process may have started one at the same moment: then its address comes.
-        if process.poll() is not None and not place.is_served():
-            break
+
+
+def _appears(place: Place, seconds: float, may_come: Callable[[], bool]) -> bool:
+    """Whether a server tells its address within `seconds`, or for as long as it may come."""
+    deadline = time.monotonic() + seconds
+    while place.read() is None:
+        if time.monotonic() > deadline or not may_come():
+            return False
         time.sleep(0.02)
-    raise ServerGone(f"it did not start; {place.log} says why")
+    return True
 
 
 def _flags(settings: Settings) -> Iterator[str]:

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from sttm_cli import __version__
 from sttm_cli.config import Settings
 from sttm_cli.errors import SttmError
-from sttm_cli.serve.address import per_request
+from sttm_cli.serve.address import of_the_model, per_request, served_name
 from sttm_cli.serve.chat import VideoPart, read_object
 from sttm_cli.serve.engine import Asking, Told, told_json
 from sttm_cli.serve.problems import Refused, refusal
@@ -35,7 +35,10 @@ def own_routes(service: Service) -> list[Route]:
     async def ask(request: Request) -> Response:
         fields = read_object(await service.body(request))
         _check_version(fields)
+        _check_model(service.engine.settings, fields.get("model"))
         asking = _asking(service, fields)
+        if service.trusted and isinstance(seconds := fields.get("keep_alive"), float):
+            service.engine.stay(seconds)
         lines = _lines(service, service.engine.ask(asking), fields["video"])
         return await stream(lines, _LINES)
 
@@ -129,6 +132,19 @@ def _settings(base: Settings, given: Any) -> Settings:
 def _check_version(fields: Json) -> None:
     if fields.get("version") != __version__:
         raise Refused(409, f"this server is of version {__version__}", code="version")
+
+
+def _check_model(served: Settings, asked: Any) -> None:
+    """Refuse to answer for another model, or for one that is to run otherwise."""
+    ours = of_the_model(served)
+    if not isinstance(asked, dict) or set(asked) != set(ours):
+        raise Refused(400, "'model' is not that of this version", code="version")
+    for name, value in asked.items():
+        # What a client leaves to the machine, the server's machine has chosen.
+        free = name in ("device", "dtype") and value == "auto"
+        if value != ours[name] and not free:
+            told = served_name(served) if name == "model" else ours[name]
+            raise Refused(409, f"its {name} is {told}, not {value}", code="model")
 
 
 def _texts(value: Any) -> bool:

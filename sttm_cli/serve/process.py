@@ -7,8 +7,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import uvicorn
@@ -17,7 +17,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from sttm_cli import __version__
 from sttm_cli.config import Settings
 from sttm_cli.errors import SttmError
-from sttm_cli.lock import try_hold
 from sttm_cli.serve.address import Place, place_of
 from sttm_cli.serve.app import Service
 from sttm_cli.serve.engine import Engine
@@ -36,7 +35,12 @@ def serve(settings: Settings, options: Options, say: Callable[[str], None]) -> N
     model raises.
     """
     place = place_of(settings)
-    with _held(place):
+    with place.hold() if place else nullcontext(True) as ours:
+        if not ours:
+            raise SttmError(
+                "a server for this model and these settings runs already, or is about to end",
+                "'sttm serve --status' shows it, 'sttm serve --stop' ends it",
+            )
         sockets = _sockets(place, options)
         try:
             asyncio.run(_serve(settings, options, place, sockets, say))
@@ -59,13 +63,13 @@ async def _serve(
         asyncio.create_task(_listen(engine, videos, options, way, listener))
         for way, listener in sockets.items()
     ]
-    _on_signals(engine.stop.set)
+    _on_signals(lambda: engine.give_up() if engine.stop.is_set() else engine.stop.set())
     address = _address(sockets.get("tcp"))
     if place is not None:
         place.write(_facts(settings, address))
     say(f"loading {settings.model}")
     loading = asyncio.create_task(_load(engine, lambda: say(_ready(settings, address))))
-    idle = asyncio.create_task(_idle(engine, options.keep_alive))
+    idle = asyncio.create_task(_idle(engine))
     await engine.stop.wait()
     say("stopping: what runs is finished, what is new is refused")
     if place is not None:
@@ -138,36 +142,17 @@ class _Patient(H11Protocol):
         self.loop.call_later(HEAD_S, self._look)
 
 
-async def _idle(engine: Engine, keep_alive: float | None) -> None:
-    """Stop the engine once nothing was asked for `keep_alive` seconds."""
-    while keep_alive is not None:
-        left = engine.last_used + keep_alive - time.monotonic()
-        if left <= 0 and not engine.busy and engine.ready.is_set():
+async def _idle(engine: Engine) -> None:
+    """Stop the engine once nothing was asked for as long as it is to stay."""
+    while engine.keep_alive is not None:
+        left = engine.last_used + engine.keep_alive - time.monotonic()
+        if left <= 0 and not engine.busy and engine.ready:
             engine.stop.set()
             return
         await asyncio.sleep(max(0.05, min(left, 1.0)))
 
 
 # ---- sockets and files
-
-
-@contextmanager
-def _held(place: Place | None) -> Iterator[None]:
-    """Hold the place for as long as the server lives, with what a dead one left cleared away."""
-    if place is None:
-        yield
-        return
-    descriptor = os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
-        if not try_hold(descriptor):
-            raise SttmError(
-                "a server for this model and these settings runs already",
-                "'sttm serve --status' shows it, 'sttm serve --stop' ends it",
-            )
-        place.clear()
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _sockets(place: Place | None, options: Options) -> dict[str, socket.socket]:

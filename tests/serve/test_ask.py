@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from sttm_cli.config import Settings
-from sttm_cli.serve.address import place_of
+from sttm_cli.serve import others
+from sttm_cli.serve.address import Place, place_of
 from sttm_cli.serve.client import ServerGone, find_server
 from tests.cli.process import sttm_here
 from tests.serve.running import ENDLESS, Running, place, serving
@@ -126,6 +127,23 @@ def test_an_address_of_a_server_beats_looking_for_one(
     assert sttm_here("ask", SAMPLE, COUNT).code == 2
 
 
+def test_the_server_of_an_address_answers_for_its_own_model_only(
+    server: Running, allowed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STTM_HOST", server.url)
+    for settings, told in (
+        (Settings(model="llava-onevision-7b"), "its model is tiny, not llava-onevision-7b"),
+        (Settings(dtype="bfloat16"), "its dtype is auto, not bfloat16"),
+        (Settings(newlines=True), "its newlines is False, not True"),
+    ):
+        found = find_server(settings, print)
+        assert found is not None
+        with pytest.raises(ServerGone, match=told):
+            list(found.ask(settings, str(allowed / "sample.mp4"), [COUNT]))
+    assert find_server(Settings(refresh=True), print) is None
+    assert find_server(Settings(no_cache=True), print) is None
+
+
 def test_only_this_user_can_reach_the_socket(server: Running) -> None:
     assert stat.S_IMODE(server.files.stat().st_mode) == 0o700
     modes = {p.suffix: stat.S_IMODE(p.stat().st_mode) for p in server.files.iterdir()}
@@ -219,14 +237,8 @@ def test_killed_while_it_answers_and_while_it_prefills(
 def test_a_dead_servers_address_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sttm_cli import __version__
-
-    for name, value in place(tmp_path).items():
-        monkeypatch.setenv(name, value)
-    where = place_of(Settings())
-    assert where is not None
-    where.write({"pid": 1, "version": __version__})
-    where.lock.touch()
+    where = own_place(tmp_path, monkeypatch)
+    where.write({"pid": 1, "version": "0.0.1"})
     assert "has died" in sttm_here("ask", SAMPLE, COUNT).err
     assert "has died" not in sttm_here("ask", SAMPLE, COUNT).err
 
@@ -237,19 +249,41 @@ def test_a_server_that_is_left_behind_ends_when_nothing_is_asked(
     env = place(tmp_path)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    first = sttm_here("ask", SAMPLE, COUNT, "--keep-alive", "2s", "--json")
-    again = sttm_here("ask", SAMPLE, COUNT, "--json")
-    assert "stays for 2s" in first.err
+    first = sttm_here("ask", SAMPLE, COUNT, "--keep-alive", "10m", "--json")
+    # One that is there already stays for as long as was asked for last.
+    again = sttm_here("ask", SAMPLE, COUNT, "--keep-alive", "1s", "--json")
+    assert "stays for 10m" in first.err
     assert first.json["cache"]["tier"] is None
     assert again.json["cache"]["tier"] == "device"
     assert again.json["answers"] == first.json["answers"]
-    (told,) = sttm_here("serve", "--status", "--json").json["servers"]
-    assert told["address"] is None
     deadline = time.monotonic() + 60
     while list((tmp_path / "run" / "sttm").glob("*.sock")):
         assert time.monotonic() < deadline, "it does not end"
         time.sleep(0.05)
     assert sttm_here("serve", "--status", "--json").json["servers"] == []
+
+
+def test_no_server_is_left_behind_where_another_is_or_is_about_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = own_place(tmp_path, monkeypatch)
+    monkeypatch.setattr(others, "_OTHERS_S", 0.1)
+    with where.hold() as ours:
+        assert ours
+        with pytest.raises(ServerGone, match="did not start"):
+            others.leave_behind(Settings(), where, "1m")
+        where.write({"pid": 1, "version": "0.0.1"})
+        with pytest.raises(ServerGone, match="another version"):
+            others.leave_behind(Settings(), where, "1m")
+
+
+def own_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """Where a server would be whose runtime folder is below `folder`."""
+    for name, value in place(folder).items():
+        monkeypatch.setenv(name, value)
+    where = place_of(Settings())
+    assert where is not None
+    return where
 
 
 def test_keep_alive_and_no_server_cannot_hold_together() -> None:

@@ -97,10 +97,25 @@ def test_a_client_that_goes_away_ends_its_answer(tight: Running, cases: list[Cas
             lines = said.iter_lines()
             next(lines)
             assert tight.metric("sttm_queue") == 1
-        _until_idle(tight)
+        _until_running(tight, 0)
         with pytest.raises(httpx.ReadTimeout):
             http.post("/v1/chat/completions", json=endless, timeout=0.5)
-        _until_idle(tight)
+        _until_running(tight, 0)
+
+
+def test_a_client_that_goes_away_before_its_turn_is_forgotten(
+    tight: Running, cases: list[Case]
+) -> None:
+    endless = body(cases[0], max_tokens=100_000, stream=True, **DRAWN)
+    with tight.http() as http:
+        with http.stream("POST", "/v1/chat/completions", json=endless) as said:
+            lines = said.iter_lines()
+            next(lines)
+            for _ in range(PARALLEL + 1):
+                with pytest.raises(httpx.ReadTimeout):
+                    http.post("/v1/chat/completions", json=endless, timeout=0.2)
+            _until_running(tight, 1)
+        _until_running(tight, 0)
 
 
 def test_what_runs_is_finished_before_the_end_and_what_is_new_refused(
@@ -129,8 +144,8 @@ def test_what_runs_is_finished_before_the_end_and_what_is_new_refused(
         assert server.process.wait(30) == 0
 
 
-def _until_idle(server: Running) -> None:
+def _until_running(server: Running, count: int) -> None:
     deadline = time.monotonic() + 30
-    while server.metric("sttm_queue") > 0:
+    while server.metric("sttm_queue") > count:
         assert time.monotonic() < deadline, "the answer goes on"
         time.sleep(0.02)

@@ -13,10 +13,10 @@ import pytest
 from sttm_cli import stages
 from sttm_cli.answer.sampling import Sampler
 from sttm_cli.config import Settings
-from sttm_cli.errors import OutOfMemoryError
+from sttm_cli.errors import ModelError, OutOfMemoryError
 from sttm_cli.serve.engine import Asking, Engine
 from sttm_cli.serve.options import Options
-from sttm_cli.serve.problems import refusal
+from sttm_cli.serve.problems import Refused, refusal
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 COUNT = "how many shapes are there?"
@@ -49,6 +49,60 @@ def test_a_question_that_takes_too_long_is_given_up_and_stops(
         async with asyncio.timeout(60):
             while engine.busy:
                 await asyncio.sleep(0.01)
+        engine.close()
+
+    asyncio.run(main())
+
+
+def test_who_waits_for_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
+    async def main() -> None:
+        engine = Engine(Settings(model=str(tmp_path)), Options())
+        waiting = asyncio.create_task(ask(engine))
+        await asyncio.sleep(0)
+        with pytest.raises(ModelError):
+            await engine.start()
+        with pytest.raises(ModelError):
+            await asyncio.wait_for(waiting, 60)
+        assert not engine.ready
+        engine.close()
+
+    asyncio.run(main())
+
+
+def test_what_runs_and_what_waits_can_be_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        engine = Engine(SETTINGS, Options(parallel=1))
+        await engine.start()
+        chosen: list[int] = []
+        monkeypatch.setattr(Sampler, "__call__", lambda self, logits: chosen.append(20) or 20)
+        endless = replace(SETTINGS, max_new_tokens=1_000_000)
+        asked = [asyncio.create_task(ask(engine, endless)) for _ in range(2)]
+        while not chosen:
+            await asyncio.sleep(0.01)
+        engine.give_up()
+        for each in asked:
+            with pytest.raises(Refused, match="ending"):
+                await asyncio.wait_for(each, 60)
+        assert not engine.busy
+        engine.close()
+
+    asyncio.run(main())
+
+
+def test_a_question_can_be_given_up_at_any_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        engine = Engine(SETTINGS, Options())
+        await engine.start()
+        chosen: list[int] = []
+        monkeypatch.setattr(Sampler, "__call__", lambda self, logits: chosen.append(20) or 20)
+        for _ in range(40):
+            chosen.clear()
+            asked = asyncio.create_task(ask(engine, replace(SETTINGS, max_new_tokens=1_000_000)))
+            while len(chosen) < 2:
+                await asyncio.sleep(0.001)
+            asked.cancel()
+            assert await asyncio.wait({asked}, timeout=10) == ({asked}, set())
+        engine.give_up()
         engine.close()
 
     asyncio.run(main())
