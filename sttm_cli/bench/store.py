@@ -19,7 +19,7 @@ import torch
 
 from sttm_cli.bench.floor import wait_for
 from sttm_cli.errors import CacheError
-from sttm_cli.store import Entry, Store, pack
+from sttm_cli.store import Entry, PackedKV, Store, pack
 from sttm_cli.types import PrefixKV, TokenCounts
 
 LAYERS, HEADS, DIM = 28, 4, 128
@@ -41,7 +41,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Row:
-    """One size, in bytes, and what took how long, each the best of the repeats.
+    """One size, in bytes on disk, and what took how long, each the best of the repeats.
 
     `checked` is a restore that computes the checksum, `warm` and `cold` one that need not any
     more. The floors are plain writes and reads of as many bytes; `copy` is the way from pinned
@@ -74,9 +74,15 @@ class Row:
 
 
 def measure_store(
-    folder: Path, sizes: Sequence[int], *, device: str = "cpu", repeat: int = 5
+    folder: Path,
+    sizes: Sequence[int],
+    *,
+    kv_dtype: str = "auto",
+    device: str = "cpu",
+    repeat: int = 5,
 ) -> Iterator[Row]:
-    """A row for each size in bytes, as it is measured, in a folder of its own under `folder`.
+    """A row for each size (bytes in bfloat16), as it is measured, in a folder of its own under
+    `folder`.
 
     Raises CacheError where the disk has no room for it or cannot be written.
     """
@@ -85,7 +91,7 @@ def measure_store(
         _check_room(folder, max(sizes))
         with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as place:
             for size in sizes:
-                yield _measure(Path(place), size, device, repeat)
+                yield _measure(Path(place), pack(made_up_kv(size), kv_dtype), device, repeat)
     except OSError as error:
         raise CacheError(f"{folder}: {error.strerror or error}") from error
 
@@ -99,8 +105,8 @@ def _check_room(folder: Path, size: int) -> None:
         )
 
 
-def _measure(place: Path, size: int, device: str, repeat: int) -> Row:
-    kv = pack(made_up_kv(size))
+def _measure(place: Path, kv: PackedKV, device: str, repeat: int) -> Row:
+    size = kv.nbytes
     with Store(place / "cache", warn=_fail, max_bytes=4 * size) as store:
         write = _least(repeat, lambda: store.save({"bench": size}, kv, label={}))
         entry = store.find({"bench": size}).entry

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sttm_cli.cli.options import CACHE, Output, takes, without
+from sttm_cli.cli.options import CACHE, KV_DTYPE, Output, takes, without
 from sttm_cli.cli.output import print_json, say, size
-from sttm_cli.config import cache_dir, parse_bytes
+from sttm_cli.config import Settings, cache_dir, parse_bytes
 
 if TYPE_CHECKING:
     from sttm_cli.bench.store import Row, Timing
 
 
-@takes(without(CACHE, "max_bytes"))
+@takes(without(CACHE, "max_bytes"), KV_DTYPE)
 def store(
     *,
     sizes: Annotated[
-        str, typer.Option("--sizes", metavar="SIZE,SIZE,...", help="Bytes of the KVs to store.")
+        str, typer.Option("--sizes", metavar="SIZE,SIZE,...", help="Bytes of the KVs in bfloat16.")
     ] = "50M,200M,1G",
     repeat: Annotated[
         int, typer.Option("--repeat", min=1, max=100, help="Measure this often, show the best.")
@@ -35,6 +35,7 @@ def store(
     Works in a folder of its own inside the cache folder and removes it.
     """
     wanted = [parse_bytes("--sizes", part) for part in sizes.split(",")]
+    kv_dtype = Settings(kv_dtype=flags["kv_dtype"]).kv_dtype
     from sttm_cli.bench.store import measure_store
     from sttm_cli.device import resolve_device
 
@@ -42,7 +43,7 @@ def store(
     if not output.quiet:
         say(f"measuring in {folder}, restoring to {device}")
     rows = []
-    for row in measure_store(folder, wanted, device=device, repeat=repeat):
+    for row in measure_store(folder, wanted, kv_dtype=kv_dtype, device=device, repeat=repeat):
         rows.append(row)
         if not output.as_json:
             _show(row)

@@ -100,6 +100,12 @@ CACHE = (
           "entries go first. (default: 20G or a tenth of the free disk)"),
 )  # fmt: skip
 
+KV_DTYPE = (
+    _flag("kv_dtype", str, "--kv-dtype", default="auto", rich_help_panel=_CACHE,
+          help="Number format of what is stored: auto (as computed), bfloat16, float16 or "
+          "int8. New videos are answered from it as well."),
+)  # fmt: skip
+
 RUN = (
     _flag("model", str, "-m", "--model", envvar="STTM_MODEL", default=DEFAULT_MODEL,
           rich_help_panel=_MODEL, help="A short name ('sttm models' lists them), an id on the "
@@ -132,9 +138,7 @@ RUN = (
     _flag("decoder", str, "--decoder", default="auto", rich_help_panel=_FRAMES,
           help="Reader of the video: auto, av (FFmpeg) or decord."),
     *CACHE,
-    _flag("kv_dtype", str, "--kv-dtype", default="auto", rich_help_panel=_CACHE,
-          help="Number format of what is stored: auto (as computed), bfloat16, float16 or "
-          "int8. New videos are answered from it as well."),
+    *KV_DTYPE,
     _flag("no_cache", bool, "--no-cache", default=False, rich_help_panel=_CACHE,
           help="Neither read nor write the cache."),
     _flag("refresh", bool, "--refresh", default=False, rich_help_panel=_CACHE,

@@ -23,6 +23,13 @@ def test_each_size_is_measured_and_the_folder_is_left_empty() -> None:
     assert not list(Path(os.environ["STTM_CACHE_DIR"]).iterdir())
 
 
+def test_int8_takes_about_half_the_bytes() -> None:
+    asked = ("bench", "store", "--sizes", "4M", "--repeat", "1", "--json", "--kv-dtype")
+    (whole,), (small,) = (sttm_here(*asked, kept).json["sizes"] for kept in ("auto", "int8"))
+    assert 0.5 < small["bytes"] / whole["bytes"] < 0.6
+    assert sttm_here(*asked, "int7").code == 2
+
+
 def test_a_disk_without_room_is_said_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
