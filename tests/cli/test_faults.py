@@ -79,6 +79,19 @@ def test_a_kill_at_any_of_50_moments_leaves_a_whole_cache_and_the_next_run_right
     assert not list((cache / "locks").iterdir())
 
 
+def test_eight_asks_at_once_about_four_videos_compute_each_once(warm: Warm, place: Path) -> None:
+    videos = [place / f"{number}.mp4" for number in range(4)]
+    for number, video in enumerate(videos):
+        video.write_bytes(SAMPLE.read_bytes() + bytes(number))
+    runs = [("ask", video, QUESTION, "--json") for video in videos for _ in range(2)]
+    all_ended = [ended for ended, _ in warm.run_at_once(runs, cache=place / "cache")]
+    assert [ended.json["answers"][0]["answer"] for ended in all_ended] == [ANSWER] * 8
+    pairs = zip(all_ended[::2], all_ended[1::2], strict=True)
+    hits = [sorted(ended.json["cache"]["hit"] for ended in pair) for pair in pairs]
+    assert hits == [[False, True]] * 4
+    assert any("waiting for it" in ended.err for ended in all_ended)
+
+
 def test_where_no_file_can_grow_the_answer_comes_with_one_warning(warm: Warm, place: Path) -> None:
     ended, _ = warm.run(
         "ask", place / "video.mp4", QUESTION, cache=place / "cache", file_bytes=100_000

@@ -2,7 +2,7 @@
 
 A fresh process imports for seconds before anything happens that a kill could disturb; a fork is
 the same process image without that. `python -m tests.cli.warm` reads an order a line (JSON) on
-stdin and answers each with how the run ended.
+stdin, of runs at once, and answers each with how those ended.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,20 @@ class Warm:
         `kill_from` (a glob in the cache folder) matches. `file_bytes`: no file grows beyond.
         `cache`: the cache folder.
         """
+        (ended,) = self.run_at_once([arguments], **order)
+        return ended
+
+    def run_at_once(
+        self, runs: Sequence[Sequence[object]], **order: Any
+    ) -> list[tuple[Ended, float]]:
+        """Start `sttm ARGUMENTS` for each of `runs`, then wait for all of them."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        text = json.dumps({"arguments": [*map(str, arguments)], **order}, default=str)
-        self.process.stdin.write(text + "\n")
+        orders = [{"arguments": [*map(str, arguments)], **order} for arguments in runs]
+        self.process.stdin.write(json.dumps(orders, default=str) + "\n")
         self.process.stdin.flush()
         told = json.loads(self.process.stdout.readline())
-        return Ended(told["code"], told["out"], told["err"]), told["seconds"]
+        return [(Ended(t["code"], t["out"], t["err"]), t["seconds"]) for t in told]
 
     def stop(self) -> None:
         self.process.communicate()
@@ -74,20 +82,29 @@ def main() -> None:
         VideoQA(no_cache=True).model()
     print("warm", flush=True)
     for line in sys.stdin:
-        print(json.dumps(_run(json.loads(line))), flush=True)
+        runs = [_Run(order) for order in json.loads(line)]
+        print(json.dumps([run.end() for run in runs]), flush=True)
 
 
-def _run(order: dict[str, Any]) -> dict[str, Any]:
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        started = time.perf_counter()
-        pid = os.fork()
-        if pid == 0:
-            _child(order, out.fileno(), err.fileno())
-        status = _wait(pid, order)
-        told = {"code": os.waitstatus_to_exitcode(status), "seconds": time.perf_counter() - started}
-        for name, file in (("out", out), ("err", err)):
-            file.seek(0)
-            told[name] = file.read()
+class _Run:
+    """A fork that becomes the command, and what it says."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self._order = order
+        self._said = {name: tempfile.TemporaryFile("w+") for name in ("out", "err")}  # noqa: SIM115
+        self._started = time.perf_counter()
+        self._pid = os.fork()
+        if self._pid == 0:
+            _child(order, *(file.fileno() for file in self._said.values()))
+
+    def end(self) -> dict[str, Any]:
+        """Wait for its end, or bring it about, and tell how it ended."""
+        code = os.waitstatus_to_exitcode(_wait(self._pid, self._order))
+        told = {"code": code, "seconds": time.perf_counter() - self._started}
+        for name, file in self._said.items():
+            with file:
+                file.seek(0)
+                told[name] = file.read()
         return told
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import random
+import signal
 import time
 from multiprocessing.context import ForkServerContext
 from multiprocessing.synchronize import Event
@@ -90,17 +91,17 @@ def test_eight_processes_over_four_videos_compute_each_once(
     assert sorted(path.name[0] for path in tmp_path.glob("* by *")) == ["0", "1", "2", "3"]
 
 
-def test_a_lock_whose_holder_was_killed_is_taken_over(
+def test_whoever_waits_takes_over_when_the_holder_is_killed(
     processes: ForkServerContext, tmp_path: Path
 ) -> None:
     begun = processes.Event()
     holder = processes.Process(target=hold_for_ever, args=(tmp_path, begun))
     holder.start()
     assert begun.wait(60)
-    holder.kill()
+    with Store(tmp_path, warn=print) as store, store.computing("k", on_wait=holder.kill):
+        assert (tmp_path / "locks" / "k").exists()
     holder.join()
-    with Store(tmp_path, warn=print) as store, store.computing("k", on_wait=pytest.fail):
-        pass
+    assert holder.exitcode == -signal.SIGKILL
 
 
 def test_only_what_the_dead_left_behind_is_swept(store: Store) -> None:
