@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sttm_cli.config import Settings
 from tests.messages import ERRORS, covers, says_something, told, written
 from tests.reference_docs import PAGE, commands, examples, page
 
@@ -43,6 +45,18 @@ def test_the_examples_below_a_help_are_commands_that_can_be_given(name: str, com
         assert example.startswith(f"{name} ")
         typed = shlex.split(re.split(" [<>] ", example)[0])
         command.make_context(name, typed[len(name.split()) :])
+
+
+def test_every_variable_of_the_environment_is_documented() -> None:
+    sources = (path.read_text(encoding="utf-8") for path in (ROOT / "sttm_cli").rglob("*.py"))
+    read = {name for text in sources for name in re.findall(r"\bSTTM_[A-Z_]+\b", text)}
+    assert len(read) > 4
+    assert [name for name in sorted(read) if f"`{name}`" not in page()] == []
+
+
+def test_every_setting_is_named_in_the_page_on_python() -> None:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    assert [f.name for f in fields(Settings) if f"`{f.name}`" not in text] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
