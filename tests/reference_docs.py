@@ -44,7 +44,7 @@ cache_dir = "/data/sttm"
 | `STTM_HOST` | the server that is asked, as `HOST:PORT`: see [Serving](serve.md) |
 | `STTM_API_KEY` | its key; of `sttm serve`, the key that clients must send |
 | `HF_HOME`, `HF_HUB_OFFLINE` | where models from the hub are kept, and whether it is asked at all |
-| `XDG_CACHE_HOME`, `XDG_CONFIG_HOME` | where the cache and the config file are, where nothing else names them (Linux) |
+| `XDG_CACHE_HOME`, `XDG_CONFIG_HOME` | on Linux: the folders of cache and config file |
 | `TMPDIR` | where downloads and stdin are kept while they are read |
 | `NO_COLOR` | no colours |
 
