@@ -24,7 +24,10 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines by name. `log`: whether the vertical axis is logarithmic."""
+    """Lines by name, the first above the others; points in any order.
+
+    `log`: whether the vertical axis is logarithmic.
+    """
 
     title: str
     across: str
@@ -39,8 +42,8 @@ class Chart:
         x = _Axis.of([p[0] for line in self.lines.values() for p in line], False)
         y = _Axis.of([p[1] for line in self.lines.values() for p in line], self.log)
         self._frame(draw, x, y)
-        for line, colour in zip(self.lines.values(), _colours(), strict=False):
-            self._line(draw, [_place(x.at(a), y.at(b)) for a, b in line], colour)
+        for line, colour in reversed(list(zip(self.lines.values(), _colours(), strict=False))):
+            self._line(draw, [_place(x.at(a), y.at(b)) for a, b in sorted(line)], colour)
         self._names(draw)
         try:
             picture.quantize(64).save(path, "PNG", optimize=True)

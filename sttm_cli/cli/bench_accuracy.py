@@ -126,13 +126,11 @@ def _share(text: str) -> float:
 
 
 def _tables(told: Json) -> None:
-    where = told["backgrounds"]
-    films = where if isinstance(where, str) else f"{len(where)} films"
     print(
         f"{told['model']}, merged before layer {told['merge_layer']}, {told['positions']} "
         f"positions; {told['split']} split, {told['questions']['all']:,} questions and "
         f"{told['questions'].get('follow-up', 0):,} follow-ups about {told['videos']:,} scenes of "
-        f"{told['frames']} frames over {films}\n"
+        f"{told['frames']} frames over {_backgrounds(told)}\n"
     )
     print("accuracy in %; of full: as a share of that at budget 1; [95 % interval]")
     head = ("budget", "method", "kept", "accuracy", "of full", "sttm ahead by", "follow-ups")
@@ -164,6 +162,11 @@ def _tables(told: Json) -> None:
     print(columns(("budget", "method", *kinds), by_kind))
 
 
+def _backgrounds(told: Json) -> str:
+    where = told["backgrounds"]
+    return where if isinstance(where, str) else f"{len(where)} films"
+
+
 def _told(estimate: dict[str, float]) -> str:
     value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"
@@ -172,11 +175,13 @@ def _told(estimate: dict[str, float]) -> str:
 def _chart(told: Json, path: Path) -> None:
     from sttm_cli.bench.plot import Chart
 
-    full = 100 * told["rows"][0]["accuracy"]["value"]
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for row in told["rows"][1:]:
-        point = (100 * row["kept"], 100 * row["accuracy"]["value"])
-        lines.setdefault(row["method"], []).append(point)
-    lines = {name: [*line, (100.0, full)] for name, line in lines.items()}
-    title = f"{told['model']}, {told['frames']} frames: accuracy by tokens kept"
+    full, *shortened = told["rows"]
+    lines = {full["method"]: [_point(full)]}
+    for row in shortened:
+        lines.setdefault(row["method"], [_point(full)]).append(_point(row))
+    title = f"{told['model']}, {told['frames']} frames over {_backgrounds(told)}"
     Chart(title, "% of the video tokens kept", "% right", lines).save(path)
+
+
+def _point(row: Json) -> tuple[float, float]:
+    return 100 * row["kept"], 100 * row["accuracy"]["value"]

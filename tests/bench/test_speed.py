@@ -119,3 +119,10 @@ def test_a_chart_of_one_point_and_of_many_is_a_small_png(tmp_path: Path) -> None
     for log in (False, True):
         Chart("title", "across", "up", lines, log=log).save(tmp_path / "chart.png")
         assert (tmp_path / "chart.png").stat().st_size < 150_000
+
+
+def test_a_chart_goes_from_left_to_right_whatever_the_order_of_its_points(tmp_path: Path) -> None:
+    points = [(1.0, 2.0), (2.0, 5.0), (4.0, 1.0)]
+    for name, line in (("one.png", points), ("other.png", points[::-1])):
+        Chart("title", "across", "up", {"line": line}).save(tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "other.png").read_bytes()
