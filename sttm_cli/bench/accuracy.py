@@ -73,13 +73,14 @@ def take_exam(
         for number, sheet in enumerate(exam.sheets(own)):
             tokens, _ = qa.visual_tokens(qa.request(sheet.path), Clock())
             asked = [alone(model, question) for question in sheet.questions]
-            asked.append(in_conversation(model, sheet.questions))
+            turns = in_conversation(model, sheet.questions)
             results.video += [number] * (2 * len(sheet.questions) - 1)
             results.kind += [q.kind for q in sheet.questions]
             results.kind += [FOLLOW_UP] * (len(sheet.questions) - 1)
             results.truth += [q.answer for q in (*sheet.questions, *sheet.questions[1:])]
             for cell, kv in _shortened(qa, tokens, cells):
-                *first, later = mark(model, kv, asked)
+                # Apart: together the short ones would be padded to the length of the long one.
+                first, (later,) = mark(model, kv, asked), mark(model, kv, [turns])
                 right = [answers[0] for answers in first] + list(later[1:])
                 results.right.setdefault(cell, []).extend(right)
                 share = kv.tokens.video_kept / kv.tokens.video_full
