@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sttm_cli.config import Settings
+from tests.cli.process import sttm_here
 from tests.messages import ERRORS, covers, says_something, told, written
 from tests.reference_docs import PAGE, commands, examples, page
 
@@ -37,6 +38,19 @@ def test_every_command_and_flag_says_what_it_does(name: str, command: Any) -> No
 @pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
 def test_help_breaks_no_sentence(name: str, command: Any) -> None:
     assert all("\n" not in paragraph for paragraph in command.help.split("\n\n"))
+
+
+@pytest.mark.parametrize("name", ["sttm", *(name for name, _ in COMMANDS)])
+def test_help_fits_80_columns_of_a_plain_terminal_and_cuts_nothing_off(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    shown = sttm_here(*name.split()[1:], "--help").out
+    assert "Usage:" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    assert "\x1b" not in shown
 
 
 @pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
