@@ -124,7 +124,10 @@ def make_request(source: Source, choice: ModelChoice, settings: Settings, memo: 
     info, plan = plan_video(source, choice, settings, memo)
     with source.told_by_name():
         video_digest = digest(source.path, memo)
-    identity = _identity(video_digest, plan, choice, settings)
+    # The header is read by a program of which another version may find other facts: those that
+    # frames and prompts depend on count beside the bytes.
+    video = {"digest": video_digest, "duration_s": info.duration_s}
+    identity = _identity(video, plan, choice, settings)
     return Request(source, video_digest, info, plan, identity)
 
 
@@ -169,11 +172,11 @@ def kv_bytes(plan: FramePlan, choice: ModelChoice, budget: float, *, dtype: str)
     return each * (merged + layers * count.text)
 
 
-def _identity(video_digest: str, plan: FramePlan, choice: ModelChoice, settings: Settings) -> Json:
+def _identity(video: Json, plan: FramePlan, choice: ModelChoice, settings: Settings) -> Json:
     """All that shapes a stored KV; one may stand for another only where this is equal."""
     return {
         "format": FORMAT,
-        "video": {"digest": video_digest},
+        "video": video,
         "frames": plan.identity(),
         "model": choice.identity(),
         "merge": {

@@ -66,8 +66,9 @@ class FramePlan:
             "size": list(self.size),
             "reader": self.reader,
             "reader_version": self.reader_version,
+            "transfer": self.transfer,
+            "origin_s": self.origin_s,
         }
-        # Beside the times it gives the duration, which some prompts tell.
         return found | ({"image_fps": self.image_fps} if self.image_fps else {})
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sttm_cli import request
 from sttm_cli.decode import digest
 from sttm_cli.errors import ModelError, VideoError
 from sttm_cli.pipeline import VideoQA
@@ -50,6 +52,20 @@ def test_a_second_change_within_a_step_of_the_file_systems_clock_is_seen(
     first = digest(video, memo)
     video.write_bytes(b"two")
     assert digest(video, memo) != first
+
+
+@pytest.mark.parametrize("fact", [{"duration_s": 7.99}, {"start_s": 0.04}, {"transfer": "pq"}])
+def test_what_another_version_reads_from_the_header_is_another_entry(
+    monkeypatch: pytest.MonkeyPatch, fact: dict[str, Any]
+) -> None:
+    with VideoQA() as qa:
+        before, probe = qa.request(SAMPLE), request.remembered_probe
+        monkeypatch.setattr(
+            request, "remembered_probe", lambda *a, **k: replace(probe(*a, **k), **fact)
+        )
+        after = qa.request(SAMPLE)
+    assert after.plan.times_s == before.plan.times_s
+    assert after.key != before.key
 
 
 def test_a_weight_changed_behind_an_unchanged_time_is_a_miss(

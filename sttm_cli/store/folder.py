@@ -8,6 +8,7 @@ root/locks/<key>               held by the process that computes this key
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -20,6 +21,8 @@ from sttm_cli.lock import hold, remove_unheld
 
 SUFFIX = ".safetensors"
 PART = ".part"
+KEY = re.compile("[0-9a-f]{64}")
+"""Files of other names are not ours: somebody may name a folder that holds more than a cache."""
 
 
 Seal = tuple[int, int, int, int]
@@ -80,10 +83,11 @@ class Folder:
 
     def scan(self) -> Scan:
         """One look at every file; what cannot be looked at is left out."""
-        artifacts, leavings = list[Stored](), [Path(lock) for lock in _entries(self._locks)]
+        locks = (lock for lock in _entries(self._locks) if KEY.fullmatch(lock.name))
+        artifacts, leavings = list[Stored](), [Path(lock) for lock in locks]
         for entry in _files(self._kv):
-            if entry.name.endswith(SUFFIX):
-                key = entry.name.removesuffix(SUFFIX)
+            key = entry.name.removesuffix(SUFFIX)
+            if key != entry.name and KEY.fullmatch(key):
                 with suppress(OSError):
                     artifacts.append(Stored(key, entry.path, entry.stat(follow_symlinks=False)))
             elif entry.name.endswith(PART):

@@ -106,11 +106,14 @@ def test_whoever_waits_takes_over_when_the_holder_is_killed(
 
 def test_only_what_the_dead_left_behind_is_swept(store: Store) -> None:
     store.save(IDENTITY, pack(kv()), label={})
-    left = [store.path / "kv" / "ab" / "x.part", store.path / "locks" / "dead"]
-    for path in left:
+    left = [store.path / "kv" / "ab" / "x.part", store.path / "locks" / ("d" * 64)]
+    theirs = [store.path / "kv" / "ab" / "theirs.safetensors", store.path / "locks" / "theirs"]
+    for path in left + theirs:
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    with store.computing("alive", on_wait=pytest.fail):
+    with store.computing("a" * 64, on_wait=pytest.fail):
         another(store).save({**IDENTITY, "video": {"digest": "d2"}}, pack(kv(1)), label={})
-        assert [path.name for path in (store.path / "locks").iterdir()] == ["alive"]
+        assert (store.path / "locks" / ("a" * 64)).exists()
     assert not any(path.exists() for path in left)
+    assert len(store.prune(0)) == 2
+    assert all(path.exists() for path in theirs)

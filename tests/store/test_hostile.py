@@ -159,7 +159,7 @@ def test_what_is_no_file_is_a_miss_and_not_waited_for(
 def test_files_behind_a_linked_folder_are_not_removed(store: Store, tmp_path: Path) -> None:
     store.save(IDENTITY, pack(kv()), label={})
     (tmp_path / "weights").mkdir()
-    theirs = [tmp_path / "weights" / name for name in ("model.safetensors", "other.part")]
+    theirs = [tmp_path / "weights" / name for name in (f"{'a' * 64}.safetensors", "other.part")]
     for path in theirs:
         path.write_bytes(b"theirs")
     (store.path / "kv" / "zz").symlink_to(tmp_path / "weights")
