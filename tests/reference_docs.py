@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,14 +114,16 @@ def _below_table(command: Any, name: str) -> str:
 
 
 def _shown(name: str) -> str:
-    """Where the command stands with what it prints."""
-    pages = {p: p.read_text(encoding="utf-8") for p in sorted(PAGE.parent.glob("*.md"))}
+    """Where the command stands with what it prints: three pages at most, in the README's order."""
+    root = PAGE.parents[1]
+    named = re.findall(r"\]\((docs/.*?\.md)\)", (root / "README.md").read_text(encoding="utf-8"))
+    pages = {Path(page).name: (root / page).read_text(encoding="utf-8") for page in named}
     links = [
-        f"[{text.splitlines()[0].lstrip('# ')}]({p.name})"
-        for p, text in pages.items()
+        f"[{text.splitlines()[0].lstrip('# ')}]({page})"
+        for page, text in pages.items()
         if any(f"sttm {shown} ".startswith(f"{name} ") for shown in commands_shown(text))
     ]
-    return f"\nWith its output: {', '.join(links)}.\n" if links else ""
+    return f"\nWith its output: {', '.join(links[:3])}.\n" if links else ""
 
 
 def _row(option: Any) -> str:
