@@ -34,6 +34,21 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert not modules_after(code) & HEAVY
 
 
+def test_the_process_ends_with_its_code_after_all_output_and_tidying() -> None:
+    code = (
+        "import atexit, sys\n"
+        "from sttm_cli import __main__, cli\n"
+        "def run():\n"
+        "    atexit.register(print, 'tidied')\n"
+        "    sys.stdout.write('answered\\n')\n"
+        "    sys.exit(3)\n"
+        "cli.main = run\n"
+        "__main__.main()"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (out.returncode, out.stdout, out.stderr) == (3, "answered\ntidied\n", "")
+
+
 def test_public_names_are_there_and_unknown_ones_are_not() -> None:
     import sttm_cli
 

@@ -78,7 +78,8 @@ def _resized(rgb: av.VideoFrame, width: int, height: int) -> Any:
     """Resampled in RGB: libswscale's shortcut from subsampled colours darkens by a level."""
     if (width, height) != (rgb.width, rgb.height):
         rgb = rgb.reformat(width=width, height=height, interpolation="BICUBIC")
-    return rgb.to_ndarray()
+    # Lines of odd widths have padding behind them.
+    return np.ascontiguousarray(rgb.to_ndarray())
 
 
 def _blended(rgb: NDArray[Any]) -> NDArray[Any]:
