@@ -100,6 +100,7 @@ class _Screen:
     def __init__(self, output: Output, progress: StageProgress) -> None:
         self._output, self.progress = output, progress
         self._streamed = sys.stdout.isatty() and not output.as_json
+        self._personal = typed_by_a_person()
         self._pieces: list[str] = []
         self._pressed: Callable[[], bool] = lambda: False
 
@@ -124,7 +125,7 @@ class _Screen:
     def answer(self, talk: Conversation, question: str) -> Turn:
         """Ask, and print the answer: in pieces on a terminal, else as a line."""
         self._pieces = []
-        with stoppable() as self._pressed:
+        with stoppable(lambda: bool(self._pieces) and self._personal) as self._pressed:
             turn = talk.ask(question)
         self._write("\n")
         if not self._streamed and not self._output.as_json:
@@ -261,13 +262,14 @@ class _Chat:
 
 
 @contextmanager
-def stoppable() -> Iterator[Callable[[], bool]]:
-    """Yields what tells whether Ctrl-C was pressed; pressed again, it interrupts as ever."""
+def stoppable(waits: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+    """Yields what tells whether Ctrl-C was pressed. It interrupts as ever where it is pressed
+    again, and where nothing `waits` to be kept."""
     pressed = False
 
     def press(number: int, frame: object) -> None:
         nonlocal pressed
-        if pressed:
+        if pressed or not waits():
             raise KeyboardInterrupt
         pressed = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,13 +16,17 @@ from sttm_cli.cli.options import (
     examples,
     settings_from,
     takes,
+    typed,
     without,
 )
 from sttm_cli.cli.output import print_json, say, size
 from sttm_cli.config import Settings, parse_bytes, parse_duration
+from sttm_cli.errors import UsageError
 from sttm_cli.types import Json
 
 PORT = 8000
+_PORT_ONLY = ("--host", "--port", "--api-key", "--allow-path", "--allow-private")
+_SPEAKING = ("--json", "--quiet", "--debug")
 _SERVER = "Server"
 _BOUNDS = "Bounds"
 EXAMPLES = examples(
@@ -37,6 +42,7 @@ def _option(*names: str, panel: str = _SERVER, **details: Any) -> Any:
 
 @takes(without(RUN, "no_cache", "refresh", "start", "end"), ANSWERS)
 def serve(
+    context: typer.Context,
     host: Annotated[str, _option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, _option("--port", help="Port to listen on; 0 takes a free one.")
@@ -108,6 +114,8 @@ def serve(
 
     'sttm ask', 'chat' and 'precompute' with the same model and settings find it by themselves.
     """
+    for flag, beside in (("--status", ()), ("--stop", ()), ("--socket-only", _PORT_ONLY)):
+        _check_beside(context, flag, beside)
     if status or stop:
         _others(output, stop=stop)
         return
@@ -135,6 +143,15 @@ def serve(
     _run(settings, options, output)
 
 
+def _check_beside(context: typer.Context, flag: str, flags: Sequence[str]) -> None:
+    """Raise UsageError where `flag` was typed beside one of `flags`, or, where these are none,
+    beside anything but how to speak."""
+    every = (p.opts[-1] for p in context.command.params)
+    others = flags or [name for name in every if name not in (flag, *_SPEAKING)]
+    if typed(context, (flag,)) and (beside := typed(context, tuple(others))):
+        raise UsageError(f"{flag} and {beside[0]} cannot hold together", "choose one")
+
+
 def _run(settings: Settings, options: Any, output: Output) -> None:
     from sttm_cli.serve.process import serve as run
 
@@ -152,11 +169,14 @@ def _others(output: Output, *, stop: bool) -> None:
         servers.append(facts)
     if output.as_json:
         print_json({"schema": "sttm.serve/1", "servers": servers})
-    elif not output.quiet:
-        for facts in servers:
-            say(("ended: " if stop else "") + _line(facts))
-        if not servers:
-            say("no server runs")
+        return
+    for facts in servers:
+        if not stop:
+            print(_line(facts))
+        elif not output.quiet:
+            say(f"ended: {_line(facts)}")
+    if not servers and not output.quiet:
+        say("no server runs")
 
 
 def _line(facts: Json) -> str:

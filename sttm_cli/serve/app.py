@@ -17,12 +17,15 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from sttm_cli import __version__
-from sttm_cli.serve.chat import ChatRequest, Writer, read_request, usage_of
-from sttm_cli.serve.engine import Asking, Engine, Gone, Told
+from sttm_cli.serve.address import served_name
+from sttm_cli.serve.chat import ChatRequest, read_request
+from sttm_cli.serve.engine import Engine
 from sttm_cli.serve.metrics import MEDIA_TYPE
 from sttm_cli.serve.options import Options, is_loopback
 from sttm_cli.serve.own import own_routes
 from sttm_cli.serve.problems import Refused, refusal
+from sttm_cli.serve.reply import Writer, usage_of
+from sttm_cli.serve.run import Asking, Gone, Told
 from sttm_cli.serve.videos import Videos
 from sttm_cli.types import Json
 
@@ -119,15 +122,13 @@ class Service:
         return JSONResponse({"object": "list", "data": [self._model()]})
 
     async def model(self, request: Request) -> Response:
-        if request.path_params["name"] != self.engine.settings.model:
-            raise self._unknown_model()
+        self._check_name(request.path_params["name"])
         return JSONResponse(self._model())
 
     async def chat(self, request: Request) -> Response:
         body = await self.body(request)
         asked = await asyncio.to_thread(read_request, body, self.engine.settings)
-        if asked.model != self.engine.settings.model:
-            raise self._unknown_model()
+        self._check_name(asked.model)
         asking = Asking(
             asked.settings,
             self.videos.use(asked.video, trusted=self.trusted),
@@ -141,14 +142,14 @@ class Service:
         return await unless_gone(request, _whole(writer, self.engine.ask(asking)))
 
     def _model(self) -> Json:
-        name = self.engine.settings.model
+        name = served_name(self.engine.settings)
         return {"id": name, "object": "model", "created": 0, "owned_by": "sttm"}
 
-    def _unknown_model(self) -> Refused:
-        served = self.engine.settings.model
-        # A folder's path is nobody's business.
-        named = f": it serves {served!r}" if "/" not in served.lstrip("/") else ""
-        return Refused(404, f"this server has no such model{named}", code="model_not_found")
+    def _check_name(self, asked: str) -> None:
+        served = served_name(self.engine.settings)
+        if asked not in (served, self.engine.settings.model):
+            message = f"this server has no such model: it serves {served!r}"
+            raise Refused(404, message, code="model_not_found")
 
 
 async def unless_gone(request: Request, answer: Awaitable[Response]) -> Response:

@@ -9,12 +9,10 @@ at a time.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -22,7 +20,7 @@ from weakref import WeakValueDictionary
 from sttm_cli.config import Settings, cache_dir
 from sttm_cli.pipeline import VideoQA
 from sttm_cli.prepared import Prepared
-from sttm_cli.report import answer_json, ask_report
+from sttm_cli.report import ask_report
 from sttm_cli.resident import Resident
 from sttm_cli.results import Answer, Choice
 from sttm_cli.serve.batch import Batches, together
@@ -30,37 +28,10 @@ from sttm_cli.serve.memory import bounds
 from sttm_cli.serve.metrics import Metrics
 from sttm_cli.serve.options import Options
 from sttm_cli.serve.problems import Refused
+from sttm_cli.serve.run import Asking, Run, Told
 from sttm_cli.store import Store
 from sttm_cli.tiers import DISK
 from sttm_cli.types import Json, PrefixKV
-
-Turns = tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class Asking:
-    """Questions about one video. `video` gives where it is while it is entered; with `options`
-    the likeliest of them is the answer."""
-
-    settings: Settings
-    video: AbstractContextManager[Path | str]
-    questions: tuple[str, ...]
-    history: Turns = ()
-    options: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Told:
-    """What one asking has come to so far: a line for the person, progress, a piece of text, an
-    answer; with the last answer the whole report."""
-
-    kind: str
-    value: Any
-    prompt_tokens: int = 0
-
-
-class Gone(Exception):
-    """Nobody waits for this any longer."""
 
 
 class Engine:
@@ -76,7 +47,7 @@ class Engine:
             cache_dir(settings.cache_dir), max_bytes=settings.max_bytes, warn=lambda line: None
         )
         self.metrics = Metrics(queue=lambda: len(self._runs), held=self._held)
-        self._runs: dict[asyncio.Task[None], _Run] = {}
+        self._runs: dict[asyncio.Task[None], Run] = {}
         self._mean_s = 1.0
         self._slots = asyncio.Semaphore(options.parallel)
         self._keys = WeakValueDictionary[str, asyncio.Lock]()
@@ -141,7 +112,7 @@ class Engine:
         """
         self._refuse_if_full()
         loop, told = asyncio.get_running_loop(), asyncio.Queue[Told | None]()
-        run = _Run(lambda event: loop.call_soon_threadsafe(told.put_nowait, event))
+        run = Run(lambda event: loop.call_soon_threadsafe(told.put_nowait, event))
         task = asyncio.create_task(self._run(asking, run))
         self._runs[task] = run
         task.add_done_callback(self._done)
@@ -163,14 +134,14 @@ class Engine:
 
     # ---- one asking
 
-    async def _run(self, asking: Asking, run: _Run) -> None:
+    async def _run(self, asking: Asking, run: Run) -> None:
         async with self._slots:
             await asyncio.shield(self._loaded)
             run.started, started = True, time.monotonic()
             await self._answer_all(asking, run)
         self._mean_s += 0.2 * (time.monotonic() - started - self._mean_s)
 
-    async def _answer_all(self, asking: Asking, run: _Run) -> None:
+    async def _answer_all(self, asking: Asking, run: Run) -> None:
         with ExitStack() as stack:
             path = await asyncio.to_thread(stack.enter_context, asking.video)
             qa = stack.enter_context(
@@ -197,7 +168,7 @@ class Engine:
             return await loop.run_in_executor(pool, qa.prepare, video)
 
     async def _answer(
-        self, qa: VideoQA, prepared: Prepared, question: str, asking: Asking, run: _Run
+        self, qa: VideoQA, prepared: Prepared, question: str, asking: Asking, run: Run
     ) -> tuple[Answer | Choice, int]:
         def work(prepared: Prepared) -> tuple[Answer | Choice, int]:
             run.check()
@@ -213,7 +184,7 @@ class Engine:
         return answer, count
 
     def _reply(
-        self, qa: VideoQA, prepared: Prepared, question: str, asking: Asking, run: _Run
+        self, qa: VideoQA, prepared: Prepared, question: str, asking: Asking, run: Run
     ) -> Answer | Choice:
         if asking.options:
             return qa.choose(prepared, question, asking.options, history=asking.history)
@@ -257,54 +228,14 @@ class Engine:
         return self._resident.tiers.bytes()[tier] if self.ready else 0
 
 
-class _Run:
-    """One asking's way back to who asked, and whether anybody still does."""
-
-    def __init__(self, tell: Callable[[Told | None], Any]) -> None:
-        self.tell = tell
-        self.cancelled = threading.Event()
-        self.started = False
-        self.turn: Future[Any] | None = None
-
-    def give_up(self, task: asyncio.Task[None]) -> None:
-        """Nobody waits any longer: what runs ends at its next token or chunk of frames; what
-        waits for its turn ends here."""
-        self.cancelled.set()
-        if not self.started:
-            task.cancel()
-        elif self.turn is not None:
-            self.turn.cancel()
-
-    def progress(self, stage: str, done: int, of: int) -> None:
-        self.check()
-        self.tell(Told("progress", [stage, done, of]))
-
-    def check(self) -> None:
-        """Raise Gone where nobody waits any longer."""
-        if self.cancelled.is_set():
-            raise Gone
-
-    def text(self, piece: str) -> None:
-        self.tell(Told("text", piece))
-
-    def warn(self, line: str) -> None:
-        self.tell(Told("warning", line))
-
-
 class _SharedQA(VideoQA):
     """A `VideoQA` among others: the decoder runs on the model's thread only."""
 
     def __init__(
-        self, thread: ThreadPoolExecutor, run: _Run, settings: Settings, resident: Resident
+        self, thread: ThreadPoolExecutor, run: Run, settings: Settings, resident: Resident
     ) -> None:
         super().__init__(settings, warn=run.warn, progress=run.progress, resident=resident)
         self._thread = thread
 
     def prefill(self, *args: Any, **options: Any) -> PrefixKV:
         return self._thread.submit(super().prefill, *args, **options).result()
-
-
-def told_json(told: Told) -> Json:
-    """An event as the private protocol of `sttm ask` sends it."""
-    value = answer_json(told.value) if isinstance(told.value, (Answer, Choice)) else told.value
-    return {told.kind: value}

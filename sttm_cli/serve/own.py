@@ -17,9 +17,10 @@ from sttm_cli import __version__
 from sttm_cli.config import Settings
 from sttm_cli.errors import SttmError
 from sttm_cli.serve.address import of_the_model, per_request, served_name
-from sttm_cli.serve.chat import VideoPart, read_object
-from sttm_cli.serve.engine import Asking, Told, told_json
+from sttm_cli.serve.chat import VideoPart
+from sttm_cli.serve.fields import read_object
 from sttm_cli.serve.problems import Refused, refusal
+from sttm_cli.serve.run import Asking, Told, told_json
 from sttm_cli.types import Json
 
 if TYPE_CHECKING:

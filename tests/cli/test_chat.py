@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
 from sttm_cli.cli.asking import Asker
+from sttm_cli.cli.chat import stoppable
 from sttm_cli.cli.conversation import Conversation
 from sttm_cli.config import Settings
 from sttm_cli.errors import OutOfMemoryError, UsageError, VideoError
@@ -176,6 +178,16 @@ def test_a_session_on_a_terminal(tmp_path: Path) -> None:
     history = tmp_path / "sttm" / "chat-history"
     assert QUESTION in history.read_text(encoding="utf-8")
     assert history.stat().st_mode & 0o077 == 0
+
+
+def test_ctrl_c_interrupts_where_there_is_nothing_to_keep_or_it_is_pressed_again() -> None:
+    with pytest.raises(KeyboardInterrupt), stoppable(lambda: False):
+        signal.raise_signal(signal.SIGINT)
+    with stoppable(lambda: True) as pressed:
+        signal.raise_signal(signal.SIGINT)
+        assert pressed()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_chat(random_model: Path, tmp_path: Path) -> None:

@@ -161,6 +161,16 @@ def test_status_shows_it(found: Running) -> None:
     assert told["pid"] == found.process.pid
     assert told["ready"]
     assert told["model"] == "tiny"
+    assert f"process {found.process.pid}" in sttm_here("serve", "--status", "--quiet").out
+
+
+@pytest.mark.parametrize(
+    "flags", [("--status", "--port", "9"), ("--stop", "--status"), ("--socket-only", "--port", "9")]
+)
+def test_flags_that_would_mean_nothing_are_refused(flags: tuple[str, ...]) -> None:
+    told = sttm_here("serve", *flags)
+    assert told.code == 2
+    assert all(flag in told.err for flag in flags if flag.startswith("--"))
 
 
 def test_a_server_of_another_version_is_said_and_not_used(

@@ -16,8 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sttm_cli.config import Settings
 from sttm_cli.errors import VideoError
 from sttm_cli.serve import addresses
+from sttm_cli.serve.address import of_the_model
 from sttm_cli.serve.downloads import Downloads
 from sttm_cli.serve.options import Options
 from tests.serve.many import Case
@@ -303,7 +305,8 @@ def test_a_web_page_cannot_reach_it_under_its_own_name(http: httpx.Client, host:
 def test_the_private_protocol_reads_no_more_than_the_public_one(http: httpx.Client) -> None:
     from sttm_cli import __version__
 
-    asked = {"version": __version__, "video": "/etc/passwd", "questions": ["what?"], "settings": {}}
+    question = {"video": "/etc/passwd", "questions": ["what?"], "settings": {}}
+    asked = {"version": __version__, "model": of_the_model(Settings()), **question}
     lines = http.post("/sttm/ask", json=asked).text.splitlines()
     assert json.loads(lines[-1])["error"]["kind"] == "forbidden"
     for change in (
@@ -311,6 +314,7 @@ def test_the_private_protocol_reads_no_more_than_the_public_one(http: httpx.Clie
         {"video": 1},
         {"settings": {"model": "x"}},
         {"history": [1]},
+        {"model": {"model": "tiny"}},
     ):
         refused(http.post("/sttm/ask", json={**asked, **change}), 400)
 

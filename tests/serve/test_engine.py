@@ -14,9 +14,10 @@ from sttm_cli import stages
 from sttm_cli.answer.sampling import Sampler
 from sttm_cli.config import Settings
 from sttm_cli.errors import ModelError, OutOfMemoryError
-from sttm_cli.serve.engine import Asking, Engine
+from sttm_cli.serve.engine import Engine
 from sttm_cli.serve.options import Options
 from sttm_cli.serve.problems import Refused, refusal
+from sttm_cli.serve.run import Asking
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 COUNT = "how many shapes are there?"

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
 from sttm_cli import VideoQA
+from sttm_cli.config import Settings
+from sttm_cli.serve.app import Service
+from sttm_cli.serve.engine import Engine
+from sttm_cli.serve.options import Options
+from sttm_cli.serve.videos import Videos
 from tests.serve.running import Running
 from tests.web import Site, serving
 
@@ -140,6 +148,51 @@ def test_failures_are_the_clients_own_exceptions(client: Any, allowed: Path, sit
     fail(str(SAMPLE), openai.PermissionDeniedError)
     fail(str(allowed / "sample.mp4"), openai.BadRequestError, temperature=-1)
     fail(str(allowed / "sample.mp4"), openai.BadRequestError, stream=True, n=2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"top_k": 5}, "top_k"),
+        ({"stop": ["."]}, "stop"),
+        ({"max_completion_tokens": 0}, "max-new-tokens 0"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"sttm": {"budgte": 0.3}}, "budgte"),
+    ],
+)
+def test_what_could_change_the_answer_is_refused_where_it_is_not_supported(
+    client: Any, allowed: Path, fields: dict[str, Any], named: str
+) -> None:
+    messages = about(str(allowed / "sample.mp4"), COUNT)
+    with pytest.raises(openai.BadRequestError, match=named):
+        client.chat.completions.create(model="tiny", messages=messages, extra_body=fields)
+
+
+def test_fields_that_change_no_answer_are_passed_over_and_those_of_a_video_are_not(
+    client: Any, allowed: Path, alone: dict[str, str]
+) -> None:
+    path = str(allowed / "sample.mp4")
+    made = client.chat.completions.create(
+        model="tiny", messages=about(path, COUNT), user="me", store=False, n=1, stop=[]
+    )
+    assert made.choices[0].message.content == alone[COUNT]
+    with pytest.raises(openai.BadRequestError, match="'fps' is not supported in a video part"):
+        client.chat.completions.create(model="tiny", messages=about(path, COUNT, fps=2))
+
+
+def test_a_model_in_a_folder_goes_by_the_folders_name(tmp_path: Path) -> None:
+    async def ask() -> tuple[Any, Any]:
+        engine = Engine(Settings(model=str(tmp_path)), Options())
+        app = Service(engine, Videos(Options()), Options(), trusted=True).app()
+        way = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=way, base_url="http://localhost") as http:
+            listed, unknown = await http.get("/v1/models"), await http.get("/v1/models/other")
+        engine.close()
+        return listed.json(), unknown.json()
+
+    listed, unknown = asyncio.run(ask())
+    assert [model["id"] for model in listed["data"]] == [tmp_path.name]
+    assert str(tmp_path) not in json.dumps([listed, unknown])
 
 
 def test_health_and_metrics_tell_of_it(server: Running, client: Any, allowed: Path) -> None:
