@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from sttm_cli.types import PrefixKV
 
@@ -53,9 +53,15 @@ def _is_told(kv: PrefixKV, vocabulary: int) -> bool:
     decode, seconds = kv.facts.get("decode"), kv.facts.get("seconds")
     if not (isinstance(decode, dict) and isinstance(seconds, dict)):
         return False
-    times, warnings = decode.get("times_s"), decode.get("warnings")
-    told = isinstance(times, list) and isinstance(warnings, list)
-    numbers = all(isinstance(s, (int, float)) for s in seconds.values() if s is not None)
-    ids = kv.facts.get("token_ids")
-    known = isinstance(ids, list) and all(type(i) is int and 0 <= i < vocabulary for i in ids)
-    return told and numbers and known
+    spent, ids = [s for s in seconds.values() if s is not None], kv.facts.get("token_ids")
+    return (
+        _are(spent, (int, float))
+        and _are(decode.get("times_s"), (int, float))
+        and _are(decode.get("warnings"), str)
+        and _are(ids, int)
+        and all(0 <= i < vocabulary for i in ids)
+    )
+
+
+def _are(values: Any, kind: type | tuple[type, ...]) -> TypeGuard[list[Any]]:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)

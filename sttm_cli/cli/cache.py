@@ -61,15 +61,12 @@ def show(
     output: Output,
 ) -> None:
     """Show everything that is known of one entry, as JSON."""
-    import json
-
     with _store(flags) as store:
         entry = _entry(store, key)
-    found = {**_entry_json(entry), "label": entry.label, "identity": entry.identity}
-    if output.as_json:
-        print_json(found)
-    else:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    # The prompt's tokens are of use to the model only.
+    facts = {name: fact for name, fact in (entry.facts or {}).items() if name != "token_ids"}
+    whole = {"label": entry.label, "identity": entry.identity, "facts": facts}
+    print_json({**_entry_json(entry), **whole}, indent=None if output.as_json else 2)
 
 
 @app.command("rm")
@@ -77,10 +74,9 @@ def show(
 def rm(keys: Keys, *, flags: dict[str, Any], output: Output) -> None:
     """Remove entries by key."""
     with _store(flags) as store:
-        entries = [_entry(store, key) for key in keys]
-        keys = store.remove(entry.key for entry in entries)
-    gone = [entry for entry in entries if entry.key in keys]
-    _removed({"removed": keys, "bytes": sum(e.bytes for e in gone)}, output)
+        entries = {entry.key: entry for entry in (_entry(store, key) for key in keys)}
+        gone = store.remove(entries)
+    _removed({"removed": gone, "bytes": sum(entries[key].bytes for key in gone)}, output)
     if len(gone) < len(entries):
         raise typer.Exit(1)
 

@@ -29,11 +29,11 @@ BYTES = {"download", "stdin"}
 NO_SOUND = "the video's sound is ignored: a model sees its frames only"
 
 
-def print_json(value: Json) -> None:
+def print_json(value: Json, *, indent: int | None = None) -> None:
     """One JSON object on stdout; file names that are no text come as escapes."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        text = json.dumps(value)
+        text = json.dumps(value, indent=indent)
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

@@ -34,7 +34,8 @@ class Entry:
     """One stored KV. Times are seconds since the epoch.
 
     `video` is the digest of the video; `saved_bytes` is what `kv_dtype` makes it smaller than
-    the KV it is restored to; `identity` is None where the file was not opened for it.
+    the KV it is restored to; `identity` and `facts` (what came of making it) are None where only
+    what the index remembers was asked for.
     """
 
     key: str
@@ -48,6 +49,7 @@ class Entry:
     created: float
     uses: Uses
     identity: Json | None = None
+    facts: Json | None = None
 
     @property
     def last_used(self) -> float:
@@ -81,6 +83,7 @@ def entry_of(stored: Stored, header: Header, uses: Uses) -> Entry:
         stored.changed,
         uses,
         meta["identity"],
+        meta["facts"],
     )
 
 

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from sttm_cli.lock import single_flight
@@ -124,7 +125,8 @@ class Store:
         for stored, entry in zip(artifacts, self._records.entries(artifacts), strict=True):
             if entry is None:
                 try:
-                    entry = self._entry(stored.path)
+                    # Of a hundred thousand entries the large parts are not kept.
+                    entry = replace(self._entry(stored.path), identity=None, facts=None)
                 except (Damaged, OSError):
                     continue
                 learnt.append((entry, stored))

@@ -21,7 +21,8 @@ def test_cache_lists_shows_and_removes_what_ask_stored() -> None:
     header, row = sttm_here("cache", "ls").out.splitlines()
     assert header.split()[:2] == ["key", "video"]
     assert row.split()[:4] == [key[:12], "sample.mp4", "tiny", "0.5"]
-    assert key in sttm_here("cache", "show", key[:8]).out
+    shown = sttm_here("cache", "show", key[:8]).json
+    assert (shown["key"], shown["facts"]["decode"]["lost"]) == (key, 0)
     assert sttm_here("cache", "rm", key[:8]).code == 0
     assert not cached_files()
     assert not sttm_here("ask", SAMPLE, QUESTION, "--json").json["cache"]["hit"]

@@ -1,0 +1,81 @@
+"""A file with all its checksums that this program did not make: a miss, never a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sttm_cli.pipeline import VideoQA
+from sttm_cli.resident import Resident
+from sttm_cli.store import Store, pack
+from sttm_cli.types import PrefixKV
+
+SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
+QUESTION = "how many shapes are there?"
+
+
+def fact(name: str, value: Any) -> Callable[[PrefixKV], PrefixKV]:
+    """Another value in `facts`, at a path of names."""
+
+    def change(kv: PrefixKV) -> PrefixKV:
+        *folders, last = name.split(".")
+        place = kv.facts
+        for folder in folders:
+            place = place[folder]
+        place[last] = value
+        return kv
+
+    return change
+
+
+CHANGES: dict[str, Callable[[PrefixKV], PrefixKV]] = {
+    "no decode": fact("decode", None),
+    "times are text": fact("decode.times_s", ["soon"]),
+    "warnings are no text": fact("decode.warnings", [{}]),
+    "seconds are text": fact("seconds.prefill", "long"),
+    "tokens that the model has not": fact("token_ids", [10**9]),
+    "another prefix": lambda kv: replace(kv, tokens=replace(kv.tokens, prefix=1)),
+    "more kept than there were": lambda kv: replace(
+        kv, tokens=replace(kv.tokens, video_kept=10**6)
+    ),
+    "positions far away": lambda kv: replace(kv, next_positions=(2**39, 2**39)),
+    "merged elsewhere": lambda kv: replace(kv, merge_layer=0),
+    "a layer less": lambda kv: replace(
+        kv, keys=kv.keys[:-1], values=kv.values[:-1], lengths=kv.lengths[:-1]
+    ),
+    "half the heads": lambda kv: replace(
+        kv, keys=[k[:, :1] for k in kv.keys], values=[v[:, :1] for v in kv.values]
+    ),
+    "another type": lambda kv: replace(
+        kv, keys=[k.half() for k in kv.keys], values=[v.half() for v in kv.values]
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def resident(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resident]:
+    """One loaded model for all, which keeps no KV in memory."""
+    resident = Resident(Store(tmp_path_factory.mktemp("cache"), warn=print))
+    yield resident
+    resident.close()
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_no_run_can_have_stored_is_a_miss(
+    resident: Resident, change: Callable[[PrefixKV], PrefixKV]
+) -> None:
+    store, said = resident.store, list[str]()
+    with VideoQA(resident=resident) as qa:
+        right, identity = qa.ask(SAMPLE, QUESTION), qa.request(SAMPLE).identity
+    kv = store.load(store.find(identity).entry, device="cpu", room=0)
+    store.save(identity, pack(change(kv)), label={})
+    with VideoQA(resident=resident, warn=said.append) as qa:
+        again = qa.ask(SAMPLE, QUESTION)
+    assert "computing it anew" in " ".join(said)
+    assert (again.cache_hit, again.text) == (False, right.text)
+    with VideoQA(resident=resident, warn=pytest.fail) as qa:
+        assert qa.ask(SAMPLE, QUESTION).cache_hit
