@@ -76,8 +76,8 @@ class BudgetCost:
 @dataclass(frozen=True)
 class Survey:
     """A video under several budgets. `model`: what ran, as JSON; `view`: its frames, small;
-    `entries`: all that the user's cache holds of this video; decode and encode are measured
-    apart from the budgets and stand in each of the `rows`."""
+    `entries`: all that the user's cache holds of this video, the last used first; decode and encode
+    are measured apart from the budgets and stand in each of the `rows`."""
 
     request: Request
     report: DecodeReport
@@ -137,7 +137,8 @@ def survey(
                 speedup=_to_first_token(full) / _to_first_token(cost),
             )
         )
-    entries = (entry for entry in qa.store.entries() if entry.video == request.digest)
+    entries = [entry for entry in qa.store.entries() if entry.video == request.digest]
+    entries.sort(key=lambda entry: entry.last_used, reverse=True)
     return Survey(
         request, report, tokens.grid, repeat, _model_json(qa), view, tuple(entries), tuple(rows)
     )
