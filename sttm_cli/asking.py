@@ -14,7 +14,7 @@ from sttm_cli.config import check_options, check_question
 from sttm_cli.errors import ContextError, UsageError
 from sttm_cli.prepared import TO_PREFIX, Prepared
 from sttm_cli.results import Answer, Choice, Option
-from sttm_cli.types import Continuation, Ending, Sampling
+from sttm_cli.types import Continuation, Ending, OnToken, Sampling
 
 if TYPE_CHECKING:
     from sttm_cli.models import VideoLLM
@@ -36,6 +36,7 @@ def answer(
     max_new_tokens: int,
     sampling: Sampling,
     on_text: Callable[[str], None] | None,
+    on_token: OnToken | None,
     stop: Callable[[], bool],
 ) -> Answer:
     """Generate an answer, at most as long as the model's context takes; raises as `_ids`."""
@@ -49,6 +50,7 @@ def answer(
         max_new_tokens=min(max_new_tokens, room),
         sampling=sampling,
         on_text=on_text,
+        on_token=on_token,
         stop=stop,
     )
     full = made.ending is Ending.LENGTH and room < max_new_tokens

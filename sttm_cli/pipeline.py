@@ -24,7 +24,7 @@ from sttm_cli.results import Answer, CacheUse, Choice
 from sttm_cli.stages import Progress, Stages
 from sttm_cli.store import pack
 from sttm_cli.tiers import DEVICE, DISK, Held
-from sttm_cli.types import Frames, Json, PrefixKV, Sampling
+from sttm_cli.types import Frames, Json, OnToken, PrefixKV, Sampling
 
 if TYPE_CHECKING:
     from sttm_cli.types import Continuation
@@ -104,11 +104,13 @@ class VideoQA(Stages):
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
         on_text: Callable[[str], None] | None = None,
+        on_token: OnToken | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> Answer:
         """Answer one question about a prepared video.
 
-        `sampling` and `max_new_tokens`: for this answer, instead of the settings'. `stop` is
+        `sampling` and `max_new_tokens`: for this answer, instead of the settings'. `on_token`
+        gets each token of the answer and the logits [V] that it was chosen from. `stop` is
         asked before each token and ends the answer; an exception from `on_text` does so too and
         is passed on. Raises UsageError where the question does not fit the model's context.
         """
@@ -124,6 +126,7 @@ class VideoQA(Stages):
                 max_new_tokens=max_new_tokens or self.settings.max_new_tokens,
                 sampling=sampling,
                 on_text=on_text,
+                on_token=on_token,
                 stop=stop,
             )
 

@@ -207,6 +207,9 @@ class Sampling:
 
 GREEDY = Sampling()
 
+OnToken = Callable[[int, "torch.Tensor"], None]
+"""Gets a token of an answer and the logits [V] that it was chosen from."""
+
 
 class Continuation(Protocol):
     """A prefilled prefix that can be continued with tokens and wound back to its end."""

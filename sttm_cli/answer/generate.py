@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from sttm_cli.answer.sampling import Sampler
-from sttm_cli.types import GREEDY, Continuation, Ending, Sampling
+from sttm_cli.types import GREEDY, Continuation, Ending, OnToken, Sampling
 
 
 class Reading(Protocol):
@@ -48,12 +48,14 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
     on_text: Callable[[str], None] | None = None,
+    on_token: OnToken | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Generated:
     """Answer `question` (token ids [n]); the prefix is wound back in any case.
 
-    `on_text` receives the text in pieces as it grows. `stop` is asked before each token and
-    ends the answer where it stands; an exception that `on_text` raises is passed on.
+    `on_text` receives the text in pieces as it grows, `on_token` each of its tokens. `stop` is
+    asked before each token and ends the answer where it stands; an exception that `on_text`
+    raises is passed on.
     """
     started = time.perf_counter()
     stream = _TextStream(model, on_text)
@@ -71,6 +73,8 @@ def generate(
             if token in model.end_ids:
                 ending = Ending.END
                 break
+            if on_token is not None:
+                on_token(token, logits)
             stream.add(token)
             if count + 1 < max_new_tokens:
                 logits = prefix.extend(torch.tensor([token]))

@@ -20,6 +20,7 @@ from sttm_cli import __version__
 from sttm_cli.serve.address import served_name
 from sttm_cli.serve.chat import ChatRequest, read_request
 from sttm_cli.serve.engine import Engine
+from sttm_cli.serve.logprobs import joined
 from sttm_cli.serve.metrics import MEDIA_TYPE
 from sttm_cli.serve.options import Options, is_loopback
 from sttm_cli.serve.own import own_routes
@@ -134,6 +135,7 @@ class Service:
             self.videos.use(asked.video, trusted=self.trusted),
             (asked.question,),
             asked.history,
+            logprobs=asked.logprobs,
         )
         writer = Writer.new(asked.model)
         if asked.stream:
@@ -187,24 +189,25 @@ def problem(error: Exception) -> Response:
 
 
 async def _whole(writer: Writer, events: AsyncIterator[Told]) -> Response:
-    answer, prompt, report = None, 0, {}
+    last, report, logprobs = None, {}, []
     async with aclosing(events) as following:  # type: ignore[type-var]
         async for told in following:
+            logprobs.append(told.logprobs)
             if told.kind == "answer":
-                answer, prompt = told.value, told.prompt_tokens
+                last = told
             elif told.kind == "report":
                 report = told.value
-    if answer is None:
+    if last is None:
         raise Gone
-    usage = _usage(answer, prompt, report)
-    return JSONResponse(writer.whole(answer, usage, _extra(report)))
+    usage = _usage(last, report)
+    return JSONResponse(writer.whole(last.value, usage, _extra(report), joined(logprobs)))
 
 
 async def _sse(
     asked: ChatRequest, writer: Writer, events: AsyncIterator[Told]
 ) -> AsyncIterator[str]:
     """The answer as server-sent events."""
-    answer, prompt = None, 0
+    last: Told | None = None
     started = False
     async with aclosing(events) as following:  # type: ignore[type-var]
         try:
@@ -213,15 +216,15 @@ async def _sse(
                     started = True
                     yield _event(writer.first())
                 if told.kind == "text":
-                    yield _event(writer.piece(told.value))
+                    yield _event(writer.piece(told.value, told.logprobs))
                 elif told.kind == "answer":
-                    answer, prompt = told.value, told.prompt_tokens
-                elif told.kind == "report" and answer is not None:
+                    last = told
+                elif told.kind == "report" and last is not None:
                     if not started:
                         yield _event(writer.first())
-                    yield _event(writer.last(answer, _extra(told.value)))
+                    yield _event(writer.last(last.value, _extra(told.value), last.logprobs))
                     if asked.include_usage:
-                        yield _event(writer.usage(_usage(answer, prompt, told.value)))
+                        yield _event(writer.usage(_usage(last, told.value)))
         except Exception as error:
             if not started:
                 raise
@@ -229,9 +232,9 @@ async def _sse(
     yield "data: [DONE]\n\n"
 
 
-def _usage(answer: Any, prompt: int, report: Json) -> Json:
+def _usage(last: Told, report: Json) -> Json:
     cached = report["cache"]["restored_tokens"]
-    return usage_of(answer, prompt_tokens=prompt, cached_tokens=cached)
+    return usage_of(last.value, prompt_tokens=last.prompt_tokens, cached_tokens=cached)
 
 
 def _extra(report: Json) -> Json:

@@ -22,12 +22,13 @@ from sttm_cli.serve.fields import (
     check_text,
     read_object,
 )
+from sttm_cli.serve.logprobs import MOST
 from sttm_cli.types import Json
 
 _MOST_TURNS = 512
 _READ = (
     "model messages stream stream_options sttm temperature top_p seed max_tokens "
-    "max_completion_tokens"
+    "max_completion_tokens logprobs top_logprobs"
 ).split()
 _ONE_VALUE = {"n": 1, "response_format": {"type": "text"}, "modalities": ["text"]}
 _CHANGES_NO_ANSWER = (
@@ -55,6 +56,7 @@ class ChatRequest:
     settings: Settings
     stream: bool
     include_usage: bool
+    logprobs: int | None
 
 
 def read_request(body: bytes, base: Settings) -> ChatRequest:
@@ -74,6 +76,7 @@ def read_request(body: bytes, base: Settings) -> ChatRequest:
         settings=_settings(fields, base),
         stream=as_flag(fields.get("stream"), "stream"),
         include_usage=as_flag(options.get("include_usage"), "include_usage"),
+        logprobs=_logprobs(fields),
     )
 
 
@@ -93,7 +96,17 @@ def _settings(fields: Json, base: Settings) -> Settings:
     try:
         return replace(base, **wanted)
     except UsageError as error:
-        bad(error.message)
+        bad(str(error))
+
+
+def _logprobs(fields: Json) -> int | None:
+    """How many alternatives each token is to be told with, None where they are not asked for."""
+    wanted, most = as_flag(fields.get("logprobs"), "logprobs"), fields.get("top_logprobs")
+    if most is None:
+        return 0 if wanted else None
+    if not 0 <= as_whole(most, "top_logprobs") <= MOST or (most and not wanted):
+        bad(f"'top_logprobs' must be from 0 to {MOST}, and needs 'logprobs'")
+    return most if wanted else None
 
 
 def _video_settings(given: Any) -> dict[str, Any]:
@@ -115,7 +128,7 @@ def _video_settings(given: Any) -> dict[str, Any]:
     try:
         return {name: readers[name](value) for name, value in given.items() if value is not None}
     except UsageError as error:
-        bad(error.message)
+        bad(str(error))
 
 
 def _refuse_unsupported(fields: Json) -> None:

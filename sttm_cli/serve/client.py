@@ -65,11 +65,12 @@ class Server:
 
         Raises ServerGone where the server is none or dies, ServerFailure for what it tells.
         """
+        sent = video if "://" in video else str(Path(video).absolute())
         body = {
             "version": __version__,
             "model": of_the_model(settings),
             "keep_alive": self.keep_alive,
-            "video": video if "://" in video else str(Path(video).absolute()),
+            "video": sent,
             "questions": list(questions),
             "history": [list(turn) for turn in history],
             "options": list(options),
@@ -78,7 +79,9 @@ class Server:
         for event in self._lines("/sttm/ask", body):
             ((kind, value),) = event.items()
             if kind == "error":
-                raise _failure(value)
+                # As the user named it, not as the server knows it.
+                message = str(value.get("message", "")).replace(sent, video)
+                raise _failure({**value, "message": message})
             if kind == "report":
                 value["video"]["path"] = video
             if kind != "heard":

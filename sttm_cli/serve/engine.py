@@ -24,6 +24,7 @@ from sttm_cli.report import ask_report
 from sttm_cli.resident import Resident
 from sttm_cli.results import Answer, Choice
 from sttm_cli.serve.batch import Batches, together
+from sttm_cli.serve.logprobs import LogProbs
 from sttm_cli.serve.memory import bounds
 from sttm_cli.serve.metrics import Metrics
 from sttm_cli.serve.options import Options
@@ -152,9 +153,9 @@ class Engine:
             await asyncio.to_thread(qa.check, asking.questions)
             answers: list[Answer | Choice] = []
             for question in asking.questions:
-                answer, count = await self._answer(qa, prepared, question, asking, run)
-                answers.append(answer)
-                run.tell(Told("answer", answer, count))
+                told = await self._answer(qa, prepared, question, asking, run)
+                answers.append(told.value)
+                run.tell(told)
             run.tell(Told("report", ask_report(qa, prepared, answers)))
 
     async def _prepare(self, qa: VideoQA, video: Path | str) -> Prepared:
@@ -169,32 +170,17 @@ class Engine:
 
     async def _answer(
         self, qa: VideoQA, prepared: Prepared, question: str, asking: Asking, run: Run
-    ) -> tuple[Answer | Choice, int]:
-        def work(prepared: Prepared) -> tuple[Answer | Choice, int]:
+    ) -> Told:
+        def work(prepared: Prepared) -> Told:
             run.check()
-            asked = len(qa.model(vision=False).question(question, asking.history))
-            return self._reply(qa, prepared, question, asking, run), prefix + asked
+            return _reply(qa, prepared, question, asking, run)
 
-        prefix = prepared.kv.tokens.prefix
         run.turn = self._batches.submit(prepared, work, alone=bool(asking.options))
-        answer, count = await asyncio.wrap_future(run.turn)
+        told: Told = await asyncio.wrap_future(run.turn)
         run.check()
-        self.metrics.answered(answer)
+        self.metrics.answered(told.value)
         self.answered += 1
-        return answer, count
-
-    def _reply(
-        self, qa: VideoQA, prepared: Prepared, question: str, asking: Asking, run: Run
-    ) -> Answer | Choice:
-        if asking.options:
-            return qa.choose(prepared, question, asking.options, history=asking.history)
-        return qa.answer(
-            prepared,
-            question,
-            history=asking.history,
-            on_text=run.text,
-            stop=run.cancelled.is_set,
-        )
+        return told
 
     # ---- the queue
 
@@ -226,6 +212,25 @@ class Engine:
         if tier == DISK:
             return self._store.bytes
         return self._resident.tiers.bytes()[tier] if self.ready else 0
+
+
+def _reply(qa: VideoQA, prepared: Prepared, question: str, asking: Asking, run: Run) -> Told:
+    """The answer to one question, its pieces told as they come."""
+    model = qa.model(vision=False)
+    count = prepared.kv.tokens.prefix + len(model.question(question, asking.history))
+    if asking.options:
+        weighed = qa.choose(prepared, question, asking.options, history=asking.history)
+        return Told("answer", weighed, count)
+    probs = LogProbs(model.text, asking.logprobs)
+    answer = qa.answer(
+        prepared,
+        question,
+        history=asking.history,
+        on_text=lambda piece: run.tell(Told("text", piece, logprobs=probs.taken())),
+        on_token=probs.add,
+        stop=run.cancelled.is_set,
+    )
+    return Told("answer", answer, count, probs.taken())
 
 
 class _SharedQA(VideoQA):

@@ -41,7 +41,7 @@ def refusal(error: BaseException) -> Refused:
         return Refused(504, "the request took longer than this server allows", code="timeout")
     if not isinstance(error, SttmError):
         return Refused(500, "the server failed on this request", code="internal_error")
-    text = _PATH.sub("the file", error.message)
+    text = _PATH.sub("the file", error.message).replace("no file the file", "no such file")
     if error.kind == "context":
         return Refused(400, text, code="context_length_exceeded")
     return Refused(_STATUS.get(error.kind, 500), text, code=error.kind)

@@ -27,12 +27,12 @@ class Writer:
     def new(cls, model: str) -> Writer:
         return cls(f"chatcmpl-{secrets.token_hex(12)}", model, int(time.time()))
 
-    def whole(self, answer: Answer, usage: Json, extra: Json) -> Json:
+    def whole(self, answer: Answer, usage: Json, extra: Json, logprobs: Json | None = None) -> Json:
         message = {"role": "assistant", "content": answer.text, "refusal": None}
         choice = {
             "index": 0,
             "message": message,
-            "logprobs": None,
+            "logprobs": logprobs,
             "finish_reason": _FINISH[answer.ending],
         }
         return {**self._head("chat.completion"), "choices": [choice], "usage": usage, "sttm": extra}
@@ -40,17 +40,20 @@ class Writer:
     def first(self) -> Json:
         return self._chunk({"role": "assistant", "content": ""})
 
-    def piece(self, text: str) -> Json:
-        return self._chunk({"content": text})
+    def piece(self, text: str, logprobs: Json | None = None) -> Json:
+        return self._chunk({"content": text}, logprobs=logprobs)
 
-    def last(self, answer: Answer, extra: Json) -> Json:
-        return {**self._chunk({}, _FINISH[answer.ending]), "sttm": extra}
+    def last(self, answer: Answer, extra: Json, logprobs: Json | None = None) -> Json:
+        chunk = self._chunk({}, _FINISH[answer.ending], logprobs=logprobs)
+        return {**chunk, "sttm": extra}
 
     def usage(self, usage: Json) -> Json:
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage}
 
-    def _chunk(self, delta: Json, finish: str | None = None) -> Json:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+    def _chunk(
+        self, delta: Json, finish: str | None = None, *, logprobs: Json | None = None
+    ) -> Json:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return {**self._head("chat.completion.chunk"), "choices": [choice]}
 
     def _head(self, kind: str) -> Json:

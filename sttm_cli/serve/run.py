@@ -22,23 +22,26 @@ Turns = tuple[tuple[str, str], ...]
 @dataclass(frozen=True)
 class Asking:
     """Questions about one video. `video` gives where it is while it is entered; with `options`
-    the likeliest of them is the answer."""
+    the likeliest of them is the answer. `logprobs`: how many alternatives each token of an answer
+    is told with, None for no such thing."""
 
     settings: Settings
     video: AbstractContextManager[Path | str]
     questions: tuple[str, ...]
     history: Turns = ()
     options: tuple[str, ...] = ()
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True)
 class Told:
     """What one asking has come to so far: a line for the person, progress, a piece of text, an
-    answer; with the last answer the whole report."""
+    answer; with the last answer the whole report. `logprobs`: of the tokens since the last."""
 
     kind: str
     value: Any
     prompt_tokens: int = 0
+    logprobs: Json | None = None
 
 
 class Gone(Exception):
@@ -77,9 +80,6 @@ class Run:
         """Raise Gone where nobody waits any longer."""
         if self.cancelled.is_set():
             raise Gone
-
-    def text(self, piece: str) -> None:
-        self.tell(Told("text", piece))
 
     def warn(self, line: str) -> None:
         self.tell(Told("warning", line))

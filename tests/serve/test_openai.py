@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 
 from sttm_cli import VideoQA
 from sttm_cli.config import Settings
@@ -113,6 +114,31 @@ def test_settings_of_the_video_come_in_an_extra_field(client: Any, allowed: Path
     assert 0 < details.video_tokens <= 0.25 * details.video_tokens_full
 
 
+def test_tokens_are_told_with_their_likelihood(
+    client: Any, allowed: Path, alone: dict[str, str]
+) -> None:
+    asked = {
+        "model": "tiny",
+        "messages": about(str(allowed / "sample.mp4"), COUNT),
+        "logprobs": True,
+        "top_logprobs": 3,
+    }
+    (choice,) = client.chat.completions.create(**asked).choices
+    tokens = choice.logprobs.content
+    known: list[tuple[int, torch.Tensor]] = []
+    with VideoQA(no_cache=True) as qa:
+        qa.answer(qa.prepare(SAMPLE), COUNT, on_token=lambda *chosen: known.append(chosen))
+    assert "".join(token.token for token in tokens).strip() == alone[COUNT]
+    for token, (chosen, logits) in zip(tokens, known, strict=True):
+        assert token.logprob == pytest.approx(float(logits.log_softmax(-1)[chosen]), abs=1e-4)
+        likeliest = [other.logprob for other in token.top_logprobs]
+        assert likeliest == sorted(likeliest, reverse=True)
+        assert (len(likeliest), likeliest[0]) == (3, token.logprob)
+    streamed = client.chat.completions.create(**asked, stream=True)
+    chunks = [c.choices[0].logprobs.content for c in streamed if c.choices[0].logprobs]
+    assert [token.token for part in chunks for token in part] == [t.token for t in tokens]
+
+
 def test_a_seed_draws_the_same_answer_again(client: Any, allowed: Path) -> None:
     def draw(seed: int) -> str:
         made = client.chat.completions.create(
@@ -154,6 +180,8 @@ def test_failures_are_the_clients_own_exceptions(client: Any, allowed: Path, sit
     ("fields", "named"),
     [
         ({"top_k": 5}, "top_k"),
+        ({"top_logprobs": 5}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "0 to 20"),
         ({"stop": ["."]}, "stop"),
         ({"max_completion_tokens": 0}, "max-new-tokens 0"),
         ({"modalities": ["text", "audio"]}, "modalities"),
