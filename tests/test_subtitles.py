@@ -96,6 +96,7 @@ def test_length_is_bounded_and_said(tmp_path: Path) -> None:
         (SRT.replace("00:00:04,000", "00:99:04,000"), "line 6"),
         (SRT.replace("00:00:06,000", "00:00:03,000"), "line 6"),
         (SRT.replace("\nthe &amp;", "\n\nthe &amp;"), "line 9"),
+        (SRT.replace("\n\n2\n", "\n2\n"), "line 5"),
         ("WEBVTT\n\n", "no subtitles"),
         ("", "no subtitles"),
     ],

@@ -82,6 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
             "/to-a-file": ("video/mp4", b"", {"Location": "file:///etc/hostname"}),
             "/to-loopback": ("video/mp4", b"", {"Location": self.site.at("video.mp4")}),
             "/to-ftp": ("video/mp4", b"", {"Location": "ftp://127.0.0.1/video.mp4"}),
+            "/in-circles": ("video/mp4", b"", {"Location": self.site.at("in-circles")}),
+            "/half-a-chunk": ("video/mp4", b"1000\r\nabc", {"Transfer-Encoding": "chunked"}),
             "/broken-off": ("video/mp4", video[:-10], whole),
             "/endless": ("video/mp4", bytes(5 << 20), {}),
             "/huge": ("video/mp4", b"", {"Content-Length": str(10**12)}),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sttm_cli.cli.output import size
+from sttm_cli.cli.output import printable, size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,12 +87,7 @@ def print_survey(console: Console, found: Survey) -> None:
 
 def _name(found: Survey) -> str:
     source = found.request.source
-    return _printable(source.name if source.is_copy else source.path.name or source.name)
-
-
-def _printable(text: str) -> str:
-    """The text without what could steer a terminal, or cannot be written."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return printable(source.name if source.is_copy else source.path.name or source.name)
 
 
 def _sampled(found: Survey) -> str:
@@ -109,7 +104,7 @@ def _stored(entries: Sequence[Entry]) -> str:
     if not entries:
         return "nothing of this video"
     named = [
-        _printable(f"{Path(str(e.label.get('model'))).name} at {e.label.get('budget')} ")
+        printable(f"{Path(str(e.label.get('model'))).name} at {e.label.get('budget')} ")
         + f"({size(e.bytes)})"
         for e in entries[:ENTRIES]
     ]

@@ -39,9 +39,15 @@ def print_json(value: Json, *, indent: int | None = None) -> None:
 
 
 def say(line: str) -> None:
-    """A line for the person, on stderr."""
-    sys.stderr.write(line + "\n")
+    """A line for the person, on stderr, or several."""
+    sys.stderr.write("\n".join(map(printable, line.split("\n"))) + "\n")
     sys.stderr.flush()
+
+
+def printable(text: str) -> str:
+    """The text without what could steer a terminal, or cannot be written: names of files and
+    what servers say may hold anything."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def warn(line: str) -> None:
@@ -60,7 +66,7 @@ def show_failure(error: BaseException, *, as_json: bool, debug: bool) -> int:
             {"schema": "sttm.error/1", "error": {"kind": kind, "message": message, "hint": hint}}
         )
     if message:
-        say(f"sttm: {message}" + (f"\n  {hint}" if hint else ""))
+        say(f"sttm: {printable(message)}" + (f"\n  {hint}" if hint else ""))
     return code
 
 
@@ -70,7 +76,8 @@ def _told(error: BaseException) -> tuple[str, str, str, int]:
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
         return "interrupted", "interrupted", "", 130
     if isinstance(error, SystemExit):
-        return "exit", "", "", error.code if isinstance(error.code, int) else 1
+        code = error.code if isinstance(error.code, int) else 1
+        return "interrupted", f"ended by signal {code - 128}" if code > 128 else "", "", code
     if isinstance(error, BrokenPipeError):
         _drop_stdout()
         return "output", "", "", 1

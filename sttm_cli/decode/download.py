@@ -8,7 +8,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def download(address: str, target: Path, *, max_bytes: int, progress: Progress) 
             )
     except urllib.error.HTTPError as error:
         raise VideoError(
-            f"{address} gives no video: {error.code} {error.reason}", "check the address"
+            f"{address} gives no video: {error.code} {_line(error.reason)}", "check the address"
         ) from None
     except (
         urllib.error.URLError,
@@ -136,4 +136,11 @@ def _reason(error: Exception) -> str:
     cause = getattr(error, "reason", error)
     if isinstance(cause, TimeoutError):
         return f"no answer within {TIMEOUT_S:.0f} s"
-    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    if isinstance(cause, IncompleteRead):
+        return "it broke off"
+    return getattr(cause, "strerror", None) or _line(str(cause)) or type(cause).__name__
+
+
+def _line(text: str) -> str:
+    """The first line of what a server says, where it is not too long."""
+    return next(iter(text.splitlines()), "")[:120]

@@ -21,7 +21,7 @@ def check_file(path: Path) -> os.stat_result:
         if stat.S_ISDIR(found.st_mode):
             raise VideoError(f"{path} is a folder, not a video", NEEDED)
         if not stat.S_ISREG(found.st_mode):
-            raise VideoError(f"{path} is not a regular file", NEEDED)
+            raise VideoError(f"{path} is not a regular file", "give a file, or - and pipe it in")
         if found.st_size == 0:
             raise VideoError(f"{path} is empty", NEEDED)
         with path.open("rb") as file:

@@ -81,7 +81,9 @@ def test_many_addresses_in_one_process_leave_few_copies(site: Site, temporary: P
     [
         ("to-a-file", "302"),
         ("to-ftp", "ftp"),
+        ("in-circles", "infinite loop"),
         ("broken-off", "broke off"),
+        ("half-a-chunk", "broke off"),
         ("endless", "--max-download"),
         ("huge", "--max-download"),
         ("text", "not a video"),
@@ -95,6 +97,7 @@ def test_an_address_without_a_video_ends_with_3_and_names_it(
     assert ended.code == 3
     assert part in ended.json["error"]["message"]
     assert site.at(path) in ended.json["error"]["message"]
+    assert len(ended.json["error"]["message"].splitlines()) == 1
 
 
 @pytest.mark.parametrize("path", ["silent", "dripping"])
@@ -180,6 +183,7 @@ def test_a_signal_removes_the_copy(temporary: Path, number: int) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == (130 if number == signal.SIGINT else 143)
     assert b"Traceback" not in err
+    assert (b"interrupted" if number == signal.SIGINT else b"ended by signal 15") in err
 
 
 def test_images_in_natural_order_are_a_video(images: Path) -> None:

@@ -183,6 +183,7 @@ def test_pictures_beyond_the_bound_are_not_decoded_though_the_header_is_small(
 NAMES = [
     " space first.mp4", "new\nline.mp4", "фильм 映画 🎬.mp4", "-x.mp4", "--json", "100%d.mp4",
     "a#b?c&d.mp4", "quo'te\".mp4", "concat:b.mp4", "http:b.mp4", "~", "[bold]b[", "x" * 250,
+    "\x1b[2Jsteering.mp4",
     os.fsdecode(b"\xff\xfe.mp4"),
 ]  # fmt: skip
 
@@ -196,4 +197,8 @@ def test_any_file_name_will_do(
         assert ask(name).code == 0, name
         assert ask(f"./{name}").json["video"]["path"] == f"./{name}"
         (tmp_path / name).write_bytes(b"none")
-        assert ask(name).code == 3, name
+        refused = ask(name)
+        assert refused.code == 3, name
+        # A line for the reason and one for the next step, and nothing that steers a terminal.
+        assert all(c.isprintable() for line in refused.err.split("\n") for c in line), name
+        assert len([line for line in refused.err.splitlines() if line.startswith("  ")]) == 1
