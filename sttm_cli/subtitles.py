@@ -128,8 +128,8 @@ def _cue(path: Path, first: int, block: list[str]) -> Iterator[Cue]:
     start, end = _seconds(found.groups()[:4]), _seconds(found.groups()[4:])
     if end < start:
         raise UsageError(f"--subtitles {path}, line {first + at}: it ends before it begins")
-    for number, line in enumerate(block[at + 1 :], first + at + 1):
-        if _CUE.fullmatch(line):
+    for number, said in enumerate(block[at + 1 :], first + at + 1):
+        if _CUE.fullmatch(said):
             raise UsageError(f"--subtitles {path}, line {number}: no blank line is before this one")
     text = [html.unescape(_MARKUP.sub("", line)).strip() for line in block[at + 1 :]]
     if any(text):

@@ -43,6 +43,7 @@ app.command(name="doctor", rich_help_panel=_SETTINGS)(doctor.doctor)
 app.add_typer(config.app, name="config", rich_help_panel=_SETTINGS)
 app.add_typer(bench.app, name="bench", rich_help_panel=_SETTINGS)
 
+INTERRUPTED = 130
 DESPITE_CONFIG = ("config", "doctor")
 """Commands that must run with a config file that cannot be read: they say what is wrong."""
 
@@ -67,6 +68,9 @@ def main() -> NoReturn:
     _end_on(signal.SIGTERM)
     try:
         code = app(arguments, standalone_mode=False, default_map=_defaults(arguments))
+        if code == INTERRUPTED:
+            # The parser made an exit code of it.
+            raise KeyboardInterrupt
     except BaseException as error:
         code = show_failure(error, as_json="--json" in arguments, debug="--debug" in arguments)
     sys.exit(code if isinstance(code, int) else 0)
