@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 
 from sttm_cli.store.entry import Entry, Uses, remembered
 from sttm_cli.store.folder import Folder, Stored
@@ -25,10 +26,6 @@ class Records:
     def uses(self, key: str) -> Uses:
         return Uses.of(self._index.get(f"used:{key}"))
 
-    def all_uses(self) -> dict[str, Uses]:
-        """By key, of all that were ever used."""
-        return {key: Uses.of(row) for key, row in self._index.rows("used:").items()}
-
     def count_use(self, key: str, *, saved_s: float) -> None:
         """One use more, now."""
 
@@ -38,13 +35,15 @@ class Records:
 
         self._index.change(f"used:{key}", counted)
 
+    def by_last_use(self, artifacts: list[Stored]) -> list[Stored]:
+        """The least recently used first; what was never used counts from when it was written."""
+        uses = self._all_uses()
+        return sorted(artifacts, key=lambda s: max(uses[s.key].last_used, s.changed))
+
     def entries(self, artifacts: list[Stored]) -> list[Entry | None]:
         """What is known of each file; None where nothing is, or of another version of it."""
-        uses, abouts = self.all_uses(), self._index.rows("about:")
-        return [
-            remembered(stored, abouts.get(stored.key), uses.get(stored.key, Uses()))
-            for stored in artifacts
-        ]
+        uses, abouts = self._all_uses(), self._index.rows("about:")
+        return [remembered(s, abouts.get(s.key), uses[s.key]) for s in artifacts]
 
     def learn(self, entries: list[tuple[Entry, Stored]]) -> None:
         """Remember what entries are."""
@@ -70,3 +69,8 @@ class Records:
         rows = [f"{row}:{key}" for key in keys for row in ROWS]
         rows += [f"video:{video}" for video in videos if not self.keys_of(video)]
         self._index.delete(*rows)
+
+    def _all_uses(self) -> defaultdict[str, Uses]:
+        """By key."""
+        rows = self._index.rows("used:").items()
+        return defaultdict(Uses, {key: Uses.of(row) for key, row in rows})

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sttm_cli.lock import single_flight
 from sttm_cli.store.artifact import Damaged, Header, open_artifact, read_header, write
-from sttm_cli.store.entry import Entry, Finding, Lookup, Uses, entry_of
+from sttm_cli.store.entry import Entry, Finding, Lookup, entry_of
 from sttm_cli.store.folder import (
     SUFFIX,
     Folder,
@@ -290,12 +290,8 @@ class Store:
         excess = sum(stored.bytes for stored in artifacts) - limit
         if excess <= 0:
             return []
-        uses, chosen = self._records.all_uses(), dict[Path, Stored]()
-
-        def last_used(stored: Stored) -> float:
-            return max(uses.get(stored.key, Uses()).last_used, stored.changed)
-
-        for stored in sorted(artifacts, key=last_used):
+        chosen = dict[Path, Stored]()
+        for stored in self._records.by_last_use(artifacts):
             if excess > 0 and stored.key != keep:
                 chosen[stored.path] = stored
                 excess -= stored.bytes
