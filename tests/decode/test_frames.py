@@ -154,6 +154,7 @@ def test_mutated_videos_are_read_or_refused_and_nothing_else(steady: Path, tmp_p
     assert outcomes == {"read", "refused"}
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_digest_is_remembered_until_the_file_changes(steady: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.mp4"
     copy.write_bytes(steady.read_bytes())
@@ -167,6 +168,7 @@ def test_digest_is_remembered_until_the_file_changes(steady: Path, tmp_path: Pat
     assert digest(copy, memo) == first
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_remembered_probe_opens_no_decoder(steady: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memo = DictMemo()
     info = remembered_probe(steady, memo)

@@ -83,6 +83,7 @@ def test_deep_grey_turned_and_transparent_images_look_right(tmp_path: Path) -> N
     assert frames[2].mean() == 90
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_the_digest_is_over_names_and_bytes_and_is_remembered(folder: Path) -> None:
     memo = DictMemo()
     before = digest(folder, memo)
