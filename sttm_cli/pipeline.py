@@ -256,7 +256,9 @@ class VideoQA(Stages):
             raise VideoError(
                 f"{request.source.name} changed while it was read", "ask again once it is whole"
             )
-        entry = self.store.save(request.identity, packed, label=self._label(request))
+        # What another reader than the identity's gave is not kept.
+        label = self._label(request)
+        entry = None if report.fallback else self.store.save(request.identity, packed, label=label)
         size, saved = (entry.bytes, entry.saved_bytes) if entry else (0, 0)
         prefix = kv.tokens.prefix
         return kv, CacheUse(False, request.key, size, 0, prefix, miss_reason, None, saved)

@@ -30,6 +30,7 @@ def ask_report(qa: VideoQA, prepared: Prepared, answers: Sequence[Answer | Choic
             "reader": f"{plan.reader} {plan.reader_version}",
             "fallback": decode.get("fallback"),
             "has_audio": request.info.has_audio,
+            "notes": list(request.info.notes),
         },
         "model": {
             "name": qa.settings.model,

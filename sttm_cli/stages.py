@@ -97,7 +97,6 @@ class Stages:
             request.plan,
             report=report,
             multiple=self.choice.family.multiple,
-            fallback=self.settings.decoder == "auto",
         )
         return Frames(clock.each("decode", chunks), report)
 

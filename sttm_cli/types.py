@@ -47,7 +47,7 @@ class FramePlan:
     `times_s` are the presentation times asked for, in seconds from the first frame, ascending.
     `reader` is resolved for this file (never "auto"). `size` is the (width, height) of the frames
     to deliver; `transfer` and `origin_s` are `VideoInfo`'s transfer and start_s. `image_fps` is
-    how many images of a folder make a second, 0 for a file.
+    how many images of a folder make a second, 0 for a file. `fallback` reads where `reader` fails.
     """
 
     times_s: tuple[float, ...]
@@ -59,6 +59,7 @@ class FramePlan:
     transfer: str = "sdr"
     origin_s: float = 0.0
     image_fps: float = 0.0
+    fallback: str = ""
 
     def identity(self) -> Json:
         found: Json = {

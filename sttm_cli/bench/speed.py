@@ -262,7 +262,7 @@ def _request(qa: VideoQA, video: Path, frames: int) -> Request:
 def _one_chunk(qa: VideoQA, request: Request) -> tuple[float, float]:
     """Tokens and operations of encoding, per frame; warms the encoder up."""
     plan = replace(request.plan, times_s=request.plan.times_s[: 2 * qa.choice.family.multiple])
-    chunks = list(read_frames(request.path, plan, report=DecodeReport(), fallback=True))
+    chunks = list(read_frames(request.path, plan, report=DecodeReport()))
     frames = sum(len(chunk.times_s) for chunk in chunks)
     made: list[VisualTokens] = []
     whole = len(request.plan.times_s)

@@ -26,7 +26,6 @@ from sttm_cli.cli.options import (
 )
 from sttm_cli.cli.output import (
     NAME_A_MODEL,
-    NO_SOUND,
     StageProgress,
     cut_off,
     one_line,
@@ -116,8 +115,8 @@ def ask(
     if output.debug:
         _explain(report)
     if not output.quiet:
-        if report["video"]["has_audio"]:
-            say(NO_SOUND)
+        for note in report["video"]["notes"]:
+            say(note)
         say(_summary(report))
 
 

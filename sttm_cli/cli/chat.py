@@ -30,7 +30,6 @@ from sttm_cli.cli.options import (
 )
 from sttm_cli.cli.output import (
     NAME_A_MODEL,
-    NO_SOUND,
     StageProgress,
     cut_off,
     one_line,
@@ -204,8 +203,8 @@ class _Chat:
     def _greet(self) -> None:
         self._screen.progress.stop()
         if not self._output.quiet:
-            if self._talk.facts["video"]["has_audio"]:
-                say(NO_SOUND)
+            for note in self._talk.facts["video"]["notes"]:
+                say(note)
             say(self._state() + (" · /help lists commands" if self._personal else ""))
 
     def _state(self) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sttm_cli.cli.options import RUN, SOURCE, VIDEO, Output, examples, settings_from, takes, without
-from sttm_cli.cli.output import NO_SOUND, StageProgress, print_json, say, warn
+from sttm_cli.cli.output import StageProgress, print_json, say, warn
 from sttm_cli.config import parse_budget
 from sttm_cli.errors import SttmError, UsageError
 
@@ -92,8 +92,9 @@ def inspect(
         found = survey(qa, video, wanted, repeat=repeat)
     for warning in found.report.warnings:
         warn(warning)
-    if found.request.info.has_audio and not output.quiet:
-        say(NO_SOUND)
+    if not output.quiet:
+        for note in found.request.info.notes:
+            say(note)
     if picture is not None:
         _draw(found, picture)
     if report is not None:

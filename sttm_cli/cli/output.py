@@ -26,8 +26,6 @@ STAGES = {
 BYTES = {"download", "stdin"}
 """Stages that count bytes."""
 
-NO_SOUND = "the video's sound is ignored: a model sees its frames only"
-
 
 def print_json(value: Json, *, indent: int | None = None) -> None:
     """One JSON object on stdout; file names that are no text come as escapes."""

@@ -56,6 +56,7 @@ def plan_frames(
         transfer=info.transfer,
         origin_s=info.start_s,
         image_fps=info.fps if reader == "images" else 0.0,
+        fallback="decord" if reader == "av" and decoder == "auto" and _decord_reads(info) else "",
     )
 
 
@@ -102,7 +103,7 @@ def _reader(info: VideoInfo, decoder: str) -> str:
         return "images"
     if decoder != "decord":
         return "av"
-    if find_spec("decord") is None or not _installed("decord"):
+    if not _has_decord():
         raise UsageError(
             f"--decoder decord is not possible: decord is not installed ({sys.platform})",
             "use --decoder av; decord has wheels for Linux and Windows on x86-64 only",
@@ -119,14 +120,20 @@ def _check_decord(info: VideoInfo) -> None:
         raise VideoError(f"decord gives wrong frames for {wrong}", "use --decoder av")
 
 
+def _decord_reads(info: VideoInfo) -> bool:
+    known = info.codec in DECORD_UNREAD or info.container in DECORD_WRONG
+    return not known and _has_decord()
+
+
+@cache
+def _has_decord() -> bool:
+    try:
+        return find_spec("decord") is not None and bool(_version("decord"))
+    except PackageNotFoundError:
+        return False
+
+
 @cache
 def _version(name: str) -> str:
     # Looked up for every video of a library: once is enough, it takes milliseconds.
     return version(name)
-
-
-def _installed(name: str) -> bool:
-    try:
-        return bool(version(name))
-    except PackageNotFoundError:
-        return False

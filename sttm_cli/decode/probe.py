@@ -13,13 +13,15 @@ from sttm_cli.decode.file import NEEDED, check_file
 from sttm_cli.errors import VideoError
 from sttm_cli.types import VideoInfo
 
+NO_SOUND = "the video's sound is ignored: a model sees its frames only"
+
 FIRST_PACKETS = 300
 """How many packets may go by before the first frame; broken starts are longer than good ones."""
 
 TRANSFERS = {16: "pq", 18: "hlg"}
 """FFmpeg's numbers of the HDR transfer functions (AVCOL_TRC_SMPTE2084, AVCOL_TRC_ARIB_STD_B67)."""
 
-REVISION = 1
+REVISION = 2
 """Changes whenever a remembered probe would have to be taken anew."""
 
 
@@ -82,7 +84,7 @@ def _facts(path: Path, container: Any, stream: Any) -> dict[str, Any]:
         "codec": stream.codec_context.codec.canonical_name,
         "fps": rate if math.isfinite(rate) else 0.0,
         "frame_count": stream.frames or None,
-        "has_audio": any(s.type == "audio" for s in container.streams),
+        "has_audio": _has_audio(container),
         "notes": _notes(container),
     }
 
@@ -90,7 +92,12 @@ def _facts(path: Path, container: Any, stream: Any) -> dict[str, Any]:
 def _notes(container: Any) -> tuple[str, ...]:
     """What a user may want to know of; never metadata, which can tell where a video was taken."""
     videos = sum(1 for s in container.streams if s.type == "video")
-    return (f"{videos} video streams; the best one is read",) if videos > 1 else ()
+    streams = [f"of {videos} video streams the best one is read"] if videos > 1 else []
+    return (*streams, *([NO_SOUND] if _has_audio(container) else []))
+
+
+def _has_audio(container: Any) -> bool:
+    return any(stream.type == "audio" for stream in container.streams)
 
 
 def _first_frame(container: Any, stream: Any) -> Any | None:

@@ -22,21 +22,20 @@ def read_frames(
     report: DecodeReport,
     multiple: int = 1,
     max_chunk_bytes: int = 64 << 20,
-    fallback: bool = False,
 ) -> Iterator[FrameChunk]:
     """Read the plan's frames, a multiple of `multiple` at a time (the last chunk may be short).
 
     Frames are [T, H, W, 3] uint8 RGB as `FrameChunk` says, at most `max_chunk_bytes` of them at
     once unless `multiple` frames take more. A frame that cannot be decoded is left out and
-    counted in `report`, which is complete after the last chunk. With `fallback`, PyAV goes on
-    where decord fails. Raises VideoError where not a single frame can be had.
+    counted in `report`, which is complete after the last chunk. Raises VideoError where not a
+    single frame can be had.
     """
     import numpy as np
 
     width, height = plan.size
     count = max(multiple, max_chunk_bytes // (width * height * 3) // multiple * multiple)
     pictures: list[Any] = []
-    for time, picture in _kept(_readings(path, plan, report, fallback), report):
+    for time, picture in _kept(_readings(path, plan, report), report):
         pictures.append(picture)
         report.times_s.append(time)
         if len(pictures) == count:
@@ -62,9 +61,7 @@ def _kept(readings: Iterator[Reading], report: DecodeReport) -> Iterator[tuple[f
             yield found
 
 
-def _readings(
-    path: Path, plan: FramePlan, report: DecodeReport, fallback: bool
-) -> Iterator[Reading]:
+def _readings(path: Path, plan: FramePlan, report: DecodeReport) -> Iterator[Reading]:
     """One reading per asked time, from the plan's reader or from the one that takes over."""
     report.reader = plan.reader
     from sttm_cli.decode.isolated import read_isolated
@@ -75,16 +72,25 @@ def _readings(
             yield found
             done += 1
     except VideoError as error:
-        rest = plan.times_s[done:]
-        if plan.reader == "decord":
-            if not fallback:
-                raise
-            report.fallback, report.reader = error.message, "av"
-            yield from _readings(path, replace(plan, times_s=rest, reader="av"), report, False)
-        elif done:
-            yield from (Lost(DAMAGED) for _ in rest)
+        if done and plan.reader != "decord":
+            yield from (Lost(DAMAGED) for _ in plan.times_s[done:])
+        elif plan.fallback:
+            yield from _taken_over(path, plan, report, error)
         else:
             raise
+
+
+def _taken_over(
+    path: Path, plan: FramePlan, report: DecodeReport, error: VideoError
+) -> Iterator[Reading]:
+    """What the other reader gives where the plan's ended with `error`, which is raised if that
+    one fails too."""
+    report.fallback = error.message
+    try:
+        yield from _readings(path, replace(plan, reader=plan.fallback, fallback=""), report)
+    except VideoError:
+        raise error from None
+    report.warnings.append(f"read with {plan.fallback}, as {plan.reader} failed; it is not stored")
 
 
 def _loss(asked: int, report: DecodeReport) -> str:

@@ -8,12 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sttm_cli.decode import isolated
+from sttm_cli.decode.lost import Reading
+from sttm_cli.errors import VideoError
 from sttm_cli.store import Store
+from sttm_cli.types import DecodeReport, FramePlan
 from tests.cli.process import sttm, sttm_here
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
@@ -326,6 +331,28 @@ def test_a_video_cut_off_in_its_middle_is_answered_with_a_warning_or_refused(
         assert "warning" in ended.err
         again = sttm_here("ask", video, QUESTION)
         assert "warning" in again.err, "an entry made from damage must say so when it is used"
+
+
+def test_decord_takes_over_where_pyav_fails_and_that_is_told_and_not_stored(
+    video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("decord")
+    sound = isolated.read_isolated
+
+    def failing(path: Path, plan: FramePlan, report: DecodeReport) -> Iterator[Reading]:
+        if plan.reader == "av":
+            raise VideoError(f"av cannot read {path}: the reader crashed")
+        return sound(path, plan, report)
+
+    right = sttm_here("ask", video, QUESTION, "--no-cache").out
+    monkeypatch.setattr(isolated, "read_isolated", failing)
+    for _ in range(2):
+        ended = sttm_here("ask", video, QUESTION, "--debug")
+        assert (ended.code, ended.out) == (0, right), ended.err
+        assert "warning: read with decord, as av failed; it is not stored" in ended.err
+        assert "the reader crashed" in ended.err
+        assert "computed, not stored" in ended.err
+    assert sttm_here("ask", video, QUESTION, "--decoder", "av").code == 3
 
 
 def test_ctrl_c_ends_with_130_and_no_traceback(video: Path) -> None:

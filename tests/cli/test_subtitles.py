@@ -78,3 +78,5 @@ def test_sound_is_said_to_be_ignored_once_and_only_where_there_is_any(
     for more, times in (((film,), 1), ((film, "--quiet"), 0), ((SAMPLE,), 0)):
         ended = sttm_here("ask", more[0], QUESTION, QUESTION, *more[1:])
         assert ended.err.count("sound is ignored") == times
+    several = sttm_here("ask", shared_videos / "torchcodec_nasa_13013.mp4", QUESTION)
+    assert several.err.count("of 2 video streams the best one is read") == 1

@@ -25,7 +25,7 @@ def read(path: Path, **choice: object) -> tuple[list[int], DecodeReport]:
     """The numbers of the frames that are read, and the report."""
     plan = plan_frames(probe(path), **{"max_frames": 8, **choice})
     report = DecodeReport()
-    chunks = read_frames(path, plan, report=report, fallback=False)
+    chunks = read_frames(path, plan, report=report)
     return [number_of(frame) for chunk in chunks for frame in chunk.frames], report
 
 
