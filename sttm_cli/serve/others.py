@@ -63,7 +63,9 @@ def leave_behind(settings: Settings, place: Place, keep_alive: str) -> Server:
 
 def _start(settings: Settings, place: Place, keep_alive: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "sttm_cli", "serve", "--socket-only", *_flags(settings)]
-    with os.fdopen(os.open(place.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:
+    # Appended to: two may be started at once, of which one finds the place held.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    with os.fdopen(os.open(place.log, flags, 0o600), "wb") as log:
         return subprocess.Popen(
             [*command, f"--keep-alive={keep_alive}"],
             stdin=subprocess.DEVNULL,

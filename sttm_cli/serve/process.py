@@ -123,23 +123,31 @@ class _Server(uvicorn.Server):
 
 
 class _Patient(H11Protocol):
-    """Closes a connection on which no request begins, or whose head does not end, in time."""
+    """Ends a connection on which no request begins, whose head does not end, or whose answer
+    nobody reads, in time."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._waiting_for = object()
+        self._before: object = None
         self._look()
 
     def _look(self) -> None:
         if self.transport.is_closing():
             return
-        cycle = self.cycle
-        waits = cycle is None or cycle.response_complete
-        if waits and self._waiting_for is cycle:
-            self.transport.close()
+        waits = self._waits_for()
+        if waits is not None and waits == self._before:
+            self.transport.abort()
             return
-        self._waiting_for = cycle if waits else object()
+        self._before = waits
         self.loop.call_later(HEAD_S, self._look)
+
+    def _waits_for(self) -> object:
+        """What the client is to do next, None where it is not its turn."""
+        if self.flow.write_paused:
+            return self.transport.get_write_buffer_size()
+        if self.cycle is None or self.cycle.response_complete:
+            return "a request", id(self.cycle)
+        return None
 
 
 async def _idle(engine: Engine) -> None:

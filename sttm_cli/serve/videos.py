@@ -88,14 +88,21 @@ class Videos:
         path = _local_path(url)
         try:
             real = path.resolve()
+            # A folder of images is as good as the images in it.
+            files = (
+                [real, *(file.resolve() for file in real.iterdir())] if real.is_dir() else [real]
+            )
         except (OSError, RuntimeError):
             raise _forbidden() from None
         if trusted:
             return path
         # Also for what is not there: nobody may learn which files are.
-        if not any(real.is_relative_to(folder) for folder in self._allowed):
+        if not all(self._is_allowed(file) for file in files):
             raise _forbidden()
         return real
+
+    def _is_allowed(self, file: Path) -> bool:
+        return any(file.is_relative_to(folder) for folder in self._allowed)
 
 
 def _content(url: str) -> bytes:

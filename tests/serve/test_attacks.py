@@ -75,7 +75,9 @@ def test_no_file_elsewhere_is_read(http: httpx.Client, cases: list[Case]) -> Non
     allowed = cases[0].video.parent
     (allowed / "link.mp4").symlink_to("/etc/passwd")
     (allowed / "folder").symlink_to("/etc")
-    links = [f"{allowed}/link.mp4", f"{allowed}/folder/passwd"]
+    (allowed / "album").mkdir()
+    (allowed / "album" / "1.png").symlink_to(Path(__file__).parents[2] / "docs" / "report.png")
+    links = [f"{allowed}/link.mp4", f"{allowed}/folder/passwd", f"{allowed}/album"]
     told = {refused(http.post(ROUTE, json=body(u)), 403) for u in outside(allowed) + links}
     assert len(told) == 1
 
@@ -283,6 +285,27 @@ def test_slow_clients_are_given_up(tight: Running, start: bytes) -> None:
         while part := slow.recv(4096):
             told += part
     assert told == b"" or b" 408 " in told.splitlines()[0]
+
+
+def test_a_client_that_reads_nothing_is_given_up(tight: Running, cases: list[Case]) -> None:
+    # Of a size that fills what the system holds back in no time.
+    much = {"stream": True, "logprobs": True, "top_logprobs": 20, "max_tokens": 100_000}
+    sent = json.dumps(body(str(cases[0].video), temperature=50.0, seed=1, **much))
+    host, port = tight.url.removeprefix("http://").split(":")
+    head = (
+        f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n"
+    )
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect((host, int(port)))
+        deaf.sendall((head + sent).encode())
+        deadline = time.monotonic() + 60
+        while tight.metric("sttm_queue") == 0:
+            assert time.monotonic() < deadline
+        while tight.metric("sttm_queue") > 0:
+            assert time.monotonic() < deadline, "the answer goes on"
+            time.sleep(0.1)
 
 
 @pytest.mark.parametrize(
