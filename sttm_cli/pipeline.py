@@ -27,6 +27,7 @@ from sttm_cli.tiers import DEVICE, DISK, Held
 from sttm_cli.types import Frames, Json, OnToken, PrefixKV, Sampling
 
 if TYPE_CHECKING:
+    from sttm_cli.decode import Source
     from sttm_cli.types import Continuation
 
 NARROW = 0.1
@@ -83,7 +84,7 @@ class VideoQA(Stages):
         """
         return self.answer(self.prepare(video), question, history=history, on_text=on_text)
 
-    def prepare(self, video: str | Path) -> Prepared:
+    def prepare(self, video: str | Path | Source) -> Prepared:
         """Restore the video's prefilled KV, or compute and store it."""
         clock = Clock()
         self._warned.clear()

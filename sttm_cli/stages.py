@@ -12,7 +12,7 @@ import torch
 
 from sttm_cli.clock import Clock
 from sttm_cli.config import Settings, cache_dir
-from sttm_cli.decode import Sources, read_frames
+from sttm_cli.decode import Source, Sources, read_frames
 from sttm_cli.device import memory_told
 from sttm_cli.merge import MergedTokens, merge_tokens
 from sttm_cli.prefill import Merging, prefill
@@ -73,7 +73,7 @@ class Stages:
         """The model as it will be used; nothing of it is loaded yet."""
         return choose_model(self.settings, self.store, self.warn)
 
-    def request(self, video: str | Path) -> Request:
+    def request(self, video: str | Path | Source) -> Request:
         """Everything that shapes the video's KV; reads the file's bytes, decodes nothing."""
         source = self._sources.find(video)
         # What is remembered of a copy would never be looked up again.

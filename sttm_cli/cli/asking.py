@@ -12,6 +12,9 @@ from sttm_cli.config import STDIN, Settings, parse_duration
 from sttm_cli.types import Json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sttm_cli.decode import Sources
     from sttm_cli.pipeline import VideoQA
     from sttm_cli.results import Answer, Choice
     from sttm_cli.serve.client import Server
@@ -67,8 +70,9 @@ class Asker:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        if "_qa" in self.__dict__:
-            self._qa.close()
+        for name in ("_qa", "_sources"):
+            if name in self.__dict__:
+                getattr(self, name).close()
 
     def use(self, settings: Settings) -> None:
         """Answer with other settings from here on; the model and its place stay."""
@@ -105,12 +109,29 @@ class Asker:
             questions.asked,
             history=questions.history,
             options=questions.options,
+            copy=self._copy(server, questions.video),
         ):
             if kind == "report" and isinstance(value, dict):
                 report = value
             else:
                 self._tell(kind, value)
         return report
+
+    def _copy(self, server: Server, video: str) -> Path | None:
+        """What an address gives, fetched once for all questions; None for a file, and where the
+        server is to fetch it, which may be another machine."""
+        if server.place is None or "://" not in video:
+            return None
+        return self._sources.find(video).path
+
+    @cached_property
+    def _sources(self) -> Sources:
+        from sttm_cli.decode.source import Sources
+
+        return Sources(
+            max_bytes=self.settings.max_download,
+            progress=lambda *stage: self._tell("progress", stage),
+        )
 
     def _here(self, questions: Questions) -> Json:
         from sttm_cli.report import answer_json, ask_report

@@ -59,12 +59,15 @@ class Sources:
         self._max_bytes, self._progress = max_bytes, progress
         self._copies: dict[str, tempfile.TemporaryDirectory[str]] = {}
 
-    def find(self, video: str | Path) -> Source:
-        """The local path of `video`; only a str can be "-" (stdin) or an address.
+    def find(self, video: str | Path | Source) -> Source:
+        """The local path of `video`; only a str can be "-" (stdin) or an address. What was found
+        by another stays found.
 
         Raises VideoError for an address that gives no video, UsageError for a stdin that is a
         terminal, SttmError where the copy cannot be written.
         """
+        if isinstance(video, Source):
+            return video
         if isinstance(video, Path) or not (video == STDIN or is_address(video)):
             return Source(str(video), Path(video))
         if video not in self._copies:

@@ -60,17 +60,20 @@ class Server:
         *,
         history: Sequence[tuple[str, str]] = (),
         options: Sequence[str] = (),
+        copy: Path | None = None,
     ) -> Iterator[tuple[str, Any]]:
         """Events in the order in which they happen, the last one ("report", sttm.ask/1).
 
+        `copy`: the file with what the address `video` gave.
         Raises ServerGone where the server is none or dies, ServerFailure for what it tells.
         """
-        sent = video if "://" in video else str(Path(video).absolute())
+        sent = video if "://" in video and copy is None else str((copy or Path(video)).absolute())
         body = {
             "version": __version__,
             "model": of_the_model(settings),
             "keep_alive": self.keep_alive,
             "video": sent,
+            "name": video if copy else None,
             "questions": list(questions),
             "history": [list(turn) for turn in history],
             "options": list(options),

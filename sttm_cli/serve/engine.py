@@ -18,6 +18,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from sttm_cli.config import Settings, cache_dir
+from sttm_cli.decode import Source
 from sttm_cli.pipeline import VideoQA
 from sttm_cli.prepared import Prepared
 from sttm_cli.report import ask_report
@@ -158,7 +159,7 @@ class Engine:
                 run.tell(told)
             run.tell(Told("report", ask_report(qa, prepared, answers)))
 
-    async def _prepare(self, qa: VideoQA, video: Path | str) -> Prepared:
+    async def _prepare(self, qa: VideoQA, video: Path | Source) -> Prepared:
         loop = asyncio.get_running_loop()
         request = await asyncio.to_thread(qa.request, video)
         # What is asked of one video at the same time is prepared once.

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from sttm_cli import __version__
 from sttm_cli.config import Settings
+from sttm_cli.decode import Source
 from sttm_cli.errors import SttmError
 from sttm_cli.serve.address import of_the_model, per_request, served_name
 from sttm_cli.serve.chat import VideoPart
@@ -103,7 +104,7 @@ def _asking(service: Service, fields: Json) -> Asking:
         raise Refused(400, "'options' must be texts", code="invalid_request")
     return Asking(
         _settings(service.engine.settings, fields.get("settings")),
-        _named(service, video),
+        _named(service, video, fields.get("name")),
         tuple(questions),
         tuple((q, a) for q, a in history),
         tuple(options),
@@ -111,10 +112,10 @@ def _asking(service: Service, fields: Json) -> Asking:
 
 
 @contextmanager
-def _named(service: Service, video: str) -> Iterator[Path | str]:
-    """The video as the command line takes it where the client is this user."""
+def _named(service: Service, video: str, name: Any) -> Iterator[Path | Source]:
+    """The file as it is where the client is this user; `name`: the address that it is a copy of."""
     if service.trusted:
-        yield video if "://" in video else Path(video)
+        yield Source(name, Path(video), is_copy=True) if isinstance(name, str) else Path(video)
         return
     with service.videos.use(VideoPart(video, None), trusted=False) as path:
         yield path

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sttm_cli.config import Settings
+from sttm_cli.decode import Source
 from sttm_cli.report import answer_json
 from sttm_cli.results import Answer, Choice
 from sttm_cli.types import Json
@@ -26,7 +27,7 @@ class Asking:
     is told with, None for no such thing."""
 
     settings: Settings
-    video: AbstractContextManager[Path | str]
+    video: AbstractContextManager[Path | Source]
     questions: tuple[str, ...]
     history: Turns = ()
     options: tuple[str, ...] = ()

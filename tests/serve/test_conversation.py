@@ -11,6 +11,7 @@ from sttm_cli.cli.conversation import Conversation, Stopped
 from sttm_cli.config import Settings
 from tests.cli.process import sttm_here
 from tests.serve.running import Running
+from tests.web import serving
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 COUNT, DIGIT = "how many shapes are there?", "which digit flashes?"
@@ -30,6 +31,21 @@ def test_a_conversation_is_that_of_a_chat_without_a_server() -> None:
     assert through.out == alone.out == "three\n4\nthree\n"
     assert "78 of 392 video tokens (20 %)" in through.err
     assert sttm_here("chat", "nowhere.mp4", stdin=lines).code == 3
+
+
+def test_an_address_is_fetched_once_for_a_whole_chat() -> None:
+    with serving(SAMPLE) as site:
+        told = sttm_here("chat", site.at("video.mp4"), stdin=f"{COUNT}\n{DIGIT}\n/inspect\n")
+        assert "asking this user's server" in told.err
+        assert told.out == "three\n4\n"
+        assert site.asked == ["/video.mp4"]
+        wrong = sttm_here("ask", site.at("text"), COUNT)
+        assert wrong.code == 3
+        assert f"{site.at('text')} is not a video" in wrong.err
+        report = sttm_here("ask", site.at("video.mp4"), COUNT, "--json", "--budget", "0.37").json
+        assert report["video"]["path"] == site.at("video.mp4")
+        stored = sttm_here("cache", "show", report["cache"]["key"], "--json")
+        assert site.at("video.mp4") in stored.out
 
 
 def test_a_stopped_answer_stays_in_the_conversation_and_the_server_goes_on() -> None:
