@@ -44,10 +44,14 @@ def test_a_rounded_kv_is_restored_as_its_maker_goes_on_with_it(
     assert entry.path.stat().st_size - entry.bytes == 0
 
 
-def test_rows_read_in_pieces_are_those_read_at_once(store: Store, monkeypatch) -> None:
-    made = kv(lengths=(300, 300, 41))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_read_in_pieces_are_those_read_at_once(
+    store: Store, dtype: torch.dtype, monkeypatch
+) -> None:
+    made = kv(lengths=(300, 300, 41), dtype=dtype)
     entry = store.save(IDENTITY, pack(made, "int8"), label={})
     monkeypatch.setattr("sttm_cli.store.reading.PIECE", 64)
+    monkeypatch.setattr("sttm_cli.store.packing.BLOCK", 24)
     assert same(made, another(store).load(entry, device="cpu", room=0))
 
 
