@@ -18,12 +18,12 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the container's header says of the best video stream; nothing is decoded for it.
+    """What a video's header and its first frame tell of its best video stream.
 
     `width` and `height` are as shown: after rotation and with square pixels. `start_s` is the
     presentation time of the first frame on the file's own clock; all other times in this package
-    count from it. `frame_count` is None where the header does not tell. `transfer` is "sdr", or
-    "pq" or "hlg" for HDR.
+    count from it. `transfer` is "sdr", or "pq" or "hlg" for HDR. `notes`: how it is read, for the
+    person who gave it, a line each.
     """
 
     container: str
@@ -34,7 +34,6 @@ class VideoInfo:
     fps: float
     rotation: int
     start_s: float = 0.0
-    frame_count: int | None = None
     has_audio: bool = False
     transfer: str = "sdr"
     notes: tuple[str, ...] = ()

@@ -31,7 +31,6 @@ def probe_images(folder: Path, fps: float) -> VideoInfo:
         duration_s=len(images) / fps,
         fps=fps,
         rotation=0,
-        frame_count=len(images),
     )
 
 

@@ -83,7 +83,6 @@ def _facts(path: Path, container: Any, stream: Any) -> dict[str, Any]:
         "container": suffix if suffix in names else names[0],
         "codec": stream.codec_context.codec.canonical_name,
         "fps": rate if math.isfinite(rate) else 0.0,
-        "frame_count": stream.frames or None,
         "has_audio": _has_audio(container),
         "notes": _notes(container),
     }

@@ -79,9 +79,9 @@ def test_an_animated_gif_keeps_its_own_pace(tmp_path: Path) -> None:
 )
 def test_number_of_frames_unknown(tmp_path: Path, name: str, options: dict[str, str]) -> None:
     video = Make(container=options).write(tmp_path / name)
-    info, numbers, _ = read(video)
-    assert info.frame_count is None
-    assert numbers == [0, 10, 20, 30, 40, 50]
+    with av.open(str(video)) as container:
+        assert container.streams.video[0].frames == 0
+    assert read(video)[1] == [0, 10, 20, 30, 40, 50]
 
 
 def test_times_before_zero_count_from_the_first_frame(tmp_path: Path) -> None:
