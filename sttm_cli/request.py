@@ -18,6 +18,7 @@ from sttm_cli.models import (
     Family,
     ModelSource,
     Placement,
+    context_length,
     defaults_of,
     find_source,
     layer_bytes,
@@ -137,7 +138,7 @@ def plan_video(
     """Read the video's header and choose its frames.
 
     Raises VideoError for a file that is no readable video, UsageError for a range that lies
-    outside of it.
+    outside of it and for more frames than the model's context takes.
     """
     with source.told_by_name():
         info = remembered_probe(source.path, memo, image_fps=settings.fps or 1.0)
@@ -151,6 +152,7 @@ def plan_video(
         end=settings.end,
         decoder=settings.decoder,
     )
+    _check_context(plan, choice)
     return info, plan
 
 
@@ -218,6 +220,19 @@ def _check_family(settings: Settings, family: Family) -> None:
             f"--newlines cannot hold with --model {settings.model}: "
             f"{family.name} was not trained with newline tokens between rows",
             "leave it out",
+        )
+
+
+def _check_context(plan: FramePlan, choice: ModelChoice) -> None:
+    """Before minutes of decoding: whatever the budget, the layers below the merge layer run every
+    token at a position of its own (M-RoPE has several axes of them)."""
+    width, height = plan.size
+    frames, limit = len(plan.times_s), context_length(choice.source)
+    count = token_count(choice.source, frames, width=width, height=height)
+    if choice.family.rotary_axes == 1 and limit and count and count.visual >= limit:
+        raise UsageError(
+            f"{frames} frames give {count.visual:,} tokens, the model's context takes {limit:,}",
+            "use fewer --frames",
         )
 
 

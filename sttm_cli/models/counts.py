@@ -47,6 +47,12 @@ def layer_bytes(source: ModelSource, itemsize: int) -> int | None:
         return None
 
 
+def context_length(source: ModelSource) -> int | None:
+    """How many tokens the model was made for; None where the config does not tell."""
+    length = source.config.get("text_config", source.config).get("max_position_embeddings")
+    return length if isinstance(length, int) else None
+
+
 def _grid(source: ModelSource, frames: int, *, width: int, height: int) -> tuple[int, int]:
     """Grid steps, and visual tokens of each."""
     config = source.config

@@ -333,6 +333,13 @@ def test_a_video_cut_off_in_its_middle_is_answered_with_a_warning_or_refused(
         assert "warning" in again.err, "an entry made from damage must say so when it is used"
 
 
+def test_more_frames_than_the_context_takes_are_refused_before_they_are_read(video: Path) -> None:
+    ended = sttm_here("ask", video, QUESTION, "--fps", "1000", "--frames", "700", "--json")
+    assert ended.code == 2
+    assert "34,300 tokens" in ended.json["error"]["message"]
+    assert "32,768" in ended.json["error"]["message"]
+
+
 def test_decord_takes_over_where_pyav_fails_and_that_is_told_and_not_stored(
     video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
