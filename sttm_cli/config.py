@@ -116,14 +116,14 @@ class Settings:
                 )
 
 
-def parse_budget(budget: str | float) -> float | int:
+def parse_budget(budget: str | float, flag: str = "--budget") -> float | int:
     """A budget as a float in (0, 1], a share, or a whole number >= 16; raises UsageError.
 
     As text, "0.3" is a share, "1" all tokens, "500" a number of tokens.
     """
     value: Any = budget
     if isinstance(budget, str):
-        value = _number("--budget", budget, float)
+        value = _number(flag, budget, float)
         if value.is_integer() and "." not in budget and "e" not in budget.lower():
             value = int(value)
     if _is_number(value, Real) and 0 < float(value) <= 1:
@@ -131,7 +131,7 @@ def parse_budget(budget: str | float) -> float | int:
     if _is_number(value, Integral) and int(value) >= LEAST_TOKENS:
         return int(value)
     raise UsageError(
-        f"--budget {budget} is not possible",
+        f"{flag} {budget} is not possible",
         "give a share of the video's tokens above 0 and up to 1, such as 0.3, "
         f"or a whole number of tokens from {LEAST_TOKENS} on",
     )

@@ -74,7 +74,7 @@ def speed(
     arithmetic and bandwidth allow. Nothing is left in the cache.
     """
     counts = [_count(part) for part in frames.split(",")]
-    wanted = [parse_budget(part) for part in budgets.split(",")]
+    wanted = [parse_budget(part, "--budgets") for part in budgets.split(",")]
     check_plot(plot)
     if geometry is None and (layers is not None or scale != 1):
         raise UsageError(

@@ -77,11 +77,13 @@ def inspect(
 
     Tokens, bytes, measured seconds, pictures. Nothing is written to the cache.
     """
-    if budget and budgets:
+    if None not in (budget, budgets):
         raise UsageError("--budget and --budgets cannot hold together", "give one of them")
     if show and output.as_json:
         raise UsageError("--show and --json cannot hold together", "give one of them")
-    wanted = [parse_budget(part) for part in (budgets or budget or BUDGETS).split(",")]
+    flag = "--budgets" if budget is None else "--budget"
+    given = next(text for text in (budgets, budget, BUDGETS) if text is not None)
+    wanted = [parse_budget(part, flag) for part in given.split(",")]
     _check_file("--picture", picture, ".png")
     _check_file("--report", report, ".html")
     settings = settings_from(flags)

@@ -84,6 +84,13 @@ def test_show_with_json_is_a_usage_error_that_names_both() -> None:
     assert "--json" in ended.err
 
 
+@pytest.mark.parametrize("budgets", ["", "0.5,", "0.3,2", "none"])
+def test_budgets_that_are_none_name_their_flag(budgets: str) -> None:
+    ended = sttm_here("inspect", SAMPLE, "--budgets", budgets)
+    assert ended.code == 2
+    assert "--budgets" in ended.err
+
+
 def test_picture_draws_every_budget_below_1(tmp_path: Path) -> None:
     sizes = {}
     for budgets in ("1,0.3", "1,0.5,0.3"):
