@@ -84,6 +84,9 @@ class Server:
             if kind == "error":
                 # As the user named it, not as the server knows it.
                 message = str(value.get("message", "")).replace(sent, video)
+                if self.place is None and value.get("kind") == "video":
+                    # What it may not or cannot read may well be readable here.
+                    raise ServerGone(message)
                 raise _failure({**value, "message": message})
             if kind == "report":
                 value["video"]["path"] = video

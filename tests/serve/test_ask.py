@@ -122,6 +122,9 @@ def test_an_address_of_a_server_beats_looking_for_one(
     refused = sttm_here("ask", SAMPLE, COUNT, "--json")
     assert "answering without it" in refused.err
     assert refused.json["answers"] == told.json["answers"]
+    missing = sttm_here("ask", allowed / "nowhere.mp4", COUNT)
+    assert missing.code == 3
+    assert "answering without it" in missing.err
     monkeypatch.setenv("STTM_HOST", "nonsense")
     assert sttm_here("ask", SAMPLE, COUNT).code == 2
 
