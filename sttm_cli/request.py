@@ -27,7 +27,7 @@ from sttm_cli.models import (
 from sttm_cli.store import FORMAT, STORED, key_of
 from sttm_cli.types import FramePlan, Json, VideoInfo
 
-MERGE_METHOD = "sttm/1"
+MERGE_METHOD = "sttm/2"
 """Changes whenever the same features and budget could give other tokens."""
 
 

@@ -7,12 +7,12 @@ is tuned, where each link is one token.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 
+from sttm_cli.merge.cut import Cuts
 from sttm_cli.merge.grouping import Nodes, best_similarity, pair_up, split, spread
 from sttm_cli.merge.pyramid import Pyramid
 from sttm_cli.merge.similarity import Similarities
@@ -21,10 +21,6 @@ PATH = ((1.0, 1.0), (0.94, 0.82), (0.85, 0.60), (0.75, 0.55), (-1.0, -1.0))
 """(spatial, temporal) thresholds that go together. Between the ends, where only equal cells and
 where all cells merge, are pairs that the paper's authors set by hand: for LLaVA-Video-72B at 50 %,
 and for LLaVA-Video-7B and Qwen2-VL-7B at 50 % and 30 %."""
-
-TRIES, BORDERS = 32, 8
-"""How many cells that overshoot a budget are left split, and how many cells at the borders are
-turned over, before it is left at that."""
 
 
 @dataclass(frozen=True)
@@ -126,16 +122,6 @@ class _State:
         return Fit(self.nodes, linked, float(spatial), float(temporal))
 
 
-def _patterns(found: torch.Tensor, turned: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Similarities [n] of the border cells to try: the first few turned over; then so many of them
-    whole and all the others split, which leaves every remainder that full cells do not."""
-    count = torch.arange(len(found), device=found.device)
-    for number in range(1, len(found) + 1):
-        yield torch.where(count < number, turned, found)
-    for number in range(len(found) + 1):
-        yield torch.where(count < number, 1.0, -torch.inf)
-
-
 class _Search:
     """Probes of one video: which spatial threshold, and what it leaves."""
 
@@ -170,64 +156,18 @@ class _Search:
         return _State(nodes, best, above, spatial, *torch.stack([least, most]).tolist())
 
     def around(self, at: int) -> _State:
-        """The best there is where one cell more or less makes too much of a difference.
+        """Where the first frame alone jumps over the budget: it is cut to what is left for it.
 
-        That is so for single frames, and for few that are all the same. A cell that merges more
-        tokens than it should stays split, and less similar ones merge instead. What is short by
-        less than a full cell's children then is made up for at the borders of odd grids.
+        That is so for single frames, and for few that are all the same.
         """
-        least = self.found.least
-        nearest = self._left_split(least, at)
-        borders = self._borders_near(float(nearest.spatial))
-        found = least[0, borders]
-        turned = torch.where(found >= nearest.spatial, -torch.inf, 1.0)
-        for pattern in _patterns(found, turned):
-            if nearest.most >= self.limit.enough:
-                break
-            other = least.clone()
-            other[:, borders] = pattern
-            nearest = max(nearest, self._left_split(other, 0), key=self._use)
-        return nearest
-
-    def _left_split(self, least: torch.Tensor, low: int) -> _State:
-        """Search from value number `low` on, and leave split what would merge too much."""
-        at, nearest = self._anew(least, low)
-        for _ in range(TRIES):
-            if nearest.most > self.limit.most - (self.pyramid.fan - 1):
-                break
-            least = torch.where(least == self.values[at], -torch.inf, least)
-            at, state = self._anew(least, at)
-            nearest = max(nearest, state, key=self._use)
-        return nearest
-
-    def _use(self, state: _State) -> int:
-        """How much of the budget is used; a state over it is none."""
-        return min(state.most, self.limit.most) if state.least <= self.limit.most else -1
-
-    def _anew(self, least: torch.Tensor, low: int) -> tuple[int, _State]:
-        """Search again, from value number `low` on, with other similarities to children."""
-        self.keep = spread(least, self.pyramid)
-        high = len(self.values) - 1
-        while low < high:
-            middle = (low + high) // 2
-            nodes = split(self.keep, self.pyramid, self.values[middle])
-            meets = int(nodes.is_node[: nodes.level.shape[1]].sum()) <= self.limit.most
-            low, high = (low, middle) if meets else (middle + 1, high)
-        return low, self.state(low)
-
-    def _borders_near(self, spatial: float) -> torch.Tensor:
-        """The cells of the first frame with some children but not all; nearest threshold first.
-
-        Whether one is whole changes the count by other steps than elsewhere.
-        """
-        lacks = torch.zeros_like(self.pyramid.several)
-        start = 0
-        for level, cells in enumerate(self.pyramid.lacking, 1):
-            lacks[start + cells] = True
-            start += self.pyramid.cells(level)
-        borders = (lacks & self.pyramid.several).nonzero()[:, 0]
-        distance = (self.found.least[0, borders] - spatial).abs()
-        return borders[distance.argsort(stable=True)][:BORDERS]
+        below, pyramid, least = self.state(at), self.pyramid, self.found.least
+        others = below.most - int(below.nodes.is_node[: below.nodes.level.shape[1]].sum())
+        cuts = Cuts(least[0], pyramid, spatial=float(below.spatial), most=self.limit.most)
+        cut = cuts.split(cuts.nearest(self.limit.most - others)).to(least.device)
+        same = (least == least[0]).all(1, keepdim=True)
+        forced = torch.where(cut, -torch.inf, 1.0).to(least)
+        self.keep = spread(torch.where(same, forced, least), pyramid)
+        return self.state(at)
 
     def _probe(self, spatial: torch.Tensor) -> tuple[Nodes, torch.Tensor]:
         nodes = split(self.keep, self.pyramid, spatial)

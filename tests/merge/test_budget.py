@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -59,14 +60,49 @@ def test_a_share_is_met_whatever_the_noise(
     assert_met(video, budget)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_single_frame_meets_every_count_that_its_cells_can_add_up_to(seed: int) -> None:
-    video = torch.randn(1, 14, 14, 16, generator=torch.manual_seed(seed))
-    # A full cell takes three tokens away, a border cell seven with the cells in it: 192 and 195
-    # of 196 tokens cannot be had within one percent.
-    for budget in sorted({*range(49, 196)} - {192, 195}):
-        kept = len(merge_tokens(video, budget=budget))
-        assert budget - 1.96 <= kept <= budget
+Interval = tuple[int, int]
+
+
+def halved(side: list[Interval]) -> list[Interval]:
+    """Neighbours joined; of an odd number the first stays alone."""
+    alone = side[: len(side) % 2] if len(side) > 1 else side
+    rest = side[len(alone) :]
+    return alone + [(a, b) for (a, _), (_, b) in zip(rest[0::2], rest[1::2], strict=True)]
+
+
+def possible_counts(height: int, width: int, root_level: int) -> set[int]:
+    """All numbers of tokens to which one frame can be split by whole cells."""
+    levels = [([(i, i + 1) for i in range(height)], [(i, i + 1) for i in range(width)])]
+    while 2 not in map(len, levels[-1]) and len(levels[-1][0]) * len(levels[-1][1]) > 1:
+        levels.append((halved(levels[-1][0]), halved(levels[-1][1])))
+    levels = levels[: max(1, len(levels) - root_level)]
+
+    def inside(side: list[Interval], outer: Interval) -> list[Interval]:
+        return [part for part in side if outer[0] <= part[0] and part[1] <= outer[1]]
+
+    def sums(cells: list[tuple[Interval, Interval]], level: int) -> set[int]:
+        found = {0}
+        for rows, columns in cells:
+            below = levels[level - 1] if level else ([], [])
+            parts = product(inside(below[0], rows), inside(below[1], columns))
+            options = {1} | (sums(list(parts), level - 1) if level else set())
+            found = {a + b for a in found for b in options}
+        return found
+
+    return sums(list(product(*levels[-1])), len(levels) - 1)
+
+
+@pytest.mark.parametrize("grid", [(7, 7), (14, 14), (8, 8), (10, 18), (9, 5), (12, 1)])
+def test_a_single_frame_is_cut_to_the_largest_count_that_its_cells_can_add_up_to(
+    grid: tuple[int, int],
+) -> None:
+    video = torch.randn(1, *grid, 16, generator=torch.manual_seed(0))
+    finer, coarser = possible_counts(*grid, 1), possible_counts(*grid, 0)
+    total = grid[0] * grid[1]
+    for budget in range(min(coarser), total, max(1, total // 60)):
+        counts = finer if budget >= min(finer) else coarser
+        kept = len(merge_tokens(video, budget=(budget + 0.5) / total))
+        assert kept == max(count for count in counts if count <= budget)
 
 
 def test_budget_one_is_everything_as_a_whole_number_too() -> None:
