@@ -144,8 +144,10 @@ def parse_choices(text: str) -> list[str]:
     return options
 
 
-def check_question(text: str) -> None:
+def check_question(text: object) -> None:
     """Raise UsageError unless a question is text, and not an empty one."""
+    if not isinstance(text, str):
+        raise UsageError(f"the question is {text!r}", "give it as text")
     if not text.strip():
         raise UsageError("the question is empty", "ask something about the video")
     try:

@@ -50,7 +50,7 @@ def read_config() -> dict[str, str]:
     cannot be read or holds an unknown key.
     """
     path = config_path()
-    if not path.is_file():
+    if not path.exists():
         return {}
     import tomllib
 

@@ -89,6 +89,7 @@ class VideoQA(Stages):
         clock = Clock()
         self._warned.clear()
         request = self.request(video)
+        self._say_fewer(request)
         known = self._held is not None and self._held[0] == request.key
         held, cache = self._in_memory(request, clock) or self._anew(request, clock)
         if not known:
@@ -277,6 +278,15 @@ class VideoQA(Stages):
             "budget": self.settings.budget,
             "duration_s": request.info.duration_s,
         }
+
+    def _say_fewer(self, request: Request) -> None:
+        """A rate that was asked for and does not hold is said."""
+        times, fps, frames = request.plan.times_s, self.settings.fps, self.settings.frames
+        if fps and not frames and len(times) > 1 and times[1] - times[0] > 1.01 / fps:
+            self.warn(
+                f"--fps {fps:g} gives more than the {len(times)} frames that this model takes by "
+                f"default: they are {times[1] - times[0]:.2f} s apart; --frames allows more"
+            )
 
     def _say_waiting(self) -> None:
         self.warn("another process is preparing this video; waiting for it")

@@ -79,3 +79,32 @@ def test_cache_commands_take_their_folder_from_the_config_file(
     # What asks by itself for several budgets is not narrowed to the usual one.
     told = sttm_here("inspect", SAMPLE, "--budgets", "1,0.5", "--repeat", "1", "--json")
     assert [row["budget"] for row in told.json["budgets"]] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("video", "question", "said"),
+    [
+        (SAMPLE, 3, "the question is 3"),
+        (SAMPLE, ["a"], "the question is"),
+        (None, "a", "the video is None"),
+    ],
+)
+def test_what_is_no_video_or_question_is_refused_by_name(
+    video: Any, question: Any, said: str
+) -> None:
+    with VideoQA(no_cache=True) as qa, pytest.raises(ValueError, match=said):
+        qa.ask(video, question)
+
+
+def test_a_rate_that_the_default_bound_does_not_allow_is_said() -> None:
+    for settings, said in (
+        ({"fps": 2}, 1),
+        ({"fps": 2, "frames": 16}, 0),
+        ({"fps": 1}, 0),
+        ({}, 0),
+    ):
+        lines: list[str] = []
+        with VideoQA(no_cache=True, warn=lines.append, **settings) as qa:
+            times = qa.prepare(SAMPLE).frame_times_s
+        assert len(times) == (16 if "frames" in settings else 8)
+        assert sum("--fps 2 gives more than the 8 frames" in line for line in lines) == said

@@ -57,8 +57,8 @@ class LibraryProgress:
         if self._bar is not None:
             self._bar.update(0, completed=tally.settled, rate=self._rate(tally), stage="")
         # Among the bar's thousands of videos only what needs a look is worth a line.
-        worth = isinstance(outcome, Failed) if self._bar else not isinstance(outcome, Stopped)
-        if worth and not self._output.quiet:
+        worth = not self._bar and not isinstance(outcome, Stopped)
+        if isinstance(outcome, Failed) or (worth and not self._output.quiet):
             self._say(f"[{tally.settled}/{self.total}] {outcome.path}: {told(outcome)}")
 
     def finish(self, tally: Tally, done: str) -> None:

@@ -59,7 +59,7 @@ class Sources:
         self._max_bytes, self._progress = max_bytes, progress
         self._copies: dict[str, tempfile.TemporaryDirectory[str]] = {}
 
-    def find(self, video: str | Path | Source) -> Source:
+    def find(self, video: object) -> Source:
         """The local path of `video`; only a str can be "-" (stdin) or an address. What was found
         by another stays found.
 
@@ -68,7 +68,9 @@ class Sources:
         """
         if isinstance(video, Source):
             return video
-        if isinstance(video, Path) or not (video == STDIN or is_address(video)):
+        if not isinstance(video, (str, os.PathLike)):
+            raise UsageError(f"the video is {video!r}", "give a path or an address")
+        if not isinstance(video, str) or not (video == STDIN or is_address(video)):
             return Source(str(video), Path(video))
         if video not in self._copies:
             self._copy(video)

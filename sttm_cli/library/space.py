@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -122,7 +123,7 @@ class Room:
 
 def _disk(folder: Path) -> Any:
     """Bytes of the disk that `folder` is, or will be, on: .total, .free."""
-    while not folder.exists():
+    while not os.path.exists(folder):
         folder = folder.parent
     return disk_usage(folder)
 

@@ -48,6 +48,7 @@ def check_settings(
     root_level: int,
     head_dim: int | None,
     channels: int,
+    weighted: bool,
     choices: Mapping[str, str],
 ) -> None:
     """Every setting in its range, and none that contradicts another."""
@@ -68,6 +69,8 @@ def check_settings(
         is_whole(head_dim) and head_dim > 0 and not channels % head_dim
     ):
         raise UsageError(f"head_dim is {head_dim!r}", f"give a divisor of the {channels} channels")
+    if not isinstance(weighted, bool):
+        raise UsageError(f"weighted is {weighted!r}", "give True or False")
     _check_choices(choices, budget)
 
 

@@ -76,6 +76,7 @@ def merge_tokens(
         root_level=root_level,
         head_dim=head_dim,
         channels=features.shape[3],
+        weighted=weighted,
         choices={"semantics": semantics, "link": link},
     )
     features = features.contiguous()

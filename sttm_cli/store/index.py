@@ -6,6 +6,7 @@ Nothing depends on them: a lost or damaged index costs time, never an answer.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 import time
@@ -126,7 +127,7 @@ class Index:
 
     def _try(self, action: Callable[[Any], Any], *, write: bool = False) -> Any:
         paused = time.monotonic() < self._paused_until
-        if paused or not (write or self._folder.is_dir()):
+        if paused or not (write or os.path.isdir(self._folder)):
             return None
         for attempt in range(2):
             try:

@@ -236,7 +236,7 @@ class Store:
         if self._max_bytes is not None:
             return self._max_bytes
         place = self.path
-        while not place.exists():
+        while not os.path.exists(place):
             place = place.parent
         return min(20 << 30, (shutil.disk_usage(place).free + scan.bytes) // 10)
 

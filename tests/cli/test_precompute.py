@@ -62,6 +62,13 @@ def test_a_dry_run_tells_what_would_be_done_and_stores_nothing(library: Path) ->
     assert not cached_files()
 
 
+def test_quiet_leaves_the_failures(library: Path) -> None:
+    ended = sttm_here("precompute", library, "--dry-run", "--quiet")
+    assert ended.code == 1
+    (line,) = ended.err.splitlines()
+    assert "broken.mp4: failed" in line
+
+
 def test_a_dry_run_warns_of_what_the_real_run_refuses(library: Path) -> None:
     (library / "broken.mp4").unlink()
     bound = ("--max-bytes", "1M")

@@ -35,6 +35,7 @@ from tests.merge.footage import footage
         ({"root_level": 1.5}, r"root_level is 1\.5"),
         ({"head_dim": 5}, r"head_dim is 5.*16 channels"),
         ({"head_dim": 0}, r"head_dim is 0"),
+        ({"weighted": "yes"}, r"weighted is 'yes'.*True or False"),
         ({"semantics": "exact"}, r"semantics is 'exact'.*paper, reference"),
         ({"link": "last"}, r"link is 'last'.*first, most_similar"),
         ({"link": "most_similar", "semantics": "reference"}, r"'reference'.*'most_similar'"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +65,30 @@ def test_an_index_that_failed_once_is_used_again(store: Store, monkeypatch) -> N
     assert store.get("row") is None
     monkeypatch.setattr("time.monotonic", lambda now=time.monotonic: now() + 61)
     assert store.get("row") == {"a": 1}
+
+
+def test_a_folder_that_cannot_be_entered_is_a_cache_of_nothing(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    with without_rights(closed), Store(closed / "cache", warn=lambda line: None) as store:
+        store.set("row", {"a": 1})
+        assert store.get("row") is None
+        assert store.find(IDENTITY).entry is None
+        assert store.save(IDENTITY, pack(kv()), label={}) is None
+
+
+@contextmanager
+def without_rights(folder: Path) -> Iterator[None]:
+    """As a user who may not enter the folder: root may enter all."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("there are no such rights here")
+    if os.geteuid():
+        folder.chmod(0)
+        yield
+        folder.chmod(0o700)
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
