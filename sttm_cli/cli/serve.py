@@ -43,6 +43,7 @@ def _option(*names: str, panel: str = _SERVER, **details: Any) -> Any:
 @takes(without(RUN, "no_cache", "refresh", "start", "end"), ANSWERS)
 def serve(
     context: typer.Context,
+    *,
     host: Annotated[str, _option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, _option("--port", help="Port to listen on; 0 takes a free one.")
@@ -106,7 +107,6 @@ def serve(
         str | None, _option("--host-bytes", panel=_BOUNDS, metavar="SIZE", show_default=False,
                             help="KV caches kept in host memory. (default: an eighth of it)")
     ] = None,
-    *,
     flags: dict[str, Any],
     output: Output,
 ) -> None:  # fmt: skip
