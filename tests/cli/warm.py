@@ -110,12 +110,16 @@ class _Run:
 
 def _child(order: dict[str, Any], out: int, err: int) -> None:
     """Become `sttm ARGUMENTS`; never returns."""
+    import torch
+
     code = 99
     try:
         os.dup2(out, 1)
         os.dup2(err, 2)
         os.environ["STTM_CACHE_DIR"] = order["cache"]
         sys.argv = ["sttm", *order["arguments"]]
+        # torch replaces the threads that a fork lacks at their first use: not safe from several.
+        torch.set_num_threads(1)
         sys.stdin = open(os.devnull)  # noqa: SIM115
         if "file_bytes" in order:
             import resource
