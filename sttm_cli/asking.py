@@ -12,7 +12,7 @@ import torch
 from sttm_cli.answer import generate, score
 from sttm_cli.config import check_options, check_question
 from sttm_cli.errors import ContextError, UsageError
-from sttm_cli.prepared import TO_PREFIX, Prepared
+from sttm_cli.prepared import Prepared
 from sttm_cli.results import Answer, Choice, Option
 from sttm_cli.types import Continuation, Ending, OnToken, Sampling
 
@@ -54,8 +54,7 @@ def answer(
         stop=stop,
     )
     full = made.ending is Ending.LENGTH and room < max_new_tokens
-    before = clock.spent(*TO_PREFIX, "restore")
-    times = {"first_token": before + made.first_token_s, "answer": made.seconds}
+    times = {"first_token": prepared.seconds + made.first_token_s, "answer": made.seconds}
     return Answer(
         asked.question,
         made.text,

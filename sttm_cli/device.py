@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from sttm_cli.errors import OutOfMemoryError, UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def resolve_device(asked: str) -> str:
@@ -47,6 +51,17 @@ def resolve_attention(device: str, dtype: str) -> str:
     # Its kernels need tensor cores of the Ampere kind.
     able = torch.cuda.get_device_capability(device) >= (8, 0)
     return "flash_attention_2" if able and utils.is_flash_attn_2_available() else "sdpa"
+
+
+def wait_for(device: str | torch.device) -> None:
+    """Let an accelerator finish: kernels run behind the clock."""
+    import torch
+
+    kind = str(device).split(":")[0]
+    if kind == "cuda":
+        torch.cuda.synchronize(device)
+    elif kind == "mps":
+        torch.mps.synchronize()
 
 
 ALLOCATORS = ("out of memory", "not enough memory", "can't allocate memory")

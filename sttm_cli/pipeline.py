@@ -13,7 +13,7 @@ from sttm_cli.clock import Clock
 from sttm_cli.config import Settings, check_question
 from sttm_cli.decode import digest
 from sttm_cli.device import memory_told
-from sttm_cli.errors import OutOfMemoryError, VideoError
+from sttm_cli.errors import OutOfMemoryError, UsageError, VideoError
 from sttm_cli.fits import fits
 from sttm_cli.models.memory import check_room
 from sttm_cli.prefill import ROOM, KVContinuation
@@ -21,10 +21,10 @@ from sttm_cli.prepared import Prepared, seconds_to_prefix
 from sttm_cli.request import Request, kv_bytes
 from sttm_cli.resident import Resident
 from sttm_cli.results import Answer, CacheUse, Choice
-from sttm_cli.stages import Progress, Stages
+from sttm_cli.stages import Stages
 from sttm_cli.store import pack
 from sttm_cli.tiers import DEVICE, DISK, Held
-from sttm_cli.types import Frames, Json, OnToken, PrefixKV, Sampling
+from sttm_cli.types import Frames, Json, OnToken, PrefixKV, Progress, Sampling
 
 if TYPE_CHECKING:
     from sttm_cli.decode import Source
@@ -54,9 +54,14 @@ class VideoQA(Stages):
         resident: Resident | None = None,
         **fields: Any,
     ) -> None:
+        if settings is not None and fields:
+            raise UsageError(
+                f"settings and {', '.join(fields)} cannot hold together", "give one of them"
+            )
         settings = settings or Settings(**fields)
         super().__init__(settings, warn=warn, progress=progress, resident=resident)
         self._held: tuple[str, Held] | None = None
+        self._said_fewer = False
 
     def __enter__(self) -> VideoQA:
         return self
@@ -89,13 +94,14 @@ class VideoQA(Stages):
         clock = Clock()
         self._warned.clear()
         request = self.request(video)
-        self._say_fewer(request)
+        self.say_fewer(request)
         known = self._held is not None and self._held[0] == request.key
         held, cache = self._in_memory(request, clock) or self._anew(request, clock)
         if not known:
             for warning in held.kv.facts["decode"]["warnings"]:
                 self.warn(warning)
-        return Prepared(request, held.kv, cache, clock, held.prefix)
+        seconds = clock.total() - clock.spent("load_model")
+        return Prepared(request, held.kv, cache, clock, held.prefix, seconds)
 
     def answer(
         self,
@@ -158,6 +164,7 @@ class VideoQA(Stages):
     ) -> tuple[PrefixKV, CacheUse] | None:
         """Compute a video's KV and store it; None where another process has just done so."""
         self._warned.clear()
+        self.say_fewer(request)
         with self.store.computing(request.key, on_wait=self._say_waiting):
             stored = self.store.find(request.identity).entry is not None
             if stored and not self.settings.refresh:
@@ -211,14 +218,16 @@ class VideoQA(Stages):
             self._held = None
 
     def _kv(self, request: Request, clock: Clock) -> tuple[PrefixKV, CacheUse]:
-        found = self._restore(request, clock)
-        if isinstance(found, str):
-            with self.store.computing(request.key, on_wait=self._say_waiting):
-                # Another process may have stored it while this one waited.
-                found = self._restore(request, clock)
-                if isinstance(found, str):
-                    found = self._compute(request, clock, miss_reason=found)
-        return found
+        # The store may be shared: what it says now is about this video.
+        with self.store.telling(self.warn):
+            found = self._restore(request, clock)
+            if isinstance(found, str):
+                with self.store.computing(request.key, on_wait=self._say_waiting):
+                    # Another process may have stored it while this one waited.
+                    found = self._restore(request, clock)
+                    if isinstance(found, str):
+                        found = self._compute(request, clock, miss_reason=found)
+            return found
 
     def _restore(self, request: Request, clock: Clock) -> tuple[PrefixKV, CacheUse] | str:
         """The stored KV, or why there is none to use."""
@@ -254,7 +263,7 @@ class VideoQA(Stages):
             "seconds": clock.seconds(),
         }
         # Digested before it was decoded: a file replaced meanwhile must not lend its frames.
-        if digest(request.path, self.store) != request.digest:
+        if digest(request.path, self.memo(request.source)) != request.digest:
             raise VideoError(
                 f"{request.source.name} changed while it was read", "ask again once it is whole"
             )
@@ -279,11 +288,13 @@ class VideoQA(Stages):
             "duration_s": request.info.duration_s,
         }
 
-    def _say_fewer(self, request: Request) -> None:
-        """A rate that was asked for and does not hold is said."""
+    def say_fewer(self, request: Request) -> None:
+        """Say, once, that a rate which was asked for does not hold."""
         times, fps, frames = request.plan.times_s, self.settings.fps, self.settings.frames
-        if fps and not frames and len(times) > 1 and times[1] - times[0] > 1.01 / fps:
-            self.warn(
+        bounded = fps and not frames and len(times) > 1 and times[1] - times[0] > 1.01 / fps
+        if bounded and not self._said_fewer:
+            self._said_fewer = True
+            self._warn(
                 f"--fps {fps:g} gives more than the {len(times)} frames that this model takes by "
                 f"default: they are {times[1] - times[0]:.2f} s apart; --frames allows more"
             )

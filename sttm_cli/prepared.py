@@ -18,13 +18,17 @@ TO_PREFIX = ("decode", "encode", "merge", "prefill")
 
 @dataclass(frozen=True)
 class Prepared:
-    """A video whose prefix is prefilled: questions can be asked of it at once."""
+    """A video whose prefix is prefilled: questions can be asked of it at once.
+
+    `seconds`: what it took to get there, the loading of the model left out.
+    """
 
     request: Request
     kv: PrefixKV
     cache: CacheUse
     clock: Clock
     prefix: Continuation
+    seconds: float
 
     @property
     def frame_times_s(self) -> list[float]:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
 
 from sttm_cli.config import Settings
 from sttm_cli.decode import Source, digest, plan_frames, remembered_probe
 from sttm_cli.device import resolve_attention, resolve_device, resolve_dtype
 from sttm_cli.errors import UsageError
+from sttm_cli.memo import Memo
 from sttm_cli.models import (
     ALIASES,
     Family,
@@ -29,13 +29,6 @@ from sttm_cli.types import FramePlan, Json, VideoInfo
 
 MERGE_METHOD = "sttm/2"
 """Changes whenever the same features and budget could give other tokens."""
-
-
-class Memo(Protocol):
-    """A small persistent memory: str -> JSON object."""
-
-    def get(self, key: str) -> Json | None: ...
-    def set(self, key: str, value: Json) -> None: ...
 
 
 @dataclass(frozen=True)

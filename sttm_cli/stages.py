@@ -13,19 +13,18 @@ import torch
 from sttm_cli.clock import Clock
 from sttm_cli.config import Settings, cache_dir
 from sttm_cli.decode import Source, Sources, read_frames
-from sttm_cli.device import memory_told
+from sttm_cli.device import memory_told, wait_for
+from sttm_cli.memo import Memo
 from sttm_cli.merge import MergedTokens, merge_tokens
 from sttm_cli.prefill import Merging, prefill
 from sttm_cli.request import ModelChoice, Request, choose_model, make_request
 from sttm_cli.resident import Resident
 from sttm_cli.store import NoStore, Store
-from sttm_cli.types import DecodeReport, FrameChunk, Frames, PrefixKV, VisualTokens
+from sttm_cli.types import DecodeReport, FrameChunk, Frames, PrefixKV, Progress, VisualTokens
 
 if TYPE_CHECKING:
     from sttm_cli.models import VideoLLM
 
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, how much of it is done, and how much there is (0: unknown)."""
 OnChunk = Callable[[FrameChunk], None]
 
 
@@ -76,9 +75,12 @@ class Stages:
     def request(self, video: str | Path | Source) -> Request:
         """Everything that shapes the video's KV; reads the file's bytes, decodes nothing."""
         source = self._sources.find(video)
-        # What is remembered of a copy would never be looked up again.
-        memo = NoStore() if source.is_copy else self.store
-        return make_request(source, self.choice, self.settings, memo)
+        return make_request(source, self.choice, self.settings, self.memo(source))
+
+    def memo(self, source: Source) -> Memo:
+        """Where things about a video's bytes are remembered: of a copy they would never be looked
+        up again."""
+        return NoStore() if source.is_copy else self.store
 
     def model(self, clock: Clock | None = None, *, vision: bool = True) -> VideoLLM:
         """The model, loaded at its first use; without `vision` it need not be able to encode."""
@@ -119,8 +121,10 @@ class Stages:
                 on_chunk(chunk)
                 done += len(chunk.times_s)
                 self._progress("decode", done, len(request.plan.times_s))
-        features = torch.cat([part.features for part in parts])
-        deep = tuple(torch.cat(level) for level in zip(*(p.deep for p in parts), strict=True))
+        with clock.stage("encode"), memory_told():
+            features = torch.cat([part.features for part in parts])
+            deep = tuple(torch.cat(level) for level in zip(*(p.deep for p in parts), strict=True))
+            wait_for(features.device)
         times = tuple(report.times_s)
         return VisualTokens(features, deep, times, request.info.duration_s), report
 
@@ -147,6 +151,7 @@ class Stages:
             prompt = model.prompt(tokens)
             embeds = model.embed_prompt(prompt, tokens)
             kv = prefill(model.decoder, prompt, embeds, merging, deep=tokens.deep)
+            wait_for(kv.keys[-1].device)
         clock.move("prefill", "merge", kv.facts.pop("merge_seconds"))
         self._progress("prefill", 1, 1)
         return kv

@@ -122,6 +122,7 @@ def survey(
     Nothing is written to the user's cache. Raises as `VideoQA.prepare`.
     """
     request = qa.request(video)
+    qa.say_fewer(request)
     tokens, report, view, before = _encoded(qa, request, repeat)
     # The first run pays for lazy initialisation: it warms up and is not counted.
     _measure(qa, tokens, 1.0)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 Json = dict[str, Any]
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, how much of it is done, and how much there is (0: unknown)."""
 
 
 @dataclass(frozen=True)

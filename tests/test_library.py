@@ -25,7 +25,7 @@ from sttm_cli.library.space import Estimate, check_space, estimate
 from sttm_cli.library.work import precompute
 from sttm_cli.models import token_count
 from sttm_cli.pipeline import VideoQA
-from sttm_cli.types import FrameChunk
+from sttm_cli.types import DecodeReport, FrameChunk
 from tests.checkpoints_internvl import internvl
 from tests.checkpoints_llava import llava_video
 from tests.checkpoints_qwen import qwen_vl
@@ -353,3 +353,23 @@ def test_the_run_stops_before_the_disk_is_full(
     assert [type(outcome) for outcome in stored] == [Computed, Stopped]
     assert "nearly full" in stored[-1].reason
     assert stored[-1].path == videos[1]
+
+
+def test_a_video_that_the_other_reader_had_to_read_does_not_end_the_work(
+    videos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = stages.read_frames
+
+    def other(path: Path, *args: Any, report: DecodeReport, **options: Any) -> Any:
+        yield from sound(path, *args, report=report, **options)
+        if path.name == "0.mp4":
+            report.fallback = "av crashed"
+            report.warnings.append("read with decord")
+
+    monkeypatch.setattr(stages, "read_frames", other)
+    with VideoQA() as qa:
+        found = outcomes(qa, videos)
+    assert isinstance(found["0.mp4"], Failed)
+    assert "read with decord" in found["0.mp4"].error
+    assert isinstance(found["1.mp4"], Computed)
+    assert isinstance(found["2.mp4"], Computed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from sttm_cli.config import Settings
 from sttm_cli.errors import UsageError
 from sttm_cli.pipeline import VideoQA
+from sttm_cli.store import Store
 from tests.cli.process import sttm_here
 
 SAMPLE = Path(__file__).parents[1] / "docs" / "sample.mp4"
@@ -108,3 +110,21 @@ def test_a_rate_that_the_default_bound_does_not_allow_is_said() -> None:
             times = qa.prepare(SAMPLE).frame_times_s
         assert len(times) == (16 if "frames" in settings else 8)
         assert sum("--fps 2 gives more than the 8 frames" in line for line in lines) == said
+
+
+def test_settings_and_fields_beside_them_are_refused() -> None:
+    with pytest.raises(ValueError, match="budget"):
+        VideoQA(Settings(), budget=0.1)
+
+
+def test_the_first_token_counts_all_that_was_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    save = Store.save
+
+    def slow(*args: Any, **options: Any) -> Any:
+        time.sleep(1)
+        return save(*args, **options)
+
+    monkeypatch.setattr(Store, "save", slow)
+    with VideoQA() as qa:
+        assert qa.ask(SAMPLE, "how many shapes are there?").seconds["first_token"] > 1
+        assert qa.ask(SAMPLE, "how many shapes are there?").seconds["first_token"] < 1

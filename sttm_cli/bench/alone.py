@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sttm_cli.bench.floor import wait_for
+from sttm_cli.device import wait_for
 from sttm_cli.types import Json, VisualTokens
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def transformers_alone(model: VideoLLM, tokens: VisualTokens, *, repeat: int) ->
     once = {"max_new_tokens": 1, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     ends = {"pad_token_id": min(model.end_ids)}
     cache = DynamicCache(config=inner.config.get_text_config())
-    inner.model.language_model(inputs_embeds=embeds[None], past_key_values=cache, use_cache=True)
+    model.decoder(inputs_embeds=embeds[None], past_key_values=cache, use_cache=True)
 
     def generate() -> None:
         inner.generate(inputs_embeds=whole, **once, **ends)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sttm_cli.device import wait_for
 from sttm_cli.types import Json, PrefixKV
 
 TRIES = 5
@@ -76,14 +77,6 @@ def counted_flops(run: Callable[[], object]) -> float:
 
 def weight_bytes(*modules: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for m in modules for p in m.parameters())
-
-
-def wait_for(device: str) -> None:
-    """Let an accelerator finish: kernels run behind the clock."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    elif device == "mps":
-        torch.mps.synchronize()
 
 
 def _best(run: Callable[[], object], device: str) -> float:

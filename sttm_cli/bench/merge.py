@@ -14,8 +14,8 @@ from statistics import median
 
 import torch
 
-from sttm_cli.bench.floor import wait_for
 from sttm_cli.bench.memory import watch_memory
+from sttm_cli.device import wait_for
 from sttm_cli.merge import merge_tokens
 
 Shape = tuple[int, int, int, int]

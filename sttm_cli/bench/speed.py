@@ -22,14 +22,13 @@ from sttm_cli.bench.floor import (
     counted_flops,
     measure_rates,
     prefill_flops,
-    wait_for,
     weight_bytes,
 )
 from sttm_cli.bench.memory import watch_memory
 from sttm_cli.clock import Clock
 from sttm_cli.config import cache_dir
 from sttm_cli.decode import read_frames
-from sttm_cli.device import memory_told
+from sttm_cli.device import memory_told, wait_for
 from sttm_cli.errors import OutOfMemoryError, UsageError
 from sttm_cli.models.memory import free_bytes
 from sttm_cli.pipeline import VideoQA

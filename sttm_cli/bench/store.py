@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from sttm_cli.bench.floor import wait_for
+from sttm_cli.device import wait_for
 from sttm_cli.errors import CacheError
 from sttm_cli.store import Entry, PackedKV, Store, pack
 from sttm_cli.types import PrefixKV, TokenCounts

@@ -119,7 +119,7 @@ def accuracy(
 
 
 def _share(text: str) -> float:
-    budget = parse_budget(text)
+    budget = parse_budget(text, "--budgets")
     if not isinstance(budget, float):
         raise UsageError(f"--budgets {text} is no share", "give shares above 0 and up to 1")
     return budget

@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
-from typing import Any, Protocol
 
 from sttm_cli.decode.file import check_file
 from sttm_cli.errors import VideoError
-
-Json = dict[str, Any]
-
-STEP_S = 2.0
-"""The longest steps in which file systems count times: a second change within one does not show."""
-
-
-class Memo(Protocol):
-    """A small persistent memory: str -> JSON object."""
-
-    def get(self, key: str) -> Json | None: ...
-    def set(self, key: str, value: Json) -> None: ...
+from sttm_cli.memo import Memo, is_settled
 
 
 def digest(path: Path, memo: Memo) -> str:
@@ -55,12 +42,6 @@ def version_key(path: Path, found: os.stat_result) -> str:
     # Unlike the modification time, nobody can set the change time back.
     times = f"{found.st_mtime_ns}|{found.st_ctime_ns}"
     return f"{name}|{found.st_size}|{times}|{found.st_ino}"
-
-
-def is_settled(*files: os.stat_result) -> bool:
-    """Whether any further change of these files must show in their times."""
-    now = time.time()
-    return all(abs(now - t) > STEP_S for f in files for t in (f.st_mtime, f.st_ctime))
 
 
 def _blake3(path: Path) -> str:

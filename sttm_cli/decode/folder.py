@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sttm_cli.decode.digest import Memo, is_settled, version_key
+from sttm_cli.decode.digest import version_key
 from sttm_cli.errors import VideoError
+from sttm_cli.memo import Memo, is_settled
 
 FORMATS = {
     ".avif": "AVIF", ".bmp": "BMP", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".ppm": "PPM",

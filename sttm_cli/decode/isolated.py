@@ -10,7 +10,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-import sttm_cli
+from sttm_cli.again import command, environment
 from sttm_cli.decode.file import NEEDED, check_file
 from sttm_cli.decode.lost import DAMAGED, Lost, Reading
 from sttm_cli.errors import VideoError
@@ -82,14 +81,12 @@ class _Child:
     """A reading process and its pipes."""
 
     def __init__(self) -> None:
-        package = str(Path(sttm_cli.__file__).parents[1])
-        seen = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "sttm_cli.decode.child"],
+            command("sttm_cli.decode.child"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": seen},
+            env=environment(),
         )
         self._out = _pipe(self._process.stdout)
         self.busy, self._path = False, Path()

@@ -8,9 +8,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from sttm_cli.decode.digest import Memo, is_settled, version_key
+from sttm_cli.decode.digest import version_key
 from sttm_cli.decode.file import NEEDED, check_file
 from sttm_cli.errors import VideoError
+from sttm_cli.memo import Memo, is_settled
 from sttm_cli.types import VideoInfo
 
 NO_SOUND = "the video's sound is ignored: a model sees its frames only"

@@ -14,13 +14,11 @@ from typing import BinaryIO
 
 from sttm_cli.config import STDIN
 from sttm_cli.errors import SttmError, UsageError, VideoError
+from sttm_cli.types import Progress
 
 BLOCK = 1 << 20
 KEPT = 4
 """Copies kept at once: a process that runs for days must not fill the disk."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, how much of it is done, and how much there is (0: unknown)."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,8 @@ class Source:
         try:
             yield
         except VideoError as error:
+            if not self.is_copy:
+                raise
             name = "stdin" if self.name == STDIN else self.name
             message = error.message.replace(str(self.path), name)
             raise VideoError(message, error.hint) from error

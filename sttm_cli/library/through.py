@@ -60,6 +60,8 @@ def _prepared(server: Server, qa: VideoQA, request: Request, room: Room) -> Outc
     except SttmError as error:
         return Failed(request.path, error.message)
     cache, tokens = report["cache"], report["tokens"]
+    if report["video"]["fallback"]:
+        return Failed(request.path, f"it is not stored: {warnings[-1] if warnings else 'see ask'}")
     if not cache["bytes"]:
         return Stopped(request.path, "its KV could not be stored")
     if cache["hit"]:

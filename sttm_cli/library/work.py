@@ -159,6 +159,8 @@ def _compute(qa: VideoQA, opened: Opened, read: Iterator[Read], room: Room) -> O
         _drop(opened, read)
         return Skipped(request.path, STORED, need)
     kv, cache = made
+    if report.fallback:
+        return Failed(request.path, f"it is not stored: {report.warnings[-1]}")
     if not cache.bytes:
         return Stopped(request.path, "its KV could not be stored")
     seconds, warnings = opened.clock.seconds(), tuple(report.warnings)

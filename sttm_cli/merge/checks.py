@@ -36,7 +36,10 @@ def check_finite(norm: torch.Tensor, features: torch.Tensor) -> None:
     bad = (~torch.isfinite(features)).nonzero()
     if len(bad):
         at = tuple(bad[0].tolist())
-        raise UsageError(f"features[{at}] is {features[at].item()}", "every value must be finite")
+        hint = "every value must be finite"
+        if features.dtype is torch.float16:
+            hint += "; --dtype bfloat16 or float32 hold what float16 does not"
+        raise UsageError(f"features[{at}] is {features[at].item()}", hint)
     most = features.abs().max().item()
     raise UsageError(f"features reach {most:g}", "their squares must be finite in float32")
 

@@ -31,7 +31,9 @@ def load_files(file_class: Any, source: ModelSource) -> Any:
     with _told(source, "this machine"), warnings.catch_warnings():
         # Names of settings that transformers has given up are the checkpoint's, not the user's.
         warnings.simplefilter("ignore", FutureWarning)
-        return file_class.from_pretrained(source.folder, local_files_only=True)
+        return file_class.from_pretrained(
+            source.folder, local_files_only=True, trust_remote_code=False
+        )
 
 
 def load_weights(
@@ -50,6 +52,7 @@ def load_weights(
             attn_implementation=placement.attention,
             local_files_only=True,
             use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
             **where,
             **options,
@@ -65,7 +68,9 @@ def _config(source: ModelSource, placement: Placement, config: Any) -> Any:
         from transformers import AutoConfig
 
         with _told(source, placement.device):
-            config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(
+                source.folder, local_files_only=True, trust_remote_code=False
+            )
     if not placement.vision:
         # A tower of no layers: the weights of those in the files are not read.
         tower = config.vision_config

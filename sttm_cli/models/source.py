@@ -10,22 +10,16 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sttm_cli.errors import ModelError, UsageError
+from sttm_cli.memo import Memo, is_settled
 from sttm_cli.spelling import did_you_mean
 from sttm_cli.types import Json
 
 # What a checkpoint folder is made of; anything else in a hub repository is not fetched.
 _PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 _PART_OF_MODEL = (".json", ".safetensors", ".jinja", ".txt", ".model", ".bin")
-
-
-class Memo(Protocol):
-    """A small persistent memory: str -> JSON object."""
-
-    def get(self, key: str) -> Json | None: ...
-    def set(self, key: str, value: Json) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -114,12 +108,12 @@ def check_unchanged(source: ModelSource, memo: Memo) -> None:
 def folder_fingerprint(folder: Path, memo: Memo) -> str:
     """blake3 over names and contents of all model files, remembered by their stat."""
     files = sorted(p for p in folder.iterdir() if p.suffix in _PART_OF_MODEL and p.is_file())
-    stats = [
+    stats = [path.stat() for path in files]
+    versions = [
         (p.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
-        for p in files
-        for s in [p.stat()]
+        for p, s in zip(files, stats, strict=True)
     ]
-    key = f"weights:{json.dumps([os.fspath(folder.resolve()), stats])}"
+    key = f"weights:{json.dumps([os.fspath(folder.resolve()), versions])}"
     known = memo.get(key)
     if known is not None and isinstance(known.get("fingerprint"), str):
         return str(known["fingerprint"])
@@ -129,7 +123,8 @@ def folder_fingerprint(folder: Path, memo: Memo) -> str:
     for path in files:
         one = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
         total.update(f"{path.name}\0{one}\n".encode())
-    memo.set(key, {"fingerprint": f"files:{total.hexdigest()}"})
+    if is_settled(*stats):
+        memo.set(key, {"fingerprint": f"files:{total.hexdigest()}"})
     return f"files:{total.hexdigest()}"
 
 

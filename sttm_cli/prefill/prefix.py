@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from sttm_cli.device import wait_for
 from sttm_cli.prefill.ragged import BufferLayer, run
 from sttm_cli.types import Merged, PrefixKV, Prompt, TokenCounts
 
@@ -117,7 +118,7 @@ class _Merge:
 
     def apply(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states [1, L, C] -> merged [1, N, C] and their rotary ids [A, N]."""
-        _wait(hidden)
+        wait_for(hidden.device)
         started = time.perf_counter()
         video = self._prompt.video.to(hidden.device)
         merged = self._merging.merge(hidden[0, video].unflatten(0, self._prompt.grid))
@@ -131,7 +132,7 @@ class _Merge:
         hidden = hidden[:, kept]
         self._places = kept.cumsum(0)[roots] - 1
         positions = self._renumber(self._prompt.positions.to(hidden.device)[:, kept])
-        _wait(hidden)
+        wait_for(hidden.device)
         self._merged, self.length = merged, hidden.shape[1]
         self.seconds = time.perf_counter() - started
         return hidden, positions
@@ -169,9 +170,3 @@ def _filled(buffer: torch.Tensor | None) -> torch.Tensor:
     if buffer is None:
         raise RuntimeError("a decoder layer wrote no keys and values")
     return buffer
-
-
-def _wait(tensor: torch.Tensor) -> None:
-    # Kernels run behind the clock on an accelerator; a stage's seconds must be its own.
-    if tensor.is_cuda:
-        torch.cuda.synchronize(tensor.device)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 
 from sttm_cli import __version__
+from sttm_cli.again import command as run_again
+from sttm_cli.again import environment
 from sttm_cli.config import Settings
 from sttm_cli.errors import SttmError
 from sttm_cli.serve.address import Place, pinned, places
@@ -62,7 +63,7 @@ def leave_behind(settings: Settings, place: Place, keep_alive: str) -> Server:
 
 
 def _start(settings: Settings, place: Place, keep_alive: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "sttm_cli", "serve", "--socket-only", *_flags(settings)]
+    command = [*run_again("sttm_cli"), "serve", "--socket-only", *_flags(settings)]
     # Appended to: two may be started at once, of which one finds the place held.
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     with os.fdopen(os.open(place.log, flags, 0o600), "wb") as log:
@@ -71,6 +72,7 @@ def _start(settings: Settings, place: Place, keep_alive: str) -> subprocess.Pope
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,
+            env=environment(),
             start_new_session=True,
         )
 

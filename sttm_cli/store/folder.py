@@ -105,6 +105,10 @@ class Folder:
                 hold(file.fileno())
                 fill(file)
                 os.fsync(file.fileno())
+                if os.name == "posix":
+                    os.replace(part, path)
+            if os.name != "posix":
+                # Windows moves nothing that is open.
                 os.replace(part, path)
             _sync(path.parent)
         except BaseException:

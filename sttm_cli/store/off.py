@@ -40,5 +40,8 @@ class NoStore:
     def computing(self, key: str, on_wait: Callable[[], None]) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def telling(self, warn: Callable[[str], None]) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def close(self) -> None:
         self._rows = {}

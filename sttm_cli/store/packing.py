@@ -53,7 +53,8 @@ class Packed:
     def unpack(self, out: torch.Tensor) -> None:
         """Write the numbers to `out` [n, heads, dim]; bit for bit the same for any rows."""
         if self.scale is None or self.offset is None:
-            out.copy_(self.stored, non_blocking=True)
+            # Elsewhere nothing says when the copy is done and `stored` may be written again.
+            out.copy_(self.stored, non_blocking=out.is_cuda)
         elif out.dtype is torch.float32:
             # Two rounded operations, never one fused: rows must not depend on their neighbours.
             torch.mul(self.stored, self.scale, out=out).add_(self.offset)

@@ -107,9 +107,9 @@ class _Piece:
     def take(self, host: torch.Tensor) -> None:
         """Turn the stored bytes in `host` into numbers in their final place."""
         stored = host.view(self.dtype).view(self.shape)
-        if self.out.is_cuda and self.out.dtype is not self.dtype:
+        if self.out.device.type != "cpu" and self.out.dtype is not self.dtype:
             # What is smaller crosses the bus smaller, and becomes numbers there.
-            stored = stored.to(self.out.device, non_blocking=True)
+            stored = stored.to(self.out.device, non_blocking=self.out.is_cuda)
         Packed(stored, self.scale, self.offset).unpack(self.out)
 
 

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from sttm_cli.store.reading import check_bytes, read_tensors
 from sttm_cli.store.records import Records
 from sttm_cli.types import Json, PrefixKV
 
+_listener: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
 LOOK = 16
 """Looking at a hundred thousand files takes a second: what all of them take is looked at again
 once a sixteenth of the room that was left is filled, so that a few processes cannot overfill it."""
@@ -48,7 +50,7 @@ class Store:
     def __init__(
         self, root: Path, *, warn: Callable[[str], None], max_bytes: int | None = None
     ) -> None:
-        self.path, self._warn = root.absolute(), warn
+        self.path, self._otherwise = root.absolute(), warn
         self._max_bytes = max_bytes
         self._unlooked = 0
         self._usable = is_ours(self.path, warn)
@@ -64,6 +66,15 @@ class Store:
 
     def close(self) -> None:
         self._index.close()
+
+    @contextmanager
+    def telling(self, warn: Callable[[str], None]) -> Iterator[None]:
+        """Within this context, and this thread, warnings go to `warn`."""
+        token = _listener.set(warn)
+        try:
+            yield
+        finally:
+            _listener.reset(token)
 
     # ---- small rows
 
@@ -307,6 +318,9 @@ class Store:
                 self._warn(f"not stored: {folder} cannot be made ({error.strerror})")
             return False
         return True
+
+    def _warn(self, line: str) -> None:
+        (_listener.get() or self._otherwise)(line)
 
     def _say_damaged(self, path: Path, error: Exception) -> None:
         self._warn(f"stored entry {path.name[:12]} is not used: {error}")

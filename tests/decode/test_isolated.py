@@ -113,3 +113,14 @@ def test_a_process_that_died_meanwhile_is_replaced(video: Path) -> None:
     child._process.kill()
     child._process.wait()
     assert numbers(video) == [10 * i for i in range(COUNT)]
+
+
+def test_no_module_beside_the_video_is_run(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    (tmp_path / "av.py").write_text("open('ran', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    end_children()
+    assert numbers(video)
+    assert not (tmp_path / "ran").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -171,3 +172,19 @@ def test_a_downloaded_model_is_found_offline_by_its_hub_id(
     assert load(source, Placement("cpu", "float32")).end_ids
     with pytest.raises(ModelError, match=r"someone/other.*not on this machine"):
         find_source("x", "someone/other", revision=None, memo=DictMemo())
+
+
+def test_code_in_a_checkpoint_is_neither_run_nor_asked_about(
+    random_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(random_model, tmp_path / "model"))
+    (folder / "code.py").write_text("open('ran', 'w').close()")
+    for name, key in (("config.json", "AutoConfig"), ("processor_config.json", "AutoProcessor")):
+        path = folder / name
+        known = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**known, "auto_map": {key: "code.Anything"}}))
+    monkeypatch.chdir(tmp_path)
+    ended = sttm_here("ask", SAMPLE, "what?", "--model", folder, stdin="y\n" * 5)
+    assert ended.code in (0, 4)
+    assert "custom code" not in ended.out + ended.err
+    assert not list(tmp_path.rglob("ran"))

@@ -310,3 +310,13 @@ def test_keep_alive_and_no_server_cannot_hold_together() -> None:
     assert told.code == 2
     assert "--keep-alive" in told.err
     assert "--no-server" in told.err
+
+
+def test_a_damaged_entry_is_said_as_without_a_server(found: Running, tmp_path: Path) -> None:
+    video = shutil.copy(SAMPLE, tmp_path / "film.mp4")
+    told = sttm_here("ask", video, COUNT, "--json", "--budget", "0.35", "--no-server").json
+    (path,) = Path(found.env["STTM_CACHE_DIR"]).rglob(f"{told['cache']['key']}.safetensors")
+    path.write_bytes(b"no artifact" * 100)
+    again = sttm_here("ask", video, COUNT, "--json", "--budget", "0.35")
+    assert not again.json["cache"]["hit"]
+    assert f"stored entry {told['cache']['key'][:12]} is not used" in again.err
