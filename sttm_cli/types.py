@@ -266,7 +266,8 @@ class PrefixKV:
     """The prefilled prefix: what is saved, restored and continued.
 
     `keys[i]`, `values[i]`: [capacity_i, kv_heads, head_dim] of decoder layer i, of which the
-    first `lengths[i]` rows are the prefix; rows beyond are room for the question and the answer.
+    first `lengths[i]` rows are the prefix; rows beyond are room for the question and the answer,
+    and a longer one puts larger buffers in their place.
     Token-major, so that a stored prefix is read in one piece and a token is appended in one
     piece. Layers below `merge_layer` hold every video token, the others the merged ones.
     `next_positions` are the rotary ids with which the next token continues, below and from the

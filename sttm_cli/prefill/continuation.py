@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from sttm_cli.prefill.ragged import BufferLayer, run
+from sttm_cli.prefill.ragged import BufferLayer, filled, run
 from sttm_cli.types import PrefixKV
 
 
@@ -23,9 +23,10 @@ class Decoding(Protocol):
 class KVContinuation:
     """Tokens appended to a prefix KV; implements `types.Continuation`.
 
-    The KV's own buffers are written to, behind the prefix, and the prefix is never touched, so
-    that after `rewind` the next question finds it as it was. What a rewind forgets stays in the
-    buffers until it is written over: a conversation's next turn takes it back with `resume`.
+    The KV's own buffers are written to, behind the prefix, and grow with what is appended; the
+    prefix is never touched, so that after `rewind` the next question finds it as it was. What a
+    rewind forgets stays in the buffers until it is written over: a conversation's next turn takes
+    it back with `resume`.
     """
 
     def __init__(self, model: Decoding, kv: PrefixKV) -> None:
@@ -105,15 +106,20 @@ class KVContinuation:
         below, above = (
             (start + places).expand(self._axes, -1) for start in self._kv.next_positions
         )
-        hidden = run(
-            self._model.decoder,
-            self._model.embed(ids),
-            self._layers,
-            positions=below,
-            merge_layer=self._kv.merge_layer,
-            deeper=lambda states: (states, above.to(states.device)),
-            sees=sees,
-        )
+        try:
+            hidden = run(
+                self._model.decoder,
+                self._model.embed(ids),
+                self._layers,
+                positions=below,
+                merge_layer=self._kv.merge_layer,
+                deeper=lambda states: (states, above.to(states.device)),
+                sees=sees,
+            )
+        finally:
+            # Buffers that had to grow take the place of the KV's: it holds no others beside.
+            self._kv.keys[:] = [filled(layer.keys) for layer in self._layers]
+            self._kv.values[:] = [filled(layer.values) for layer in self._layers]
         self._held += ids.tolist()
         self.appended = len(self._held)
         return hidden

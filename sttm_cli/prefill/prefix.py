@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from sttm_cli.device import wait_for
-from sttm_cli.prefill.ragged import BufferLayer, run
+from sttm_cli.prefill.ragged import BufferLayer, filled, run
 from sttm_cli.types import Merged, PrefixKV, Prompt, TokenCounts
 
 ROOM = 512
@@ -63,8 +63,8 @@ def prefill(
             deeper=state.apply,
         )
     return PrefixKV(
-        keys=[_filled(layer.keys) for layer in layers],
-        values=[_filled(layer.values) for layer in layers],
+        keys=[filled(layer.keys) for layer in layers],
+        values=[filled(layer.values) for layer in layers],
         lengths=tuple(layer.length for layer in layers),
         merge_layer=merging.layer,
         next_positions=(prompt.next_position, state.next_position),
@@ -164,9 +164,3 @@ class _Merge:
             spatial_threshold=self._merged.spatial_threshold,
             temporal_threshold=self._merged.temporal_threshold,
         )
-
-
-def _filled(buffer: torch.Tensor | None) -> torch.Tensor:
-    if buffer is None:
-        raise RuntimeError("a decoder layer wrote no keys and values")
-    return buffer

@@ -174,6 +174,13 @@ def _rotary_input(positions: torch.Tensor) -> torch.Tensor:
     return positions if positions.shape[0] == 1 else positions[:, None]
 
 
+def filled(buffer: torch.Tensor | None) -> torch.Tensor:
+    """The buffer that a run has written to."""
+    if buffer is None:
+        raise RuntimeError("a decoder layer wrote no keys and values")
+    return buffer
+
+
 def _buffer(states: torch.Tensor, capacity: int) -> torch.Tensor:
     _, heads, _, dim = states.shape
     return states.new_empty((capacity, heads, dim))

@@ -9,6 +9,8 @@ import torch
 
 from sttm_cli.models import Placement, find_source, load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
+from sttm_cli.results import CacheUse
+from sttm_cli.tiers import DEVICE, Held, Tiers
 from sttm_cli.types import VisualTokens
 from tests.fakes import DictMemo, keep_all, pair_up
 from tests.models.reference import one_pass
@@ -104,6 +106,19 @@ def test_an_answer_longer_than_the_room_behind_the_prefix_still_fits(model, pref
     going = KVContinuation(model, kv)
     going.extend(tokens[:400])
     assert torch.allclose(going.extend(tokens[400:]), at_once, atol=1e-4)
+
+
+def test_buffers_that_grew_count_in_the_memory_that_kvs_may_take(model, prefix) -> None:
+    prompt, embeds, _ = prefix
+    kv = prefill(model.decoder, prompt, embeds, Merging(1, pair_up, "reassigned"))
+    size = sum(t.nbytes for t in kv.keys + kv.values)
+    tiers, going = Tiers(device_bytes=size), KVContinuation(model, kv)
+    held = tiers.add("kv", Held(kv, going, CacheUse(False, "", 0, 0, 0, "new")))
+    going.extend(torch.arange(700) % 60 + 6)
+    going.rewind()
+    assert tiers.bytes()[DEVICE] > size
+    tiers.release(held)
+    assert tiers.bytes()[DEVICE] == 0
 
 
 def test_hooks_are_gone_after_a_run_that_failed(model, prefix) -> None:
