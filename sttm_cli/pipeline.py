@@ -173,8 +173,7 @@ class VideoQA(Stages):
 
     def _in_memory(self, request: Request, clock: Clock) -> tuple[Held, CacheUse] | None:
         started = clock.total()
-        with memory_told():
-            found = self._resident.tiers.take(request.key, self._continued)
+        found = self._taken(request.key)
         if found is None:
             return None
         held, tier = found
@@ -190,6 +189,19 @@ class VideoQA(Stages):
             prefilled_tokens=0,
             miss_reason=None,
         )
+
+    def _taken(self, key: str) -> tuple[Held, str] | None:
+        """What memory holds of `key`; None also where the device has no room for it."""
+        tiers = self._resident.tiers
+        for _ in range(2):
+            try:
+                with memory_told():
+                    return tiers.take(key, self._continued)
+            except OutOfMemoryError:
+                self._let_go()
+                if not tiers.free_device():
+                    break
+        return None
 
     def _anew(self, request: Request, clock: Clock) -> tuple[Held, CacheUse]:
         # What was held makes room first.

@@ -59,7 +59,8 @@ class Tiers:
                 self._on_device.move_to_end(key)
                 return held, DEVICE
             if key in self._on_host:
-                kv, cache, devices = self._on_host.pop(key)
+                # It stays there until it is on the device: memory may run out on the way.
+                kv, cache, devices = self._on_host[key]
                 kv = _copied(kv, devices, ROOM)
                 return self.add(key, Held(kv, continued(kv), cache)), HOST
             return None
@@ -72,6 +73,7 @@ class Tiers:
     def add(self, key: str, held: Held) -> Held:
         """Keep a KV that is on the device; in use until `release`."""
         with self._lock:
+            self._on_host.pop(key, None)
             self._on_device[key] = held
             self._shrink()
             return held

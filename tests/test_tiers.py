@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from sttm_cli.results import CacheUse
@@ -78,6 +79,25 @@ def test_what_is_in_use_is_not_dropped_for_what_is_new() -> None:
     fill(tiers, "a", "b", "c")
     assert take(tiers, "used") == (used, DEVICE)
     assert take(tiers, "c") is None
+
+
+def test_a_kv_that_did_not_fit_on_the_device_is_still_in_host_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tiers = Tiers(host_bytes=ON_HOST)
+    fill(tiers, "a")
+    with monkeypatch.context() as full:
+        full.setattr("sttm_cli.tiers._copied", no_room)
+        with pytest.raises(torch.OutOfMemoryError):
+            take(tiers, "a")
+    found = take(tiers, "a")
+    assert found is not None
+    assert found[1] == HOST
+    assert tiers.bytes()[HOST] == 0
+
+
+def no_room(*given: object) -> PrefixKV:
+    raise torch.OutOfMemoryError
 
 
 def test_a_kv_larger_than_host_memory_may_take_is_dropped() -> None:

@@ -14,6 +14,7 @@ from hashlib import sha256
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from sttm_cli.decode.download import open_address, save
 from sttm_cli.errors import VideoError
@@ -45,17 +46,16 @@ class Downloads:
         self._folder, self._options = folder, options
         self._copies: OrderedDict[str, Copy] = OrderedDict()
         self._lock = threading.Lock()
-        self._busy: dict[str, threading.Lock] = {}
+        # A lock lives for as long as somebody holds or awaits it.
+        self._busy = WeakValueDictionary[str, threading.Lock]()
 
     @contextmanager
     def use(self, address: str) -> Iterator[Path]:
         """The local copy of `address`. Raises VideoError where it gives none within bounds."""
         with self._lock:
             busy = self._busy.setdefault(address, threading.Lock())
-        with busy:
-            copy = self._current(address)
-            with self._lock:
-                copy.users += 1
+        with busy, self._known(address) as known:
+            copy = self._current(address, known)
         with self._used(copy):
             yield copy.path
 
@@ -76,6 +76,12 @@ class Downloads:
     @contextmanager
     def use_again(self, name: str) -> Iterator[Path | None]:
         """The copy that `use_data` made, None where it had to go."""
+        with self._known(name) as copy:
+            yield None if copy is None else copy.path
+
+    @contextmanager
+    def _known(self, name: str) -> Iterator[Copy | None]:
+        """The copy at hand, in use meanwhile."""
         with self._lock:
             copy = self._copies.get(name)
             if copy is not None:
@@ -84,7 +90,7 @@ class Downloads:
             yield None
             return
         with self._used(copy):
-            yield copy.path
+            yield copy
 
     @contextmanager
     def _used(self, copy: Copy) -> Iterator[None]:
@@ -95,8 +101,8 @@ class Downloads:
                 copy.users -= 1
                 self._shrink()
 
-    def _current(self, address: str) -> Copy:
-        known = self._copies.get(address)
+    def _current(self, address: str, known: Copy | None) -> Copy:
+        """`known` where it still holds, else a new copy; one more uses it."""
         path = self._folder / sha256(address.encode()).hexdigest()[:32]
         part = path.with_suffix(".part")
         copy = Copy(path)
@@ -112,7 +118,8 @@ class Downloads:
                 part.replace(path)
             self._copies[address] = copy
             self._copies.move_to_end(address)
-            self._shrink(keep=copy)
+            copy.users += 1
+            self._shrink()
         return copy
 
     def _fetch(self, address: str, validators: dict[str, str], part: Path, copy: Copy) -> bool:
@@ -154,14 +161,13 @@ class Downloads:
         most = self._options.max_download
         return save("the video", response, part, max_bytes=most, on_bytes=check_time)
 
-    def _shrink(self, keep: Copy | None = None) -> None:
+    def _shrink(self) -> None:
         total = sum(copy.bytes for copy in self._copies.values())
         for address, copy in list(self._copies.items()):
             if total <= 2 * self._options.max_download:
                 break
-            if copy.users == 0 and copy is not keep:
+            if copy.users == 0:
                 total -= self._copies.pop(address).bytes
-                self._busy.pop(address, None)
                 copy.path.unlink(missing_ok=True)
 
 

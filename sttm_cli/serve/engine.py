@@ -144,20 +144,24 @@ class Engine:
         self._mean_s += 0.2 * (time.monotonic() - started - self._mean_s)
 
     async def _answer_all(self, asking: Asking, run: Run) -> None:
-        with ExitStack() as stack:
+        stack = ExitStack()
+        try:
             path = await asyncio.to_thread(stack.enter_context, asking.video)
             qa = stack.enter_context(
                 _SharedQA(self._model_thread, run, asking.settings, self._resident)
             )
             prepared = await self._prepare(qa, path)
             self.metrics.prepared(prepared.cache.tier, prepared.clock.seconds())
-            await asyncio.to_thread(qa.check, asking.questions)
+            await asyncio.to_thread(_check, qa, asking)
             answers: list[Answer | Choice] = []
             for question in asking.questions:
                 told = await self._answer(qa, prepared, question, asking, run)
                 answers.append(told.value)
                 run.tell(told)
             run.tell(Told("report", ask_report(qa, prepared, answers)))
+        finally:
+            # A KV that is let go of may be copied to host memory, which must not hold up the loop.
+            await asyncio.to_thread(stack.close)
 
     async def _prepare(self, qa: VideoQA, video: Path | Source) -> Prepared:
         loop = asyncio.get_running_loop()
@@ -165,7 +169,7 @@ class Engine:
         # What is asked of one video at the same time is prepared once.
         lock = self._keys.setdefault(request.key, asyncio.Lock())
         async with lock:
-            quick = self._resident.tiers.has(request.key)
+            quick = await asyncio.to_thread(self._resident.tiers.has, request.key)
             pool = None if quick else self._preparing
             return await loop.run_in_executor(pool, qa.prepare, video)
 
@@ -213,6 +217,15 @@ class Engine:
         if tier == DISK:
             return self._store.bytes
         return self._resident.tiers.bytes()[tier] if self.ready else 0
+
+
+def _check(qa: VideoQA, asking: Asking) -> None:
+    """Raise UsageError for questions that cannot be asked, and for earlier answers that hold
+    control tokens: a client may put there what it likes."""
+    qa.check(asking.questions)
+    model = qa.model(vision=False)
+    for _, answer in asking.history:
+        model.answer(answer)
 
 
 def _reply(qa: VideoQA, prepared: Prepared, question: str, asking: Asking, run: Run) -> Told:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sttm_cli import stages
+from sttm_cli import stages, tiers
 from sttm_cli.answer.sampling import Sampler
-from sttm_cli.config import Settings
+from sttm_cli.config import Settings, cache_dir
 from sttm_cli.errors import ModelError, OutOfMemoryError
+from sttm_cli.pipeline import VideoQA
+from sttm_cli.prefill import ROOM
+from sttm_cli.resident import Resident
 from sttm_cli.serve.engine import Engine
 from sttm_cli.serve.options import Options
 from sttm_cli.serve.problems import Refused, refusal
 from sttm_cli.serve.run import Asking
+from sttm_cli.store import Store
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 COUNT = "how many shapes are there?"
@@ -134,3 +140,61 @@ def test_memory_that_runs_out_is_taken_from_kvs_that_rest(
         engine.close()
 
     asyncio.run(main())
+
+
+def test_a_kv_in_host_memory_that_finds_the_device_full_gets_room_or_comes_from_the_disk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copied, failures = tiers._copied, [0]
+
+    def scarce(kv: Any, devices: Any, room: int) -> Any:
+        if room == ROOM and failures[0]:
+            failures[0] -= 1
+            raise OutOfMemoryError("full")
+        return copied(kv, devices, room)
+
+    monkeypatch.setattr(tiers, "_copied", scarce)
+    store = Store(cache_dir(None), max_bytes=SETTINGS.max_bytes, warn=lambda line: None)
+    resident = Resident(store, device_bytes=1 << 30, host_bytes=1 << 30)
+
+    def tier(settings: Settings) -> str | None:
+        with VideoQA(settings, resident=resident) as qa:
+            return qa.prepare(SAMPLE).cache.tier
+
+    other = replace(SETTINGS, budget=0.2)
+    tier(SETTINGS)
+    resident.tiers.free_device()
+    tier(other)
+    failures[0] = 1
+    assert tier(SETTINGS) == tiers.HOST
+    resident.tiers.free_device()
+    failures[0] = 2
+    assert tier(SETTINGS) == tiers.DISK
+    assert tier(other) == tiers.HOST
+    resident.close()
+
+
+def test_the_loop_goes_on_while_a_kv_is_copied_to_host_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copied, copying, going_on = tiers._copied, threading.Event(), threading.Event()
+    went_on: list[bool] = []
+
+    def slow(*given: Any) -> Any:
+        copying.set()
+        went_on.append(going_on.wait(30))
+        return copied(*given)
+
+    async def main() -> None:
+        engine = Engine(SETTINGS, Options(device_bytes=0, host_bytes=1 << 30))
+        await engine.start()
+        monkeypatch.setattr(tiers, "_copied", slow)
+        asked = asyncio.create_task(ask(engine))
+        while not copying.is_set():
+            await asyncio.sleep(0.01)
+        going_on.set()
+        await asked
+        engine.close()
+
+    asyncio.run(main())
+    assert went_on == [True]
