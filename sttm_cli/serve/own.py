@@ -84,13 +84,11 @@ def _error(error: Exception, *, trusted: bool) -> Json:
             "exit_code": error.exit_code,
         }
     refused = refusal(error)
-    code = error.exit_code if isinstance(error, SttmError) else 1
-    return {
-        "kind": refused.code or "error",
-        "message": refused.message,
-        "hint": "",
-        "exit_code": code,
-    }
+    if isinstance(error, SttmError):
+        kind, code = error.kind, error.exit_code
+    else:
+        kind, code = refused.code or "error", 1
+    return {"kind": kind, "message": refused.message, "hint": "", "exit_code": code}
 
 
 def _asking(service: Service, fields: Json) -> Asking:

@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from sttm_cli.config import Settings
+from sttm_cli.errors import ContextError
 from sttm_cli.serve import others
 from sttm_cli.serve.address import Place, place_of
-from sttm_cli.serve.client import ServerGone, find_server
+from sttm_cli.serve.client import ServerFailure, ServerGone, find_server
 from tests.cli.process import sttm_here
 from tests.serve.running import ENDLESS, Running, place, serving
 from tests.test_startup import HEAVY, modules_after
@@ -144,6 +145,19 @@ def test_the_server_of_an_address_answers_for_its_own_model_only(
             list(found.ask(settings, str(allowed / "sample.mp4"), [COUNT]))
     assert find_server(Settings(refresh=True), print) is None
     assert find_server(Settings(no_cache=True), print) is None
+
+
+def test_a_conversation_that_outgrew_the_context_is_told_as_such_over_an_address(
+    server: Running, allowed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STTM_HOST", server.url)
+    found = find_server(Settings(), print)
+    assert found is not None
+    history = [(COUNT, "three " * 40_000)]
+    with pytest.raises(ServerFailure) as caught:
+        list(found.ask(Settings(), str(allowed / "sample.mp4"), [COUNT], history=history))
+    # What `sttm chat` drops its oldest turns for.
+    assert caught.value.kind == ContextError.kind
 
 
 def test_only_this_user_can_reach_the_socket(server: Running) -> None:
