@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -18,6 +19,13 @@ KVDType = Literal["auto", "float16", "bfloat16", "int8"]
 Positions = Literal["auto", "reassigned", "survivors"]
 
 LEAST_TOKENS = 16
+BUDGETS = (
+    "give a share of the video's tokens above 0 and up to 1, such as 0.3, "
+    f"or a whole number of tokens from {LEAST_TOKENS} on"
+)
+TIMES = "give seconds or [HH:]MM:SS"
+SIZES = "give bytes, or such as 500M or 20G"
+DURATIONS = "give such as 90s, 10m or 2h"
 MAX_DOWNLOAD = 4 << 30
 STDIN = "-"
 DEFAULT_MODEL = "tiny"
@@ -123,7 +131,7 @@ def parse_budget(budget: str | float, flag: str = "--budget") -> float | int:
     """
     value: Any = budget
     if isinstance(budget, str):
-        value = _number(flag, budget, float)
+        value = _number(flag, budget, BUDGETS)
         if value.is_integer() and "." not in budget and "e" not in budget.lower():
             value = int(value)
     if _is_number(value, Real) and 0 < float(value) <= 1:
@@ -132,8 +140,7 @@ def parse_budget(budget: str | float, flag: str = "--budget") -> float | int:
         return int(value)
     raise UsageError(
         f"{flag} {budget} is not possible",
-        "give a share of the video's tokens above 0 and up to 1, such as 0.3, "
-        f"or a whole number of tokens from {LEAST_TOKENS} on",
+        BUDGETS,
     )
 
 
@@ -173,10 +180,10 @@ def parse_seconds(flag: str, text: Any) -> float | None:
         return _as_real(flag, text)
     parts = text.strip().split(":")
     if len(parts) > 3:
-        raise UsageError(f"{flag} {text!r} is not a time", "give seconds or [HH:]MM:SS")
-    numbers = [_number(flag, part, float) for part in parts]
+        raise UsageError(f"{flag} {text!r} is not a time", TIMES)
+    numbers = [_number(flag, part, TIMES) for part in parts]
     if any(n < 0 for n in numbers) or any(n >= 60 for n in numbers[1:]):
-        raise UsageError(f"{flag} {text!r} is not a time", "give seconds or [HH:]MM:SS")
+        raise UsageError(f"{flag} {text!r} is not a time", TIMES)
     return float(sum(n * 60**i for i, n in enumerate(reversed(numbers))))
 
 
@@ -186,9 +193,9 @@ def parse_bytes(flag: str, text: str | int) -> int:
         return int(_as_whole(flag, text) or 0)
     stripped = text.strip().upper().removesuffix("IB").removesuffix("B")
     power = "KMGT".find(stripped[-1:]) + 1 if stripped[-1:] else 0
-    value = _number(flag, stripped[:-1] if power else stripped, float)
+    value = _number(flag, stripped[:-1] if power else stripped, SIZES)
     if value <= 0:
-        raise UsageError(f"{flag} {text!r} is not a size", "give bytes, or such as 500M or 20G")
+        raise UsageError(f"{flag} {text!r} is not a size", SIZES)
     return int(value * 1024**power)
 
 
@@ -196,9 +203,9 @@ def parse_duration(flag: str, text: str) -> float:
     """Read a duration as typed, 90s, 10m or 2h, or plain seconds, and return seconds."""
     stripped = text.strip().lower()
     unit = {"s": 1, "m": 60, "h": 3600}.get(stripped[-1:])
-    value = _number(flag, stripped[:-1] if unit else stripped, float)
+    value = _number(flag, stripped[:-1] if unit else stripped, DURATIONS)
     if value <= 0:
-        raise UsageError(f"{flag} {text!r} is not a duration", "give such as 90s, 10m or 2h")
+        raise UsageError(f"{flag} {text!r} is not a duration", DURATIONS)
     return float(value * (unit or 1))
 
 
@@ -213,13 +220,13 @@ def cache_dir(given: Path | None = None) -> Path:
     return user_cache_path("sttm")
 
 
-def _number(flag: str, text: str, kind: Callable[[str], Any]) -> Any:
+def _number(flag: str, text: str, hint: str) -> float:
     try:
-        value = kind(text)
+        value = float(text)
     except ValueError:
-        raise UsageError(f"{flag} {text!r} is not a number") from None
-    if value != value or value in (float("inf"), float("-inf")):
-        raise UsageError(f"{flag} {text!r} is not a finite number")
+        raise UsageError(f"{flag} {text!r} is not a number", hint) from None
+    if not math.isfinite(value):
+        raise UsageError(f"{flag} {text!r} is not a finite number", hint)
     return value
 
 

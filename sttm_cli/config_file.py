@@ -30,6 +30,7 @@ CONFIG_KEYS = (
 )
 """Settings that may stand in the config file. A seed and a top-p belong to one call."""
 
+_NUMBERS = ("merge_layer", "fps", "frames", "max_new_tokens", "temperature")
 STORE_KEYS: tuple[str, ...] = ("cache_dir", "max_bytes")
 """Those that say something to commands that only look at the cache."""
 
@@ -58,13 +59,36 @@ def read_config() -> dict[str, str]:
         loaded = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"config file {path}: {error}") from error
-    given = {key.replace("-", "_"): str(value) for key, value in loaded.items()}
+    given = {key.replace("-", "_"): value for key, value in loaded.items()}
     for key in sorted(set(given) - set(CONFIG_KEYS)):
         meant = did_you_mean(key, CONFIG_KEYS)
         raise UsageError(
             f"config file {path}: unknown key {key!r}", meant or f"known: {', '.join(CONFIG_KEYS)}"
         )
-    return given
+    for key, value in given.items():
+        _check(path, key, value)
+    return {key: str(value) for key, value in given.items()}
+
+
+def _check(path: Path, key: str, value: Any) -> None:
+    """Raise UsageError for a value that the flag of this name would not take."""
+    from sttm_cli.config import Settings, parse_duration
+
+    try:
+        read: Any = str(value)
+        if key == "keep_alive":
+            parse_duration("--keep-alive", read)
+            return
+        if key in _NUMBERS:
+            read = float(value) if float(value) % 1 else int(value)
+        Settings(**{key: read})
+    except UsageError as error:
+        raise UsageError(f"config file {path}: {error.message}", error.hint) from error
+    except (ValueError, TypeError):
+        flag = "--" + key.replace("_", "-")
+        raise UsageError(
+            f"config file {path}: {flag} {value!r} is not a number", "give a number"
+        ) from None
 
 
 def config_defaults() -> dict[str, dict[str, Any]]:

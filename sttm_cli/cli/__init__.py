@@ -44,8 +44,8 @@ app.add_typer(config.app, name="config", rich_help_panel=_SETTINGS)
 app.add_typer(bench.app, name="bench", rich_help_panel=_SETTINGS)
 
 INTERRUPTED = 130
-DESPITE_CONFIG = ("config", "doctor")
-"""Commands that must run with a config file that cannot be read: they say what is wrong."""
+DESPITE_CONFIG = ("config", "doctor", "--version")
+"""What must run with a config file that cannot be read: they say what is wrong, or need none."""
 
 
 @app.callback(invoke_without_command=True)
@@ -80,7 +80,8 @@ def _defaults(arguments: list[str]) -> dict[str, dict[str, Any]]:
     try:
         return config_defaults()
     except UsageError:
-        if arguments[:1] and arguments[0] in DESPITE_CONFIG:
+        helps = not arguments or {"-h", "--help"} & set(arguments)
+        if helps or arguments[0] in DESPITE_CONFIG:
             return {}
         raise
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 import typer
 
@@ -222,7 +222,7 @@ def check_serving() -> None:
     missing = [m for m in ("starlette", "uvicorn", "prometheus_client") if find_spec(m) is None]
     if missing:
         raise SttmError(
-            f"a server needs {', '.join(missing)}, which is not installed",
+            f"a server needs what is not installed: {', '.join(missing)}",
             "pip install 'sttm-cli[serve]'",
         )
 
@@ -230,6 +230,13 @@ def check_serving() -> None:
 def without(group: tuple[inspect.Parameter, ...], *names: str) -> tuple[inspect.Parameter, ...]:
     """The flags of a group but those that would mean nothing for a command."""
     return tuple(flag for flag in group if flag.name not in names)
+
+
+def _show_no_type_of_switch(parameter: inspect.Parameter) -> None:
+    """typer would write `<bool>` behind a switch, as if it took a value."""
+    kind = parameter.annotation
+    if get_origin(kind) is Annotated and kind.__origin__ is bool:
+        kind.__metadata__[0].metavar = ""
 
 
 def takes(*groups: tuple[inspect.Parameter, ...]) -> Callable[[Callable[..., None]], Any]:
@@ -252,6 +259,8 @@ def takes(*groups: tuple[inspect.Parameter, ...]) -> Callable[[Callable[..., Non
                 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
             function(**values, flags=flags, output=output)
 
+        for parameter in (*own, *shared):
+            _show_no_type_of_switch(parameter)
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + shared
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}

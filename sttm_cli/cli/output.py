@@ -58,7 +58,8 @@ def show_failure(error: BaseException, *, as_json: bool, debug: bool) -> int:
         import traceback
 
         traceback.print_exception(error)
-    if as_json and code != 0:
+    # Nothing is told to a reader that is gone.
+    if as_json and message:
         print_json(
             {"schema": "sttm.error/1", "error": {"kind": kind, "message": message, "hint": hint}}
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -79,9 +80,10 @@ def check_settings(
 
 def too_small(budget: float | int, most: int, total: int, least: int) -> UsageError:
     """A budget below what the roots of a single frame take."""
+    share = math.ceil(least / total * 1e4) / 1e4
     return UsageError(
         f"budget={budget!r} allows {most} of {total} tokens",
-        f"the least possible for this video is {least}",
+        f"the least possible for this video is {least}, a share of {share:g}",
     )
 
 

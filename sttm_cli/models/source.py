@@ -186,8 +186,7 @@ def _from_hub(repository: str, revision: str | None, tell: Callable[[str], None]
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         wanted = f"{repository}@{revision}" if revision else repository
         raise ModelError(
-            f"model {wanted!r} is not on this machine and could not be fetched "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:160]})",
+            f"model {wanted!r} is not on this machine and could not be fetched ({_reason(error)})",
             "check the name and the network, log in for gated models (hf auth login), "
             "or give a local folder",
         ) from error
@@ -206,3 +205,10 @@ def _to_fetch(repository: str, revision: str | None) -> str:
         f"fetching {repository}, {count / 1e9:.1f} GB, once: it is kept in {HF_HUB_CACHE} "
         "(HF_HOME names another place)"
     )
+
+
+def _reason(error: Exception) -> str:
+    # What is asked first is how large it is: the hub's library calls that a dry run.
+    if type(error).__name__ == "DryRunError":
+        return "the hub does not answer, or has no such model"
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"

@@ -95,7 +95,7 @@ def test_config_show_tells_each_value_and_where_it_comes_from(
     [
         ("bugdet = 0.4", "did you mean budget?"),
         ("budget = 7", "--budget 7"),
-        ('frames = "many"', "frames 'many'"),
+        ('frames = "many"', "--frames 'many'"),
         ("= 3", "config.toml"),
         ('keep_alive = "soon"', "--keep-alive"),
     ],
@@ -175,3 +175,29 @@ def test_before_a_model_is_fetched_its_size_and_place_are_said(
     assert f"fetching {ALIASES['qwen3-vl-2b']}, 2.5 GB" in ended.err
     assert "HF_HOME names another place" in ended.err
     assert [how.get("dry_run", False) for how in asked] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "line", ['budget = "lots"', 'frames = "many"', 'max_bytes = "lots"', 'keep_alive = "forever"']
+)
+def test_a_value_that_no_flag_would_take_is_told_with_the_file(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(line)
+    monkeypatch.setenv("STTM_CONFIG", str(path))
+    ended = sttm_here("cache", "ls")
+    assert ended.code == 2
+    assert f"config file {path}: " in ended.err
+    assert len(ended.err.splitlines()) == 2
+    assert sttm_here("ask", "--help").code == 0
+
+
+def test_a_reader_that_has_gone_is_told_nothing() -> None:
+    command = [sys.executable, "-m", "sttm_cli", "cache", "ls", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.wait()
