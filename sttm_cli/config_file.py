@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,13 @@ CONFIG_KEYS = (
 )
 """Settings that may stand in the config file. A seed and a top-p belong to one call."""
 
-_NUMBERS = ("merge_layer", "fps", "frames", "max_new_tokens", "temperature")
+_NUMBERS: dict[str, Callable[[str], Any]] = {
+    "merge_layer": int,
+    "frames": int,
+    "max_new_tokens": int,
+    "fps": float,
+    "temperature": float,
+}
 STORE_KEYS: tuple[str, ...] = ("cache_dir", "max_bytes")
 """Those that say something to commands that only look at the cache."""
 
@@ -59,36 +66,33 @@ def read_config() -> dict[str, str]:
         loaded = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"config file {path}: {error}") from error
-    given = {key.replace("-", "_"): value for key, value in loaded.items()}
+    given = {key.replace("-", "_"): str(value) for key, value in loaded.items()}
     for key in sorted(set(given) - set(CONFIG_KEYS)):
         meant = did_you_mean(key, CONFIG_KEYS)
         raise UsageError(
             f"config file {path}: unknown key {key!r}", meant or f"known: {', '.join(CONFIG_KEYS)}"
         )
-    for key, value in given.items():
-        _check(path, key, value)
-    return {key: str(value) for key, value in given.items()}
+    for key, text in given.items():
+        try:
+            check_value(key, text)
+        except UsageError as error:
+            raise UsageError(f"config file {path}: {error.message}", error.hint) from error
+    return given
 
 
-def _check(path: Path, key: str, value: Any) -> None:
-    """Raise UsageError for a value that the flag of this name would not take."""
+def check_value(key: str, text: str) -> None:
+    """Raise UsageError for a value, as typed, that the flag of this name would not take."""
     from sttm_cli.config import Settings, parse_duration
 
+    if key == "keep_alive":
+        parse_duration("--keep-alive", text)
+        return
     try:
-        read: Any = str(value)
-        if key == "keep_alive":
-            parse_duration("--keep-alive", read)
-            return
-        if key in _NUMBERS:
-            read = float(value) if float(value) % 1 else int(value)
-        Settings(**{key: read})
-    except UsageError as error:
-        raise UsageError(f"config file {path}: {error.message}", error.hint) from error
-    except (ValueError, TypeError):
+        value = _NUMBERS.get(key, str)(text)
+    except ValueError:
         flag = "--" + key.replace("_", "-")
-        raise UsageError(
-            f"config file {path}: {flag} {value!r} is not a number", "give a number"
-        ) from None
+        raise UsageError(f"{flag} {text!r} is not a number", "give a number") from None
+    Settings(**{key: value})
 
 
 def config_defaults() -> dict[str, dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +10,7 @@ import typer
 
 from sttm_cli.cli.options import ANSWERS, RUN, SOURCE, Output, takes
 from sttm_cli.cli.output import print_json, say
-from sttm_cli.config import Settings, parse_duration
-from sttm_cli.config_file import CONFIG_KEYS, config_path, read_config
-from sttm_cli.errors import UsageError
+from sttm_cli.config_file import CONFIG_KEYS, check_value, config_path, read_config
 from sttm_cli.types import Json
 
 app = typer.Typer(
@@ -21,15 +18,6 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-_NUMBERS: dict[str, Callable[[str], Any]] = {
-    "merge_layer": int,
-    "frames": int,
-    "max_new_tokens": int,
-    "fps": float,
-    "temperature": float,
-}
 
 
 class Held(NamedTuple):
@@ -58,7 +46,9 @@ def show(*, flags: dict[str, Any], output: Output) -> None:
     A flag on the command line beats all of them.
     """
     found = _settings()
-    _check(found)
+    for key, held in found.items():
+        if held.value is not None:
+            check_value(key, held.value)
     if output.as_json:
         rows = [{"key": key, **held._asdict()} for key, held in found.items()]
         print_json({"schema": "sttm.config/1", **_file(config_path()), "settings": rows})
@@ -94,22 +84,6 @@ def _held(key: str, variable: str | None, default: Any, given: dict[str, str]) -
     if key in given:
         return Held(given[key], "file")
     return Held(None if default is None else str(default), "default")
-
-
-def _check(found: dict[str, Held]) -> None:
-    """Raise UsageError for a value that no command would take."""
-    given = {key: held.value for key, held in found.items() if held.value is not None}
-    alive = given.pop("keep_alive", None)
-    if alive is not None:
-        parse_duration("--keep-alive", alive)
-    Settings(**{key: _read(key, text) for key, text in given.items()})
-
-
-def _read(key: str, text: str) -> Any:
-    try:
-        return _NUMBERS.get(key, str)(text)
-    except ValueError:
-        raise UsageError(f"{key} {text!r} is not a number") from None
 
 
 def _file(path: Path) -> Json:
