@@ -53,7 +53,8 @@ def _is_told(kv: PrefixKV, vocabulary: int) -> bool:
     decode, seconds = kv.facts.get("decode"), kv.facts.get("seconds")
     if not (isinstance(decode, dict) and isinstance(seconds, dict)):
         return False
-    spent, ids = [s for s in seconds.values() if s is not None], kv.facts.get("token_ids")
+    spent, ids = [*seconds.values(), kv.facts.get("waited_s")], kv.facts.get("token_ids")
+    spent = [s for s in spent if s is not None]
     return (
         _are(spent, (int, float))
         and _are(decode.get("times_s"), (int, float))

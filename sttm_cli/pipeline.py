@@ -274,6 +274,9 @@ class VideoQA(Stages):
             "decode": report.to_json(),
             "seconds": clock.seconds(),
         }
+        if frames is None:
+            # Of frames that were read ahead of time nobody waited so long.
+            kv.facts["waited_s"] = clock.total() - clock.spent("load_model")
         # Digested before it was decoded: a file replaced meanwhile must not lend its frames.
         if digest(request.path, self.memo(request.source)) != request.digest:
             raise VideoError(

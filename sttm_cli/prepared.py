@@ -42,5 +42,8 @@ class Prepared:
 
 
 def seconds_to_prefix(kv: PrefixKV) -> float:
-    """What decode, encode, merge and prefill took when the KV was computed."""
+    """What a user waited for the KV when it was computed, the loading of the model left out; where
+    nobody did, what decode, encode, merge and prefill took."""
+    if (waited := kv.facts.get("waited_s")) is not None:
+        return float(waited)
     return sum(kv.facts["seconds"].get(name) or 0.0 for name in TO_PREFIX)

@@ -128,3 +128,12 @@ def test_the_first_token_counts_all_that_was_waited_for(monkeypatch: pytest.Monk
     with VideoQA() as qa:
         assert qa.ask(SAMPLE, "how many shapes are there?").seconds["first_token"] > 1
         assert qa.ask(SAMPLE, "how many shapes are there?").seconds["first_token"] < 1
+
+
+def test_cold_seconds_are_what_was_waited_for_when_it_was_computed() -> None:
+    with VideoQA() as qa:
+        waited = qa.prepare(SAMPLE).seconds
+    with VideoQA() as qa:
+        again = qa.prepare(SAMPLE)
+    assert again.cache.hit
+    assert again.seconds < again.cold_seconds <= waited
