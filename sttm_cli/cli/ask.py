@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,6 +102,7 @@ def ask(
     # All of them before the first answer: a script gets every line or none.
     for question in asked:
         check_question(question)
+    _check_order(video, asked)
     before = subtitles_text(subtitles, settings.start, settings.end, warn=warn)
     if settings.model == DEFAULT_MODEL and not output.quiet:
         say(NAME_A_MODEL)
@@ -118,6 +120,13 @@ def ask(
         for note in report["video"]["notes"]:
             say(note)
         say(_summary(report))
+
+
+def _check_order(video: str, questions: list[str]) -> None:
+    if not os.path.exists(video) and (files := [q for q in questions if os.path.exists(q)]):
+        raise UsageError(
+            f"VIDEO {video!r} is no file, and QUESTION {files[0]!r} is one", "give the video first"
+        )
 
 
 def _questions(given: list[str], file: Path | None) -> list[str]:

@@ -68,11 +68,18 @@ def show_failure(error: BaseException, *, as_json: bool, debug: bool) -> int:
     return code
 
 
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: libraries that import lazily make others of it."""
+    if error is None or isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+        return error is not None
+    return _is_interrupt(error.__cause__ or error.__context__)
+
+
 def _told(error: BaseException) -> tuple[str, str, str, int]:
+    if _is_interrupt(error):
+        return "interrupted", "interrupted", "", 130
     if isinstance(error, SttmError):
         return error.kind, error.message, error.hint, error.exit_code
-    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-        return "interrupted", "interrupted", "", 130
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1
         return "interrupted", f"ended by signal {code - 128}" if code > 128 else "", "", code

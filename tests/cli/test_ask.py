@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from sttm_cli.cli.output import show_failure
 from sttm_cli.decode import isolated
 from sttm_cli.decode.lost import Reading
 from sttm_cli.errors import VideoError
@@ -387,3 +388,18 @@ def test_questions_that_are_no_text_are_refused(video: Path) -> None:
     assert (ended.code, ended.out) == (2, "")
     assert "UTF-8" in ended.err
     assert "Traceback" not in ended.err
+
+
+def test_a_question_in_the_videos_place_is_told(video: Path) -> None:
+    ended = sttm_here("ask", QUESTION, str(video))
+    assert ended.code == 2
+    assert "give the video first" in ended.err
+
+
+def test_ctrl_c_that_a_library_made_another_error_of_is_still_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = ModuleNotFoundError("could not import module")
+    error.__cause__ = KeyboardInterrupt()
+    assert show_failure(error, as_json=False, debug=False) == 130
+    assert capsys.readouterr().err == "sttm: interrupted\n"
