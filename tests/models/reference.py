@@ -1,4 +1,5 @@
-"""The decoder in one plain pass, written out: no cache, no hooks, one mask a layer."""
+"""What a family is held to: transformers' own generation, and the decoder in one plain pass,
+written out: no cache, no hooks, one mask a layer."""
 
 from __future__ import annotations
 
@@ -7,7 +8,47 @@ from typing import Any
 
 import torch
 
+from sttm_cli.answer import generate
+from sttm_cli.prefill import KVContinuation, Merging, prefill
 from sttm_cli.types import Prompt, VisualTokens
+from tests.fakes import keep_all, pair_up
+
+QUESTION = "what colour is the circle?"
+
+
+def prefilled(model: Any, tokens: VisualTokens, merging: Merging) -> tuple[KVContinuation, Prompt]:
+    """The prefix of a video's visual tokens, and its prompt."""
+    prompt = model.prompt(tokens)
+    kv = prefill(model.decoder, prompt, model.embed_prompt(prompt, tokens), merging)
+    return KVContinuation(model, kv), prompt
+
+
+def assert_equals_transformers(
+    model: Any, tokens: VisualTokens, theirs: Any, processor: Any, inputs: Any
+) -> None:
+    """Token ids, the first token's logits and the greedy answer are those of `generate`."""
+    prefix, prompt = prefilled(model, tokens, Merging(1, keep_all, "reassigned"))
+    question = model.question(QUESTION)
+    assert [*prompt.ids.tolist(), *question.tolist()] == inputs["input_ids"][0].tolist()
+    with torch.inference_mode():
+        wanted = theirs(**inputs).logits[0, -1]
+        out = theirs.generate(**inputs, do_sample=False, max_new_tokens=12)
+    logits = prefix.extend(question)
+    prefix.rewind()
+    assert torch.allclose(logits, wanted, atol=1e-4)
+    assert wanted.std() > 0.1
+    text = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert generate(prefix, question, model, max_new_tokens=12).text == text.strip()
+
+
+def assert_equals_one_pass(model: Any, tokens: VisualTokens, layer: int) -> None:
+    """A question behind a prefix that was merged before `layer` gives the logits of one pass."""
+    prefix, prompt = prefilled(model, tokens, Merging(layer, pair_up, "reassigned"))
+    question = model.question(QUESTION)
+    wanted = one_pass(
+        model, prompt, tokens, question=question, layer=layer, merge=pair_up, reassigned=True
+    )
+    assert torch.allclose(prefix.extend(question), wanted, atol=1e-5)
 
 
 @torch.inference_mode()

@@ -23,13 +23,12 @@ from transformers import (
 from sttm_cli.answer import generate
 from sttm_cli.errors import ModelError
 from sttm_cli.models import Placement, find_source, load
-from sttm_cli.prefill import KVContinuation, Merging, prefill
+from sttm_cli.prefill import Merging
 from sttm_cli.types import FrameChunk, VisualTokens
 from tests.checkpoints_llava import llava_video
-from tests.fakes import DictMemo, keep_all, pair_up
-from tests.models.reference import one_pass
+from tests.fakes import DictMemo, keep_all
+from tests.models.reference import QUESTION, assert_equals_one_pass, prefilled
 
-QUESTION = "what colour is the circle?"
 TIMES, DURATION = (0.0, 1.0, 2.03, 3.0, 4.0, 5.0), 6.4
 GEOMETRIES: dict[str, dict[str, Any]] = {
     "7x7": {"seed": 1},
@@ -130,13 +129,6 @@ def encoded(model: Any, frames: np.ndarray) -> VisualTokens:
     return VisualTokens(tokens.features, times_s=TIMES, duration_s=DURATION)
 
 
-def prefilled(model: Any, frames: np.ndarray, merging: Merging):
-    tokens = encoded(model, frames)
-    prompt = model.prompt(tokens)
-    kv = prefill(model.decoder, prompt, model.embed_prompt(prompt, tokens), merging)
-    return KVContinuation(model, kv), prompt, tokens
-
-
 def test_token_ids_equal_those_of_the_model_cards_prompt(model, folder, newlines, frames) -> None:
     prompt = model.prompt(encoded(model, frames))
     assembly, (head, tail) = Assembly(folder), prompt_text(QUESTION).split("<image>")
@@ -157,7 +149,7 @@ def test_first_token_logits_and_text_equal_the_assembly(model, folder, newlines,
     tokens = assembly.tokens(pixels(frames, assembly.side))
     embeds = assembly.inputs(tokens, prompt_text(QUESTION), newlines)
     wanted = assembly.decoder(inputs_embeds=embeds[None]).logits[0, -1]
-    prefix, _, _ = prefilled(model, frames, Merging(1, keep_all, "reassigned"))
+    prefix, _ = prefilled(model, encoded(model, frames), Merging(1, keep_all, "reassigned"))
     logits = prefix.extend(model.question(QUESTION))
     prefix.rewind()
     assert torch.allclose(logits, wanted, atol=1e-4)
@@ -180,12 +172,7 @@ def test_frames_are_resized_as_pillow_resizes_them_but_for_rounding(model, folde
 
 @pytest.mark.parametrize("layer", [0, 2])
 def test_merged_prefix_then_question_equals_one_pass(model, frames, layer) -> None:
-    prefix, prompt, tokens = prefilled(model, frames, Merging(layer, pair_up, "reassigned"))
-    question = model.question(QUESTION)
-    wanted = one_pass(
-        model, prompt, tokens, question=question, layer=layer, merge=pair_up, reassigned=True
-    )
-    assert torch.allclose(prefix.extend(question), wanted, atol=1e-5)
+    assert_equals_one_pass(model, encoded(model, frames), layer)
 
 
 def test_encoding_in_chunks_equals_encoding_at_once(model, frames) -> None:
@@ -199,7 +186,8 @@ def test_repetition_penalty_counts_the_answer_alone(tmp_path: Path, frames: np.n
     # As in the original code, which generates from embeddings and knows no ids of the prompt.
     folder = llava_video(tmp_path / "m", seed=4, generation={"repetition_penalty": 1.5})
     model, assembly = loaded(folder), Assembly(folder)
-    prefix, prompt, tokens = prefilled(model, frames, Merging(2, keep_all, "reassigned"))
+    tokens = encoded(model, frames)
+    prefix, prompt = prefilled(model, tokens, Merging(2, keep_all, "reassigned"))
     made = generate(prefix, model.question(QUESTION), model, max_new_tokens=16)
     embeds = torch.cat([model.embed_prompt(prompt, tokens), model.embed(model.question(QUESTION))])
     out = assembly.decoder.generate(

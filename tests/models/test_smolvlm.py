@@ -11,15 +11,12 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.video_utils import VideoMetadata
 
-from sttm_cli.answer import generate
 from sttm_cli.models import Placement, find_source, load
-from sttm_cli.prefill import KVContinuation, Merging, prefill
 from sttm_cli.types import FrameChunk, VisualTokens
 from tests.checkpoints_smolvlm import smolvlm
-from tests.fakes import DictMemo, keep_all, pair_up
-from tests.models.reference import one_pass
+from tests.fakes import DictMemo
+from tests.models.reference import QUESTION, assert_equals_one_pass, assert_equals_transformers
 
-QUESTION = "what colour is the circle?"
 GEOMETRIES: dict[str, dict[str, Any]] = {
     "3x3": {"seed": 1},
     "5x5": {"seed": 2, "heads": 6, "kv_heads": 3, "layers": 3, "image": 120, "scale": 3},
@@ -56,38 +53,18 @@ def reference(folder: Path, frames: np.ndarray):
     return model.eval(), processor, inputs
 
 
-def prefilled(model: Any, frames: np.ndarray, merging: Merging):
+def encoded(model: Any, frames: np.ndarray) -> VisualTokens:
     features = model.encode(FrameChunk(frames, TIMES), len(frames)).features
-    tokens = VisualTokens(features, (), TIMES, DURATION)
-    prompt = model.prompt(tokens)
-    kv = prefill(model.decoder, prompt, model.embed_prompt(prompt, tokens), merging)
-    return KVContinuation(model, kv), prompt, tokens
+    return VisualTokens(features, (), TIMES, DURATION)
 
 
 def test_ids_logits_and_text_equal_transformers(model, folder, frames) -> None:
-    theirs, processor, inputs = reference(folder, frames)
-    prefix, prompt, _ = prefilled(model, frames, Merging(1, keep_all, "reassigned"))
-    question = model.question(QUESTION)
-    assert [*prompt.ids.tolist(), *question.tolist()] == inputs["input_ids"][0].tolist()
-    with torch.inference_mode():
-        wanted = theirs(**inputs).logits[0, -1]
-        out = theirs.generate(**inputs, do_sample=False, max_new_tokens=12)
-    logits = prefix.extend(question)
-    prefix.rewind()
-    assert torch.allclose(logits, wanted, atol=1e-4)
-    assert wanted.std() > 0.1
-    text = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert generate(prefix, question, model, max_new_tokens=12).text == text.strip()
+    assert_equals_transformers(model, encoded(model, frames), *reference(folder, frames))
 
 
 @pytest.mark.parametrize("layer", [0, 2])
 def test_merged_prefix_then_question_equals_one_pass(model, frames, layer) -> None:
-    prefix, prompt, tokens = prefilled(model, frames, Merging(layer, pair_up, "reassigned"))
-    question = model.question(QUESTION)
-    wanted = one_pass(
-        model, prompt, tokens, question=question, layer=layer, merge=pair_up, reassigned=True
-    )
-    assert torch.allclose(prefix.extend(question), wanted, atol=1e-5)
+    assert_equals_one_pass(model, encoded(model, frames), layer)
 
 
 def test_encoding_in_chunks_equals_encoding_at_once(model, frames) -> None:
