@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,8 @@ from sttm_cli.models import ALIASES, FAMILIES, defaults_of, find_source, load
 from sttm_cli.models.base import Placement
 from sttm_cli.models.memory import free_bytes, place, weight_bytes
 from sttm_cli.models.registry import CHECKPOINTS
-from tests.cli.process import sttm_here
+from tests.checkpoints_llava import llava_video
+from tests.cli.process import sttm, sttm_here
 from tests.fakes import DictMemo
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
@@ -174,17 +174,18 @@ def test_a_downloaded_model_is_found_offline_by_its_hub_id(
         find_source("x", "someone/other", revision=None, memo=DictMemo())
 
 
-def test_code_in_a_checkpoint_is_neither_run_nor_asked_about(
-    random_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = Path(shutil.copytree(random_model, tmp_path / "model"))
-    (folder / "code.py").write_text("open('ran', 'w').close()")
-    for name, key in (("config.json", "AutoConfig"), ("processor_config.json", "AutoProcessor")):
-        path = folder / name
-        known = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**known, "auto_map": {key: "code.Anything"}}))
-    monkeypatch.chdir(tmp_path)
-    ended = sttm_here("ask", SAMPLE, "what?", "--model", folder, stdin="y\n" * 5)
-    assert ended.code in (0, 4)
-    assert "custom code" not in ended.out + ended.err
-    assert not list(tmp_path.rglob("ran"))
+def test_code_in_a_checkpoint_is_neither_run_nor_asked_about(tmp_path: Path) -> None:
+    folder = llava_video(tmp_path / "model")
+    (folder / "code.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w').close()\n"
+        "from transformers import Qwen2TokenizerFast as Anything\n"
+    )
+    path = folder / "tokenizer_config.json"
+    theirs = {"tokenizer_class": "Anything", "auto_map": {"AutoTokenizer": [None, "code.Anything"]}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **theirs}))
+    # A line that waits on stdin must not be taken for a yes.
+    ended = sttm("ask", SAMPLE, "what?", "--model", folder, "--no-server", stdin=b"y\n" * 5)
+    assert (ended.code, ended.out) == (4, "")
+    assert "cannot be loaded" in ended.err
+    assert "[y/N]" not in ended.err
+    assert not (tmp_path / "ran").exists()
