@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sttm_cli.errors import SttmError
+    from sttm_cli.base.errors import SttmError
+    from sttm_cli.base.results import Answer, Choice
+    from sttm_cli.base.types import Sampling
     from sttm_cli.merge import MergedTokens, merge_tokens
-    from sttm_cli.pipeline import VideoQA
-    from sttm_cli.results import Answer, Choice
-    from sttm_cli.types import Sampling
+    from sttm_cli.runtime.session import VideoQA
 
 __all__ = [
     "Answer",
@@ -31,12 +31,12 @@ __all__ = [
 
 # Imported on demand (PEP 562): importing the package must cost nothing.
 _HOMES = {
-    "Answer": "sttm_cli.results",
-    "Choice": "sttm_cli.results",
+    "Answer": "sttm_cli.base.results",
+    "Choice": "sttm_cli.base.results",
     "MergedTokens": "sttm_cli.merge",
-    "Sampling": "sttm_cli.types",
-    "SttmError": "sttm_cli.errors",
-    "VideoQA": "sttm_cli.pipeline",
+    "Sampling": "sttm_cli.base.types",
+    "SttmError": "sttm_cli.base.errors",
+    "VideoQA": "sttm_cli.runtime.session",
     "merge_tokens": "sttm_cli.merge",
 }
 

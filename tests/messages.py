@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import sttm_cli
-from sttm_cli import errors
+from sttm_cli.base import errors
 
 PACKAGE = Path(sttm_cli.__file__).parent
 ERRORS = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)]

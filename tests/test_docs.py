@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sttm_cli.config import Settings
+from sttm_cli.settings.settings import Settings
 from tests.cli.process import sttm_here
 from tests.messages import ERRORS, covers, says_something, told, written
 from tests.reference_docs import PAGE, commands, examples, page

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sttm_cli.device import resolve_device
+from sttm_cli.base.device import resolve_device
 from tests.reference_docs import PAGE, commands
 from tests.transcripts import BLOCK, ROOT, replayed
 

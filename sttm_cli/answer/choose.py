@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from sttm_cli.types import Continuation
+from sttm_cli.base.types import Continuation
 
 
 def score(

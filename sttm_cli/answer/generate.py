@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from sttm_cli.answer.sampling import Sampler
-from sttm_cli.types import GREEDY, Continuation, Ending, OnToken, Sampling
+from sttm_cli.base.types import GREEDY, Continuation, Ending, OnToken, Sampling
 
 
 class Reading(Protocol):

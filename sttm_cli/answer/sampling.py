@@ -6,7 +6,7 @@ import secrets
 
 import torch
 
-from sttm_cli.types import Sampling
+from sttm_cli.base.types import Sampling
 
 
 class Sampler:

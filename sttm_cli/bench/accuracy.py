@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sttm_cli.base.clock import Clock
+from sttm_cli.base.types import Json, Merged, PrefixKV, VisualTokens
 from sttm_cli.bench.exam import Exam
 from sttm_cli.bench.intervals import Bootstrap
 from sttm_cli.bench.methods import OURS, Method, method_at
 from sttm_cli.bench.scoring import alone, in_conversation, mark
-from sttm_cli.clock import Clock
-from sttm_cli.pipeline import VideoQA
 from sttm_cli.prefill import Merging, prefill
+from sttm_cli.runtime.session import VideoQA
 from sttm_cli.tiny.questions import KINDS
-from sttm_cli.types import Json, Merged, PrefixKV, VisualTokens
 
 FOLLOW_UP = "follow-up"
 """The kind of all questions that come second or later in a conversation."""

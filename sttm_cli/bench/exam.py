@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sttm_cli.errors import UsageError
+from sttm_cli.base.errors import UsageError
 from sttm_cli.tiny.questions import Question, ask_about
 from sttm_cli.tiny.scenes import make_scene
 from sttm_cli.tiny.textures import Backdrop, filmed, textured

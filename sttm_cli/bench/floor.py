@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from sttm_cli.device import wait_for
-from sttm_cli.types import Json, PrefixKV
+from sttm_cli.base.device import wait_for
+from sttm_cli.base.types import Json, PrefixKV
 
 TRIES = 5
 MOVED = 256 * 2**20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sttm_cli.errors import UsageError
+from sttm_cli.base.errors import UsageError
 
 SPECIAL = (
     "<unk>", "<|im_start|>", "<|im_end|>", "<image>", "<video>", "<|vision_start|>",

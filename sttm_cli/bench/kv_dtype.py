@@ -21,9 +21,9 @@ import torch
 
 from sttm_cli.answer import generate
 from sttm_cli.bench.exam import Exam
-from sttm_cli.pipeline import VideoQA
 from sttm_cli.prefill import KVContinuation
-from sttm_cli.prepared import Prepared
+from sttm_cli.runtime.prepared import Prepared
+from sttm_cli.runtime.session import VideoQA
 from sttm_cli.store.packing import DIM, STORED, TOKENS, Packed, pack_tensor
 
 Rounding = Callable[[torch.Tensor, bool], Packed]

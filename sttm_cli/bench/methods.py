@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from sttm_cli.base.errors import UsageError
+from sttm_cli.base.types import Merged
 from sttm_cli.bench.peers import PEERS, Peer
 from sttm_cli.bench.peers.halves import spatial_only
 from sttm_cli.bench.peers.kept import cosines, grouped, shared_out
-from sttm_cli.errors import UsageError
 from sttm_cli.merge import merge_tokens
-from sttm_cli.types import Merged
 
 OURS = "sttm"
 Method = Callable[[torch.Tensor, float, int], Merged]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from sttm_cli.errors import SttmError
+from sttm_cli.base.errors import SttmError
 
 WIDTH, HEIGHT = 960, 600
 LEFT, TOP, RIGHT, BOTTOM = 90, 60, 240, 70

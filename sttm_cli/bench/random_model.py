@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sttm_cli.base.device import resolve_attention
+from sttm_cli.base.errors import OutOfMemoryError, UsageError
 from sttm_cli.bench.geometry import GEOMETRIES, SPECIAL, Geometry, architecture
-from sttm_cli.device import resolve_attention
-from sttm_cli.errors import OutOfMemoryError, UsageError
 from sttm_cli.models import FAMILIES, ModelSource
-from sttm_cli.models.memory import free_bytes
-from sttm_cli.pipeline import VideoQA
-from sttm_cli.request import ModelChoice
+from sttm_cli.models.placement import free_bytes
+from sttm_cli.runtime.request import ModelChoice
+from sttm_cli.runtime.session import VideoQA
 
 if TYPE_CHECKING:
-    from sttm_cli.clock import Clock
-    from sttm_cli.config import Settings
+    from sttm_cli.base.clock import Clock
     from sttm_cli.models import VideoLLM
+    from sttm_cli.settings.settings import Settings
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for c in message.content %}"

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sttm_cli.base.types import PrefixKV
 from sttm_cli.prefill.ragged import BufferLayer, run
 from sttm_cli.tiny.questions import Question
-from sttm_cli.types import PrefixKV
 
 if TYPE_CHECKING:
     from sttm_cli.models import VideoLLM

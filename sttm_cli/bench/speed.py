@@ -16,7 +16,10 @@ from typing import Any
 
 import torch
 
-from sttm_cli.bench.alone import QUESTION, Alone, transformers_alone
+from sttm_cli.base.clock import Clock
+from sttm_cli.base.device import memory_told, wait_for
+from sttm_cli.base.errors import OutOfMemoryError, UsageError
+from sttm_cli.base.types import DecodeReport, Json, PrefixKV, VisualTokens
 from sttm_cli.bench.floor import (
     Rates,
     counted_flops,
@@ -24,18 +27,15 @@ from sttm_cli.bench.floor import (
     prefill_flops,
     weight_bytes,
 )
-from sttm_cli.bench.memory import watch_memory
-from sttm_cli.clock import Clock
-from sttm_cli.config import cache_dir
+from sttm_cli.bench.peak_memory import watch_memory
+from sttm_cli.bench.transformers_alone import QUESTION, Alone, transformers_alone
 from sttm_cli.decode import read_frames
-from sttm_cli.device import memory_told, wait_for
-from sttm_cli.errors import OutOfMemoryError, UsageError
-from sttm_cli.models.memory import free_bytes
-from sttm_cli.pipeline import VideoQA
+from sttm_cli.models.placement import free_bytes
 from sttm_cli.prefill import ROOM, KVContinuation
-from sttm_cli.request import Request
+from sttm_cli.runtime.request import Request
+from sttm_cli.runtime.session import VideoQA
+from sttm_cli.settings.settings import cache_dir
 from sttm_cli.store import Store, pack
-from sttm_cli.types import DecodeReport, Json, PrefixKV, VisualTokens
 
 
 @dataclass

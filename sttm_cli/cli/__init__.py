@@ -10,11 +10,11 @@ from typing import Any, NoReturn
 
 import typer
 
+from sttm_cli.base.errors import UsageError
 from sttm_cli.cli import ask, bench, cache, chat, config, doctor, inspect, models, precompute, serve
-from sttm_cli.cli.options import examples
+from sttm_cli.cli.flags import examples
 from sttm_cli.cli.output import show_failure
-from sttm_cli.config_file import config_defaults
-from sttm_cli.errors import UsageError
+from sttm_cli.settings.config_file import config_defaults
 
 app = typer.Typer(
     name="sttm",

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from sttm_cli.cli.asking import Asker, Questions
-from sttm_cli.cli.options import (
+from sttm_cli.base.errors import UsageError
+from sttm_cli.base.types import Json
+from sttm_cli.cli.asker import Asker, Questions
+from sttm_cli.cli.flags import (
     ANSWERS,
     RUN,
     SOURCE,
@@ -36,10 +38,8 @@ from sttm_cli.cli.output import (
     size,
     warn,
 )
-from sttm_cli.config import DEFAULT_MODEL, STDIN, check_question, parse_choices
-from sttm_cli.errors import UsageError
-from sttm_cli.subtitles import subtitles_text
-from sttm_cli.types import Json
+from sttm_cli.decode.subtitles import subtitles_text
+from sttm_cli.settings.settings import DEFAULT_MODEL, STDIN, check_question, parse_choices
 
 GENERATING = ("--temperature", "--seed", "--top-p", "--max-new-tokens")
 """Flags that would mean nothing beside --choices."""

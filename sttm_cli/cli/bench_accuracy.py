@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
+from sttm_cli.base.errors import UsageError
+from sttm_cli.base.types import Json
 from sttm_cli.cli.bench_speed import check_plot
-from sttm_cli.cli.options import RUN, Output, settings_from, takes
+from sttm_cli.cli.flags import RUN, Output, settings_from, takes
 from sttm_cli.cli.output import StageProgress, columns, print_json, warn
-from sttm_cli.config import parse_budget
-from sttm_cli.errors import UsageError
-from sttm_cli.types import Json
+from sttm_cli.settings.settings import parse_budget
 
 BUDGETS = "1,0.5,0.3,0.15,0.1"
 METHODS = "sttm,tome,dycoke,evs,vidcom2,frames,pooling,random,spatial,temporal"
@@ -83,7 +83,7 @@ def accuracy(
     from sttm_cli.bench.exam import Exam
     from sttm_cli.bench.exam import films as read_films
     from sttm_cli.bench.methods import find_methods
-    from sttm_cli.pipeline import VideoQA
+    from sttm_cli.runtime.session import VideoQA
 
     if scenes is not None:
         scenes.mkdir(parents=True, exist_ok=True)

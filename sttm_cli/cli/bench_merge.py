@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sttm_cli.cli.options import Output, takes
+from sttm_cli.cli.flags import Output, takes
 from sttm_cli.cli.output import print_json
 
 
@@ -30,8 +30,8 @@ def merge(
 
     import torch
 
-    from sttm_cli.bench.merge import SHAPES, growths, measure_merging, table
-    from sttm_cli.device import resolve_device
+    from sttm_cli.base.device import resolve_device
+    from sttm_cli.bench.merge_speed import SHAPES, growths, measure_merging, table
 
     there = resolve_device(device)
     shapes = [shape for shape in SHAPES if frames is None or shape[0] <= frames]

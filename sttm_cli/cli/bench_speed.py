@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sttm_cli.cli.options import RUN, Output, settings_from, takes, without
+from sttm_cli.base.errors import UsageError
+from sttm_cli.base.types import Json
+from sttm_cli.cli.flags import RUN, Output, settings_from, takes, without
 from sttm_cli.cli.output import StageProgress, columns, print_json, say, size, warn
-from sttm_cli.config import DEFAULT_MODEL, parse_budget
-from sttm_cli.errors import UsageError
-from sttm_cli.types import Json
+from sttm_cli.settings.settings import DEFAULT_MODEL, parse_budget
 
 if TYPE_CHECKING:
     from sttm_cli.bench.speed import Speed, SpeedRow
-    from sttm_cli.config import Settings
-    from sttm_cli.pipeline import VideoQA
+    from sttm_cli.runtime.session import VideoQA
+    from sttm_cli.settings.settings import Settings
 
 FRAMES = "32,64,128,256"
 BUDGETS = "1,0.5,0.3,0.15"
@@ -128,14 +128,14 @@ def _count(text: str) -> int:
 def _pipeline(
     settings: Settings, geometry: str | None, layers: int | None, scale: int, progress: Any
 ) -> Iterator[VideoQA]:
-    from sttm_cli.pipeline import VideoQA
+    from sttm_cli.runtime.session import VideoQA
 
     if geometry is None:
         with VideoQA(settings, warn=warn, progress=progress) as qa:
             yield qa
         return
+    from sttm_cli.base.device import resolve_device, resolve_dtype
     from sttm_cli.bench.random_model import random_qa
-    from sttm_cli.device import resolve_device, resolve_dtype
 
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sttm_cli.cli.options import CACHE, KV_DTYPE, Output, takes, without
+from sttm_cli.cli.flags import CACHE, KV_DTYPE, Output, takes, without
 from sttm_cli.cli.output import print_json, say, size
-from sttm_cli.config import Settings, cache_dir, parse_bytes
+from sttm_cli.settings.settings import Settings, cache_dir, parse_bytes
 
 if TYPE_CHECKING:
-    from sttm_cli.bench.store import Row, Timing
+    from sttm_cli.bench.storage import Row, Timing
 
 
 @takes(without(CACHE, "max_bytes"), KV_DTYPE)
@@ -36,8 +36,8 @@ def store(
     """
     wanted = [parse_bytes("--sizes", part) for part in sizes.split(",")]
     kv_dtype = Settings(kv_dtype=flags["kv_dtype"]).kv_dtype
-    from sttm_cli.bench.store import measure_store
-    from sttm_cli.device import resolve_device
+    from sttm_cli.base.device import resolve_device
+    from sttm_cli.bench.storage import measure_store
 
     device, folder = resolve_device(device), cache_dir(flags["cache_dir"]).absolute()
     if not output.quiet:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.cells import cell_len
 
-from sttm_cli.cli.options import CACHE, Output, bytes_from, takes
+from sttm_cli.base.errors import CacheError, UsageError
+from sttm_cli.base.types import Json
+from sttm_cli.cli.flags import CACHE, Output, bytes_from, takes
 from sttm_cli.cli.output import print_json, say, size, warn
-from sttm_cli.config import cache_dir
-from sttm_cli.errors import CacheError, UsageError
-from sttm_cli.types import Json
+from sttm_cli.settings.settings import cache_dir
 
 if TYPE_CHECKING:
     from sttm_cli.store import Entry, Store

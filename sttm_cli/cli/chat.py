@@ -12,10 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
-from sttm_cli.cli.asking import Asker
+from sttm_cli.base.errors import SttmError, UsageError
+from sttm_cli.base.spelling import did_you_mean
+from sttm_cli.cli.asker import Asker
 from sttm_cli.cli.conversation import Conversation, Stopped, Turn
-from sttm_cli.cli.lines import lines, typed_by_a_person
-from sttm_cli.cli.options import (
+from sttm_cli.cli.flags import (
     ANSWERS,
     RUN,
     SOURCE,
@@ -28,6 +29,7 @@ from sttm_cli.cli.options import (
     settings_from,
     takes,
 )
+from sttm_cli.cli.lines import lines, typed_by_a_person
 from sttm_cli.cli.output import (
     NAME_A_MODEL,
     StageProgress,
@@ -38,10 +40,8 @@ from sttm_cli.cli.output import (
     share,
     warn,
 )
-from sttm_cli.config import DEFAULT_MODEL, STDIN, parse_budget
-from sttm_cli.errors import SttmError, UsageError
-from sttm_cli.spelling import did_you_mean
-from sttm_cli.subtitles import subtitles_text
+from sttm_cli.decode.subtitles import subtitles_text
+from sttm_cli.settings.settings import DEFAULT_MODEL, STDIN, parse_budget
 
 FILED = "A video file, a folder of images, or an http(s) address."
 

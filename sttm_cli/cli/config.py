@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import typer
 
-from sttm_cli.cli.options import ANSWERS, RUN, SOURCE, Output, takes
+from sttm_cli.base.types import Json
+from sttm_cli.cli.flags import ANSWERS, RUN, SOURCE, Output, takes
 from sttm_cli.cli.output import print_json, say
-from sttm_cli.config_file import CONFIG_KEYS, check_value, config_path, read_config
-from sttm_cli.types import Json
+from sttm_cli.settings.config_file import CONFIG_KEYS, check_value, config_path, read_config
 
 app = typer.Typer(
     help="Show the config file and the settings that hold.",

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from sttm_cli.cli.asking import Asker, Questions
-from sttm_cli.config import Settings, check_question
-from sttm_cli.errors import ContextError, SttmError, UsageError
-from sttm_cli.types import Ending, Json
+from sttm_cli.base.errors import ContextError, SttmError, UsageError
+from sttm_cli.base.types import Ending, Json
+from sttm_cli.cli.asker import Asker, Questions
+from sttm_cli.settings.settings import Settings, check_question
 
 
 class Stopped(Exception):

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from sttm_cli.cli.options import CACHE, Output, bytes_from, takes
+from sttm_cli.cli.flags import CACHE, Output, bytes_from, takes
 from sttm_cli.cli.output import print_json, say
 
 
@@ -19,7 +19,7 @@ def doctor(*, flags: dict[str, Any], output: Output) -> None:
     decoder reads a small video that is written for it, and some entries of the cache are checked
     to the last byte. Nothing is sent anywhere.
     """
-    from sttm_cli.doctor import examine
+    from sttm_cli.runtime.diagnostics import examine
 
     checks = []
     for check in examine(flags["cache_dir"], bytes_from(flags["max_bytes"])):

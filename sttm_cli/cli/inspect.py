@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sttm_cli.cli.options import RUN, SOURCE, VIDEO, Output, examples, settings_from, takes, without
+from sttm_cli.base.errors import SttmError, UsageError
+from sttm_cli.cli.flags import RUN, SOURCE, VIDEO, Output, examples, settings_from, takes, without
 from sttm_cli.cli.output import StageProgress, print_json, say, warn
-from sttm_cli.config import parse_budget
-from sttm_cli.errors import SttmError, UsageError
+from sttm_cli.settings.settings import parse_budget
 
 if TYPE_CHECKING:
-    from sttm_cli.picture import Kept
-    from sttm_cli.survey import Survey
+    from sttm_cli.inspect import Kept
+    from sttm_cli.inspect.measure import Survey
 
 BUDGETS = "1,0.5,0.3,0.15"
 EXAMPLES = examples(
@@ -87,8 +87,8 @@ def inspect(
     _check_file("--picture", picture, ".png")
     _check_file("--report", report, ".html")
     settings = settings_from(flags)
-    from sttm_cli.pipeline import VideoQA
-    from sttm_cli.survey import survey
+    from sttm_cli.inspect.measure import survey
+    from sttm_cli.runtime.session import VideoQA
 
     with StageProgress(output) as progress, VideoQA(settings, warn=warn, progress=progress) as qa:
         found = survey(qa, video, wanted, repeat=repeat)
@@ -127,19 +127,19 @@ def _merged(found: Survey) -> list[Kept]:
 def _print(found: Survey, show: bool | None) -> None:
     from rich.console import Console
 
-    from sttm_cli.cli.inspect_text import print_survey
+    from sttm_cli.cli.inspect_tables import print_survey
 
     console = Console(highlight=False, markup=False, emoji=False)
     print_survey(console, found)
     if console.is_terminal if show is None else show:
-        from sttm_cli.picture import print_frames
+        from sttm_cli.inspect import print_frames
 
         console.print()
         print_frames(console, found.view, _merged(found)[0])
 
 
 def _draw(found: Survey, path: Path) -> None:
-    from sttm_cli.picture import draw
+    from sttm_cli.inspect import draw
 
     try:
         draw(found.view, _merged(found)).save(path)
@@ -148,8 +148,8 @@ def _draw(found: Survey, path: Path) -> None:
 
 
 def _report(found: Survey, path: Path) -> None:
-    from sttm_cli.cli.inspect_text import facts, tables
-    from sttm_cli.picture import report_page
+    from sttm_cli.cli.inspect_tables import facts, tables
+    from sttm_cli.inspect import report_page
 
     page = report_page(
         found.to_json(),

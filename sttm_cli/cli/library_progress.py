@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from sttm_cli.cli.options import Output
+from sttm_cli.cli.flags import Output
 from sttm_cli.cli.output import STAGES, say, size, warn
 from sttm_cli.library.outcome import Computed, Failed, Outcome, Skipped, Stopped, Tally, Wanted
 

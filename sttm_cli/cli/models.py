@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sttm_cli.cli.options import Output, takes
+from sttm_cli.cli.flags import Output, takes
 from sttm_cli.cli.output import print_json, say, size
 
 if TYPE_CHECKING:

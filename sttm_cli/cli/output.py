@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sttm_cli.cli.options import Output
-from sttm_cli.errors import SttmError
-from sttm_cli.types import Json
+from sttm_cli.base.errors import SttmError
+from sttm_cli.base.types import Json
+from sttm_cli.cli.flags import Output
 
 NAME_A_MODEL = (
     "using the small embedded model 'tiny', which knows generated scenes of coloured shapes only; "

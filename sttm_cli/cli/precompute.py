@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sttm_cli.base.errors import CacheError, UsageError
+from sttm_cli.cli.flags import RUN, NoServer, Output, examples, settings_from, takes
 from sttm_cli.cli.library_progress import LibraryProgress
-from sttm_cli.cli.options import RUN, NoServer, Output, examples, settings_from, takes
 from sttm_cli.cli.output import print_json, say, warn
-from sttm_cli.errors import CacheError, UsageError
 from sttm_cli.library.outcome import Failed, Outcome, Tally
 from sttm_cli.library.paths import Found, find_videos, share_of
 
 if TYPE_CHECKING:
     from sttm_cli.library.space import Estimate
-    from sttm_cli.pipeline import VideoQA
+    from sttm_cli.runtime.session import VideoQA
     from sttm_cli.serve.client import Server
 
 EXAMPLES = examples(
@@ -76,7 +76,7 @@ def precompute(
     mine = replace(found, videos=share_of(found.videos, shard))
     tally, progress = Tally(), LibraryProgress(output, len(mine.videos) + len(mine.unreadable))
     from sttm_cli.library.space import estimate
-    from sttm_cli.pipeline import VideoQA
+    from sttm_cli.runtime.session import VideoQA
     from sttm_cli.serve.client import find_server
 
     with VideoQA(settings, warn=warn, progress=progress.stage) as qa:
@@ -120,8 +120,8 @@ def _check(qa: VideoQA, wanted: Estimate | None, dry_run: bool) -> None:
 def _outcomes(
     qa: VideoQA, found: Found, dry_run: bool, server: Server | None
 ) -> Generator[Outcome, None, None]:
-    from sttm_cli.library.through import precompute_through
-    from sttm_cli.library.work import look, precompute
+    from sttm_cli.library.here import look, precompute
+    from sttm_cli.library.server import precompute_through
 
     for folder, reason in found.unreadable:
         yield Failed(folder, f"the folder cannot be read: {reason}")

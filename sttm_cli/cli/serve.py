@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from sttm_cli.cli.options import (
+from sttm_cli.base.errors import UsageError
+from sttm_cli.base.types import Json
+from sttm_cli.cli.flags import (
     ANSWERS,
     RUN,
     Output,
@@ -20,9 +22,7 @@ from sttm_cli.cli.options import (
     without,
 )
 from sttm_cli.cli.output import print_json, say, size
-from sttm_cli.config import Settings, parse_bytes, parse_duration
-from sttm_cli.errors import UsageError
-from sttm_cli.types import Json
+from sttm_cli.settings.settings import Settings, parse_bytes, parse_duration
 
 PORT = 8000
 _PORT_ONLY = ("--host", "--port", "--api-key", "--allow-path", "--allow-private")
@@ -160,7 +160,7 @@ def _run(settings: Settings, options: Any, output: Output) -> None:
 
 def _others(output: Output, *, stop: bool) -> None:
     """`--status` and `--stop`."""
-    from sttm_cli.serve.others import end, running
+    from sttm_cli.serve.running import end, running
 
     servers: list[Json] = []
     for place, facts in running():

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from sttm_cli.base.types import FramePlan
 from sttm_cli.decode.container import open_video
 from sttm_cli.decode.cursor import Cursor
 from sttm_cli.decode.lost import Lost, Reading
 from sttm_cli.decode.pixels import RGB, picture
-from sttm_cli.types import FramePlan
 
 ROUNDING_S = 2e-6
 """Asked times are rounded to microseconds."""

@@ -19,9 +19,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sttm_cli.base.errors import SttmError
+from sttm_cli.base.types import DecodeReport, FramePlan, VideoInfo
 from sttm_cli.decode.lost import Lost, Reading
-from sttm_cli.errors import SttmError
-from sttm_cli.types import DecodeReport, FramePlan, VideoInfo
 
 MEMORY_BYTES = 3 << 30
 """8K in 10 bits with as many references as there may be takes 2.3 GB."""

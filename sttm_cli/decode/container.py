@@ -9,8 +9,8 @@ from typing import Any
 
 import av
 
+from sttm_cli.base.errors import VideoError
 from sttm_cli.decode.file import NEEDED, check_file
-from sttm_cli.errors import VideoError
 
 FORMATS = (
     # Files and streams with several tracks.

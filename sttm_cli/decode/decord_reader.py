@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sttm_cli.base.errors import VideoError
+from sttm_cli.base.types import FramePlan
 from sttm_cli.decode.hidden import hides_frames
 from sttm_cli.decode.lost import Reading
 from sttm_cli.decode.pixels import RGB, fitted
-from sttm_cli.errors import VideoError
-from sttm_cli.types import FramePlan
 
 
 def read_decord(path: Path, plan: FramePlan) -> Iterator[Reading]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sttm_cli.base.errors import VideoError
+from sttm_cli.base.filefacts import Memo, is_settled
 from sttm_cli.decode.file import check_file
-from sttm_cli.errors import VideoError
-from sttm_cli.memo import Memo, is_settled
 
 
 def digest(path: Path, memo: Memo) -> str:
@@ -18,7 +18,7 @@ def digest(path: Path, memo: Memo) -> str:
     bytes of its images. Raises VideoError for what cannot be read or changes meanwhile.
     """
     if path.is_dir():
-        from sttm_cli.decode.folder import digest_folder
+        from sttm_cli.decode.image_folder import digest_folder
 
         return digest_folder(path, memo)
     before = check_file(path)

@@ -12,9 +12,9 @@ from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 from typing import Any
 
+from sttm_cli.base.errors import VideoError
+from sttm_cli.base.types import Progress
 from sttm_cli.decode.source import BLOCK, check_size, write
-from sttm_cli.errors import VideoError
-from sttm_cli.types import Progress
 
 TIMEOUT_S = 30.0
 """How long a connection may give nothing, and how long it may be slower than LEAST_SPEED."""

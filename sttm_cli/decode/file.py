@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from sttm_cli.errors import VideoError
+from sttm_cli.base.errors import VideoError
 
 NEEDED = "give a file with a video stream, such as .mp4, .mkv, .webm or .mov"
 

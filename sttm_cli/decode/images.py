@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from sttm_cli.decode.folder import FORMATS, HINT, images_of
+from sttm_cli.base.errors import VideoError
+from sttm_cli.base.types import DecodeReport, FramePlan, VideoInfo
+from sttm_cli.decode.image_folder import FORMATS, HINT, images_of
 from sttm_cli.decode.lost import ENDED, Lost, Reading
 from sttm_cli.decode.pixels import RGB
-from sttm_cli.errors import VideoError
-from sttm_cli.types import DecodeReport, FramePlan, VideoInfo
 
 
 def probe_images(folder: Path, fps: float) -> VideoInfo:

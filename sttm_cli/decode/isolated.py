@@ -19,11 +19,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from sttm_cli.again import command, environment
+from sttm_cli.base.errors import VideoError
+from sttm_cli.base.subprocesses import command, environment
+from sttm_cli.base.types import DecodeReport, FramePlan, VideoInfo
 from sttm_cli.decode.file import NEEDED, check_file
 from sttm_cli.decode.lost import DAMAGED, Lost, Reading
-from sttm_cli.errors import VideoError
-from sttm_cli.types import DecodeReport, FramePlan, VideoInfo
 
 PATIENCE_S = 60.0
 """How long a child may take for one frame, or to open a file, before it counts as hanging."""

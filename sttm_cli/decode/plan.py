@@ -8,8 +8,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from sttm_cli.errors import UsageError, VideoError
-from sttm_cli.types import FramePlan, VideoInfo
+from sttm_cli.base.errors import UsageError, VideoError
+from sttm_cli.base.types import FramePlan, VideoInfo
 
 PIXELS = "pixels-1"
 """Changes whenever the same file and plan could give other pixels or times."""

@@ -8,11 +8,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from sttm_cli.base.errors import VideoError
+from sttm_cli.base.filefacts import Memo, is_settled
+from sttm_cli.base.types import VideoInfo
 from sttm_cli.decode.digest import version_key
 from sttm_cli.decode.file import NEEDED, check_file
-from sttm_cli.errors import VideoError
-from sttm_cli.memo import Memo, is_settled
-from sttm_cli.types import VideoInfo
 
 NO_SOUND = "the video's sound is ignored: a model sees its frames only"
 
@@ -32,7 +32,7 @@ def remembered_probe(path: Path, memo: Memo, *, image_fps: float = 1.0) -> Video
     A folder counts as a video of its images, `image_fps` of them a second.
     """
     if path.is_dir():
-        from sttm_cli.decode.folder import folder_version
+        from sttm_cli.decode.image_folder import folder_version
 
         version, settled = f"{folder_version(path)}|{image_fps}", True
     else:

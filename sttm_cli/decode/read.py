@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sttm_cli.base.errors import VideoError
+from sttm_cli.base.types import DecodeReport, FrameChunk, FramePlan
 from sttm_cli.decode.lost import DAMAGED, ENDED, Lost, Reading
-from sttm_cli.errors import VideoError
-from sttm_cli.types import DecodeReport, FrameChunk, FramePlan
 
 SHOWN_CAUSES = 3
 """How many damaged images of a folder are named."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from sttm_cli.config import STDIN
-from sttm_cli.errors import SttmError, UsageError, VideoError
-from sttm_cli.types import Progress
+from sttm_cli.base.errors import SttmError, UsageError, VideoError
+from sttm_cli.base.types import Progress
+from sttm_cli.settings.settings import STDIN
 
 BLOCK = 1 << 20
 KEPT = 4

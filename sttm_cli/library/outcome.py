@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sttm_cli.types import Json, TokenCounts
+from sttm_cli.base.types import Json, TokenCounts
 
 STORED = "in the cache already"
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from shutil import disk_usage
 from typing import Any
 
+from sttm_cli.base.errors import CacheError, SttmError, UsageError
+from sttm_cli.base.types import FramePlan
 from sttm_cli.decode import Source
-from sttm_cli.errors import CacheError, SttmError, UsageError
-from sttm_cli.pipeline import VideoQA
-from sttm_cli.request import kv_bytes, plan_video
+from sttm_cli.runtime.request import kv_bytes, plan_video
+from sttm_cli.runtime.session import VideoQA
 from sttm_cli.store import Store
-from sttm_cli.types import FramePlan
 
 SAMPLE = 32
 """How many videos, spread over the list, the estimate looks at."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sttm_cli.errors import UsageError
+from sttm_cli.base.errors import UsageError
 
 FEWEST = 16
 """The smallest whole number of tokens that a budget may ask for."""

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch.nn.functional import embedding_bag
 
-from sttm_cli.errors import UsageError
+from sttm_cli.base.errors import UsageError
 
 
 @dataclass(frozen=True, eq=False, repr=False)

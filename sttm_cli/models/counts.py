@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from math import ceil
 
-from sttm_cli.models.source import ModelSource
-from sttm_cli.types import Json
+from sttm_cli.base.types import Json
+from sttm_cli.models.checkpoint import ModelSource
 
 STEP_TEXT = {"llava_qwen": 8, "internvl": 8, "qwen3_vl": 9, "qwen3_vl_moe": 9, "smolvlm": 12}
 """About how many tokens of text a grid step has beside its visual ones: its time or number."""

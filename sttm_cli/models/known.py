@@ -9,9 +9,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from sttm_cli.base.types import Json
+from sttm_cli.models.checkpoint import cached_folder
 from sttm_cli.models.registry import ALIASES, CHECKPOINTS, FAMILIES, TINY
-from sttm_cli.models.source import cached_folder
-from sttm_cli.types import Json
 
 
 @dataclass(frozen=True)

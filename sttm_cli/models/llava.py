@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from sttm_cli.models.chat import ChatFormat
-from sttm_cli.types import FrameChunk, VisualTokens
+from sttm_cli.base.types import FrameChunk, VisualTokens
+from sttm_cli.models.chat_format import ChatFormat
 
 
 class Llava(ChatFormat):

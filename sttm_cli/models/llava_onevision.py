@@ -11,11 +11,11 @@ import math
 
 import torch
 
-from sttm_cli.models.base import Placement
+from sttm_cli.base.types import Prompt, VisualTokens
+from sttm_cli.models.checkpoint import ModelSource
 from sttm_cli.models.llava import Llava
 from sttm_cli.models.loading import load_pretrained
-from sttm_cli.models.source import ModelSource
-from sttm_cli.types import Prompt, VisualTokens
+from sttm_cli.models.video_llm import Placement
 
 
 class LlavaOnevision(Llava):

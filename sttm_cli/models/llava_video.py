@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from sttm_cli.errors import ModelError
-from sttm_cli.models.base import Placement
+from sttm_cli.base.errors import ModelError
+from sttm_cli.base.types import Json, Prompt, VisualTokens
+from sttm_cli.models.checkpoint import ModelSource
 from sttm_cli.models.llava import Llava
 from sttm_cli.models.loading import load_files, load_weights
-from sttm_cli.models.source import ModelSource
-from sttm_cli.types import Json, Prompt, VisualTokens
+from sttm_cli.models.video_llm import Placement
 
 VIDEO = "<image>"
 """Where the video goes in a prompt: text that is cut out, no token of the vocabulary."""

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sttm_cli.errors import ModelError, OutOfMemoryError
-from sttm_cli.models.base import Placement
-from sttm_cli.models.memory import WAY_OUT, place
-from sttm_cli.models.source import ModelSource
+from sttm_cli.base.errors import ModelError, OutOfMemoryError
+from sttm_cli.models.checkpoint import ModelSource
+from sttm_cli.models.placement import WAY_OUT, place
+from sttm_cli.models.video_llm import Placement
 
 
 def load_pretrained(model_class: Any, source: ModelSource, placement: Placement) -> tuple[Any, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from sttm_cli.models.base import Placement
+from sttm_cli.base.types import VisualTokens
+from sttm_cli.models.checkpoint import ModelSource
 from sttm_cli.models.loading import load_pretrained
 from sttm_cli.models.qwen2_vl import Qwen2VL
-from sttm_cli.models.source import ModelSource
-from sttm_cli.types import VisualTokens
+from sttm_cli.models.video_llm import Placement
 
 
 class Qwen25VL(Qwen2VL):

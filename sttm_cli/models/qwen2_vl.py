@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
-from sttm_cli.models.base import Placement
+from sttm_cli.models.checkpoint import ModelSource
 from sttm_cli.models.loading import load_pretrained
 from sttm_cli.models.qwen_vl import QwenVL
-from sttm_cli.models.source import ModelSource
+from sttm_cli.models.video_llm import Placement
 
 FRAME_PIXELS = 768 * 28 * 28
 """Most pixels of a frame: VIDEO_MAX_PIXELS of qwen-vl-utils, the authors' own preprocessing; the

@@ -7,11 +7,11 @@ from typing import Any
 
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
-from sttm_cli.models.base import Placement
+from sttm_cli.base.types import VisualTokens
+from sttm_cli.models.checkpoint import ModelSource
 from sttm_cli.models.loading import load_pretrained
 from sttm_cli.models.qwen_vl import QwenVL
-from sttm_cli.models.source import ModelSource
-from sttm_cli.types import VisualTokens
+from sttm_cli.models.video_llm import Placement
 
 FRAME_TOKENS = 768
 """Most tokens of a frame (VIDEO_MAX_TOKEN_NUM of qwen-vl-utils, the authors' preprocessing)."""

@@ -14,9 +14,9 @@ import torch
 from torchvision.transforms.v2 import functional
 from transformers.image_utils import pil_torch_interpolation_mapping
 
-from sttm_cli.errors import VideoError
-from sttm_cli.models.chat import ChatFormat
-from sttm_cli.types import FrameChunk, Prompt, VisualTokens
+from sttm_cli.base.errors import VideoError
+from sttm_cli.base.types import FrameChunk, Prompt, VisualTokens
+from sttm_cli.models.chat_format import ChatFormat
 
 
 class QwenVL(ChatFormat):

@@ -10,13 +10,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, cast
 
-from sttm_cli.errors import ModelError
-from sttm_cli.models.base import Placement
-from sttm_cli.models.source import ModelSource
-from sttm_cli.types import Json
+from sttm_cli.base.errors import ModelError
+from sttm_cli.base.types import Json
+from sttm_cli.models.checkpoint import ModelSource
+from sttm_cli.models.video_llm import Placement
 
 if TYPE_CHECKING:
-    from sttm_cli.models.base import VideoLLM
+    from sttm_cli.models.video_llm import VideoLLM
 
 TINY = Path(__file__).parent.parent / "tiny" / "checkpoint"
 

@@ -19,11 +19,11 @@ from transformers.models.smolvlm.processing_smolvlm import (
     FRAME_TIMESTAMP_MESSAGE,
 )
 
-from sttm_cli.models.base import Placement
-from sttm_cli.models.chat import ChatFormat
+from sttm_cli.base.types import FrameChunk, Prompt, VisualTokens
+from sttm_cli.models.chat_format import ChatFormat
+from sttm_cli.models.checkpoint import ModelSource
 from sttm_cli.models.loading import load_pretrained
-from sttm_cli.models.source import ModelSource
-from sttm_cli.types import FrameChunk, Prompt, VisualTokens
+from sttm_cli.models.video_llm import Placement
 
 
 class SmolVLM(ChatFormat):

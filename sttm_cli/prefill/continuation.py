@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
+from sttm_cli.base.types import PrefixKV
 from sttm_cli.prefill.ragged import BufferLayer, filled, run
-from sttm_cli.types import PrefixKV
 
 
 class Decoding(Protocol):

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from sttm_cli.device import wait_for
+from sttm_cli.base.device import wait_for
+from sttm_cli.base.types import Merged, PrefixKV, Prompt, TokenCounts
 from sttm_cli.prefill.ragged import BufferLayer, filled, run
-from sttm_cli.types import Merged, PrefixKV, Prompt, TokenCounts
 
 ROOM = 512
 """Rows kept free behind the prefix in each layer, for the question and its answer."""

@@ -17,18 +17,18 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from sttm_cli import __version__
-from sttm_cli.serve.address import served_name
-from sttm_cli.serve.chat import ChatRequest, read_request
+from sttm_cli.base.types import Json
 from sttm_cli.serve.engine import Engine
+from sttm_cli.serve.events import Asking, Gone, Told
+from sttm_cli.serve.http_errors import Refused, refusal
 from sttm_cli.serve.logprobs import joined
 from sttm_cli.serve.metrics import MEDIA_TYPE
+from sttm_cli.serve.openai_reply import Writer, usage_of
+from sttm_cli.serve.openai_request import ChatRequest, read_request
 from sttm_cli.serve.options import Options, is_loopback
-from sttm_cli.serve.own import own_routes
-from sttm_cli.serve.problems import Refused, refusal
-from sttm_cli.serve.reply import Writer, usage_of
-from sttm_cli.serve.run import Asking, Gone, Told
+from sttm_cli.serve.place import served_name
+from sttm_cli.serve.private_routes import own_routes
 from sttm_cli.serve.videos import Videos
-from sttm_cli.types import Json
 
 _log = logging.getLogger("sttm_cli.serve")
 BODY_S = 60.0

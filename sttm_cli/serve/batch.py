@@ -8,10 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sttm_cli.errors import UsageError
+from sttm_cli.base.errors import UsageError
 from sttm_cli.prefill import KVContinuation, Together
-from sttm_cli.prepared import Prepared
-from sttm_cli.request import ModelChoice
+from sttm_cli.runtime.prepared import Prepared
+from sttm_cli.runtime.request import ModelChoice
 
 _MOST = 8
 Work = Callable[[Prepared], Any]

@@ -13,10 +13,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sttm_cli import __version__
-from sttm_cli.config import Settings
-from sttm_cli.errors import SttmError, UsageError
-from sttm_cli.serve.address import Place, may_be_served, of_the_model, per_request, place_of
-from sttm_cli.types import Json
+from sttm_cli.base.errors import SttmError, UsageError
+from sttm_cli.base.types import Json
+from sttm_cli.serve.place import Place, may_be_served, of_the_model, per_request, place_of
+from sttm_cli.settings.settings import Settings
 
 HOST, KEY = "STTM_HOST", "STTM_API_KEY"
 _OF_THE_QUESTION = ("usage", "context", "video")

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+from sttm_cli.base.errors import VideoError
 from sttm_cli.decode.download import open_address, save
-from sttm_cli.errors import VideoError
-from sttm_cli.serve.addresses import PublicHTTPHandler, PublicHTTPSHandler
 from sttm_cli.serve.options import Options
+from sttm_cli.serve.public_internet import PublicHTTPHandler, PublicHTTPSHandler
 
 _SILENCE_S = 20.0
 _CHECK = "check the address"

@@ -17,23 +17,23 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from sttm_cli.config import Settings, cache_dir
+from sttm_cli.base.results import Answer, Choice
+from sttm_cli.base.types import Json, PrefixKV
 from sttm_cli.decode import Source
-from sttm_cli.pipeline import VideoQA
-from sttm_cli.prepared import Prepared
-from sttm_cli.report import ask_report
-from sttm_cli.resident import Resident
-from sttm_cli.results import Answer, Choice
+from sttm_cli.runtime.ask_report import ask_report
+from sttm_cli.runtime.kv_memory import DISK
+from sttm_cli.runtime.model_host import Resident
+from sttm_cli.runtime.prepared import Prepared
+from sttm_cli.runtime.session import VideoQA
 from sttm_cli.serve.batch import Batches, together
+from sttm_cli.serve.events import Asking, Run, Told
+from sttm_cli.serve.http_errors import Refused
+from sttm_cli.serve.kv_bounds import bounds
 from sttm_cli.serve.logprobs import LogProbs
-from sttm_cli.serve.memory import bounds
 from sttm_cli.serve.metrics import Metrics
 from sttm_cli.serve.options import Options
-from sttm_cli.serve.problems import Refused
-from sttm_cli.serve.run import Asking, Run, Told
+from sttm_cli.settings.settings import Settings, cache_dir
 from sttm_cli.store import Store
-from sttm_cli.tiers import DISK
-from sttm_cli.types import Json, PrefixKV
 
 
 class Engine:

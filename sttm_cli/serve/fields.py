@@ -6,8 +6,8 @@ import json
 import math
 from typing import Any, NoReturn
 
-from sttm_cli.serve.problems import Refused
-from sttm_cli.types import Json
+from sttm_cli.base.types import Json
+from sttm_cli.serve.http_errors import Refused
 
 
 def read_object(body: bytes) -> Json:

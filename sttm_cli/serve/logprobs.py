@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from sttm_cli.types import Json
+from sttm_cli.base.types import Json
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sttm_cli.errors import UsageError
+from sttm_cli.base.errors import UsageError
 
 MIB = 1 << 20
 

@@ -15,13 +15,13 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sttm_cli import __version__
-from sttm_cli.config import Settings
-from sttm_cli.errors import SttmError
-from sttm_cli.serve.address import Place, place_of
+from sttm_cli.base.errors import SttmError
 from sttm_cli.serve.app import Service
 from sttm_cli.serve.engine import Engine
 from sttm_cli.serve.options import Options
+from sttm_cli.serve.place import Place, place_of
 from sttm_cli.serve.videos import Videos
+from sttm_cli.settings.settings import Settings
 
 HEAD_S = 15.0
 """How long a client may take to send a request's head."""

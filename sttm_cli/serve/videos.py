@@ -12,10 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import unquote, urlsplit
 
-from sttm_cli.serve.chat import VideoPart
 from sttm_cli.serve.downloads import Downloads
+from sttm_cli.serve.http_errors import Refused
+from sttm_cli.serve.openai_request import VideoPart
 from sttm_cli.serve.options import Options
-from sttm_cli.serve.problems import Refused
 
 _MOST_UUIDS = 4096
 _HELD = "held/"

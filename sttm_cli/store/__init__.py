@@ -3,9 +3,9 @@
 from sttm_cli.store.artifact import FORMAT
 from sttm_cli.store.entry import Entry, Finding, Lookup
 from sttm_cli.store.identity import difference, key_of
-from sttm_cli.store.off import NoStore
+from sttm_cli.store.local import Store
+from sttm_cli.store.none import NoStore
 from sttm_cli.store.packing import STORED, PackedKV, pack
-from sttm_cli.store.store import Store
 
 __all__ = [
     "FORMAT",

@@ -17,9 +17,9 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
+from sttm_cli.base.types import Json, TokenCounts
 from sttm_cli.store.identity import canonical, key_of
 from sttm_cli.store.packing import SCALED, STORED, PackedKV
-from sttm_cli.types import Json, TokenCounts
 
 FORMAT = 2
 """Version of the file's layout; part of every identity, so that a file of another one is a miss."""

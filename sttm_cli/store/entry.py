@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sttm_cli.base.types import Json, TokenCounts
 from sttm_cli.store.artifact import Damaged, Header, check_counts, check_label
-from sttm_cli.store.folder import Stored
-from sttm_cli.types import Json, TokenCounts
+from sttm_cli.store.files import Stored
 
 
 @dataclass(frozen=True)

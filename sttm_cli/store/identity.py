@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sttm_cli.types import Json
+from sttm_cli.base.types import Json
 
 _SHOWN = 60
 

@@ -18,7 +18,7 @@ from typing import Any
 import diskcache
 from diskcache.core import MODE_RAW
 
-from sttm_cli.types import Json
+from sttm_cli.base.types import Json
 
 PATIENCE_S = 5.0
 """Other processes hold the index for milliseconds; one that is held longer is done without."""

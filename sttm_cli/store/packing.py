@@ -11,7 +11,7 @@ from math import prod
 
 import torch
 
-from sttm_cli.types import PrefixKV
+from sttm_cli.base.types import PrefixKV
 
 STORED = {
     "float32": torch.float32,

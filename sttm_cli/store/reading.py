@@ -20,9 +20,9 @@ from typing import IO, Any
 
 import torch
 
+from sttm_cli.base.types import PrefixKV
 from sttm_cli.store.artifact import Checksum, Damaged, Header, flat
 from sttm_cli.store.packing import Packed
-from sttm_cli.types import PrefixKV
 
 PIECE = 4 << 20
 READERS = min(4, os.cpu_count() or 1)

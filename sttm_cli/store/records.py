@@ -9,10 +9,10 @@ import os
 import time
 from collections import defaultdict
 
+from sttm_cli.base.types import Json
 from sttm_cli.store.entry import Entry, Uses, remembered
-from sttm_cli.store.folder import Folder, Stored
+from sttm_cli.store.files import Folder, Stored
 from sttm_cli.store.index import Index
-from sttm_cli.types import Json
 
 ROWS = ("used", "verified", "about")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sttm_cli.errors import UsageError
-from sttm_cli.pipeline import Prepared, VideoQA
+from sttm_cli.base.errors import UsageError
+from sttm_cli.runtime.session import Prepared, VideoQA
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 QUESTION = "how many shapes are there?"

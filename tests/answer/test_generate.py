@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from sttm_cli.answer.sampling import Sampler, nucleus
-from sttm_cli.errors import UsageError
-from sttm_cli.pipeline import Prepared, VideoQA
-from sttm_cli.types import Ending, Sampling
+from sttm_cli.base.errors import UsageError
+from sttm_cli.base.types import Ending, Sampling
+from sttm_cli.runtime.session import Prepared, VideoQA
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 QUESTION = "how many shapes are there?"

@@ -10,14 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 import sttm_cli
+from sttm_cli.base.clock import Clock
+from sttm_cli.base.errors import UsageError
 from sttm_cli.bench.accuracy import FOLLOW_UP, Results, report, take_exam
 from sttm_cli.bench.exam import FIRST_SEED, Exam, films
 from sttm_cli.bench.intervals import Bootstrap
 from sttm_cli.bench.methods import METHODS, find_methods, method_at
 from sttm_cli.bench.scoring import alone, in_conversation, mark
 from sttm_cli.cli import app
-from sttm_cli.clock import Clock
-from sttm_cli.errors import UsageError
 from sttm_cli.tiny.batches import FIRST_TRAINING_SEED
 
 FILMS = Path(__file__).parents[3] / "shared" / "videos"

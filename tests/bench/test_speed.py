@@ -11,13 +11,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from sttm_cli.base.errors import OutOfMemoryError, UsageError
+from sttm_cli.base.types import PrefixKV, TokenCounts
 from sttm_cli.bench import speed as measuring
 from sttm_cli.bench.floor import prefill_flops
 from sttm_cli.bench.geometry import GEOMETRIES
 from sttm_cli.bench.plot import Chart
 from sttm_cli.cli import app
-from sttm_cli.errors import OutOfMemoryError, UsageError
-from sttm_cli.types import PrefixKV, TokenCounts
 
 SAMPLE = str(Path(__file__).parents[2] / "docs" / "sample.mp4")
 STAGES = {"decode", "encode", "merge", "prefill", "restore", "question"}

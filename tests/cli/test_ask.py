@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from sttm_cli.base.errors import VideoError
+from sttm_cli.base.types import DecodeReport, FramePlan
 from sttm_cli.cli.output import show_failure
 from sttm_cli.decode import isolated
 from sttm_cli.decode.lost import Reading
-from sttm_cli.errors import VideoError
 from sttm_cli.store import Store
-from sttm_cli.types import DecodeReport, FramePlan
 from tests.cli.process import sttm, sttm_here
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sttm_cli.cli.asking import Asker
+from sttm_cli.base.errors import OutOfMemoryError, UsageError, VideoError
+from sttm_cli.cli.asker import Asker
 from sttm_cli.cli.chat import stoppable
 from sttm_cli.cli.conversation import Conversation
-from sttm_cli.config import Settings
-from sttm_cli.errors import OutOfMemoryError, UsageError, VideoError
-from sttm_cli.pipeline import VideoQA
+from sttm_cli.runtime.session import VideoQA
+from sttm_cli.settings.settings import Settings
 from tests.cli.process import sttm_here
 from tests.cli.terminal import CTRL_C, CTRL_D, ENTER, TAB, UP, Terminal
 from tests.decode.made import Make

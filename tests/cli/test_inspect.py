@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sttm_cli.cli.inspect_text import SECONDS, TOKENS
+from sttm_cli.cli.inspect_tables import SECONDS, TOKENS
 from tests.checkpoints_qwen import qwen_vl
 from tests.cli.process import Ended, sttm, sttm_here
 from tests.cli.test_ask import QUESTION, SAMPLE, cached_files
-from tests.picture.page import Page, unpacked
+from tests.inspect.page import Page, unpacked
 
 
 @pytest.fixture(scope="module")

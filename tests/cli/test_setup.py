@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sttm_cli.errors import VideoError
+from sttm_cli.base.errors import VideoError
 from sttm_cli.models import ALIASES
 from tests.cli.process import sttm_here
 from tests.cli.test_ask import QUESTION, SAMPLE

@@ -15,7 +15,7 @@ import av
 import pytest
 
 from sttm_cli.decode import download
-from sttm_cli.pipeline import VideoQA
+from sttm_cli.runtime.session import VideoQA
 from tests.cli.process import sttm_here
 from tests.web import Site, serving
 

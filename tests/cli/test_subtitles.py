@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sttm_cli.asking import Asked
+from sttm_cli.runtime.answering import Asked
 from tests.cli.process import sttm_here
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
@@ -30,7 +30,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(question)
         return Asked(question, history)
 
-    monkeypatch.setattr("sttm_cli.pipeline.Asked", recorded)
+    monkeypatch.setattr("sttm_cli.runtime.session.Asked", recorded)
     return found
 
 

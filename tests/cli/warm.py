@@ -74,11 +74,11 @@ class Warm:
 def main() -> None:
     import torch
 
-    from sttm_cli.pipeline import VideoQA
+    from sttm_cli.runtime.session import VideoQA
 
     torch.set_num_threads(1)
     # Its threads would not be there in a fork, which would wait for them for ever.
-    with mock.patch("sttm_cli.models.source.folder_fingerprint", return_value="warm"):
+    with mock.patch("sttm_cli.models.checkpoint.folder_fingerprint", return_value="warm"):
         VideoQA(no_cache=True).model()
     print("warm", flush=True)
     for line in sys.stdin:

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from statistics import median
 
+from sttm_cli.base.errors import SttmError
+from sttm_cli.base.types import DecodeReport
 from sttm_cli.decode import plan_frames, probe, read_frames
-from sttm_cli.errors import SttmError
-from sttm_cli.types import DecodeReport
 
 SAMPLINGS = {
     "8 frames": {"frames": 8},

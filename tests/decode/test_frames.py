@@ -12,9 +12,9 @@ import av
 import numpy as np
 import pytest
 
+from sttm_cli.base.errors import UsageError, VideoError
+from sttm_cli.base.types import DecodeReport
 from sttm_cli.decode import digest, plan_frames, probe, read_frames, remembered_probe
-from sttm_cli.errors import UsageError, VideoError
-from sttm_cli.types import DecodeReport
 from tests.decode.made import Make, number_of
 from tests.decode.reference import decode_all
 from tests.fakes import DictMemo

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sttm_cli.base.errors import VideoError
+from sttm_cli.base.types import DecodeReport
 from sttm_cli.decode import digest, plan_frames, probe, read_frames, remembered_probe
-from sttm_cli.errors import VideoError
-from sttm_cli.types import DecodeReport
 from tests.decode.made import number_of, numbered
 from tests.fakes import DictMemo
 

@@ -10,10 +10,10 @@ from threading import Thread
 
 import pytest
 
+from sttm_cli.base.errors import VideoError
+from sttm_cli.base.types import DecodeReport
 from sttm_cli.decode import isolated, plan_frames, read_frames
 from sttm_cli.decode.isolated import end_children, probe_isolated
-from sttm_cli.errors import VideoError
-from sttm_cli.types import DecodeReport
 from tests.decode.made import Make, number_of
 from tests.hostile.videos import text
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sttm_cli.base.errors import VideoError
+from sttm_cli.base.types import DecodeReport, FramePlan, VideoInfo
 from sttm_cli.decode import plan_frames, probe, read_frames
 from sttm_cli.decode.tone import to_sdr
-from sttm_cli.errors import VideoError
-from sttm_cli.types import DecodeReport, FramePlan, VideoInfo
 from tests.conftest import SHARED
-from tests.test_every_video import DECORD_REFUSES, UNREADABLE, VIDEOS
+from tests.runtime.test_every_video import DECORD_REFUSES, UNREADABLE, VIDEOS
 
 READERS = ["av"] + (["decord"] if importlib.util.find_spec("decord") else [])
 SIDE = 24

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sttm_cli.base.types import DecodeReport, VideoInfo
 from sttm_cli.decode import plan_frames, read_frames
 from sttm_cli.decode.isolated import probe_isolated
-from sttm_cli.types import DecodeReport, VideoInfo
 from tests.decode.made import Make, number_of, numbered
 
 HOURS_3 = 3 * 3600

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sttm_cli import pipeline
 from sttm_cli.decode import container, isolated
-from sttm_cli.resident import Resident
+from sttm_cli.runtime import session as pipeline
+from sttm_cli.runtime.model_host import Resident
 from sttm_cli.store import NoStore
 from tests.cli.process import Ended, sttm_here
 from tests.decode.made import Make, numbered

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sttm_cli.errors import UsageError
+from sttm_cli.base.errors import UsageError
 from sttm_cli.merge import merge_tokens
 from tests.merge.footage import footage
 

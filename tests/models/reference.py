@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from sttm_cli.answer import generate
+from sttm_cli.base.types import Prompt, VisualTokens
 from sttm_cli.prefill import KVContinuation, Merging, prefill
-from sttm_cli.types import Prompt, VisualTokens
 from tests.fakes import keep_all, pair_up
 
 QUESTION = "what colour is the circle?"

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers.integrations import flash_attention
 
-from sttm_cli.device import resolve_attention
+from sttm_cli.base.device import resolve_attention
+from sttm_cli.base.types import FrameChunk
 from sttm_cli.models import Placement, find_source, load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
-from sttm_cli.types import FrameChunk
 from tests.checkpoints import llava_onevision
 from tests.checkpoints_qwen import qwen_vl
 from tests.fakes import DictMemo, pair_up

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sttm_cli.pipeline import VideoQA
+from sttm_cli.runtime.session import VideoQA
 from tests.decode.made import Make
 
 QUESTION = "what colour is the circle?"

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
 
 from sttm_cli.answer import generate
-from sttm_cli.errors import ModelError, UsageError
+from sttm_cli.base.errors import ModelError, UsageError
+from sttm_cli.base.types import FrameChunk
 from sttm_cli.models import Placement, defaults_of, find_source, load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
-from sttm_cli.types import FrameChunk
 from tests.checkpoints import llava_onevision
 from tests.fakes import DictMemo, keep_all
 

@@ -21,10 +21,10 @@ from transformers import (
 )
 
 from sttm_cli.answer import generate
-from sttm_cli.errors import ModelError
+from sttm_cli.base.errors import ModelError
+from sttm_cli.base.types import FrameChunk, VisualTokens
 from sttm_cli.models import Placement, find_source, load
 from sttm_cli.prefill import Merging
-from sttm_cli.types import FrameChunk, VisualTokens
 from tests.checkpoints_llava import llava_video
 from tests.fakes import DictMemo, keep_all
 from tests.models.reference import QUESTION, assert_equals_one_pass, prefilled

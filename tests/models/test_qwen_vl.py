@@ -12,10 +12,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.video_utils import VideoMetadata
 
 from sttm_cli.answer import generate
+from sttm_cli.base.types import FrameChunk, VisualTokens
 from sttm_cli.models import Placement, defaults_of, find_source, load
 from sttm_cli.models.qwen2_5_vl import spacing
 from sttm_cli.prefill import KVContinuation, Merging, prefill
-from sttm_cli.types import FrameChunk, VisualTokens
 from tests.checkpoints_qwen import qwen_vl
 from tests.fakes import DictMemo, keep_all, pair_up
 from tests.models.reference import one_pass

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.video_utils import VideoMetadata
 
+from sttm_cli.base.types import FrameChunk, VisualTokens
 from sttm_cli.models import Placement, find_source, load
-from sttm_cli.types import FrameChunk, VisualTokens
 from tests.checkpoints_smolvlm import smolvlm
 from tests.fakes import DictMemo
 from tests.models.reference import QUESTION, assert_equals_one_pass, assert_equals_transformers

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from sttm_cli.clock import Clock
+from sttm_cli.base.clock import Clock
 from sttm_cli.merge import merge_tokens
-from sttm_cli.pipeline import VideoQA
+from sttm_cli.runtime.session import VideoQA
 from tests.checkpoints import llava_onevision
 from tests.checkpoints_internvl import internvl
 from tests.checkpoints_llava import llava_video
@@ -29,7 +29,7 @@ BUDGET = 0.4
 FRESH = """
 import json, sys
 from pathlib import Path
-from sttm_cli.pipeline import VideoQA
+from sttm_cli.runtime.session import VideoQA
 found = {}
 for folder in sorted(Path(sys.argv[1]).iterdir()):
     with VideoQA(model=str(folder), budget=float(sys.argv[3]), max_new_tokens=8) as qa:

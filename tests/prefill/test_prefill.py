@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from sttm_cli.base.results import CacheUse
+from sttm_cli.base.types import VisualTokens
 from sttm_cli.models import Placement, find_source, load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
-from sttm_cli.results import CacheUse
-from sttm_cli.tiers import DEVICE, Held, Tiers
-from sttm_cli.types import VisualTokens
+from sttm_cli.runtime.kv_memory import DEVICE, Held, Tiers
 from tests.fakes import DictMemo, keep_all, pair_up
 from tests.models.reference import one_pass
 

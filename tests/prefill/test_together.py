@@ -10,8 +10,8 @@ import torch
 
 from sttm_cli import VideoQA
 from sttm_cli.answer import Generated, generate
+from sttm_cli.base.types import Continuation, Sampling
 from sttm_cli.prefill import KVContinuation, Together
-from sttm_cli.types import Continuation, Sampling
 from tests.checkpoints_qwen import qwen_vl
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"

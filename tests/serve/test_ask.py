@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from sttm_cli.config import Settings
-from sttm_cli.errors import ContextError
+from sttm_cli.base.errors import ContextError
 from sttm_cli.serve import others
-from sttm_cli.serve.address import Place, place_of
 from sttm_cli.serve.client import ServerFailure, ServerGone, find_server
+from sttm_cli.serve.place import Place, place_of
+from sttm_cli.settings.settings import Settings
 from tests.cli.process import sttm_here
 from tests.serve.running import ENDLESS, Running, place, serving
 from tests.test_startup import HEAVY, modules_after
@@ -29,7 +29,7 @@ SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 COUNT, DIGIT = "how many shapes are there?", "which digit flashes?"
 SLOW_PREFILL = """
 import time
-import sttm_cli.stages as stages
+import sttm_cli.runtime.compute as stages
 prefill = stages.prefill
 stages.prefill = lambda *given, **more: (time.sleep(2), prefill(*given, **more))[1]
 """

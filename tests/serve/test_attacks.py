@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sttm_cli.config import Settings
-from sttm_cli.serve.address import of_the_model
+from sttm_cli.serve.place import of_the_model
+from sttm_cli.settings.settings import Settings
 from tests.serve.many import Case
 from tests.serve.running import Running
 from tests.web import Site, serving

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sttm_cli.cli.asking import Asker
+from sttm_cli.cli.asker import Asker
 from sttm_cli.cli.conversation import Conversation, Stopped
-from sttm_cli.config import Settings
+from sttm_cli.settings.settings import Settings
 from tests.cli.process import sttm_here
 from tests.serve.running import Running
 from tests.web import serving

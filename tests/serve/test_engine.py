@@ -12,17 +12,18 @@ from typing import Any
 
 import pytest
 
-from sttm_cli import stages, tiers
 from sttm_cli.answer.sampling import Sampler
-from sttm_cli.config import Settings, cache_dir
-from sttm_cli.errors import ModelError, OutOfMemoryError
-from sttm_cli.pipeline import VideoQA
+from sttm_cli.base.errors import ModelError, OutOfMemoryError
 from sttm_cli.prefill import ROOM
-from sttm_cli.resident import Resident
+from sttm_cli.runtime import compute as stages
+from sttm_cli.runtime import kv_memory as tiers
+from sttm_cli.runtime.model_host import Resident
+from sttm_cli.runtime.session import VideoQA
 from sttm_cli.serve.engine import Engine
+from sttm_cli.serve.events import Asking
+from sttm_cli.serve.http_errors import Refused, refusal
 from sttm_cli.serve.options import Options
-from sttm_cli.serve.problems import Refused, refusal
-from sttm_cli.serve.run import Asking
+from sttm_cli.settings.settings import Settings, cache_dir
 from sttm_cli.store import Store
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from sttm_cli import VideoQA
-from sttm_cli.config import Settings
 from sttm_cli.serve.app import Service
 from sttm_cli.serve.engine import Engine
 from sttm_cli.serve.options import Options
 from sttm_cli.serve.videos import Videos
+from sttm_cli.settings.settings import Settings
 from tests.serve.running import Running
 from tests.web import Site, serving
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from sttm_cli.base.types import PrefixKV, TokenCounts
 from sttm_cli.store import Store
-from sttm_cli.types import PrefixKV, TokenCounts
 
 IDENTITY = {"format": 1, "video": {"digest": "d1"}, "merge": {"budget": 0.3}, "model": {"w": "m1"}}
 

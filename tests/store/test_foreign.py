@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from sttm_cli.pipeline import VideoQA
-from sttm_cli.resident import Resident
+from sttm_cli.base.types import PrefixKV
+from sttm_cli.runtime.model_host import Resident
+from sttm_cli.runtime.session import VideoQA
 from sttm_cli.store import Store, pack
-from sttm_cli.types import PrefixKV
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 QUESTION = "how many shapes are there?"

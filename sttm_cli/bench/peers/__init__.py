@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import torch
 
+from sttm_cli.base.types import Merged
 from sttm_cli.bench.peers.dycoke import dycoke
 from sttm_cli.bench.peers.evs import evs
 from sttm_cli.bench.peers.halves import spatial_only, temporal_only
 from sttm_cli.bench.peers.tome import tome
 from sttm_cli.bench.peers.uniform import dropped_at_random, fewer_frames, pooled
 from sttm_cli.bench.peers.vidcom2 import vidcom2
-from sttm_cli.types import Merged
 
 Peer = Callable[[torch.Tensor, int], Merged]
 

@@ -1,0 +1,1 @@
+"""What every layer shares: errors, types, results, clock, device. Imports nothing of ours."""

@@ -1,0 +1,20 @@
+"""This package run as another process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def command(module: str) -> list[str]:
+    """What runs a module of this package, and looks for none where the user is: beside a video may
+    lie an `av.py`."""
+    return [sys.executable, "-P", "-m", module]
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, in which the same package is found."""
+    package = str(Path(__file__).parents[2])
+    seen = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": seen}

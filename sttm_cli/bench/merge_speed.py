@@ -1,0 +1,171 @@
+"""How long merging takes, how much memory, and how near that is to reading the input twice.
+
+The videos are made up: scenes that persist, in which a share of the cells changes in each frame.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+import torch
+
+from sttm_cli.base.device import wait_for
+from sttm_cli.bench.peak_memory import watch_memory
+from sttm_cli.merge import merge_tokens
+
+Shape = tuple[int, int, int, int]
+
+SHAPES: tuple[Shape, ...] = (
+    (16, 14, 14, 3584),
+    (64, 14, 14, 3584),
+    (128, 14, 14, 3584),
+    (512, 14, 14, 3584),
+    (64, 24, 42, 3584),
+)
+DTYPES = (torch.float32, torch.bfloat16)
+BUDGETS = (None, 0.3)
+"""The thresholds 0.8 and 0.6, and a budget."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. Seconds: `best` and `median` of the repeats; `cpu` of processors, all
+    threads together, the least of the repeats; `floor` is reading the input twice. `extra` is the
+    peak memory beyond the input, in inputs; None where it cannot be told."""
+
+    shape: Shape
+    dtype: str
+    device: str
+    budget: float | None
+    kept: float
+    best: float
+    median: float
+    cpu: float
+    floor: float
+    extra: float | None
+
+
+def measure_merging(
+    shapes: Sequence[Shape] = SHAPES,
+    *,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    device: str = "cpu",
+    repeat: int = 5,
+) -> Iterator[Row]:
+    """Rows for every shape, dtype and budget, as they are measured."""
+    for shape in shapes:
+        for dtype in dtypes:
+            video = made_up_tokens(shape, dtype, device)
+            floor = 2 * min(_times(partial(_read, video), repeat, device)[0])
+            for budget in BUDGETS:
+                yield _measure(video, budget, floor, repeat)
+
+
+def made_up_tokens(shape: Shape, dtype: torch.dtype, device: str) -> torch.Tensor:
+    """Tokens [T, H, W, C]: in every frame a twentieth of the cells becomes something else."""
+    _, height, width, channels = shape
+    random = torch.Generator().manual_seed(0)
+    rank = 64
+    mixing = torch.randn(rank, channels, generator=random) / math.sqrt(rank)
+    scene = torch.randn(1, rank, 5, 5, generator=random)
+    scene = torch.nn.functional.interpolate(scene, (height, width), mode="bilinear")
+    scene = scene[0].permute(1, 2, 0).reshape(-1, rank)
+    video = torch.empty(shape, dtype=dtype, device=device)
+    for frame in video:
+        changed = torch.rand(len(scene), 1, generator=random) < 0.05
+        scene = torch.where(changed, torch.randn(scene.shape, generator=random), scene)
+        noisy = scene + 0.5 * torch.randn(scene.shape, generator=random)
+        frame.copy_((noisy @ mixing).view(frame.shape))
+    return video
+
+
+def _measure(video: torch.Tensor, budget: float | None, floor: float, repeat: int) -> Row:
+    def merge() -> float:
+        return len(merge_tokens(video, budget=budget)) / video.shape[:3].numel()
+
+    kept, device = merge(), video.device.type
+    with watch_memory(device) as peak:
+        merge()
+    times, cpu = _times(merge, repeat, device)
+    return Row(
+        shape=(video.shape[0], video.shape[1], video.shape[2], video.shape[3]),
+        dtype=str(video.dtype).removeprefix("torch."),
+        device=device,
+        budget=budget,
+        kept=kept,
+        best=min(times),
+        median=median(times),
+        cpu=min(cpu),
+        floor=floor,
+        extra=None if peak.extra is None else peak.extra / video.nbytes,
+    )
+
+
+def _read(video: torch.Tensor) -> torch.Tensor:
+    # Read as float32 whatever it holds: summing bfloat16 would measure arithmetic.
+    return video.flatten().view(torch.float32).sum()
+
+
+def _times(run: Callable[[], object], repeat: int, device: str) -> tuple[list[float], list[float]]:
+    """Seconds by the clock, and of processors, of each run after a first one."""
+    run()
+    times, cpu = [], []
+    for _ in range(repeat):
+        wait_for(device)
+        start, busy = time.perf_counter(), time.process_time()
+        run()
+        wait_for(device)
+        times.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - busy)
+    return times, cpu
+
+
+def growth(rows: Sequence[Row]) -> float | None:
+    """The exponent with which time grows with T, by least squares; 1 is linear.
+
+    Of processor time on a CPU: that is the same beside other work.
+    """
+    points = [
+        (math.log(row.shape[0]), math.log(row.cpu if row.device == "cpu" else row.best))
+        for row in rows
+    ]
+    if len({x for x, _ in points}) < 2:
+        return None
+    mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
+    above = math.fsum((x - mean_x) * (y - mean_y) for x, y in points)
+    return above / math.fsum((x - mean_x) ** 2 for x, _ in points)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| T x H x W x C | dtype | budget | kept | best ms | median ms | processor ms | floor ms "
+        "| best / floor | extra memory |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        extra = "not told" if row.extra is None else f"{row.extra:.2f} x input"
+        lines.append(
+            f"| {' x '.join(map(str, row.shape))} | {row.dtype} "
+            f"| {'0.8, 0.6' if row.budget is None else row.budget} | {row.kept:.1%} "
+            f"| {row.best * 1e3:.1f} | {row.median * 1e3:.1f} "
+            f"| {row.cpu * 1e3:.1f} | {row.floor * 1e3:.1f} "
+            f"| {row.best / row.floor:.1f} | {extra} |"
+        )
+    return "\n".join(lines)
+
+
+def growths(rows: Sequence[Row]) -> Iterator[str]:
+    """A line for each dtype and budget: how time grows with the number of frames."""
+    small = [row for row in rows if row.shape[1:3] == rows[0].shape[1:3]]
+    for dtype, budget in dict.fromkeys((row.dtype, row.budget) for row in small):
+        same = [row for row in small if (row.dtype, row.budget) == (dtype, budget)]
+        exponent = growth(same)
+        if exponent is not None:
+            what = "thresholds" if budget is None else f"budget {budget}"
+            yield f"{dtype}, {what}: time grows with T to the power of {exponent:.2f}"

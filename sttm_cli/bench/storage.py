@@ -1,0 +1,229 @@
+"""How long storing and restoring a KV takes, beside plain writes and reads of the same file.
+
+The KV has the shape of a 7B model's (28 layers, 4 heads of 128, bfloat16: 56 KiB a token). "Cold"
+means that this machine's page cache was emptied of the file; what disks and hosts below cache of
+their own is not in our hands.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sttm_cli.base.device import wait_for
+from sttm_cli.base.errors import CacheError
+from sttm_cli.base.types import PrefixKV, TokenCounts
+from sttm_cli.store import Entry, PackedKV, Store, pack
+
+LAYERS, HEADS, DIM = 28, 4, 128
+ROW = LAYERS * 2 * HEADS * DIM * 2
+"""Bytes of one token in all layers, in bfloat16."""
+ROOM = 512
+BLOCK = 1 << 20
+"""A plain read or write goes block by block through one buffer, as `dd bs=1M` does."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds by the clock, and of processors, all threads together, which other work on the
+    machine changes less."""
+
+    seconds: float
+    processor: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One size, in bytes on disk, and what took how long, each the best of the repeats.
+
+    `checked` is a restore that computes the checksum, `warm` and `cold` one that need not any
+    more. The floors are plain writes and reads of as many bytes; `copy` is the way from pinned
+    memory to the device. None where it cannot be measured here.
+    """
+
+    bytes: int
+    write: Timing
+    write_floor: Timing
+    checked: Timing
+    warm: Timing
+    warm_floor: Timing
+    cold: Timing | None
+    cold_floor: Timing | None
+    copy: Timing | None
+
+    @property
+    def warm_share(self) -> float:
+        """Speed of a warm restore as a share of what disk and device allow."""
+        return self._share(self.warm, self.warm_floor)
+
+    @property
+    def cold_share(self) -> float | None:
+        if self.cold is None or self.cold_floor is None:
+            return None
+        return self._share(self.cold, self.cold_floor)
+
+    def _share(self, restore: Timing, floor: Timing) -> float:
+        return max(floor.seconds, self.copy.seconds if self.copy else 0.0) / restore.seconds
+
+
+def measure_store(
+    folder: Path,
+    sizes: Sequence[int],
+    *,
+    kv_dtype: str = "auto",
+    device: str = "cpu",
+    repeat: int = 5,
+) -> Iterator[Row]:
+    """A row for each size (bytes in bfloat16), as it is measured, in a folder of its own under
+    `folder`.
+
+    Raises CacheError where the disk has no room for it or cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _check_room(folder, max(sizes))
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as place:
+            for size in sizes:
+                yield _measure(Path(place), pack(made_up_kv(size), kv_dtype), device, repeat)
+    except OSError as error:
+        raise CacheError(f"{folder}: {error.strerror or error}") from error
+
+
+def _check_room(folder: Path, size: int) -> None:
+    needed, free = 2 * size + (64 << 20), shutil.disk_usage(folder).free
+    if free < needed:
+        raise CacheError(
+            f"{folder} has {free:,} bytes free, the measurement needs {needed:,}",
+            "give smaller --sizes or another --cache-dir",
+        )
+
+
+def _measure(place: Path, kv: PackedKV, device: str, repeat: int) -> Row:
+    size = kv.nbytes
+    with Store(place / "cache", warn=_fail, max_bytes=4 * size) as store:
+        write = _least(repeat, lambda: store.save({"bench": size}, kv, label={}))
+        entry = store.find({"bench": size}).entry
+        if entry is None:
+            raise CacheError("what was stored is not there")
+        write_floor = _least(repeat, lambda: plain_write(place / "plain", entry.bytes))
+        (place / "plain").unlink()
+
+        def restore() -> None:
+            store.load(entry, device=device, room=ROOM)
+            wait_for(device)
+
+        def forget() -> None:
+            store.set(f"verified:{entry.key}", {})
+
+        checked = _least(repeat, restore, before=forget)
+        warm = _least(repeat, restore)
+        warm_floor = _least(repeat, lambda: plain_read(entry.path))
+        cold = cold_floor = None
+        if drop_from_page_cache(entry.path):
+            drop = _dropper(entry)
+            cold_floor = _least(repeat, lambda: plain_read(entry.path), before=drop)
+            cold = _least(repeat, restore, before=drop)
+        store.remove([entry.key])
+    copy = None if device == "cpu" else _copy(size, device, repeat)
+    return Row(entry.bytes, write, write_floor, checked, warm, warm_floor, cold, cold_floor, copy)
+
+
+def made_up_kv(size: int) -> PrefixKV:
+    """A KV of about `size` bytes; all layers share one tensor of random numbers."""
+    length = max(1, size // ROW)
+    random = torch.Generator().manual_seed(0)
+    layer = torch.randn(length, HEADS, DIM, generator=random).to(torch.bfloat16)
+    return PrefixKV(
+        keys=[layer] * LAYERS,
+        values=[layer] * LAYERS,
+        lengths=(length,) * LAYERS,
+        merge_layer=0,
+        next_positions=(length, length),
+        tokens=TokenCounts(length, length, length),
+        grid=(1, 1, length),
+    )
+
+
+def plain_write(path: Path, size: int) -> None:
+    """Write `size` bytes block by block, and wait until they are on the disk."""
+    block = os.urandom(BLOCK)
+    with path.open("wb", buffering=0) as file:
+        for start in range(0, size, BLOCK):
+            file.write(block[: size - start])
+        os.fsync(file.fileno())
+
+
+def plain_read(path: Path) -> None:
+    """Read a file from end to end through one buffer."""
+    block = bytearray(BLOCK)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(block):
+            pass
+
+
+def drop_from_page_cache(path: Path) -> bool:
+    """Empty the page cache of one file; False where that is not possible or did not help.
+
+    Only this file is dropped: emptying the whole cache needs root and slows everybody down.
+    """
+    if not hasattr(os, "posix_fadvise") or not hasattr(os, "RWF_NOWAIT"):
+        return False
+    with path.open("rb", buffering=0) as file:
+        descriptor, size = file.fileno(), os.fstat(file.fileno()).st_size
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        probes = [_is_cached(descriptor, size * n // 8) for n in range(8)]
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    return not any(probes)
+
+
+def _is_cached(descriptor: int, offset: int) -> bool:
+    try:
+        os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _dropper(entry: Entry) -> Callable[[], None]:
+    def drop() -> None:
+        drop_from_page_cache(entry.path)
+
+    return drop
+
+
+def _copy(size: int, device: str, repeat: int) -> Timing:
+    host = torch.empty(size, dtype=torch.uint8, pin_memory=device.startswith("cuda"))
+    target = torch.empty(size, dtype=torch.uint8, device=device)
+
+    def copy() -> None:
+        target.copy_(host, non_blocking=True)
+        wait_for(device)
+
+    return _least(repeat, copy)
+
+
+def _least(
+    repeat: int, run: Callable[[], object], *, before: Callable[[], None] = lambda: None
+) -> Timing:
+    """The least of `repeat` runs; `before` is not counted."""
+    seconds, processor = [], []
+    for _ in range(repeat):
+        before()
+        started, busy = time.perf_counter(), time.process_time()
+        run()
+        seconds.append(time.perf_counter() - started)
+        processor.append(time.process_time() - busy)
+    return Timing(min(seconds), min(processor))
+
+
+def _fail(line: str) -> None:
+    raise CacheError(line)

@@ -1,0 +1,77 @@
+"""The same question through transformers alone: `generate` on the full tokens, and its own recipe
+for a prompt that is asked about again.
+
+The recipe (transformers' documentation, "Re-use cache to continue generation"): prefill the
+prompt into a cache once, and copy that cache for every question.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sttm_cli.base.device import wait_for
+from sttm_cli.base.types import Json, VisualTokens
+
+if TYPE_CHECKING:
+    from sttm_cli.models import VideoLLM
+
+QUESTION = "what happens in the video?"
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Seconds to the first token once the visual tokens are there: by `generate`, and from a
+    prefilled prompt cache in the same process (transformers keeps none on disk)."""
+
+    generate: float
+    prompt_cache: float
+
+    def to_json(self) -> Json:
+        return {"generate": self.generate, "prompt_cache": self.prompt_cache}
+
+
+@torch.inference_mode()
+def transformers_alone(model: VideoLLM, tokens: VisualTokens, *, repeat: int) -> Alone:
+    """Time both ways on all of a video's visual tokens; medians after one run to warm up.
+
+    The tokens come as embeddings, so that both sides share decoding and encoding exactly.
+    """
+    from transformers import DynamicCache
+
+    inner: Any = model._model  # type: ignore[attr-defined]
+    prompt = model.prompt(tokens)
+    embeds = model.embed_prompt(prompt, tokens)
+    question = model.question(QUESTION)
+    whole = torch.cat([embeds, model.embed(question)])[None]
+    device = str(embeds.device)
+    ids = torch.cat([prompt.ids, question])[None].to(device)
+    once = {"max_new_tokens": 1, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    ends = {"pad_token_id": min(model.end_ids)}
+    cache = DynamicCache(config=inner.config.get_text_config())
+    model.decoder(inputs_embeds=embeds[None], past_key_values=cache, use_cache=True)
+
+    def generate() -> None:
+        inner.generate(inputs_embeds=whole, **once, **ends)
+
+    def ask_again() -> None:
+        inner.generate(ids, past_key_values=copy.deepcopy(cache), **once, **ends)
+
+    return Alone(_median(generate, device, repeat), _median(ask_again, device, repeat))
+
+
+def _median(run: Callable[[], None], device: str, repeat: int) -> float:
+    seconds = []
+    for _ in range(repeat + 1):
+        wait_for(device)
+        started = time.perf_counter()
+        run()
+        wait_for(device)
+        seconds.append(time.perf_counter() - started)
+    return median(seconds[1:])

@@ -1,0 +1,140 @@
+"""What `sttm inspect` tells: what was sampled, what budgets keep, and what they take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sttm_cli.cli.output import printable, size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sttm_cli.inspect import Table
+    from sttm_cli.inspect.measure import BudgetCost, Survey
+    from sttm_cli.store import Entry
+
+ENTRIES = 3
+"""Stored entries that are named; of the others the number is told."""
+TOKENS = ("budget", "spatial", "kept", "share", "thresholds", "KV", "in cache")
+KEEPS = (
+    "spatial, kept: tokens after the spatial step, and after the temporal step too. "
+    "thresholds: cosine similarities found for the budget."
+)
+SECONDS = ("budget", "merge", "prefill", "restore", "first", "new", "stored", "gain")
+TAKES = (
+    "Seconds, measured: medians of {repeat}. restore reads a file written just before, which the "
+    "system still holds in memory. Sums of medians: new = decode + encode + merge + prefill + "
+    "first; stored = restore + first. gain: merge + prefill + first at budget 1 over the same here."
+)
+
+
+def facts(found: Survey) -> dict[str, str]:
+    """What was looked at, by what, and what the cache holds of it."""
+    info, model, grid = found.request.info, found.model, found.grid
+    first = found.rows[0].seconds
+    return {
+        "name": _name(found),
+        "video": f"{info.codec} in {info.container}, {info.width}x{info.height}, "
+        f"{info.fps:.3g} fps, {info.duration_s:.2f} s",
+        "model": f"{model['name']} on {model['device']}, {model['dtype']}, merging before layer "
+        f"{model['merge_layer']}",
+        "sampled": _sampled(found),
+        **_kept_as(found),
+        "grid": f"{grid[0]} x {grid[1]} x {grid[2]} = {grid[0] * grid[1] * grid[2]:,} tokens",
+        "measured": f"decode {_seconds(first['decode'])} s, encode {_seconds(first['encode'])} s, "
+        "the same for every budget",
+        "in cache": _stored(found.entries),
+    }
+
+
+def _kept_as(found: Survey) -> dict[str, str]:
+    if not any(row.saved_bytes for row in found.rows):
+        return {}
+    saved = ", ".join(size(row.saved_bytes) for row in found.rows)
+    return {"KV": f"kept as {found.model['kv_dtype']}, which saves {saved}"}
+
+
+def tables(found: Survey) -> tuple[Table, Table]:
+    """What the budgets keep, and the seconds they take."""
+    return (
+        (TOKENS, [_token_cells(row) for row in found.rows], KEEPS),
+        (SECONDS, [_second_cells(row) for row in found.rows], TAKES.format(repeat=found.repeat)),
+    )
+
+
+def print_survey(console: Console, found: Survey) -> None:
+    """Print facts and tables; they fit 80 columns."""
+    from rich.table import Table as Grid
+
+    lines = Grid.grid(padding=(0, 2, 0, 0))
+    lines.add_column()
+    lines.add_column(overflow="fold")
+    for name, fact in facts(found).items():
+        lines.add_row(name, fact)
+    console.print(lines)
+    for names, rows, note in tables(found):
+        grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for name in names:
+            grid.add_column(name, justify="right", no_wrap=True)
+        for row in rows:
+            grid.add_row(*row)
+        console.print()
+        console.print(grid)
+        console.print(note, style="dim", width=min(80, console.width))
+
+
+def _name(found: Survey) -> str:
+    source = found.request.source
+    return printable(source.name if source.is_copy else source.path.name or source.name)
+
+
+def _sampled(found: Survey) -> str:
+    asked, got = found.request.plan.times_s, found.report.times_s
+    off = max(min(abs(time - other) for other in asked) for time in got)
+    spread = f", {got[0]:.2f} to {got[-1]:.2f} s" if len(got) > 1 else f", at {got[0]:.2f} s"
+    return (
+        f"{len(got)} of {len(asked)} frames asked for{spread}, read with {found.report.reader}; "
+        f"at most {off:.2f} s off the times asked for"
+    )
+
+
+def _stored(entries: Sequence[Entry]) -> str:
+    if not entries:
+        return "nothing of this video"
+    named = [
+        printable(f"{Path(str(e.label.get('model'))).name} at {e.label.get('budget')} ")
+        + f"({size(e.bytes)})"
+        for e in entries[:ENTRIES]
+    ]
+    more = [f"{len(entries) - ENTRIES} more"] if len(entries) > ENTRIES else []
+    return ", ".join(named + more)
+
+
+def _token_cells(row: BudgetCost) -> list[str]:
+    tokens = row.tokens
+    thresholds = (tokens.spatial_threshold, tokens.temporal_threshold)
+    return [
+        f"{row.budget:g}",
+        f"{tokens.after_spatial:,}",
+        f"{tokens.video_kept:,}",
+        f"{100 * tokens.video_kept / tokens.video_full:.1f} %",
+        " ".join("      -" if value is None else f"{value:.5f}" for value in thresholds),
+        size(row.kv_bytes),
+        "yes" if row.stored else "no",
+    ]
+
+
+def _second_cells(row: BudgetCost) -> list[str]:
+    stages = ("merge", "prefill", "restore", "first_token")
+    measured = [_seconds(row.seconds[name]) for name in stages]
+    sums = [_seconds(row.computed_s), _seconds(row.restored_s)]
+    return [f"{row.budget:g}", *measured, *sums, f"{row.speedup:.2f}x"]
+
+
+def _seconds(value: float | None) -> str:
+    """Seconds in about three digits."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}"

@@ -1,0 +1,88 @@
+"""Frames and what their tokens stand for, drawn with characters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from PIL.Image import Resampling
+from rich.color import Color
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+from sttm_cli.inspect.view import (
+    Frames,
+    Kept,
+    View,
+    cell_colours,
+    evenly,
+    resized,
+    token_colours,
+)
+
+SHOWN = 4
+COLUMNS, LINES = 48, 14
+"""Most characters of one frame."""
+RAMP = " .:-=+*#%@"
+"""From dark to bright, for terminals without colours."""
+HALF = "▀"
+
+
+def print_frames(console: Console, view: View, kept: Kept) -> None:
+    """Print four frames in a row; below each, its cells in the mean colours of their tokens,
+    those that are carried over from an earlier frame dimmed; then the captions.
+
+    A character is two pixels, one above the other, in true colour or 256 colours as the console
+    has them. Elsewhere it is one pixel as a brightness, and what is carried over is left out.
+    """
+    coloured = console.color_system in ("256", "truecolor") and not console.no_color
+    # A character that the output cannot spell would end the command.
+    coloured = coloured and not console.options.ascii_only
+    steps = evenly(len(view.frames), SHOWN)
+    _, height, width, _ = view.frames.shape
+    columns = min(COLUMNS, (console.width - SHOWN + 1) // SHOWN)
+    # A character is about twice as high as wide.
+    scale = min(columns / width, 2 * LINES / height)
+    size = (max(1, round(width * scale)), 2 * max(1, round(height * scale / 2)))
+    means = token_colours(cell_colours(view.frames, kept.tokens), kept.tokens)
+    frames = [resized(view.frames[step], *size, Resampling.BOX) for step in steps]
+    # From the darkest to the brightest: those carried over, and the least of the others.
+    bounds = (0.3, 0) if coloured else (0.0, 255 // (len(RAMP) - 1))
+    painted = [
+        resized(_painted(means, kept, step, bounds), *size, Resampling.NEAREST) for step in steps
+    ]
+    console.print(kept.title)
+    for pictures in (frames, painted):
+        for line in _lines(pictures, _half_blocks if coloured else _shades):
+            console.print(line, no_wrap=True, overflow="crop")
+    captions = (kept.caption(step, view.times_s[step]) for step in steps)
+    console.print(" ".join(f"{caption:<{size[0]}}" for caption in captions).rstrip())
+
+
+def _painted(means: Frames, kept: Kept, step: int, bounds: tuple[float, int]) -> Frames:
+    """The cells [h, w, 3] in their tokens' colours: `bounds` are the share of brightness left to
+    those that are carried over, and the least brightness of the others."""
+    dim, least = bounds
+    colours = means[kept.tokens[step]]
+    began = kept.began(step)[..., None]
+    shown: Frames = np.where(began, np.maximum(colours, least), dim * colours).astype(np.uint8)
+    return shown
+
+
+def _lines(pictures: list[Frames], draw: Callable[[Frames, Frames], Text]) -> Iterator[Text]:
+    """The pictures side by side, two rows of pixels a line."""
+    for top in range(0, len(pictures[0]), 2):
+        yield Text(" ").join(draw(picture[top], picture[top + 1]) for picture in pictures)
+
+
+def _half_blocks(above: Frames, below: Frames) -> Text:
+    line = Text()
+    for upper, lower in zip(above.tolist(), below.tolist(), strict=True):
+        line.append(HALF, Style(color=Color.from_rgb(*upper), bgcolor=Color.from_rgb(*lower)))
+    return line
+
+
+def _shades(above: Frames, below: Frames) -> Text:
+    bright = (above.astype(float) + below).mean(axis=1) / 2
+    return Text("".join(RAMP[int(value * (len(RAMP) - 1) / 255 + 0.5)] for value in bright))

@@ -1,0 +1,47 @@
+"""What a client is told when something fails: OpenAI's form, without paths or traces."""
+
+from __future__ import annotations
+
+import re
+
+from sttm_cli.base.errors import SttmError
+from sttm_cli.base.types import Json
+
+_STATUS = {"usage": 400, "video": 422, "model": 500, "memory": 507, "cache": 500}
+_PATH = re.compile(r"(?:[A-Za-z]:\\|(?<![\w/.:])/)[^\s'\",:;]+")
+
+
+class Refused(Exception):
+    """A request that is answered with an error. `code` is for programs, as OpenAI's."""
+
+    def __init__(
+        self, status: int, message: str, *, code: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code = status, message, code
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        if self.status == 401:
+            return {"WWW-Authenticate": "Bearer"}
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+    def to_json(self) -> Json:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        error = {"message": self.message, "type": kind, "param": None, "code": self.code}
+        return {"error": error}
+
+
+def refusal(error: BaseException) -> Refused:
+    """Any failure as what a client may know of it."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, TimeoutError):
+        return Refused(504, "the request took longer than this server allows", code="timeout")
+    if not isinstance(error, SttmError):
+        return Refused(500, "the server failed on this request", code="internal_error")
+    text = _PATH.sub("the file", error.message).replace("no file the file", "no such file")
+    if error.kind == "context":
+        return Refused(400, text, code="context_length_exceeded")
+    return Refused(_STATUS.get(error.kind, 500), text, code=error.kind)

@@ -1,0 +1,179 @@
+"""The files of the artifacts: their names, what lies there, writing them whole, and sweeping.
+
+root/kv/ab/<key>.safetensors   the artifacts
+root/kv/ab/*.part              being written
+root/locks/<key>               held by the process that computes this key
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from sttm_cli.base.locks import hold, remove_unheld
+
+SUFFIX = ".safetensors"
+PART = ".part"
+KEY = re.compile("[0-9a-f]{64}")
+"""Files of other names are not ours: somebody may name a folder that holds more than a cache."""
+
+
+Seal = tuple[int, int, int, int]
+"""Size, times of modification and change, and inode. Anybody can set the modification time back;
+the other is the system's own."""
+
+
+class Stored(NamedTuple):
+    """A file in an artifact's place, of which nothing was read."""
+
+    key: str
+    place: str
+    stat: os.stat_result
+
+    @property
+    def path(self) -> Path:
+        return Path(self.place)
+
+    @property
+    def bytes(self) -> int:
+        return self.stat.st_size
+
+    @property
+    def changed(self) -> float:
+        """In seconds since the epoch."""
+        return self.stat.st_mtime
+
+    @property
+    def seal(self) -> Seal:
+        """What the file keeps as long as nobody writes to it."""
+        return seal_of(self.stat)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What lies under kv/, by key, and what processes leave behind that are killed: temporary
+    files and locks."""
+
+    artifacts: list[Stored]
+    leavings: list[Path]
+
+    @property
+    def bytes(self) -> int:
+        return sum(stored.bytes for stored in self.artifacts)
+
+
+class Folder:
+    """The folders kv/ and locks/ below a cache's root."""
+
+    def __init__(self, root: Path) -> None:
+        self._kv, self._locks = root / "kv", root / "locks"
+
+    def lock(self, key: str) -> Path:
+        return self._locks / key
+
+    def place(self, key: str) -> Path:
+        return self._kv / key[:2] / (key + SUFFIX)
+
+    def scan(self) -> Scan:
+        """One look at every file; what cannot be looked at is left out."""
+        locks = (lock for lock in _entries(self._locks) if KEY.fullmatch(lock.name))
+        artifacts, leavings = list[Stored](), [Path(lock) for lock in locks]
+        for entry in _files(self._kv):
+            key = entry.name.removesuffix(SUFFIX)
+            if key != entry.name and KEY.fullmatch(key):
+                with suppress(OSError):
+                    artifacts.append(Stored(key, entry.path, entry.stat(follow_symlinks=False)))
+            elif entry.name.endswith(PART):
+                leavings.append(Path(entry.path))
+        return Scan(sorted(artifacts, key=itemgetter(0)), leavings)
+
+    def write(self, path: Path, fill: Callable[[IO[bytes]], None]) -> None:
+        """A temporary file beside its place, filled, synced and renamed. Raises OSError."""
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem[:8], suffix=PART)
+        part = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
+                # The sweep of another process leaves alone what a living one holds.
+                hold(file.fileno())
+                fill(file)
+                os.fsync(file.fileno())
+                if os.name == "posix":
+                    os.replace(part, path)
+            if os.name != "posix":
+                # Windows moves nothing that is open.
+                os.replace(part, path)
+            _sync(path.parent)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def sweep(leavings: list[Path]) -> None:
+    """Remove temporary files and locks whose owner is dead."""
+    for path in leavings:
+        remove_unheld(path)
+
+
+def remove_files(paths: Iterable[Path], warn: Callable[[str], None]) -> list[Path]:
+    """Remove files and return those that are gone; `warn` gets a line if some cannot be removed."""
+    gone, kept = list[Path](), list[str]()
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+            gone.append(path)
+        except OSError as error:
+            kept.append(f"{path} cannot be removed: {error.strerror}")
+    if kept:
+        warn(kept[0] + (f", nor can {len(kept) - 1:,} more" if kept[1:] else ""))
+    return gone
+
+
+def seal_of(stat: os.stat_result) -> Seal:
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def is_ours(root: Path, warn: Callable[[str], None]) -> bool:
+    """Whether only this user could have put files into a cache; `warn` gets a line if not."""
+    try:
+        stat = root.stat()
+    except OSError:
+        return True
+    if hasattr(os, "geteuid") and stat.st_uid != os.geteuid():
+        warn(f"the cache is not used: {root} belongs to another user")
+        return False
+    if hasattr(os, "geteuid") and stat.st_mode & 0o002:
+        warn(f"the cache is not used: everybody may write to {root}")
+        return False
+    return True
+
+
+def _files(kv: Path) -> Iterator[os.DirEntry[str]]:
+    for folder in _entries(kv):
+        # What lies behind a link is not ours to count, and least of all to remove.
+        if folder.is_dir(follow_symlinks=False):
+            yield from _entries(folder.path)
+
+
+def _entries(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        yield from entries
+
+
+def _sync(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    # The file is in its place; some network file systems cannot sync a folder.
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

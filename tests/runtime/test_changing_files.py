@@ -1,0 +1,116 @@
+"""A stored KV is the one of the bytes it is stored under, whatever happens to files meanwhile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sttm_cli.base.errors import ModelError, VideoError
+from sttm_cli.decode import digest
+from sttm_cli.runtime import request
+from sttm_cli.runtime.session import VideoQA
+from sttm_cli.store import NoStore
+from tests.decode.made import Make
+
+SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
+QUESTION = "how many shapes are there?"
+
+
+def flip_a_byte(path: Path) -> None:
+    """Change a byte in place and put the modification time back."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-5, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-5, os.SEEK_END)
+        file.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_byte_changed_behind_an_unchanged_time_is_a_miss(tmp_path: Path) -> None:
+    video = Path(shutil.copy(SAMPLE, tmp_path / "video.mp4"))
+    with VideoQA() as qa:
+        qa.ask(video, QUESTION)
+    flip_a_byte(video)
+    with VideoQA() as qa:
+        assert not qa.ask(video, QUESTION).cache_hit
+
+
+def test_a_second_change_within_a_step_of_the_file_systems_clock_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules[digest.__module__]
+    monkeypatch.setattr(module, "version_key", lambda path, found: str(path))
+    video, memo = tmp_path / "video.mp4", NoStore()
+    video.write_bytes(b"one")
+    first = digest(video, memo)
+    video.write_bytes(b"two")
+    assert digest(video, memo) != first
+
+
+@pytest.mark.parametrize("fact", [{"duration_s": 7.99}, {"start_s": 0.04}, {"transfer": "pq"}])
+def test_what_another_version_reads_from_the_header_is_another_entry(
+    monkeypatch: pytest.MonkeyPatch, fact: dict[str, Any]
+) -> None:
+    with VideoQA() as qa:
+        before, probe = qa.request(SAMPLE), request.remembered_probe
+        monkeypatch.setattr(
+            request, "remembered_probe", lambda *a, **k: replace(probe(*a, **k), **fact)
+        )
+        after = qa.request(SAMPLE)
+    assert after.plan.times_s == before.plan.times_s
+    assert after.key != before.key
+
+
+def test_a_weight_changed_behind_an_unchanged_time_is_a_miss(
+    random_model: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(random_model, tmp_path / "model"))
+    with VideoQA(model=model, max_new_tokens=2) as qa:
+        qa.ask(SAMPLE, QUESTION)
+    flip_a_byte(model / "model.safetensors")
+    with VideoQA(model=model, max_new_tokens=2) as qa:
+        assert not qa.ask(SAMPLE, QUESTION).cache_hit
+
+
+def test_a_video_replaced_while_it_is_decoded_is_not_stored_as_the_old_one(tmp_path: Path) -> None:
+    video = Path(shutil.copy(SAMPLE, tmp_path / "video.mp4"))
+    other = Make(pts=range(20)).write(tmp_path / "other.mp4")
+
+    class Replacing(VideoQA):
+        def visual_tokens(self, *arguments: Any) -> Any:
+            shutil.copy(other, video)
+            return super().visual_tokens(*arguments)
+
+    with Replacing() as qa, pytest.raises(VideoError, match="changed while it was read"):
+        qa.ask(video, QUESTION)
+    with VideoQA() as qa:
+        assert not qa.ask(SAMPLE, QUESTION).cache_hit
+
+
+def test_a_model_replaced_while_it_is_loaded_is_refused(random_model: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(random_model, tmp_path / "model"))
+    with VideoQA(model=model) as qa:
+        qa.request(SAMPLE)
+        flip_a_byte(model / "model.safetensors")
+        with pytest.raises(ModelError, match="changed while it was read"):
+            qa.ask(SAMPLE, QUESTION)
+
+
+def test_a_name_that_is_no_text_is_a_name(tmp_path: Path) -> None:
+    video = Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.mp4"))
+    try:
+        shutil.copy(SAMPLE, video)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    with VideoQA() as qa:
+        assert not qa.ask(video, QUESTION).cache_hit
+        assert [entry.label["video"] for entry in qa.store.entries()]
+    with VideoQA() as qa:
+        assert qa.ask(video, QUESTION).cache_hit
