@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sttm_cli.bench import store
+from sttm_cli.bench import storage as store
 from tests.cli.process import sttm_here
 
 TIMES = ("write", "write_floor", "checked", "warm", "warm_floor")

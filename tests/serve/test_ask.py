@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from sttm_cli.base.errors import ContextError
-from sttm_cli.serve import others
+from sttm_cli.serve import running as others
 from sttm_cli.serve.client import ServerFailure, ServerGone, find_server
 from sttm_cli.serve.place import Place, place_of
 from sttm_cli.settings.settings import Settings

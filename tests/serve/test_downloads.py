@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sttm_cli.base.errors import VideoError
-from sttm_cli.serve import addresses
+from sttm_cli.serve import public_internet as addresses
 from sttm_cli.serve.downloads import Downloads
 from sttm_cli.serve.options import Options
 from tests.web import Site, serving
