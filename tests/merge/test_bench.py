@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sttm_cli.bench import merge as bench
+from sttm_cli.bench import merge_speed as bench
 from sttm_cli.cli import app
 
 
