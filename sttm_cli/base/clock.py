@@ -20,12 +20,17 @@ class Clock:
         self._spent: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str, *, within: str | None = None) -> Iterator[None]:
+        """Charge what runs inside to stage `name`; `within`: the stage that it interrupts, which
+        is not charged for it."""
         started = time.perf_counter()
         try:
             yield
         finally:
-            self.add(name, time.perf_counter() - started)
+            spent = time.perf_counter() - started
+            self.add(name, spent)
+            if within is not None:
+                self.add(within, -spent)
 
     def each(self, name: str, items: Iterable[T]) -> Iterator[T]:
         """Yield from `items`, charging the time spent waiting for them to stage `name`."""
@@ -40,11 +45,6 @@ class Clock:
 
     def add(self, name: str, seconds: float) -> None:
         self._spent[name] = self._spent.get(name, 0.0) + seconds
-
-    def move(self, source: str, target: str, seconds: float) -> None:
-        """Charge `seconds` that were measured inside `source` to `target` instead."""
-        self.add(source, -seconds)
-        self.add(target, seconds)
 
     def spent(self, *names: str) -> float:
         return sum(self._spent.get(name, 0.0) for name in names)

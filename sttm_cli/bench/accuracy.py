@@ -22,7 +22,6 @@ from sttm_cli.bench.exam import Exam
 from sttm_cli.bench.intervals import Bootstrap
 from sttm_cli.bench.methods import OURS, Method, method_at
 from sttm_cli.bench.scoring import alone, in_conversation, mark
-from sttm_cli.prefill import Merging, prefill
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.tiny.questions import KINDS
 
@@ -71,7 +70,7 @@ def take_exam(
     with ExitStack() as stack:
         own = scenes or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sttm-")))
         for number, sheet in enumerate(exam.sheets(own)):
-            tokens, _ = qa.visual_tokens(qa.request(sheet.path), Clock())
+            tokens, _ = qa.compute.visual_tokens(qa.request(sheet.path), Clock())
             asked = [alone(model, question) for question in sheet.questions]
             turns = in_conversation(model, sheet.questions)
             results.video += [number] * (2 * len(sheet.questions) - 1)
@@ -95,14 +94,11 @@ def _shortened(
     qa: VideoQA, tokens: VisualTokens, cells: Sequence[Cell]
 ) -> Iterator[tuple[Cell, PrefixKV]]:
     """The video's KV by every method at every budget; ours first, whose number is the others'."""
-    model, choice, kept = qa.model(), qa.choice, 0
-    prompt = model.prompt(tokens)
+    kept = 0
     for name, budget in cells:
-        embeds = model.embed_prompt(prompt, tokens)
-        method, layer = method_at(name, choice.merge_layer)
+        method, layer = method_at(name, qa.model_plan.merge_layer)
         merge = _bound(method, budget, kept)
-        merging = Merging(layer, merge, choice.positions)
-        kv = prefill(model.decoder, prompt, embeds, merging, deep=tokens.deep)
+        kv = qa.compute.prefill(tokens, Clock(), budget=budget, merge=merge, layer=layer)
         if name == OURS:
             kept = kv.tokens.video_kept
         yield (name, budget), kv

@@ -17,11 +17,13 @@ from sttm_cli.base.errors import OutOfMemoryError, UsageError
 from sttm_cli.bench.geometry import GEOMETRIES, SPECIAL, Geometry, architecture
 from sttm_cli.models import FAMILIES, ModelSource
 from sttm_cli.models.placement import free_bytes
-from sttm_cli.runtime.request import ModelChoice
+from sttm_cli.runtime.model_host import ModelHost
+from sttm_cli.runtime.model_plan import ModelPlan
+from sttm_cli.runtime.resources import Resources
 from sttm_cli.runtime.session import VideoQA
+from sttm_cli.store import NoStore
 
 if TYPE_CHECKING:
-    from sttm_cli.base.clock import Clock
     from sttm_cli.models import VideoLLM
     from sttm_cli.settings.settings import Settings
 
@@ -32,21 +34,10 @@ TEMPLATE = (
 )
 
 
-class RandomQA(VideoQA):
-    """A pipeline around a model that is made here instead of loaded."""
-
-    def __init__(self, settings: Settings, choice: ModelChoice, model: VideoLLM) -> None:
-        super().__init__(settings)
-        self.choice, self._made = choice, model
-
-    def model(self, clock: Clock | None = None, *, vision: bool = True) -> VideoLLM:
-        return self._made
-
-
 def random_qa(
     name: str, settings: Settings, *, device: str, dtype: str, layers: int | None, scale: int
-) -> RandomQA:
-    """The pipeline of geometry `name`, its random weights made where they will be.
+) -> VideoQA:
+    """A session with geometry `name`, its random weights made where they will be.
 
     Raises UsageError for an unknown name or a size that cannot be, OutOfMemoryError where the
     weights cannot fit.
@@ -62,21 +53,32 @@ def random_qa(
             f"give {merge_layer + 2} or more",
         )
     if settings.newlines and not family.newlines:
-        raise UsageError(f"--newlines cannot hold with --geometry {name}", "leave it out")
+        raise UsageError(f"--newlines cannot be combined with --geometry {name}", "leave it out")
     if settings.positions == "reassigned" and family.rotary_axes > 1:
         raise UsageError(
-            f"--positions reassigned cannot hold with --geometry {name}", "leave it out"
+            f"--positions reassigned cannot be combined with --geometry {name}", "leave it out"
         )
     attention = resolve_attention(device, dtype)
     model_class, config = architecture(geometry)
     model = _filled(name, model_class, config, device=device, dtype=dtype, attention=attention)
     source = ModelSource(name, Path(), None, "random weights", {})
     positions = family.positions if settings.positions == "auto" else settings.positions
-    choice = ModelChoice(source, family, device, dtype, merge_layer, positions, attention)
+    plan = ModelPlan(
+        source=source,
+        family=family,
+        device=device,
+        dtype=dtype,
+        merge_layer=merge_layer,
+        positions=positions,
+        attention=attention,
+        newlines=settings.newlines,
+    )
     dressed = _dressed(geometry, model)
     if settings.newlines:
         dressed.newlines = True  # type: ignore[attr-defined]
-    return RandomQA(settings, choice, dressed)
+    store = NoStore()
+    resources = Resources(store, host=ModelHost.holding(plan, dressed, store))
+    return VideoQA(settings, resources=resources, model_plan=plan)
 
 
 def _filled(

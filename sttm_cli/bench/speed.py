@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from sttm_cli.base.clock import Clock
-from sttm_cli.base.device import memory_told, wait_for
+from sttm_cli.base.device import wait_for
 from sttm_cli.base.errors import OutOfMemoryError, UsageError
 from sttm_cli.base.types import DecodeReport, Json, PrefixKV, VisualTokens
 from sttm_cli.bench.floor import (
@@ -28,10 +28,11 @@ from sttm_cli.bench.floor import (
     weight_bytes,
 )
 from sttm_cli.bench.peak_memory import watch_memory
-from sttm_cli.bench.transformers_alone import QUESTION, Alone, transformers_alone
+from sttm_cli.bench.transformers_alone import Alone, transformers_alone
 from sttm_cli.decode import read_frames
+from sttm_cli.inspect.timing import restore_seconds, token_seconds
 from sttm_cli.models.placement import free_bytes
-from sttm_cli.prefill import ROOM, KVContinuation
+from sttm_cli.prefill import KVContinuation
 from sttm_cli.runtime.request import Request
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.settings.settings import cache_dir
@@ -134,16 +135,16 @@ def measure_speed(
 
 def check_room(qa: VideoQA, *, tokens: float, frames: int) -> None:
     """Raise OutOfMemoryError where a whole video's KV and activations cannot fit."""
-    config, kind = qa.model().decoder.config, getattr(torch, qa.choice.dtype)
+    config, kind = qa.model().decoder.config, getattr(torch, qa.model_plan.dtype)
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kv = 2 * config.num_hidden_layers * config.num_key_value_heads * dim
     # The widest moment of a layer: its input, the residual, and three rows inside the MLP.
     row = 4 * config.hidden_size + 3 * config.intermediate_size
-    needed, free = int(tokens) * (kv + row) * kind.itemsize, free_bytes(qa.choice.device)
+    needed, free = int(tokens) * (kv + row) * kind.itemsize, free_bytes(qa.model_plan.device)
     if free is not None and needed > free:
         raise OutOfMemoryError(
             f"{frames} frames are {int(tokens):,} tokens, which take {needed / 2**30:.1f} GiB "
-            f"beside the weights; {free / 2**30:.1f} GiB are free on {qa.choice.device}",
+            f"beside the weights; {free / 2**30:.1f} GiB are free on {qa.model_plan.device}",
             "give fewer --frames, --dtype bfloat16, --layers N or --scale S",
         )
 
@@ -153,7 +154,7 @@ class _Bench:
 
     def __init__(self, qa: VideoQA, place: Path, rates: Rates, new_tokens: int) -> None:
         self.qa, self.place, self.rates, self.new_tokens = qa, place, rates, new_tokens
-        self.device = qa.choice.device
+        self.device = qa.model_plan.device
 
     def measure(
         self,
@@ -181,7 +182,7 @@ class _Bench:
     def _visual_tokens(self, request: Request) -> tuple[VisualTokens, dict[str, float]]:
         """Encoding runs beside decoding on an accelerator: what is left of it is its own."""
         clock, started = Clock(), time.perf_counter()
-        tokens, _ = self.qa.visual_tokens(request, clock)
+        tokens, _ = self.qa.compute.visual_tokens(request, clock)
         wait_for(self.device)
         whole = time.perf_counter() - started
         decode = clock.spent("decode")
@@ -190,11 +191,14 @@ class _Bench:
     def _once(self, tokens: VisualTokens, budget: float | int) -> SpeedRow:
         clock, model = Clock(), self.qa.model()
         with watch_memory(self.device) as peak:
-            kv = self.qa.prefill(tokens, clock, budget=budget)
+            kv = self.qa.compute.prefill(tokens, clock, budget=budget)
             wait_for(self.device)
-        restore = self._restore(kv)
+        with Store(self.place / "cache", max_bytes=1 << 62, warn=self.qa.warn) as store:
+            restore = restore_seconds(store, pack(kv), model)
+        if restore is None:
+            raise UsageError("the KV could not be stored", "choose another --cache-dir")
         prefix = KVContinuation(model, kv)
-        question, token = self._answer(prefix)
+        question, token = token_seconds(model, prefix, new_tokens=self.new_tokens)
         spent = {name: clock.spent(name) for name in ("merge", "prefill")}
         return SpeedRow(
             frames=0,
@@ -207,32 +211,6 @@ class _Bench:
             peak_bytes=peak.most,
             floor=self._floor(kv, tokens),
         )
-
-    def _restore(self, kv: PrefixKV) -> float:
-        """Store the KV, read it back as a fresh process would, and remove it."""
-        with Store(self.place / "cache", max_bytes=1 << 62, warn=self.qa.warn) as store:
-            entry = store.save({"bench": "speed"}, pack(kv), label={})
-            if entry is None:
-                raise UsageError("the KV could not be stored", "choose another --cache-dir")
-            started = time.perf_counter()
-            store.load(entry, device=self.device, room=ROOM)
-            wait_for(self.device)
-            seconds = time.perf_counter() - started
-            store.remove([entry.key])
-        return seconds
-
-    def _answer(self, prefix: KVContinuation) -> tuple[float, float]:
-        """Seconds to the first token, and for each one after it."""
-        model = self.qa.model()
-        with memory_told():
-            started = time.perf_counter()
-            token = prefix.extend(model.question(QUESTION)).argmax()[None].cpu()
-            first = time.perf_counter()
-            for _ in range(self.new_tokens):
-                token = prefix.extend(token).argmax()[None].cpu()
-            done = time.perf_counter()
-        prefix.rewind()
-        return first - started, (done - first) / self.new_tokens
 
     def _floor(self, kv: PrefixKV, tokens: VisualTokens) -> dict[str, float]:
         decoder, rates = self.qa.model().decoder, self.rates
@@ -248,8 +226,8 @@ class _Bench:
 
 
 def _request(qa: VideoQA, video: Path, frames: int) -> Request:
-    qa.settings = replace(qa.settings, frames=frames)
-    request = qa.request(video)
+    with qa.with_settings(replace(qa.settings, frames=frames)) as chosen:
+        request = chosen.request(video)
     if len(request.plan.times_s) != frames:
         raise UsageError(
             f"{video.name} gives {len(request.plan.times_s)} frames, not --frames {frames}",
@@ -260,7 +238,7 @@ def _request(qa: VideoQA, video: Path, frames: int) -> Request:
 
 def _one_chunk(qa: VideoQA, request: Request) -> tuple[float, float]:
     """Tokens and operations of encoding, per frame; warms the encoder up."""
-    plan = replace(request.plan, times_s=request.plan.times_s[: 2 * qa.choice.family.multiple])
+    plan = replace(request.plan, times_s=request.plan.times_s[: 2 * qa.model_plan.family.multiple])
     chunks = list(read_frames(request.path, plan, report=DecodeReport()))
     frames = sum(len(chunk.times_s) for chunk in chunks)
     made: list[VisualTokens] = []
@@ -273,8 +251,8 @@ def _one_chunk(qa: VideoQA, request: Request) -> tuple[float, float]:
 def _rates(qa: VideoQA, place: Path) -> Rates:
     config: Any = qa.model().decoder.config
     return measure_rates(
-        qa.choice.device,
-        getattr(torch, qa.choice.dtype),
+        qa.model_plan.device,
+        getattr(torch, qa.model_plan.dtype),
         place,
         tokens=2048,
         width=config.hidden_size,

@@ -18,11 +18,10 @@ import torch
 
 from sttm_cli.base.device import wait_for
 from sttm_cli.base.types import Json, VisualTokens
+from sttm_cli.inspect.timing import QUESTION
 
 if TYPE_CHECKING:
     from sttm_cli.models import VideoLLM
-
-QUESTION = "what happens in the video?"
 
 
 @dataclass(frozen=True)

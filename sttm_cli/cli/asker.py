@@ -64,7 +64,7 @@ class Asker:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for name in ("_qa", "_sources"):
+        for name in ("_session", "_sources"):
             if name in self.__dict__:
                 getattr(self, name).close()
 
@@ -72,7 +72,8 @@ class Asker:
         """Answer with other settings from here on; the model and its place stay."""
         self.settings = settings
         if "_qa" in self.__dict__:
-            self._qa.settings = settings
+            self._qa.release()
+            self._qa = self._session.with_settings(settings)
 
     def ask(self, questions: Questions) -> Json:
         """The report `sttm.ask/1` of all questions; without any, the video is prepared.
@@ -133,7 +134,7 @@ class Asker:
         qa = self._qa
         answers: list[Answer | Choice] = []
         prepared = qa.prepare(questions.video)
-        qa.check(questions.asked)
+        qa.check(prepared, questions.asked)
         for question in questions.asked:
             if questions.options:
                 answers.append(
@@ -153,6 +154,12 @@ class Asker:
 
     @cached_property
     def _qa(self) -> VideoQA:
+        """Answers with the settings in force."""
+        return self._session
+
+    @cached_property
+    def _session(self) -> VideoQA:
+        """Owns the store, the model and the copies of videos."""
         from sttm_cli.runtime.session import VideoQA
 
         return VideoQA(

@@ -90,7 +90,7 @@ def accuracy(
     rest = dict.fromkeys(("start", "end", "max_bytes"))
     settings = settings_from({**flags, **rest, "frames": frames, "no_cache": True})
     with StageProgress(output) as progress, VideoQA(settings, warn=warn) as qa:
-        named = find_methods(methods, layers=qa.choice.source.layers)
+        named = find_methods(methods, layers=qa.model_plan.source.layers)
         exam = Exam(split, frames, read_films(films) if films else None)
         results = take_exam(
             qa,
@@ -103,8 +103,8 @@ def accuracy(
         )
         about = {
             "model": settings.model,
-            "merge_layer": qa.choice.merge_layer,
-            "positions": qa.choice.positions,
+            "merge_layer": qa.model_plan.merge_layer,
+            "positions": qa.model_plan.positions,
             "split": split,
             "frames": frames,
             "backgrounds": sorted(exam.films) if exam.films else "textures",

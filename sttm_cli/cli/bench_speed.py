@@ -164,7 +164,7 @@ def _about(
 ) -> Json:
     import torch
 
-    device = qa.choice.device
+    device = qa.model_plan.device
     cuda = device.startswith("cuda")
     config = qa.model().decoder.config
     return {
@@ -173,11 +173,11 @@ def _about(
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
         "shrunk": {"layers": layers, "scale": scale} if layers or scale != 1 else None,
-        "merge_layer": qa.choice.merge_layer,
-        "positions": qa.choice.positions,
+        "merge_layer": qa.model_plan.merge_layer,
+        "positions": qa.model_plan.positions,
         "device": torch.cuda.get_device_name(device) if cuda else device,
         "threads": torch.get_num_threads(),
-        "dtype": qa.choice.dtype,
+        "dtype": qa.model_plan.dtype,
         "torch": torch.__version__,
         "video": video or "made: 384x384 H.264, 2 frames per second",
     }

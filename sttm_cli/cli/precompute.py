@@ -17,6 +17,7 @@ from sttm_cli.cli.library_progress import LibraryProgress
 from sttm_cli.cli.output import print_json, say, warn
 from sttm_cli.library.outcome import Failed, Outcome, Tally
 from sttm_cli.library.paths import Found, find_videos, share_of
+from sttm_cli.library.runners import LOCAL, check_runner
 
 if TYPE_CHECKING:
     from sttm_cli.library.space import Estimate
@@ -56,6 +57,14 @@ def precompute(
             help="Do only the I-th of N equal shares of the videos (I from 1 to N).",
         ),
     ] = None,
+    on: Annotated[
+        str,
+        typer.Option(
+            "--on",
+            metavar="NAME",
+            help="Where to compute: local, or the name of a runner that is installed.",
+        ),
+    ] = LOCAL,
     no_server: NoServer = False,
     flags: dict[str, Any],
     output: Output,
@@ -71,6 +80,7 @@ def precompute(
         raise UsageError("precompute --no-cache would keep nothing", "leave --no-cache away")
     if null and "-" not in paths:
         raise UsageError("--null is about the list on stdin", "give '-' as a PATH as well")
+    check_runner(on)
     listed = _listed(null) if "-" in paths else []
     found = find_videos([path for path in paths if path != "-"], listed)
     mine = replace(found, videos=share_of(found.videos, shard))
@@ -80,13 +90,17 @@ def precompute(
     from sttm_cli.serve.client import find_server
 
     with VideoQA(settings, warn=warn, progress=progress.stage) as qa:
-        server = None if no_server or dry_run else find_server(settings, warn)
+        elsewhere = no_server or dry_run or on != LOCAL
+        server = None if elsewhere else find_server(settings, warn)
         if server is not None and not output.quiet:
             say(f"the model of {server} computes")
         # All shards fill one cache.
         wanted = estimate(qa, found.videos)
         _check(qa, wanted, dry_run)
-        with progress, closing(_outcomes(qa, mine, dry_run, server)) as outcomes:
+        with (
+            progress,
+            closing(_outcomes(qa, mine, dry_run=dry_run, on=on, server=server)) as outcomes,
+        ):
             _follow(outcomes, tally, progress)
     if output.as_json:
         about = {"videos": progress.total, "estimated_bytes": wanted.bytes if wanted else None}
@@ -118,19 +132,17 @@ def _check(qa: VideoQA, wanted: Estimate | None, dry_run: bool) -> None:
 
 
 def _outcomes(
-    qa: VideoQA, found: Found, dry_run: bool, server: Server | None
+    qa: VideoQA, found: Found, *, dry_run: bool, on: str, server: Server | None
 ) -> Generator[Outcome, None, None]:
-    from sttm_cli.library.here import look, precompute
-    from sttm_cli.library.server import precompute_through
+    from sttm_cli.library import loop
+    from sttm_cli.library.runners import open_runner
 
     for folder, reason in found.unreadable:
         yield Failed(folder, f"the folder cannot be read: {reason}")
     if dry_run:
-        yield from look(qa, found.videos)
-    elif server is not None:
-        yield from precompute_through(server, qa, found.videos)
+        yield from loop.dry_run(qa, found.videos)
     else:
-        yield from precompute(qa, found.videos)
+        yield from loop.prepare_library(qa, found.videos, open_runner(on, qa, server))
 
 
 def _listed(null: bool) -> list[str]:

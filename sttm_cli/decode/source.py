@@ -58,6 +58,7 @@ class Sources:
     def __init__(self, *, max_bytes: int, progress: Progress) -> None:
         self._max_bytes, self._progress = max_bytes, progress
         self._copies: dict[str, tempfile.TemporaryDirectory[str]] = {}
+        self._owner = True
 
     def find(self, video: object) -> Source:
         """The local path of `video`; only a str can be "-" (stdin) or an address. What was found
@@ -77,9 +78,15 @@ class Sources:
         (path,) = Path(self._copies[video].name).iterdir()
         return Source(video, path, is_copy=True)
 
+    def shared(self) -> Sources:
+        """The same copies for another user, whose `close` leaves them alone."""
+        other = Sources(max_bytes=self._max_bytes, progress=self._progress)
+        other._copies, other._owner = self._copies, False
+        return other
+
     def close(self) -> None:
         """Remove every copy."""
-        while self._copies:
+        while self._owner and self._copies:
             self._copies.popitem()[1].cleanup()
 
     def _copy(self, video: str) -> None:

@@ -9,19 +9,17 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import torch
 
-from sttm_cli.answer import generate
 from sttm_cli.base.clock import Clock
 from sttm_cli.base.types import DecodeReport, FrameChunk, Json, TokenCounts, VisualTokens
 from sttm_cli.inspect import Kept, View, thumbnail
-from sttm_cli.merge import MergedTokens
-from sttm_cli.prefill import ROOM, KVContinuation
+from sttm_cli.inspect.timing import restore_seconds, token_seconds
+from sttm_cli.merge import MergedTokens, merge_tokens
+from sttm_cli.prefill import KVContinuation
 from sttm_cli.runtime.request import Request
 from sttm_cli.runtime.session import VideoQA
-from sttm_cli.store import Entry, PackedKV, Store, pack
-
-QUESTION = "what happens in the video?"
-"""Asked to measure the time to a first token; its answer is thrown away."""
+from sttm_cli.store import Entry, Store, pack
 
 Seconds = dict[str, float | None]
 
@@ -122,14 +120,12 @@ def survey(
     Nothing is written to the user's cache. Raises as `VideoQA.prepare`.
     """
     request = qa.request(video)
-    qa.say_fewer(request)
+    qa.check_rate(request)
     tokens, report, view, before = _encoded(qa, request, repeat)
-    # The first run pays for lazy initialisation: it warms up and is not counted.
-    _measure(qa, tokens, 1.0)
-    full = _repeated(qa, tokens, 1.0, repeat)
-    rows = []
+    costs = _costs(qa, tokens, budgets, repeat)
+    full, rows = costs[1.0], list[BudgetCost]()
     for budget in budgets:
-        cost = full if budget == 1.0 else _repeated(qa, tokens, budget, repeat)
+        cost = costs[budget]
         rows.append(
             replace(
                 cost,
@@ -141,8 +137,31 @@ def survey(
     entries = [entry for entry in qa.store.entries() if entry.video == request.digest]
     entries.sort(key=lambda entry: entry.last_used, reverse=True)
     return Survey(
-        request, report, tokens.grid, repeat, _model_json(qa), view, tuple(entries), tuple(rows)
+        request=request,
+        report=report,
+        grid=tokens.grid,
+        repeat=repeat,
+        model=_model_json(qa),
+        view=view,
+        entries=tuple(entries),
+        rows=tuple(rows),
     )
+
+
+def _costs(
+    qa: VideoQA, tokens: VisualTokens, budgets: Sequence[float | int], repeat: int
+) -> dict[float | int, BudgetCost]:
+    """What each budget costs, budget 1 in any case."""
+    with (
+        tempfile.TemporaryDirectory(prefix="sttm-") as folder,
+        Store(Path(folder) / "cache", warn=qa.warn) as store,
+    ):
+        # The first run pays for lazy initialisation: it warms up and is not counted.
+        _measure(qa, store, tokens, 1.0)
+        return {
+            budget: _repeated(qa, store, tokens, budget, repeat)
+            for budget in dict.fromkeys((1.0, *budgets))
+        }
 
 
 def _encoded(
@@ -156,9 +175,9 @@ def _encoded(
         small.extend(thumbnail(frame, planned) for frame in chunk.frames)
 
     clocks = [Clock() for _ in range(repeat)]
-    tokens, report = qa.visual_tokens(request, clocks[0], on_chunk=shrink)
+    tokens, report = qa.compute.visual_tokens(request, clocks[0], on_chunk=shrink)
     for clock in clocks[1:]:
-        qa.visual_tokens(request, clock)
+        qa.compute.visual_tokens(request, clock)
     # Families with temporal patches make one step of the grid of several frames.
     per_step = -(-len(small) // tokens.grid[0])
     view = View(np.stack(small[::per_step]), report.times_s[::per_step])
@@ -166,8 +185,10 @@ def _encoded(
     return tokens, report, view, seconds
 
 
-def _repeated(qa: VideoQA, tokens: VisualTokens, budget: float | int, repeat: int) -> BudgetCost:
-    runs = [_measure(qa, tokens, budget) for _ in range(repeat)]
+def _repeated(
+    qa: VideoQA, store: Store, tokens: VisualTokens, budget: float | int, repeat: int
+) -> BudgetCost:
+    runs = [_measure(qa, store, tokens, budget) for _ in range(repeat)]
     seconds: Seconds = {}
     for name in runs[0].seconds:
         values = [v for run in runs if (v := run.seconds[name]) is not None]
@@ -175,32 +196,29 @@ def _repeated(qa: VideoQA, tokens: VisualTokens, budget: float | int, repeat: in
     return replace(runs[0], seconds=seconds)
 
 
-def _measure(qa: VideoQA, tokens: VisualTokens, budget: float | int) -> BudgetCost:
-    clock, merges = Clock(), list[MergedTokens]()
-    kv = qa.prefill(tokens, clock, budget=budget, on_merged=merges.append)
+def _measure(qa: VideoQA, store: Store, tokens: VisualTokens, budget: float | int) -> BudgetCost:
+    clock, model, merges = Clock(), qa.model(), list[MergedTokens]()
+
+    def merge(features: torch.Tensor) -> MergedTokens:
+        merges.append(merge_tokens(features, budget=budget))
+        return merges[-1]
+
+    kv = qa.compute.prefill(tokens, clock, budget=budget, merge=merge)
     packed = pack(kv, qa.settings.kv_dtype)
-    _restore(qa, packed, clock)
-    made = generate(
-        KVContinuation(qa.model(), kv), qa.model().question(QUESTION), qa.model(), max_new_tokens=1
+    first_token, _ = token_seconds(model, KVContinuation(model, kv))
+    (merged,) = merges
+    return BudgetCost(
+        tokens=kv.tokens,
+        kv_bytes=packed.nbytes,
+        saved_bytes=packed.saved_bytes,
+        seconds={
+            "merge": clock.spent("merge"),
+            "prefill": clock.spent("prefill"),
+            "restore": restore_seconds(store, packed, model),
+            "first_token": first_token,
+        },
+        kept=Kept(budget, merged.sources.index.cpu().numpy(), merged.boxes.cpu().numpy()),
     )
-    names = ("merge", "prefill", "restore")
-    seconds: Seconds = {name: clock.seconds()[name] for name in names}
-    seconds["first_token"] = made.first_token_s
-    merged = merges[0]
-    kept = Kept(budget, merged.sources.index.cpu().numpy(), merged.boxes.cpu().numpy())
-    return BudgetCost(kv.tokens, packed.nbytes, packed.saved_bytes, seconds, kept)
-
-
-def _restore(qa: VideoQA, packed: PackedKV, clock: Clock) -> None:
-    """Write the KV to a cache of its own and read it back, timed."""
-    with (
-        tempfile.TemporaryDirectory(prefix="sttm-") as folder,
-        Store(Path(folder) / "cache", warn=qa.warn) as store,
-    ):
-        entry = store.save({"survey": True}, packed, label={})
-        if entry is not None:
-            with clock.stage("restore"):
-                store.load(entry, device=qa.model().layer_devices, room=ROOM)
 
 
 def _sum(seconds: Seconds, *names: str) -> float | None:
@@ -222,12 +240,12 @@ def _model_json(qa: VideoQA) -> Json:
     return {
         "name": qa.settings.model,
         "revision": qa.settings.revision,
-        "family": qa.choice.family.name,
-        "device": qa.choice.device,
-        "dtype": qa.choice.dtype,
+        "family": qa.model_plan.family.name,
+        "device": qa.model_plan.device,
+        "dtype": qa.model_plan.dtype,
         "kv_dtype": qa.settings.kv_dtype,
-        "merge_layer": qa.choice.merge_layer,
-        "positions": qa.choice.positions,
+        "merge_layer": qa.model_plan.merge_layer,
+        "positions": qa.model_plan.positions,
     }
 
 

@@ -1,13 +1,40 @@
-"""What became of each video, and of all of them."""
+"""A video of a library that is to be prepared, what became of each, and of all of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sttm_cli.base.types import Json, TokenCounts
 
+if TYPE_CHECKING:
+    from sttm_cli.runtime.request import Request
+
 STORED = "in the cache already"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A video to prepare. `need`: about how many bytes it takes, None where that is not known."""
+
+    request: Request
+    need: int | None
+
+    @property
+    def path(self) -> Path:
+        """The video as it was named."""
+        return Path(self.request.source.name)
+
+    @property
+    def key(self) -> str:
+        """Equal for videos with the same bytes."""
+        return self.request.key
+
+    @property
+    def video_s(self) -> float:
+        """Seconds of video that it covers."""
+        return self.request.plan.end_s - self.request.plan.start_s
 
 
 @dataclass(frozen=True)
@@ -25,11 +52,14 @@ class Computed:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A video that needs no work; `bytes` of its entry where that counts for this video."""
+    """A video that needs no work. `bytes`: of its entry where that counts for this video; `key`:
+    its entry's; `twin`: an earlier video with the same bytes."""
 
     path: Path
     reason: str
     bytes: int = 0
+    key: str = ""
+    twin: Path | None = None
 
 
 @dataclass(frozen=True)

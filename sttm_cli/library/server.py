@@ -1,18 +1,18 @@
-"""The same work with the model of a resident server: it computes, this process looks and counts."""
+"""Videos prepared by a server's model: it computes, this process looks and counts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from sttm_cli.base.clock import STAGES
 from sttm_cli.base.errors import SttmError
 from sttm_cli.base.types import TokenCounts
-from sttm_cli.library.here import Looks, precompute, seconds_of, settled
-from sttm_cli.library.outcome import STORED, Computed, Failed, Outcome, Skipped, Stopped
-from sttm_cli.library.space import Room, needed_bytes, store_of
-from sttm_cli.runtime.request import Request
+from sttm_cli.library.local import LocalRunner
+from sttm_cli.library.loop import Admit, Item
+from sttm_cli.library.outcome import STORED, Computed, Failed, Job, Outcome, Skipped, Stopped
+from sttm_cli.library.prepare import NOT_STORED
 from sttm_cli.serve.client import ServerGone
 
 if TYPE_CHECKING:
@@ -20,54 +20,47 @@ if TYPE_CHECKING:
     from sttm_cli.serve.client import Server
 
 
-def precompute_through(server: Server, qa: VideoQA, videos: Sequence[Path]) -> Iterator[Outcome]:
-    """Have `server` prepare every video that has no KV yet; yield what became of each.
+class ServerRunner:
+    """Has `server` prepare each video; goes on in this process where the server is gone."""
 
-    As `work.precompute`, which takes over where the server is gone.
-    """
-    looks, room, failures = Looks(qa), Room(store_of(qa)), dict[Path, str]()
-    for number, video in enumerate(videos):
-        found = looks(video)
+    def __init__(self, qa: VideoQA, server: Server) -> None:
+        self._qa, self._server = qa, server
+
+    def run(self, items: Iterator[Item], admit: Admit) -> Iterator[Outcome]:
+        for item in items:
+            if not isinstance(item, Job):
+                yield item
+                continue
+            try:
+                yield admit(item) or self._prepared(item)
+            except ServerGone as error:
+                self._qa.warn(f"the server did not answer ({error}): going on without it")
+                yield from LocalRunner(self._qa).run(chain([item], items), admit)
+                return
+
+    def _prepared(self, job: Job) -> Outcome:
+        report: dict[str, Any] = {}
+        warnings: list[str] = []
         try:
-            if isinstance(found, Request):
-                outcome = _prepared(server, qa, found, room)
-            else:
-                outcome = settled(found, failures)
-        except ServerGone as error:
-            qa.warn(f"the server did not answer ({error}): going on without it")
-            yield from precompute(qa, videos[number:])
-            return
-        if isinstance(outcome, Failed):
-            failures[outcome.path] = outcome.error
-        elif isinstance(outcome, Skipped | Computed):
-            room.count(outcome.bytes)
-        yield outcome
-        if isinstance(outcome, Stopped):
-            return
-
-
-def _prepared(server: Server, qa: VideoQA, request: Request, room: Room) -> Outcome:
-    if lacking := room.lacking(needed_bytes(qa, request.plan) or 0):
-        return Stopped(request.path, lacking)
-    report: dict[str, Any] = {}
-    warnings: list[str] = []
-    try:
-        for kind, value in server.ask(qa.settings, str(request.path), ()):
-            if kind == "report" and isinstance(value, dict):
-                report = value
-            elif kind == "warning":
-                warnings.append(str(value))
-    except SttmError as error:
-        return Failed(request.path, error.message)
-    cache, tokens = report["cache"], report["tokens"]
-    if report["video"]["fallback"]:
-        return Failed(request.path, f"it is not stored: {warnings[-1] if warnings else 'see ask'}")
-    if not cache["bytes"]:
-        return Stopped(request.path, "its KV could not be stored")
-    if cache["hit"]:
-        return Skipped(request.path, STORED, cache["bytes"])
-    counts = TokenCounts(tokens["video_full"], tokens["video_kept"], tokens["prefix"])
-    stages = {name: s for name, s in report["seconds"].items() if name in STAGES}
-    return Computed(
-        request.path, cache["bytes"], counts, seconds_of(request), stages, tuple(warnings)
-    )
+            for kind, value in self._server.ask(self._qa.settings, str(job.request.path), ()):
+                if kind == "report" and isinstance(value, dict):
+                    report = value
+                elif kind == "warning":
+                    warnings.append(str(value))
+        except SttmError as error:
+            return Failed(job.path, error.message)
+        cache, tokens = report["cache"], report["tokens"]
+        if report["video"]["fallback"]:
+            return Failed(job.path, f"it is not stored: {warnings[-1] if warnings else 'see ask'}")
+        if not cache["bytes"]:
+            return Stopped(job.path, NOT_STORED)
+        if cache["hit"]:
+            return Skipped(job.path, STORED, bytes=cache["bytes"])
+        return Computed(
+            path=job.path,
+            bytes=cache["bytes"],
+            tokens=TokenCounts(tokens["video_full"], tokens["video_kept"], tokens["prefix"]),
+            video_s=job.video_s,
+            seconds={name: s for name, s in report["seconds"].items() if name in STAGES},
+            warnings=tuple(warnings),
+        )

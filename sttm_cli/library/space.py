@@ -13,6 +13,7 @@ from typing import Any
 from sttm_cli.base.errors import CacheError, SttmError, UsageError
 from sttm_cli.base.types import FramePlan
 from sttm_cli.decode import Source
+from sttm_cli.library.outcome import Failed, Job, Stopped
 from sttm_cli.runtime.request import kv_bytes, plan_video
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.store import Store
@@ -36,8 +37,8 @@ class Estimate:
 def needed_bytes(qa: VideoQA, plan: FramePlan) -> int | None:
     """About how many bytes this video's KV takes on disk; None where the model does not tell."""
     asked = qa.settings.kv_dtype
-    dtype = qa.choice.dtype if asked == "auto" else asked
-    size = kv_bytes(plan, qa.choice, qa.settings.budget, dtype=dtype)
+    dtype = qa.model_plan.dtype if asked == "auto" else asked
+    size = kv_bytes(plan, qa.model_plan, qa.settings.budget, dtype=dtype)
     return None if size is None else HEADER_BYTES + size
 
 
@@ -50,7 +51,7 @@ def estimate(qa: VideoQA, videos: Sequence[Path]) -> Estimate | None:
     found = []
     for video in videos[::step]:
         try:
-            _, plan = plan_video(Source(str(video), video), qa.choice, qa.settings, qa.store)
+            _, plan = plan_video(Source(str(video), video), qa.model_plan, qa.settings, qa.store)
         except SttmError:
             continue
         if (need := needed_bytes(qa, plan)) is not None:
@@ -91,32 +92,39 @@ def check_space(qa: VideoQA, wanted: Estimate | None) -> None:
 
 
 class Room:
-    """Keeps the run from filling the disk, and from pushing out what it stored itself."""
+    """Keeps a run from filling the disk, and from pushing out what it stored itself."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._bound = store.max_bytes
         self._reserve = min(RESERVE, _disk(store.path).total // 20)
         self._own = 0
+        self._reserved: dict[Path, int] = {}
 
-    def count(self, size: int) -> None:
-        """`size` bytes of this run's videos are in the cache."""
-        self._own += size
-
-    def lacking(self, need: int) -> str | None:
-        """Why `need` more bytes must not be stored, None where they may be.
-
-        Raises CacheError for one video that is more than the cache may hold.
-        """
+    def admit(self, job: Job) -> Failed | Stopped | None:
+        """Set room aside for a video; else why it, or any further one, cannot be stored."""
+        need = job.need or 0
         if need > self._bound:
-            raise CacheError(f"it needs about {_gib(need)}, more than the cache's bound")
-        if self._own + need > self._bound:
+            return Failed(job.path, f"it needs about {_gib(need)}, more than the cache's bound")
+        if reason := self._lacking(need):
+            return Stopped(job.path, reason)
+        self._reserved[job.path] = need
+        return None
+
+    def settle(self, video: Path, stored: int) -> None:
+        """A video is through: `stored` bytes of it are in the cache."""
+        self._reserved.pop(video, None)
+        self._own += stored
+
+    def _lacking(self, need: int) -> str | None:
+        ahead = sum(self._reserved.values())
+        if self._own + ahead + need > self._bound:
             return (
                 f"the cache's bound of {_gib(self._bound)} is reached (--max-bytes): more videos "
                 "would push out those before them"
             )
         free = _disk(self._store.path).free
-        if free - need < self._reserve:
+        if free - ahead - need < self._reserve:
             return f"the disk of {self._store.path} is nearly full: {_gib(free)} are left"
         return None
 

@@ -5,9 +5,8 @@ Source: STTM (arXiv 2507.07990), section 3: merging at the input of an early dec
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -44,14 +43,15 @@ def prefill(
     merging: Merging,
     *,
     deep: Sequence[torch.Tensor] = (),
+    merging_stage: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> PrefixKV:
     """Run the prefix `embeds` [L, C] through the decoder and return its KV; no logits are made.
 
     `deep[i]` [T, H, W, C] is added to the visual tokens after decoder layer i (deepstack),
-    merged like them from the merge layer on. `facts["merge_seconds"]` tells the part spent
-    merging.
+    merged like them from the merge layer on. `merging_stage` surrounds the merging alone, to be
+    timed.
     """
-    state = _Merge(prompt, merging)
+    state = _Merge(prompt, merging, merging_stage)
     layers = [BufferLayer(room=ROOM) for _ in decoder.layers[:-1]] + [_LastLayer(room=ROOM)]
     with suppress(_Filled), _deepstack(decoder, state, deep):
         run(
@@ -70,10 +70,7 @@ def prefill(
         next_positions=(prompt.next_position, state.next_position),
         tokens=state.counts(),
         grid=prompt.grid,
-        facts={
-            "merge_seconds": state.seconds,
-            "token_ids": prompt.ids.unique().tolist(),
-        },
+        facts={"token_ids": prompt.ids.unique().tolist()},
     )
 
 
@@ -108,18 +105,27 @@ def _deepstack(decoder: Any, state: _Merge, deep: Sequence[torch.Tensor]) -> Ite
 class _Merge:
     """Shortens the sequence at the merge layer; remembers what it did."""
 
-    def __init__(self, prompt: Prompt, merging: Merging) -> None:
-        self._prompt, self._merging = prompt, merging
+    def __init__(
+        self,
+        prompt: Prompt,
+        merging: Merging,
+        stage: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        self._prompt, self._merging, self._stage = prompt, merging, stage
         self._merged: Merged | None = None
         self._places = prompt.video
-        self.seconds = 0.0
         self.length = 0
         self.next_position = 0
 
     def apply(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states [1, L, C] -> merged [1, N, C] and their rotary ids [A, N]."""
         wait_for(hidden.device)
-        started = time.perf_counter()
+        with self._stage():
+            hidden, positions = self._shortened(hidden)
+            wait_for(hidden.device)
+        return hidden, positions
+
+    def _shortened(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         video = self._prompt.video.to(hidden.device)
         merged = self._merging.merge(hidden[0, video].unflatten(0, self._prompt.grid))
         # A merged token stands where its root stood: at the first appearance (section 3.3).
@@ -131,11 +137,8 @@ class _Merge:
         hidden[0, roots] = merged.features.to(hidden.dtype)
         hidden = hidden[:, kept]
         self._places = kept.cumsum(0)[roots] - 1
-        positions = self._renumber(self._prompt.positions.to(hidden.device)[:, kept])
-        wait_for(hidden.device)
         self._merged, self.length = merged, hidden.shape[1]
-        self.seconds = time.perf_counter() - started
-        return hidden, positions
+        return hidden, self._renumber(self._prompt.positions.to(hidden.device)[:, kept])
 
     def add(self, hidden: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         """Add features [T, H, W, C] to the visual tokens among the hidden states [1, L, C]."""

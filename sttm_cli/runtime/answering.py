@@ -30,7 +30,6 @@ class Asked:
 
 def answer(
     prepared: Prepared,
-    model: VideoLLM,
     asked: Asked,
     *,
     max_new_tokens: int,
@@ -40,7 +39,7 @@ def answer(
     stop: Callable[[], bool],
 ) -> Answer:
     """Generate an answer, at most as long as the model's context takes; raises as `_ids`."""
-    prefix, clock = prepared.prefix, prepared.clock
+    prefix, model, clock = prepared.prefix, prepared.model, prepared.clock
     ids = _ids(prefix, model, asked)
     room = prefix.room - len(ids)
     made = generate(
@@ -56,21 +55,21 @@ def answer(
     full = made.ending is Ending.LENGTH and room < max_new_tokens
     times = {"first_token": prepared.seconds + made.first_token_s, "answer": made.seconds}
     return Answer(
-        asked.question,
-        made.text,
-        prepared.cache.hit,
-        prepared.kv.tokens,
-        len(made.ids),
-        Ending.CONTEXT if full else made.ending,
-        {**clock.seconds(), **times, "total": clock.total()},
-        made.seed,
+        question=asked.question,
+        text=made.text,
+        cache_hit=prepared.cache.hit,
+        tokens=prepared.kv.tokens,
+        new_tokens=len(made.ids),
+        ending=Ending.CONTEXT if full else made.ending,
+        seconds={**clock.seconds(), **times, "total": clock.total()},
+        seed=made.seed,
     )
 
 
-def choose(prepared: Prepared, model: VideoLLM, asked: Asked, options: Sequence[str]) -> Choice:
+def choose(prepared: Prepared, asked: Asked, options: Sequence[str]) -> Choice:
     """Weigh `options` as answers; raises as `_ids`, and UsageError for fewer than two options,
     an empty one, and two that are the same to the model."""
-    started, prefix = time.perf_counter(), prepared.prefix
+    started, prefix, model = time.perf_counter(), prepared.prefix, prepared.model
     check_options(options)
     tokens = [model.answer(option) for option in options]
     _check_distinct(options, tokens)
@@ -83,7 +82,13 @@ def choose(prepared: Prepared, model: VideoLLM, asked: Asked, options: Sequence[
     )
     times = {"first_token": None, "answer": time.perf_counter() - started}
     seconds = {**prepared.clock.seconds(), **times, "total": prepared.clock.total()}
-    return Choice(asked.question, weighed, prepared.cache.hit, prepared.kv.tokens, seconds)
+    return Choice(
+        question=asked.question,
+        options=weighed,
+        cache_hit=prepared.cache.hit,
+        tokens=prepared.kv.tokens,
+        seconds=seconds,
+    )
 
 
 def _ids(prefix: Continuation, model: VideoLLM, asked: Asked, *, room_for: int = 1) -> torch.Tensor:

@@ -35,8 +35,8 @@ def ask_report(qa: VideoQA, prepared: Prepared, answers: Sequence[Answer | Choic
         "model": {
             "name": qa.settings.model,
             "revision": qa.settings.revision,
-            "device": qa.choice.device,
-            "dtype": qa.choice.dtype,
+            "device": qa.model_plan.device,
+            "dtype": qa.model_plan.dtype,
         },
         "tokens": {
             "budget": qa.settings.budget,

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from sttm_cli.base.types import PrefixKV
 
 if TYPE_CHECKING:
-    from sttm_cli.runtime.request import ModelChoice
+    from sttm_cli.runtime.model_plan import ModelPlan
 
 FARTHEST = 1 << 24
 """Beyond this float32, in which angles are computed, does not tell one position from the next."""
 
 
-def fits(kv: PrefixKV, config: Any, choice: ModelChoice) -> bool:
+def fits(kv: PrefixKV, config: Any, plan: ModelPlan) -> bool:
     """Whether a KV has the model's shape and its record the facts that are read later: a file
     may have all its checksums and still not be made by this program."""
     return (
-        _is_shaped(kv, config, choice.dtype)
-        and _is_merged(kv, choice.merge_layer, config.num_hidden_layers)
-        and _is_placed(kv, choice.family.rotary_axes)
+        _is_shaped(kv, config, plan.dtype)
+        and _is_merged(kv, plan.merge_layer, config.num_hidden_layers)
+        and _is_placed(kv, plan.family.rotary_axes)
         and _is_told(kv, config.vocab_size)
     )
 

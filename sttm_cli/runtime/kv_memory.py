@@ -34,7 +34,7 @@ class Held:
     users: int = 1
 
 
-class Tiers:
+class KVMemory:
     """KVs by key. With both bounds 0 a KV is kept for exactly as long as it is in use.
 
     Safe to use from several threads.

@@ -1,59 +1,73 @@
-"""What can outlive one video and one call: the loaded model, the cache and the KVs in memory."""
+"""The one loaded model of a process, which several sessions may share."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
-from sttm_cli.base.types import Json
+from sttm_cli.base.filefacts import Memo
 from sttm_cli.models import VideoLLM, check_unchanged, load
-from sttm_cli.runtime.kv_memory import Tiers
-from sttm_cli.runtime.request import ModelChoice
-from sttm_cli.store import NoStore, Store
+from sttm_cli.runtime.model_plan import ModelPlan
+
+Loading = Callable[[], AbstractContextManager[object]]
 
 
-class Resident:
-    """One loaded model with its cache, which several `VideoQA` may share."""
+class ModelHost:
+    """Loads a model at its first use and keeps it until another one is asked for.
 
-    def __init__(
-        self, store: Store | NoStore, *, device_bytes: int = 0, host_bytes: int = 0
-    ) -> None:
-        self.store = store
-        self.tiers = Tiers(device_bytes=device_bytes, host_bytes=host_bytes)
-        self._lock = threading.Lock()
-        self._loaded: Json | None = None
+    `facts`: where fingerprints of checkpoints are remembered; `on_unload` runs before a model is
+    given up. Safe to use from several threads.
+    """
+
+    def __init__(self, facts: Memo, *, on_unload: Callable[[], None] = lambda: None) -> None:
+        self._facts, self._on_unload = facts, on_unload
+        self._lock = threading.RLock()
         self._model: VideoLLM | None = None
+        self._plan: ModelPlan | None = None
         self._sees = False
 
-    def has(self, choice: ModelChoice, *, vision: bool) -> bool:
+    @classmethod
+    def holding(cls, plan: ModelPlan, model: VideoLLM, facts: Memo) -> ModelHost:
+        """A host of a model that was made elsewhere."""
+        host = cls(facts)
+        host._model, host._plan, host._sees = model, plan, True
+        return host
+
+    def has(self, plan: ModelPlan, *, vision: bool) -> bool:
         """Whether this very model is loaded: a checkpoint's files may have changed since."""
-        loaded = self._loaded == _identity(choice)
-        return self._model is not None and loaded and (self._sees or not vision)
+        return self._held(plan, vision) is not None
 
-    def model(self, choice: ModelChoice, *, vision: bool) -> VideoLLM:
-        """The loaded model; loaded at its first use, in place of another one.
+    def get(self, plan: ModelPlan, *, vision: bool, loading: Loading = nullcontext) -> VideoLLM:
+        """The loaded model; without `vision` it need not be able to encode.
 
-        Without `vision` it need not be able to encode.
+        `loading` surrounds the loading where there is any. Raises ModelError or
+        OutOfMemoryError.
         """
         with self._lock:
-            if self._model is None or not self.has(choice, vision=vision):
-                self._forget()
-                place = choice.placement(vision=vision)
-                self._model = load(choice.source, place, newlines=choice.newlines)
-                # What the KV will be stored under must be what was read.
-                check_unchanged(choice.source, self.store)
-                self._loaded, self._sees = _identity(choice), vision
-            return self._model
+            held = self._held(plan, vision)
+            if held is None:
+                self.unload()
+                with loading():
+                    held = self._load(plan, vision)
+            return held
 
-    def close(self) -> None:
-        """Let go of the model and the cache."""
+    def unload(self) -> None:
+        """Give the model up; whoever uses it now keeps it until it is done."""
         with self._lock:
-            self._forget()
-        self.store.close()
+            if self._model is not None:
+                self._on_unload()
+            self._model = self._plan = None
 
-    def _forget(self) -> None:
-        self._model = self._loaded = None
-        self.tiers.clear()
+    def _held(self, plan: ModelPlan, vision: bool) -> VideoLLM | None:
+        if self._plan is None or (vision and not self._sees):
+            return None
+        same = self._plan is plan or self._plan.loaded_as == plan.loaded_as
+        return self._model if same else None
 
-
-def _identity(choice: ModelChoice) -> Json:
-    return {**choice.identity(), "newlines": choice.newlines}
+    def _load(self, plan: ModelPlan, vision: bool) -> VideoLLM:
+        model = load(plan.source, plan.placement(vision=vision), newlines=plan.newlines)
+        # What the KV will be stored under must be what was read.
+        check_unchanged(plan.source, self._facts)
+        self._model, self._plan, self._sees = model, plan, vision
+        return model

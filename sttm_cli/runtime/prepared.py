@@ -10,6 +10,7 @@ from sttm_cli.base.results import CacheUse
 if TYPE_CHECKING:
     from sttm_cli.base.clock import Clock
     from sttm_cli.base.types import Continuation, PrefixKV
+    from sttm_cli.models import VideoLLM
     from sttm_cli.runtime.request import Request
 
 TO_PREFIX = ("decode", "encode", "merge", "prefill")
@@ -20,10 +21,12 @@ TO_PREFIX = ("decode", "encode", "merge", "prefill")
 class Prepared:
     """A video whose prefix is prefilled: questions can be asked of it at once.
 
-    `seconds`: what it took to get there, the loading of the model left out.
+    `model` answers them. `seconds`: what it took to get there, the loading of the model left
+    out.
     """
 
     request: Request
+    model: VideoLLM
     kv: PrefixKV
     cache: CacheUse
     clock: Clock

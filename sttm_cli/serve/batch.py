@@ -10,23 +10,23 @@ from typing import Any
 
 from sttm_cli.base.errors import UsageError
 from sttm_cli.prefill import KVContinuation, Together
+from sttm_cli.runtime.model_plan import ModelPlan
 from sttm_cli.runtime.prepared import Prepared
-from sttm_cli.runtime.request import ModelChoice
 
 _MOST = 8
 Work = Callable[[Prepared], Any]
 """Answers one question about a prepared video, with the prefix that it is given."""
 
 
-def together(choice: ModelChoice, asked: int | None) -> int:
+def together(plan: ModelPlan, asked: int | None) -> int:
     """How many questions about one video may be decoded together.
 
     In half precision a token that is all but as likely as another may lose to it in company:
     there, none are unless asked for. Raises UsageError where the attention cannot.
     """
-    if choice.attention != "sdpa" and (asked or 1) > 1:
-        raise UsageError(f"--together {asked} cannot hold with {choice.attention}", "leave it out")
-    exact = choice.dtype == "float32" and choice.attention == "sdpa"
+    if plan.attention != "sdpa" and (asked or 1) > 1:
+        raise UsageError(f"--together {asked} cannot hold with {plan.attention}", "leave it out")
+    exact = plan.dtype == "float32" and plan.attention == "sdpa"
     return asked or (_MOST if exact else 1)
 
 

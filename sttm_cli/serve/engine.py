@@ -14,16 +14,16 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 from weakref import WeakValueDictionary
 
 from sttm_cli.base.results import Answer, Choice
-from sttm_cli.base.types import Json, PrefixKV
+from sttm_cli.base.types import Json
 from sttm_cli.decode import Source
 from sttm_cli.runtime.ask_report import ask_report
 from sttm_cli.runtime.kv_memory import DISK
-from sttm_cli.runtime.model_host import Resident
+from sttm_cli.runtime.model_plan import plan_model
 from sttm_cli.runtime.prepared import Prepared
+from sttm_cli.runtime.resources import Resources
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.serve.batch import Batches, together
 from sttm_cli.serve.events import Asking, Run, Told
@@ -89,11 +89,11 @@ class Engine:
         self._model_thread.shutdown()
         if self.ready:
             self._batches.close()
-            self._resident.close()
+            self._resources.close()
 
     def status(self) -> Json:
         """What `sttm serve --status` shows."""
-        held = self._resident.tiers.bytes() if self.ready else {}
+        held = self._resources.memory.bytes() if self.ready else {}
         return {
             "ready": self.ready,
             "running": len(self._runs),
@@ -147,12 +147,10 @@ class Engine:
         stack = ExitStack()
         try:
             path = await asyncio.to_thread(stack.enter_context, asking.video)
-            qa = stack.enter_context(
-                _SharedQA(self._model_thread, run, asking.settings, self._resident)
-            )
+            qa = stack.enter_context(self._session(asking.settings, run))
             prepared = await self._prepare(qa, path)
             self.metrics.prepared(prepared.cache.tier, prepared.clock.seconds())
-            await asyncio.to_thread(_check, qa, asking)
+            await asyncio.to_thread(_check, qa, prepared, asking)
             answers: list[Answer | Choice] = []
             for question in asking.questions:
                 told = await self._answer(qa, prepared, question, asking, run)
@@ -169,9 +167,9 @@ class Engine:
         # What is asked of one video at the same time is prepared once.
         lock = self._keys.setdefault(request.key, asyncio.Lock())
         async with lock:
-            quick = await asyncio.to_thread(self._resident.tiers.has, request.key)
+            quick = await asyncio.to_thread(self._resources.memory.has, request.key)
             pool = None if quick else self._preparing
-            return await loop.run_in_executor(pool, qa.prepare, video)
+            return await loop.run_in_executor(pool, qa.prepare, request)
 
     async def _answer(
         self, qa: VideoQA, prepared: Prepared, question: str, asking: Asking, run: Run
@@ -186,6 +184,16 @@ class Engine:
         self.metrics.answered(told.value)
         self.answered += 1
         return told
+
+    def _session(self, settings: Settings, run: Run) -> VideoQA:
+        """A session among others: the decoder runs on the model's thread only."""
+        return VideoQA(
+            settings,
+            warn=run.warn,
+            progress=run.progress,
+            resources=self._resources,
+            decoder_thread=self._model_thread,
+        )
 
     # ---- the queue
 
@@ -206,31 +214,30 @@ class Engine:
         _ = task.cancelled() or task.exception()
 
     def _load(self) -> None:
-        choice = VideoQA(self.settings, resident=Resident(self._store)).choice
-        most = together(choice, self._options.together)
+        plan = plan_model(self.settings, self._store)
+        most = together(plan, self._options.together)
         self._batches = Batches(self._model_thread, most, self.metrics.together.observe)
-        device, host = bounds(choice.device, self._options)
-        self._resident = Resident(self._store, device_bytes=device, host_bytes=host)
-        VideoQA(self.settings, resident=self._resident).model()
+        device, host = bounds(plan.device, self._options)
+        self._resources = Resources(self._store, device_bytes=device, host_bytes=host)
+        self._resources.host.get(plan, vision=True)
 
     def _held(self, tier: str) -> int:
         if tier == DISK:
             return self._store.bytes
-        return self._resident.tiers.bytes()[tier] if self.ready else 0
+        return self._resources.memory.bytes()[tier] if self.ready else 0
 
 
-def _check(qa: VideoQA, asking: Asking) -> None:
+def _check(qa: VideoQA, prepared: Prepared, asking: Asking) -> None:
     """Raise UsageError for questions that cannot be asked, and for earlier answers that hold
     control tokens: a client may put there what it likes."""
-    qa.check(asking.questions)
-    model = qa.model(vision=False)
+    qa.check(prepared, asking.questions)
     for _, answer in asking.history:
-        model.answer(answer)
+        prepared.model.answer(answer)
 
 
 def _reply(qa: VideoQA, prepared: Prepared, question: str, asking: Asking, run: Run) -> Told:
     """The answer to one question, its pieces told as they come."""
-    model = qa.model(vision=False)
+    model = prepared.model
     count = prepared.kv.tokens.prefix + len(model.question(question, asking.history))
     if asking.options:
         weighed = qa.choose(prepared, question, asking.options, history=asking.history)
@@ -245,16 +252,3 @@ def _reply(qa: VideoQA, prepared: Prepared, question: str, asking: Asking, run: 
         stop=run.cancelled.is_set,
     )
     return Told("answer", answer, count, probs.taken())
-
-
-class _SharedQA(VideoQA):
-    """A `VideoQA` among others: the decoder runs on the model's thread only."""
-
-    def __init__(
-        self, thread: ThreadPoolExecutor, run: Run, settings: Settings, resident: Resident
-    ) -> None:
-        super().__init__(settings, warn=run.warn, progress=run.progress, resident=resident)
-        self._thread = thread
-
-    def prefill(self, *args: Any, **options: Any) -> PrefixKV:
-        return self._thread.submit(super().prefill, *args, **options).result()

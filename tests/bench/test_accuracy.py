@@ -29,8 +29,8 @@ def test_marks_are_those_of_decoding_through_the_real_path_one_by_one(tmp_path: 
         for seed in range(700_000_000, 700_000_003):
             sheet = Exam("test", 5).sheet(seed, tmp_path)
             model, request = qa.model(), qa.request(sheet.path)
-            tokens, _ = qa.visual_tokens(request, Clock())
-            kv = qa.prefill(tokens, Clock(), budget=0.1)
+            tokens, _ = qa.compute.visual_tokens(request, Clock())
+            kv = qa.compute.prefill(tokens, Clock(), budget=0.1)
             asked = [alone(model, question) for question in sheet.questions]
             *first, later = mark(model, kv, [*asked, in_conversation(model, sheet.questions)])
             prepared, history = qa.prepare(sheet.path), []

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from sttm_cli.decode import container, isolated
-from sttm_cli.runtime import session as pipeline
-from sttm_cli.runtime.model_host import Resident
+from sttm_cli.runtime import session
+from sttm_cli.runtime.resources import Resources
 from sttm_cli.store import NoStore
 from tests.cli.process import Ended, sttm_here
 from tests.decode.made import Make, numbered
@@ -44,18 +44,18 @@ EACH = 39
 
 
 @pytest.fixture(scope="module")
-def resident() -> Iterator[Resident]:
+def resources() -> Iterator[Resources]:
     """One loaded model for all of them."""
-    resident = Resident(NoStore())
-    yield resident
-    resident.close()
+    resources = Resources(NoStore())
+    yield resources
+    resources.close()
 
 
 @pytest.fixture
-def ask(resident: Resident, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+def ask(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
     """`sttm ask` on a video, checked: its end, its time, and what it says."""
-    warm = functools.partial(pipeline.VideoQA, resident=resident)
-    monkeypatch.setattr(pipeline, "VideoQA", warm)
+    warm = functools.partial(session.VideoQA, resources=resources)
+    monkeypatch.setattr(session, "VideoQA", warm)
 
     def run(*video: object) -> Ended:
         started = time.monotonic()

@@ -15,9 +15,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
-from sttm_cli.library import work
+from sttm_cli.library import local
+from sttm_cli.library.loop import prepare_library
 from sttm_cli.library.outcome import Computed
 from sttm_cli.library.paths import find_videos
+from sttm_cli.runtime.compute import Compute
 from sttm_cli.runtime.session import VideoQA
 
 
@@ -29,15 +31,15 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     given = parser.parse_args()
     videos = find_videos([given.folder]).videos
-    ways = {"one after the other": lambda items, depth: items, "reading ahead": work.ahead}
+    ways = {"one after the other": lambda items, depth: items, "reading ahead": local.ahead}
     spent: dict[str, list[float]] = {name: [] for name in ways}
-    prefill = VideoQA.prefill
+    prefill = Compute.prefill
 
     def waits(*arguments: Any, **options: Any) -> Any:
         time.sleep(given.idle)
         return prefill(*arguments, **options)
 
-    with mock.patch.object(VideoQA, "prefill", waits):
+    with mock.patch.object(Compute, "prefill", waits):
         # The first run pays for lazy initialisation and is not counted.
         for turn in range(given.repeat + 1):
             for name, way in ways.items():
@@ -52,12 +54,13 @@ def main() -> None:
 
 def run(videos: list[Path], way: Callable[..., Any], frames: int) -> float:
     """Seconds for all videos; says what each stage took."""
-    with TemporaryDirectory() as folder, mock.patch.object(work, "ahead", way):
+    with TemporaryDirectory() as folder, mock.patch.object(local, "ahead", way):
         qa = VideoQA(frames=frames, cache_dir=Path(folder) / "cache")
         with qa:
             qa.model()
             started = time.perf_counter()
-            done = [found for found in work.precompute(qa, videos) if isinstance(found, Computed)]
+            outcomes = prepare_library(qa, videos, local.LocalRunner(qa))
+            done = [found for found in outcomes if isinstance(found, Computed)]
             seconds = time.perf_counter() - started
     stages = ("decode", "encode", "merge", "prefill")
     sums = {name: sum(found.seconds[name] or 0.0 for found in done) for name in stages}

@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections import namedtuple
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,15 @@ import pytest
 from sttm_cli.base.errors import CacheError, UsageError
 from sttm_cli.base.types import DecodeReport, FrameChunk
 from sttm_cli.library import space
-from sttm_cli.library.here import precompute
+from sttm_cli.library.local import LocalRunner
+from sttm_cli.library.loop import prepare_library
 from sttm_cli.library.outcome import Computed, Failed, Outcome, Skipped, Stopped
 from sttm_cli.library.paths import find_videos, share_of
 from sttm_cli.library.read_ahead import ahead
 from sttm_cli.library.space import Estimate, check_space, estimate
 from sttm_cli.models import token_count
-from sttm_cli.runtime import compute as stages
+from sttm_cli.runtime import compute as runtime_compute
+from sttm_cli.runtime.compute import Compute
 from sttm_cli.runtime.session import VideoQA
 from tests.checkpoints_internvl import internvl
 from tests.checkpoints_llava import llava_video
@@ -160,6 +162,10 @@ def copy(path: Path, number: int) -> Path:
     return path
 
 
+def precompute(qa: VideoQA, videos: list[Path]) -> Iterator[Outcome]:
+    return prepare_library(qa, videos, LocalRunner(qa))
+
+
 def outcomes(qa: VideoQA, videos: list[Path]) -> dict[str, Outcome]:
     return {outcome.path.name: outcome for outcome in precompute(qa, videos)}
 
@@ -172,7 +178,7 @@ def test_every_video_is_stored_and_not_computed_again(videos: list[Path]) -> Non
     with VideoQA() as qa:
         again = outcomes(qa, videos)
         assert all(isinstance(found, Skipped) for found in again.values())
-        assert not qa._resident.has(qa.choice, vision=False), (
+        assert not qa._resources.host.has(qa.model_plan, vision=False), (
             "nothing was to be computed, yet the weights were loaded"
         )
 
@@ -200,17 +206,17 @@ def test_equal_bytes_are_computed_once(videos: list[Path]) -> None:
     with VideoQA() as qa:
         found = outcomes(qa, [*videos, twin])
         assert len(qa.store.entries()) == 3
-    assert found["9.mp4"] == Skipped(twin, f"same bytes as {videos[0]}")
+    assert found["9.mp4"] == Skipped(Path(twin), f"same bytes as {videos[0]}", twin=videos[0])
 
 
 def test_a_video_that_fails_is_told_and_so_is_its_twin(
     videos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     twin = shutil.copy(videos[1], videos[1].with_name("9.mp4"))
-    frames = VideoQA.frames
+    frames = Compute.frames
 
-    def breaks(qa: VideoQA, request: Any, clock: Any) -> Any:
-        read = frames(qa, request, clock)
+    def breaks(compute: Compute, request: Any, clock: Any) -> Any:
+        read = frames(compute, request, clock)
         if request.path != videos[1]:
             return read
 
@@ -220,7 +226,7 @@ def test_a_video_that_fails_is_told_and_so_is_its_twin(
 
         return read._replace(chunks=chunks())
 
-    monkeypatch.setattr(VideoQA, "frames", breaks)
+    monkeypatch.setattr(Compute, "frames", breaks)
     with VideoQA() as qa:
         found = outcomes(qa, [*videos, twin])
     failed = found["1.mp4"]
@@ -247,8 +253,8 @@ def test_a_model_that_breaks_on_one_video_leaves_the_next_alone(
 
         monkeypatch.setattr(type(qa.model()), "encode", breaks)
         # The broken one is left with chunks still to come.
-        one_frame_a_chunk = partial(stages.read_frames, max_chunk_bytes=1)
-        monkeypatch.setattr(stages, "read_frames", one_frame_a_chunk)
+        one_frame_a_chunk = partial(runtime_compute.read_frames, max_chunk_bytes=1)
+        monkeypatch.setattr(runtime_compute, "read_frames", one_frame_a_chunk)
         found = outcomes(qa, videos)
     assert isinstance(found["0.mp4"], Failed)
     assert isinstance(found["1.mp4"], Computed)
@@ -271,19 +277,19 @@ def test_decoding_of_the_next_video_overlaps_the_models_work_on_this_one(
     videos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = threading.Event()
-    frames, prefill = VideoQA.frames, VideoQA.prefill
+    frames, prefill = Compute.frames, Compute.prefill
 
-    def told(qa: VideoQA, request: Any, clock: Any) -> Any:
+    def told(compute: Compute, request: Any, clock: Any) -> Any:
         if request.path == videos[1]:
             opened.set()
-        return frames(qa, request, clock)
+        return frames(compute, request, clock)
 
-    def waits(qa: VideoQA, *args: Any, **kwargs: Any) -> Any:
+    def waits(compute: Compute, *args: Any, **kwargs: Any) -> Any:
         assert opened.wait(30), "the second video was not opened while the first was prefilled"
-        return prefill(qa, *args, **kwargs)
+        return prefill(compute, *args, **kwargs)
 
-    monkeypatch.setattr(VideoQA, "frames", told)
-    monkeypatch.setattr(VideoQA, "prefill", waits)
+    monkeypatch.setattr(Compute, "frames", told)
+    monkeypatch.setattr(Compute, "prefill", waits)
     with VideoQA() as qa:
         assert all(isinstance(found, Computed) for found in outcomes(qa, videos[:2]).values())
 
@@ -309,7 +315,7 @@ def test_visual_tokens_are_counted_before_a_model_is_loaded(tmp_path: Path, fami
     with VideoQA(model=str(make(tmp_path / "model"))) as qa:
         plan = qa.request(SAMPLE).plan
         width, height = plan.size
-        count = token_count(qa.choice.source, len(plan.times_s), width=width, height=height)
+        count = token_count(qa.model_plan.source, len(plan.times_s), width=width, height=height)
         (found,) = precompute(qa, [SAMPLE])
     assert isinstance(found, Computed), found
     assert count is not None
@@ -358,7 +364,7 @@ def test_the_run_stops_before_the_disk_is_full(
 def test_a_video_that_the_other_reader_had_to_read_does_not_end_the_work(
     videos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound = stages.read_frames
+    sound = runtime_compute.read_frames
 
     def other(path: Path, *args: Any, report: DecodeReport, **options: Any) -> Any:
         yield from sound(path, *args, report=report, **options)
@@ -366,7 +372,7 @@ def test_a_video_that_the_other_reader_had_to_read_does_not_end_the_work(
             report.fallback = "av crashed"
             report.warnings.append("read with decord")
 
-    monkeypatch.setattr(stages, "read_frames", other)
+    monkeypatch.setattr(runtime_compute, "read_frames", other)
     with VideoQA() as qa:
         found = outcomes(qa, videos)
     assert isinstance(found["0.mp4"], Failed)

@@ -76,16 +76,16 @@ def computed(folder: Path, video: Path) -> tuple[str, torch.Tensor]:
     with VideoQA(model=str(folder), budget=BUDGET, max_new_tokens=8) as qa:
         answer = qa.ask(video, QUESTION)
         assert not answer.cache_hit
-        tokens, _ = qa.visual_tokens(qa.request(video), Clock())
+        tokens, _ = qa.compute.visual_tokens(qa.request(video), Clock())
         model: Any = qa.model()
         logits = one_pass(
             model,
             model.prompt(tokens),
             tokens,
             question=model.question(QUESTION),
-            layer=qa.choice.merge_layer,
+            layer=qa.model_plan.merge_layer,
             merge=lambda grid: merge_tokens(grid, budget=BUDGET),
-            reassigned=qa.choice.positions == "reassigned",
+            reassigned=qa.model_plan.positions == "reassigned",
         )
     return answer.text, logits
 

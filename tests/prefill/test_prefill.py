@@ -11,7 +11,7 @@ from sttm_cli.base.results import CacheUse
 from sttm_cli.base.types import VisualTokens
 from sttm_cli.models import Placement, find_source, load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
-from sttm_cli.runtime.kv_memory import DEVICE, Held, Tiers
+from sttm_cli.runtime.kv_memory import DEVICE, Held, KVMemory
 from tests.fakes import DictMemo, keep_all, pair_up
 from tests.models.reference import one_pass
 
@@ -112,13 +112,13 @@ def test_buffers_that_grew_count_in_the_memory_that_kvs_may_take(model, prefix) 
     prompt, embeds, _ = prefix
     kv = prefill(model.decoder, prompt, embeds, Merging(1, pair_up, "reassigned"))
     size = sum(t.nbytes for t in kv.keys + kv.values)
-    tiers, going = Tiers(device_bytes=size), KVContinuation(model, kv)
-    held = tiers.add("kv", Held(kv, going, CacheUse(False, "", 0, 0, 0, "new")))
+    memory, going = KVMemory(device_bytes=size), KVContinuation(model, kv)
+    held = memory.add("kv", Held(kv, going, CacheUse(False, "", 0, 0, 0, "new")))
     going.extend(torch.arange(700) % 60 + 6)
     going.rewind()
-    assert tiers.bytes()[DEVICE] > size
-    tiers.release(held)
-    assert tiers.bytes()[DEVICE] == 0
+    assert memory.bytes()[DEVICE] > size
+    memory.release(held)
+    assert memory.bytes()[DEVICE] == 0
 
 
 def test_hooks_are_gone_after_a_run_that_failed(model, prefix) -> None:

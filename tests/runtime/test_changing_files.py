@@ -14,6 +14,7 @@ import pytest
 from sttm_cli.base.errors import ModelError, VideoError
 from sttm_cli.decode import digest
 from sttm_cli.runtime import request
+from sttm_cli.runtime.compute import Compute
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.store import NoStore
 from tests.decode.made import Make
@@ -79,17 +80,22 @@ def test_a_weight_changed_behind_an_unchanged_time_is_a_miss(
         assert not qa.ask(SAMPLE, QUESTION).cache_hit
 
 
-def test_a_video_replaced_while_it_is_decoded_is_not_stored_as_the_old_one(tmp_path: Path) -> None:
+def test_a_video_replaced_while_it_is_decoded_is_not_stored_as_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     video = Path(shutil.copy(SAMPLE, tmp_path / "video.mp4"))
     other = Make(pts=range(20)).write(tmp_path / "other.mp4")
 
-    class Replacing(VideoQA):
-        def visual_tokens(self, *arguments: Any) -> Any:
-            shutil.copy(other, video)
-            return super().visual_tokens(*arguments)
+    encoded = Compute.visual_tokens
 
-    with Replacing() as qa, pytest.raises(VideoError, match="changed while it was read"):
-        qa.ask(video, QUESTION)
+    def replacing(*arguments: Any) -> Any:
+        shutil.copy(other, video)
+        return encoded(*arguments)
+
+    with monkeypatch.context() as replaced, VideoQA() as qa:
+        replaced.setattr(Compute, "visual_tokens", replacing)
+        with pytest.raises(VideoError, match="changed while it was read"):
+            qa.ask(video, QUESTION)
     with VideoQA() as qa:
         assert not qa.ask(SAMPLE, QUESTION).cache_hit
 

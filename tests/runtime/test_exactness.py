@@ -85,7 +85,7 @@ def test_merged_prefix_from_the_disk_in_a_fresh_process_equals_one_pass(
             prepared, model = qa.prepare(SAMPLE), qa.model()
             assert not prepared.cache.hit
             assert prepared.kv.tokens.video_kept < prepared.kv.tokens.video_full
-            tokens, _ = qa.visual_tokens(prepared.request, Clock())
+            tokens, _ = qa.compute.visual_tokens(prepared.request, Clock())
             whole = one_pass(
                 model,
                 model.prompt(tokens),
@@ -93,7 +93,7 @@ def test_merged_prefix_from_the_disk_in_a_fresh_process_equals_one_pass(
                 question=model.question(QUESTION),
                 layer=layer,
                 merge=partial(merge_tokens, budget=budget),
-                reassigned=qa.choice.positions == "reassigned",
+                reassigned=qa.model_plan.positions == "reassigned",
             )
             wanted.append(whole)
     subprocess.run(

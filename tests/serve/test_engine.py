@@ -15,9 +15,9 @@ import pytest
 from sttm_cli.answer.sampling import Sampler
 from sttm_cli.base.errors import ModelError, OutOfMemoryError
 from sttm_cli.prefill import ROOM
-from sttm_cli.runtime import compute as stages
-from sttm_cli.runtime import kv_memory as tiers
-from sttm_cli.runtime.model_host import Resident
+from sttm_cli.runtime import compute as runtime_compute
+from sttm_cli.runtime import kv_memory
+from sttm_cli.runtime.resources import Resources
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.serve.engine import Engine
 from sttm_cli.serve.events import Asking
@@ -119,7 +119,7 @@ def test_a_question_can_be_given_up_at_any_moment(monkeypatch: pytest.MonkeyPatc
 def test_memory_that_runs_out_is_taken_from_kvs_that_rest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compute, failures = stages.prefill, [OutOfMemoryError("full")]
+    compute, failures = runtime_compute.prefill, [OutOfMemoryError("full")]
 
     async def main() -> None:
         engine = Engine(SETTINGS, Options(host_bytes=0))
@@ -132,7 +132,7 @@ def test_memory_that_runs_out_is_taken_from_kvs_that_rest(
                 raise failures.pop()
             return compute(*given, **more)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(stages, "prefill", once)
+        monkeypatch.setattr(runtime_compute, "prefill", once)
         assert await ask(engine, replace(SETTINGS, budget=0.2))
         failures.extend([OutOfMemoryError("full")] * 2)
         with pytest.raises(OutOfMemoryError):
@@ -146,7 +146,7 @@ def test_memory_that_runs_out_is_taken_from_kvs_that_rest(
 def test_a_kv_in_host_memory_that_finds_the_device_full_gets_room_or_comes_from_the_disk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    copied, failures = tiers._copied, [0]
+    copied, failures = kv_memory._copied, [0]
 
     def scarce(kv: Any, devices: Any, room: int) -> Any:
         if room == ROOM and failures[0]:
@@ -154,31 +154,31 @@ def test_a_kv_in_host_memory_that_finds_the_device_full_gets_room_or_comes_from_
             raise OutOfMemoryError("full")
         return copied(kv, devices, room)
 
-    monkeypatch.setattr(tiers, "_copied", scarce)
+    monkeypatch.setattr(kv_memory, "_copied", scarce)
     store = Store(cache_dir(None), max_bytes=SETTINGS.max_bytes, warn=lambda line: None)
-    resident = Resident(store, device_bytes=1 << 30, host_bytes=1 << 30)
+    resources = Resources(store, device_bytes=1 << 30, host_bytes=1 << 30)
 
     def tier(settings: Settings) -> str | None:
-        with VideoQA(settings, resident=resident) as qa:
+        with VideoQA(settings, resources=resources) as qa:
             return qa.prepare(SAMPLE).cache.tier
 
     other = replace(SETTINGS, budget=0.2)
     tier(SETTINGS)
-    resident.tiers.free_device()
+    resources.memory.free_device()
     tier(other)
     failures[0] = 1
-    assert tier(SETTINGS) == tiers.HOST
-    resident.tiers.free_device()
+    assert tier(SETTINGS) == kv_memory.HOST
+    resources.memory.free_device()
     failures[0] = 2
-    assert tier(SETTINGS) == tiers.DISK
-    assert tier(other) == tiers.HOST
-    resident.close()
+    assert tier(SETTINGS) == kv_memory.DISK
+    assert tier(other) == kv_memory.HOST
+    resources.close()
 
 
 def test_the_loop_goes_on_while_a_kv_is_copied_to_host_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    copied, copying, going_on = tiers._copied, threading.Event(), threading.Event()
+    copied, copying, going_on = kv_memory._copied, threading.Event(), threading.Event()
     went_on: list[bool] = []
 
     def slow(*given: Any) -> Any:
@@ -189,7 +189,7 @@ def test_the_loop_goes_on_while_a_kv_is_copied_to_host_memory(
     async def main() -> None:
         engine = Engine(SETTINGS, Options(device_bytes=0, host_bytes=1 << 30))
         await engine.start()
-        monkeypatch.setattr(tiers, "_copied", slow)
+        monkeypatch.setattr(kv_memory, "_copied", slow)
         asked = asyncio.create_task(ask(engine))
         while not copying.is_set():
             await asyncio.sleep(0.01)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sttm_cli.base.types import PrefixKV
-from sttm_cli.runtime.model_host import Resident
+from sttm_cli.runtime.resources import Resources
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.store import Store, pack
 
@@ -57,25 +57,25 @@ CHANGES: dict[str, Callable[[PrefixKV], PrefixKV]] = {
 
 
 @pytest.fixture(scope="module")
-def resident(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resident]:
+def resources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resources]:
     """One loaded model for all, which keeps no KV in memory."""
-    resident = Resident(Store(tmp_path_factory.mktemp("cache"), warn=print))
-    yield resident
-    resident.close()
+    resources = Resources(Store(tmp_path_factory.mktemp("cache"), warn=print))
+    yield resources
+    resources.close()
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_what_no_run_can_have_stored_is_a_miss(
-    resident: Resident, change: Callable[[PrefixKV], PrefixKV]
+    resources: Resources, change: Callable[[PrefixKV], PrefixKV]
 ) -> None:
-    store, said = resident.store, list[str]()
-    with VideoQA(resident=resident) as qa:
+    store, said = resources.store, list[str]()
+    with VideoQA(resources=resources) as qa:
         right, identity = qa.ask(SAMPLE, QUESTION), qa.request(SAMPLE).identity
     kv = store.load(store.find(identity).entry, device="cpu", room=0)
     store.save(identity, pack(change(kv)), label={})
-    with VideoQA(resident=resident, warn=said.append) as qa:
+    with VideoQA(resources=resources, warn=said.append) as qa:
         again = qa.ask(SAMPLE, QUESTION)
     assert "computing it anew" in " ".join(said)
     assert (again.cache_hit, again.text) == (False, right.text)
-    with VideoQA(resident=resident, warn=pytest.fail) as qa:
+    with VideoQA(resources=resources, warn=pytest.fail) as qa:
         assert qa.ask(SAMPLE, QUESTION).cache_hit

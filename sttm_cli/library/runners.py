@@ -1,0 +1,47 @@
+"""Where a library is prepared, by the name given to --on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
+
+from sttm_cli.base.errors import UsageError
+from sttm_cli.base.spelling import did_you_mean
+
+if TYPE_CHECKING:
+    from sttm_cli.library.loop import Runner
+    from sttm_cli.runtime.session import VideoQA
+    from sttm_cli.serve.client import Server
+
+LOCAL = "local"
+GROUP = "sttm_cli.runners"
+"""Entry points by name: callables (address, session) -> Runner; `address` is all of --on."""
+
+
+def check_runner(on: str) -> None:
+    """Raise UsageError for a name that no runner has."""
+    name, known = _name(on), [LOCAL, *_installed()]
+    if name not in known:
+        raise UsageError(
+            f"--on {on!r} is not known", did_you_mean(name, known) or f"known: {', '.join(known)}"
+        )
+
+
+def open_runner(on: str, qa: VideoQA, server: Server | None = None) -> Runner:
+    """The runner of a name that was checked; a local one is the server's where there is one."""
+    if _name(on) != LOCAL:
+        make: Callable[[str, VideoQA], Runner] = _installed()[_name(on)].load()
+        return make(on, qa)
+    from sttm_cli.library.local import LocalRunner
+    from sttm_cli.library.server import ServerRunner
+
+    return LocalRunner(qa) if server is None else ServerRunner(qa, server)
+
+
+def _name(on: str) -> str:
+    return on.partition("://")[0]
+
+
+def _installed() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}

@@ -1,0 +1,226 @@
+"""A video's prefilled prefix: from memory, from the store, or computed and stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from sttm_cli import __version__
+from sttm_cli.base.clock import Clock
+from sttm_cli.base.device import memory_told
+from sttm_cli.base.errors import OutOfMemoryError, VideoError
+from sttm_cli.base.filefacts import Memo
+from sttm_cli.base.results import CacheUse
+from sttm_cli.base.types import Continuation, Frames, Json, PrefixKV
+from sttm_cli.decode import Source, digest
+from sttm_cli.models.placement import check_room
+from sttm_cli.prefill import ROOM, KVContinuation
+from sttm_cli.runtime.compute import Compute
+from sttm_cli.runtime.kv_checks import fits
+from sttm_cli.runtime.kv_memory import DEVICE, DISK, Held
+from sttm_cli.runtime.prepared import seconds_to_prefix
+from sttm_cli.runtime.request import Request, kv_bytes
+from sttm_cli.runtime.resources import Resources
+from sttm_cli.settings.settings import Settings
+from sttm_cli.store import NoStore, pack
+
+
+class PrefixCache:
+    """Gets the prefixes of videos, one in use at a time, where they take least time to get.
+
+    `warn` gets what a user should know, a line each.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        resources: Resources,
+        compute: Compute,
+        *,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._settings, self._compute, self._warn = settings, compute, warn
+        self._store, self._memory, self._host = resources.store, resources.memory, resources.host
+        self._used: tuple[str, Held] | None = None
+
+    def uses(self, key: str) -> bool:
+        """Whether the prefix in use is that of `key`."""
+        return self._used is not None and self._used[0] == key
+
+    def get(self, request: Request, clock: Clock) -> tuple[Held, CacheUse]:
+        """The video's prefix, in use until the next one is asked for or `release`."""
+        return self._in_memory(request, clock) or self._restored_or_computed(request, clock)
+
+    def add(
+        self, request: Request, clock: Clock, frames: Frames
+    ) -> tuple[PrefixKV, CacheUse] | None:
+        """Compute and store a video's KV from `frames` that are read elsewhere; None where
+        another process has just done so."""
+        with self._store.computing(request.key, on_wait=self._say_waiting):
+            stored = self._store.find(request.identity).entry is not None
+            if stored and not self._settings.refresh:
+                return None
+            return self._computed(request, clock, miss_reason="nothing stored", frames=frames)
+
+    def release(self) -> None:
+        """The prefix in use is in use no longer."""
+        if self._used is not None:
+            self._memory.release(self._used[1])
+            self._used = None
+
+    # ---- memory
+
+    def _in_memory(self, request: Request, clock: Clock) -> tuple[Held, CacheUse] | None:
+        started = clock.total()
+        found = self._taken(request.key)
+        if found is None:
+            return None
+        held, tier = found
+        if tier != DEVICE:
+            clock.add("restore", clock.total() - started)
+        self._use(request.key, held)
+        return held, replace(
+            held.cache,
+            hit=True,
+            tier=tier,
+            restored_tokens=held.kv.tokens.prefix,
+            prefilled_tokens=0,
+            miss_reason=None,
+        )
+
+    def _taken(self, key: str) -> tuple[Held, str] | None:
+        """What memory holds of `key`; None also where the device has no room for it."""
+        for _ in range(2):
+            try:
+                with memory_told():
+                    return self._memory.take(key, self._continued)
+            except OutOfMemoryError:
+                self.release()
+                if not self._memory.free_device():
+                    break
+        return None
+
+    def _use(self, key: str, held: Held) -> None:
+        self.release()
+        self._used = key, held
+
+    def _continued(self, kv: PrefixKV) -> Continuation:
+        return KVContinuation(self._compute.model(vision=False), kv)
+
+    # ---- the store
+
+    def _restored_or_computed(self, request: Request, clock: Clock) -> tuple[Held, CacheUse]:
+        # What was in use makes room first.
+        self.release()
+        try:
+            kv, cache = self._kv(request, clock)
+        except OutOfMemoryError:
+            if not self._memory.free_device():
+                raise
+            kv, cache = self._kv(request, clock)
+        held = Held(kv, self._continued(kv), cache)
+        self._use(request.key, self._memory.add(request.key, held))
+        return held, cache
+
+    def _kv(self, request: Request, clock: Clock) -> tuple[PrefixKV, CacheUse]:
+        # The store may be shared: what it warns of now is about this video.
+        with self._store.telling(self._warn):
+            found = self._restored(request, clock)
+            if isinstance(found, str):
+                with self._store.computing(request.key, on_wait=self._say_waiting):
+                    # Another process may have stored it while this one waited.
+                    found = self._restored(request, clock)
+                    if isinstance(found, str):
+                        found = self._computed(request, clock, miss_reason=found)
+            return found
+
+    def _restored(self, request: Request, clock: Clock) -> tuple[PrefixKV, CacheUse] | str:
+        """The stored KV, or why there is none to use."""
+        if self._settings.refresh:
+            return "made anew, as --refresh asks"
+        lookup = self._store.find(request.identity)
+        if lookup.entry is None:
+            return lookup.miss_reason or "nothing stored"
+        # What is not needed to go on from a stored KV is not loaded.
+        entry, model = lookup.entry, self._compute.model(clock, vision=False)
+        with clock.stage("restore"), memory_told():
+            kv = self._store.load(entry, device=model.layer_devices, room=ROOM)
+        if kv is None or not fits(kv, model.decoder.config, self._compute.plan):
+            self._warn(f"stored entry {entry.key[:12]} cannot be used; computing it anew")
+            return "the stored entry is damaged"
+        sooner = seconds_to_prefix(kv) - clock.spent("restore")
+        self._store.count_use(entry, saved_s=sooner)
+        return kv, CacheUse(
+            hit=True,
+            key=entry.key,
+            bytes=entry.bytes,
+            restored_tokens=kv.tokens.prefix,
+            prefilled_tokens=0,
+            miss_reason=None,
+            tier=DISK,
+            saved_bytes=entry.saved_bytes,
+        )
+
+    # ---- computing
+
+    def _computed(
+        self, request: Request, clock: Clock, *, miss_reason: str, frames: Frames | None = None
+    ) -> tuple[PrefixKV, CacheUse]:
+        self._check_room(request)
+        tokens, report = self._compute.visual_tokens(request, clock, frames)
+        kv = self._compute.prefill(tokens, clock, budget=self._settings.budget)
+        with clock.stage("prefill"), memory_told():
+            # Rounds the KV to what a later process will restore: both give the same answer.
+            packed = pack(kv, self._settings.kv_dtype)
+        kv.facts |= {
+            "sttm_version": __version__,
+            "decode": report.to_json(),
+            "seconds": clock.seconds(),
+        }
+        if frames is None:
+            # Of frames that were read ahead of time nobody waited so long.
+            kv.facts["waited_s"] = clock.total() - clock.spent("load_model")
+        self._check_unchanged(request)
+        label = self._label(request)
+        # What another reader than the identity's gave is not kept.
+        entry = None if report.fallback else self._store.save(request.identity, packed, label=label)
+        return kv, CacheUse(
+            hit=False,
+            key=request.key,
+            bytes=entry.bytes if entry else 0,
+            restored_tokens=0,
+            prefilled_tokens=kv.tokens.prefix,
+            miss_reason=miss_reason,
+            saved_bytes=entry.saved_bytes if entry else 0,
+        )
+
+    def _check_room(self, request: Request) -> None:
+        plan = self._compute.plan
+        if not self._host.has(plan, vision=True):
+            size = kv_bytes(request.plan, plan, self._settings.budget, dtype=plan.dtype)
+            check_room(plan.source, plan.placement(), size or 0)
+
+    def _check_unchanged(self, request: Request) -> None:
+        # Digested before it was decoded: a file replaced meanwhile must not lend its frames.
+        facts = facts_for(request.source, self._store)
+        if digest(request.path, facts) != request.digest:
+            raise VideoError(
+                f"{request.source.name} changed while it was read", "ask again once it is whole"
+            )
+
+    def _label(self, request: Request) -> Json:
+        return {
+            "video": request.source.origin,
+            "model": self._settings.model,
+            "budget": self._settings.budget,
+            "duration_s": request.info.duration_s,
+        }
+
+    def _say_waiting(self) -> None:
+        self._warn("another process is preparing this video; waiting for it")
+
+
+def facts_for(source: Source, store: Memo) -> Memo:
+    """Where facts about a video's file are remembered: those of a temporary copy nowhere, since
+    nobody will ask for them again."""
+    return NoStore() if source.is_copy else store
