@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from sttm_cli.base.errors import VideoError
 from sttm_cli.base.filefacts import Memo, is_settled
-from sttm_cli.decode.file import check_file
+from sttm_cli.decode.file import check_file, version_key
 
 
 def digest(path: Path, memo: Memo) -> str:
@@ -33,15 +32,6 @@ def digest(path: Path, memo: Memo) -> str:
     if is_settled(after):
         memo.set(key, {"blake3": value})
     return value
-
-
-def version_key(path: Path, found: os.stat_result) -> str:
-    """What tells one version of a file from another without reading it."""
-    # Names need not be text; the index holds nothing else.
-    name = os.fsencode(path.absolute()).decode(errors="backslashreplace")
-    # Unlike the modification time, nobody can set the change time back.
-    times = f"{found.st_mtime_ns}|{found.st_ctime_ns}"
-    return f"{name}|{found.st_size}|{times}|{found.st_ino}"
 
 
 def _blake3(path: Path) -> str:

@@ -14,10 +14,8 @@ from typing import Any
 
 from sttm_cli.base.errors import VideoError
 from sttm_cli.base.types import Progress
-from sttm_cli.decode.source import BLOCK, check_size, write
+from sttm_cli.decode.spool import BLOCK, TIMEOUT_S, check_size, write
 
-TIMEOUT_S = 30.0
-"""How long a connection may give nothing, and how long it may be slower than LEAST_SPEED."""
 LEAST_SPEED = 1000
 """Bytes a second on average below which a download counts as stalled."""
 PAGE = "text/html"

@@ -34,3 +34,12 @@ def check_file(path: Path) -> os.stat_result:
     if head.lower().startswith(tuple(mark.lower() for mark in PLAYLISTS)):
         raise VideoError(f"{path} is a playlist or a text, not a video", NEEDED)
     return found
+
+
+def version_key(path: Path, found: os.stat_result) -> str:
+    """What tells one version of a file from another without reading it."""
+    # Names need not be text; the index holds nothing else.
+    name = os.fsencode(path.absolute()).decode(errors="backslashreplace")
+    # Unlike the modification time, nobody can set the change time back.
+    times = f"{found.st_mtime_ns}|{found.st_ctime_ns}"
+    return f"{name}|{found.st_size}|{times}|{found.st_ino}"

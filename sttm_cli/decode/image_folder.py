@@ -8,7 +8,7 @@ from typing import Any
 
 from sttm_cli.base.errors import VideoError
 from sttm_cli.base.filefacts import Memo, is_settled
-from sttm_cli.decode.digest import version_key
+from sttm_cli.decode.file import version_key
 
 FORMATS = {
     ".avif": "AVIF", ".bmp": "BMP", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".ppm": "PPM",

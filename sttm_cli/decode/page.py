@@ -8,8 +8,7 @@ from typing import Any
 
 from sttm_cli.base.errors import VideoError
 from sttm_cli.base.types import Progress
-from sttm_cli.decode.download import TIMEOUT_S
-from sttm_cli.decode.source import check_size
+from sttm_cli.decode.spool import TIMEOUT_S, check_size
 
 # The best picture up to 1080 lines, more than any model here looks at; sound is not needed.
 FORMAT = "bestvideo[height<=1080]/best[height<=1080]/bestvideo/best"

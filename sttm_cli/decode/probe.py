@@ -11,8 +11,7 @@ from typing import Any
 from sttm_cli.base.errors import VideoError
 from sttm_cli.base.filefacts import Memo, is_settled
 from sttm_cli.base.types import VideoInfo
-from sttm_cli.decode.digest import version_key
-from sttm_cli.decode.file import NEEDED, check_file
+from sttm_cli.decode.file import NEEDED, check_file, version_key
 
 NO_SOUND = "the video's sound is ignored: a model sees its frames only"
 

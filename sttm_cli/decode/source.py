@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import BinaryIO
 
 from sttm_cli.base.errors import SttmError, UsageError, VideoError
 from sttm_cli.base.types import Progress
+from sttm_cli.decode.spool import BLOCK, write
 from sttm_cli.settings.settings import STDIN
 
-BLOCK = 1 << 20
 KEPT = 4
 """Copies kept at once: a process that runs for days must not fill the disk."""
 
@@ -116,34 +116,6 @@ class Sources:
 def is_address(video: str) -> bool:
     """Whether `video` is an address rather than a path."""
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", video) is not None
-
-
-def write(
-    blocks: Iterator[bytes],
-    target: Path,
-    *,
-    name: str,
-    max_bytes: int,
-    on_bytes: Callable[[int], None],
-) -> int:
-    """Write `blocks` to `target`, at most `max_bytes` of them, and return their number."""
-    done = 0
-    with target.open("wb") as file:
-        for block in blocks:
-            done += len(block)
-            check_size(name, done, max_bytes)
-            file.write(block)
-            on_bytes(done)
-    return done
-
-
-def check_size(name: str, size: int, max_bytes: int) -> None:
-    """Raise VideoError where a video from elsewhere is larger than `max_bytes`."""
-    if size > max_bytes:
-        raise VideoError(
-            f"{name} is larger than --max-download allows ({max_bytes / 1e6:,.0f} MB)",
-            "give a larger --max-download, or fetch it yourself and give the file",
-        )
 
 
 def _spool(target: Path, max_bytes: int, progress: Progress) -> None:

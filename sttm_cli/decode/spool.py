@@ -1,0 +1,40 @@
+"""Bytes of a video that come from elsewhere, into a file, bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sttm_cli.base.errors import VideoError
+
+BLOCK = 1 << 20
+TIMEOUT_S = 30.0
+"""How long a connection may give nothing, and how long one may be as good as stalled."""
+
+
+def write(
+    blocks: Iterator[bytes],
+    target: Path,
+    *,
+    name: str,
+    max_bytes: int,
+    on_bytes: Callable[[int], None],
+) -> int:
+    """Write `blocks` to `target`, at most `max_bytes` of them, and return their number."""
+    done = 0
+    with target.open("wb") as file:
+        for block in blocks:
+            done += len(block)
+            check_size(name, done, max_bytes)
+            file.write(block)
+            on_bytes(done)
+    return done
+
+
+def check_size(name: str, size: int, max_bytes: int) -> None:
+    """Raise VideoError where a video from elsewhere is larger than `max_bytes`."""
+    if size > max_bytes:
+        raise VideoError(
+            f"{name} is larger than --max-download allows ({max_bytes / 1e6:,.0f} MB)",
+            "give a larger --max-download, or fetch it yourself and give the file",
+        )
