@@ -20,7 +20,7 @@ from sttm_cli.base.device import wait_for
 from sttm_cli.base.types import Json, VisualTokens
 
 if TYPE_CHECKING:
-    from sttm_cli.models import VideoLLM
+    from sttm_cli.models.video_llm import VideoLLM
 
 QUESTION = "what happens in the video?"
 

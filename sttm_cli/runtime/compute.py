@@ -23,7 +23,7 @@ from sttm_cli.settings.settings import Settings, cache_dir
 from sttm_cli.store import NoStore, Store
 
 if TYPE_CHECKING:
-    from sttm_cli.models import VideoLLM
+    from sttm_cli.models.video_llm import VideoLLM
 
 OnChunk = Callable[[FrameChunk], None]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 
 from sttm_cli.base.types import Json
-from sttm_cli.models import VideoLLM, check_unchanged, load
+from sttm_cli.models.checkpoint import check_unchanged
+from sttm_cli.models.registry import load
+from sttm_cli.models.video_llm import VideoLLM
 from sttm_cli.runtime.kv_memory import Tiers
 from sttm_cli.runtime.request import ModelChoice
 from sttm_cli.store import NoStore, Store
@@ -38,9 +40,9 @@ class Resident:
             if self._model is None or not self.has(choice, vision=vision):
                 self._forget()
                 place = choice.placement(vision=vision)
-                self._model = load(choice.source, place, newlines=choice.newlines)
+                self._model = load(choice.checkpoint, place, frozenset(choice.options))
                 # What the KV will be stored under must be what was read.
-                check_unchanged(choice.source, self.store)
+                check_unchanged(choice.checkpoint, self.store)
                 self._loaded, self._sees = _identity(choice), vision
             return self._model
 
@@ -56,4 +58,4 @@ class Resident:
 
 
 def _identity(choice: ModelChoice) -> Json:
-    return {**choice.identity(), "newlines": choice.newlines}
+    return {**choice.identity(), "options": choice.options}

@@ -13,17 +13,11 @@ from sttm_cli.base.errors import UsageError
 from sttm_cli.base.filefacts import Memo
 from sttm_cli.base.types import FramePlan, Json, VideoInfo
 from sttm_cli.decode import Source, digest, plan_frames, remembered_probe
-from sttm_cli.models import (
-    ALIASES,
-    Family,
-    ModelSource,
-    Placement,
-    context_length,
-    defaults_of,
-    find_source,
-    layer_bytes,
-    token_count,
-)
+from sttm_cli.models.checkpoint import Checkpoint, find_checkpoint
+from sttm_cli.models.counts import context_length, layer_bytes, token_count
+from sttm_cli.models.family import Family
+from sttm_cli.models.placement import Placement
+from sttm_cli.models.registry import aliases, family_of
 from sttm_cli.settings.settings import Settings
 from sttm_cli.store import FORMAT, STORED, key_of
 
@@ -31,11 +25,14 @@ MERGE_METHOD = "sttm/2"
 """Changes whenever the same features and budget could give other tokens."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelChoice:
-    """The checkpoint, where and how it will run, and how its tokens will be merged."""
+    """The checkpoint, where and how it will run, and how its tokens will be merged.
 
-    source: ModelSource
+    `options`: those of `Family.options` that are on, sorted.
+    """
+
+    checkpoint: Checkpoint
     family: Family
     device: str
     dtype: str
@@ -43,7 +40,7 @@ class ModelChoice:
     positions: str
     attention: str = "sdpa"
     spread: bool = False
-    newlines: bool = False
+    options: tuple[str, ...] = ()
 
     def placement(self, *, vision: bool = True) -> Placement:
         """Where and how it is loaded."""
@@ -52,7 +49,7 @@ class ModelChoice:
     def identity(self) -> Json:
         return {
             "family": self.family.name,
-            "weights": self.source.fingerprint,
+            "weights": self.checkpoint.fingerprint,
             "dtype": self.dtype,
             "device": self.device.split(":")[0],
             "attention": self.attention,
@@ -89,28 +86,57 @@ def choose_model(
     a merge layer that is not there.
     """
     name = settings.model
-    repository = ALIASES.get(name, name)
-    source = find_source(
-        name, repository, revision=settings.revision, memo=memo, aliases=ALIASES, tell=tell
+    checkpoint = find_checkpoint(
+        name,
+        aliases().get(name, name),
+        revision=settings.revision,
+        memo=memo,
+        aliases=aliases(),
+        tell=tell,
     )
-    family = defaults_of(source)
+    family = family_of(checkpoint)
     layer, positions = settings.merge_layer, settings.positions
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
-    _check_layer(layer, source)
-    _check_family(settings, family)
+    _check_layer(layer, checkpoint)
+    check_positions(settings, family, model=f"--model {name}")
     return ModelChoice(
-        source,
-        family,
-        device,
-        dtype,
-        family.merge_layer if layer is None else layer,
-        family.positions if positions == "auto" else positions,
-        resolve_attention(device, dtype),
+        checkpoint=checkpoint,
+        family=family,
+        device=device,
+        dtype=dtype,
+        merge_layer=family.merge_layer if layer is None else layer,
+        positions=family.positions if positions == "auto" else positions,
+        attention=resolve_attention(device, dtype),
         # A device named by hand is the one that is meant.
-        settings.device == "auto" and device == "cuda",
-        settings.newlines,
+        spread=settings.device == "auto" and device == "cuda",
+        options=options_of(settings, family, model=f"--model {name}"),
     )
+
+
+def check_positions(settings: Settings, family: Family, *, model: str) -> None:
+    """Raise UsageError where the family cannot reassign positions; `model` is the flag given."""
+    if settings.positions == "reassigned" and family.rotary_axes > 1:
+        raise UsageError(
+            f"--positions reassigned cannot be combined with {model}: "
+            f"tokens of {family.name} have ids in time, height and width",
+            "leave it out, or give --positions survivors",
+        )
+
+
+def options_of(settings: Settings, family: Family, *, model: str) -> tuple[str, ...]:
+    """The family's options that are on; raises UsageError for one that it does not have.
+
+    `model` is the flag that chose the family, as typed.
+    """
+    wanted = ("newlines",) if settings.newlines else ()
+    for option in wanted:
+        if option not in family.options:
+            raise UsageError(
+                f"--{option} cannot be combined with {model}: not an option of {family.name}",
+                "leave it out",
+            )
+    return wanted
 
 
 def make_request(source: Source, choice: ModelChoice, settings: Settings, memo: Memo) -> Request:
@@ -154,10 +180,10 @@ def kv_bytes(plan: FramePlan, choice: ModelChoice, budget: float, *, dtype: str)
 
     Layers below the merge layer hold every token, the others the budget's.
     """
-    source, layers = choice.source, choice.source.layers
-    each = layer_bytes(source, STORED[dtype].itemsize)
+    checkpoint, layers = choice.checkpoint, choice.checkpoint.layers
+    each = layer_bytes(checkpoint, STORED[dtype].itemsize)
     width, height = plan.size
-    count = token_count(source, len(plan.times_s), width=width, height=height)
+    count = token_count(checkpoint, len(plan.times_s), width=width, height=height)
     if each is None or count is None or not layers:
         return None
     full = count.visual
@@ -181,7 +207,7 @@ def _identity(video: Json, plan: FramePlan, choice: ModelChoice, settings: Setti
             "positions": choice.positions,
         },
         "kv_dtype": choice.dtype if settings.kv_dtype == "auto" else settings.kv_dtype,
-        "prompt": {"template": choice.family.template, "newlines": choice.newlines},
+        "prompt": {"template": choice.family.template, "options": list(choice.options)},
         "libraries": _libraries(choice),
     }
 
@@ -201,27 +227,12 @@ def _version(name: str) -> str:
     return version(name)
 
 
-def _check_family(settings: Settings, family: Family) -> None:
-    if settings.positions == "reassigned" and family.rotary_axes > 1:
-        raise UsageError(
-            f"--positions reassigned cannot hold with --model {settings.model}: "
-            f"tokens of {family.name} have ids in time, height and width",
-            "leave it out, or give --positions survivors",
-        )
-    if settings.newlines and not family.newlines:
-        raise UsageError(
-            f"--newlines cannot hold with --model {settings.model}: "
-            f"{family.name} was not trained with newline tokens between rows",
-            "leave it out",
-        )
-
-
 def _check_context(plan: FramePlan, choice: ModelChoice) -> None:
     """Before minutes of decoding: whatever the budget, the layers below the merge layer run every
     token at a position of its own (M-RoPE has several axes of them)."""
     width, height = plan.size
-    frames, limit = len(plan.times_s), context_length(choice.source)
-    count = token_count(choice.source, frames, width=width, height=height)
+    frames, limit = len(plan.times_s), context_length(choice.checkpoint)
+    count = token_count(choice.checkpoint, frames, width=width, height=height)
     if choice.family.rotary_axes == 1 and limit and count and count.visual >= limit:
         raise UsageError(
             f"{frames} frames give {count.visual:,} tokens, the model's context takes {limit:,}",
@@ -229,10 +240,10 @@ def _check_context(plan: FramePlan, choice: ModelChoice) -> None:
         )
 
 
-def _check_layer(layer: int | None, source: ModelSource) -> None:
-    layers = source.layers
+def _check_layer(layer: int | None, checkpoint: Checkpoint) -> None:
+    layers = checkpoint.layers
     if layer is not None and layers and layer >= layers:
         raise UsageError(
-            f"--merge-layer {layer} is not possible: {source.name} has {layers} layers",
+            f"--merge-layer {layer} is not possible: {checkpoint.name} has {layers} layers",
             f"give 0 to {layers - 1}",
         )

@@ -293,7 +293,7 @@ class VideoQA(Stages):
         choice = self.choice
         if not self._resident.has(choice, vision=True):
             size = kv_bytes(request.plan, choice, self.settings.budget, dtype=choice.dtype)
-            check_room(choice.source, choice.placement(), size or 0)
+            check_room(choice.checkpoint, choice.placement(), size or 0)
 
     def _label(self, request: Request) -> Json:
         return {

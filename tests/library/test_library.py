@@ -23,7 +23,7 @@ from sttm_cli.library.outcome import Computed, Failed, Outcome, Skipped, Stopped
 from sttm_cli.library.paths import find_videos, share_of
 from sttm_cli.library.read_ahead import ahead
 from sttm_cli.library.space import Estimate, check_space, estimate
-from sttm_cli.models import token_count
+from sttm_cli.models.counts import token_count
 from sttm_cli.runtime import compute as stages
 from sttm_cli.runtime.session import VideoQA
 from tests.checkpoints_internvl import internvl
