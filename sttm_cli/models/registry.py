@@ -113,16 +113,18 @@ def _listed(model_type: str) -> Family | None:
 
 
 def _installed(point: EntryPoint) -> Family:
-    where = f"model family {point.name!r} of package {point.dist.name if point.dist else '?'}"
+    package_name = point.dist.name if point.dist else "?"
     try:
         family = point.load()
     except Exception as error:  # another package's code
         raise ModelError(
-            f"{where} cannot be imported: {error}", "update or remove that package"
+            f"model family {point.name!r} of package {package_name} cannot be imported: {error}",
+            "update or remove that package",
         ) from error
     if not isinstance(family, Family) or family.model_type != point.name:
         raise ModelError(
-            f"{where} is not a Family of that model_type", "update or remove that package"
+            f"model family {point.name!r} of package {package_name} is not a Family of that type",
+            "update or remove that package",
         )
     return family
 
