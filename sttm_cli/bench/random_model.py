@@ -15,16 +15,17 @@ import torch
 from sttm_cli.base.device import resolve_attention
 from sttm_cli.base.errors import OutOfMemoryError, UsageError
 from sttm_cli.bench.geometry import GEOMETRIES, SPECIAL, Geometry, architecture
-from sttm_cli.models import FAMILIES, ModelSource
+from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.placement import free_bytes
+from sttm_cli.models.registry import family_of
 from sttm_cli.runtime.model_host import ModelHost
-from sttm_cli.runtime.model_plan import ModelPlan
+from sttm_cli.runtime.model_plan import ModelPlan, check_positions, options_of
 from sttm_cli.runtime.resources import Resources
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.store import NoStore
 
 if TYPE_CHECKING:
-    from sttm_cli.models import VideoLLM
+    from sttm_cli.models.video_llm import VideoLLM
     from sttm_cli.settings.settings import Settings
 
 TEMPLATE = (
@@ -45,63 +46,55 @@ def random_qa(
     if name not in GEOMETRIES:
         raise UsageError(f"--geometry {name} is not known", f"known: {', '.join(GEOMETRIES)}")
     geometry = GEOMETRIES[name].shrunk(layers, scale)
-    family = FAMILIES[geometry.kind]
+    checkpoint = Checkpoint(
+        name=name,
+        folder=Path(),
+        revision=None,
+        fingerprint="random weights",
+        config={"model_type": geometry.kind},
+    )
+    family, given = family_of(checkpoint), f"--geometry {name}"
     merge_layer = family.merge_layer if settings.merge_layer is None else settings.merge_layer
     if merge_layer + 2 > geometry.text[2]:
         raise UsageError(
             f"--layers {geometry.text[2]} is too few: tokens are merged before layer {merge_layer}",
             f"give {merge_layer + 2} or more",
         )
-    if settings.newlines and not family.newlines:
-        raise UsageError(f"--newlines cannot be combined with --geometry {name}", "leave it out")
-    if settings.positions == "reassigned" and family.rotary_axes > 1:
-        raise UsageError(
-            f"--positions reassigned cannot be combined with --geometry {name}", "leave it out"
-        )
-    attention = resolve_attention(device, dtype)
-    model_class, config = architecture(geometry)
-    model = _filled(name, model_class, config, device=device, dtype=dtype, attention=attention)
-    source = ModelSource(name, Path(), None, "random weights", {})
-    positions = family.positions if settings.positions == "auto" else settings.positions
+    check_positions(settings, family, model=given)
     plan = ModelPlan(
-        source=source,
+        checkpoint=checkpoint,
         family=family,
         device=device,
         dtype=dtype,
         merge_layer=merge_layer,
-        positions=positions,
-        attention=attention,
-        newlines=settings.newlines,
+        positions=family.positions if settings.positions == "auto" else settings.positions,
+        attention=resolve_attention(device, dtype),
+        options=options_of(settings, family, model=given),
     )
-    dressed = _dressed(geometry, model)
-    if settings.newlines:
-        dressed.newlines = True  # type: ignore[attr-defined]
-    store = NoStore()
-    resources = Resources(store, host=ModelHost.holding(plan, dressed, store))
+    made, store = _dressed(geometry, _filled(geometry, plan), plan), NoStore()
+    resources = Resources(store, host=ModelHost.holding(plan, made, store))
     return VideoQA(settings, resources=resources, model_plan=plan)
 
 
-def _filled(
-    name: str, model_class: Any, config: Any, *, device: str, dtype: str, attention: str
-) -> Any:
-    """A model with weights drawn on `device`, after a look at whether they fit."""
+def _filled(geometry: Geometry, plan: ModelPlan) -> Any:
+    """A model with weights drawn where it will run, after a look at whether they fit."""
     from transformers.initialization import no_init_weights
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-
-    kind = getattr(torch, dtype)
+    model_class, config = architecture(geometry)
+    device, kind = plan.device, getattr(torch, plan.dtype)
     with torch.device("meta"), no_init_weights():
         count = sum(p.numel() for p in model_class._from_config(config).parameters())
     needed, free = count * kind.itemsize, free_bytes(device)
     if free is not None and needed > free:
         raise OutOfMemoryError(
-            f"{name} takes {needed / 2**30:.1f} GiB in {dtype}, and {free / 2**30:.1f} GiB are "
-            f"free on {device}",
+            f"{plan.checkpoint.name} takes {needed / 2**30:.1f} GiB in {plan.dtype}, and "
+            f"{free / 2**30:.1f} GiB are free on {device}",
             "give --dtype bfloat16, --layers N or --scale S for a smaller one",
         )
     with torch.device(device), no_init_weights():
-        model = model_class._from_config(config, dtype=kind, attn_implementation=attention)
+        model = model_class._from_config(config, dtype=kind, attn_implementation=plan.attention)
     torch.manual_seed(0)
     with torch.no_grad():
         for label, parameter in model.named_parameters():
@@ -112,46 +105,52 @@ def _filled(
     return model.eval()
 
 
-def _dressed(geometry: Geometry, model: Any) -> VideoLLM:
+def _dressed(geometry: Geometry, model: Any, plan: ModelPlan) -> VideoLLM:
     """The family's own code around the model."""
-    import transformers as hf
-
-    from sttm_cli.models import (
-        llava_onevision,
-        llava_video,
-        qwen2_5_vl,
-        qwen2_vl,
-        qwen3_vl,
-    )
-
-    tokenizer = _tokenizer()
     model.generation_config.eos_token_id = SPECIAL.index("<|im_end|>")
     if geometry.kind.startswith("llava"):
-        half = [0.5, 0.5, 0.5]
-        frames = hf.LlavaOnevisionVideoProcessor(
-            size={"height": 384, "width": 384}, image_mean=half, image_std=half
-        )
-        if geometry.kind == "llava_qwen":
-            return llava_video.LlavaVideo(model, tokenizer, frames)
-        template = TEMPLATE.replace("VIDEO", "<video>")
-        return llava_onevision.LlavaOnevision(
-            model, tokenizer, template, video="<video>", frames=frames
-        )
-    third = geometry.kind == "qwen3_vl"
-    frames = (hf.Qwen3VLVideoProcessor if third else hf.Qwen2VLVideoProcessor)()
-    processor = SimpleNamespace(
-        tokenizer=tokenizer,
-        chat_template=TEMPLATE.replace("VIDEO", "<|vision_start|><|video_pad|><|vision_end|>"),
-        video_token="<|video_pad|>",
+        return _llava(geometry, model, newlines="newlines" in plan.options)
+    return _qwen(geometry, model)
+
+
+def _llava(geometry: Geometry, model: Any, *, newlines: bool) -> VideoLLM:
+    from transformers import LlavaOnevisionVideoProcessor
+
+    from sttm_cli.models.families.llava_onevision import LlavaOnevision
+    from sttm_cli.models.families.llava_qwen import LlavaVideo
+
+    half = [0.5, 0.5, 0.5]
+    frames = LlavaOnevisionVideoProcessor(
+        size={"height": 384, "width": 384}, image_mean=half, image_std=half
+    )
+    if geometry.kind == "llava_qwen":
+        return LlavaVideo(model, _tokenizer(), frames=frames, newlines=newlines)
+    return LlavaOnevision(model, _processor(frames, "<video>", "<video>"))
+
+
+def _qwen(geometry: Geometry, model: Any) -> VideoLLM:
+    from transformers import Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
+
+    from sttm_cli.models.families.qwen2_5_vl import Qwen25VL
+    from sttm_cli.models.families.qwen2_vl import Qwen2VL
+    from sttm_cli.models.families.qwen3_vl import Qwen3VL
+
+    family = {"qwen2_vl": Qwen2VL, "qwen2_5_vl": Qwen25VL, "qwen3_vl": Qwen3VL}[geometry.kind]
+    frames = Qwen3VLVideoProcessor() if family is Qwen3VL else Qwen2VLVideoProcessor()
+    video = "<|video_pad|>"
+    return family(model, _processor(frames, video, f"<|vision_start|>{video}<|vision_end|>"))
+
+
+def _processor(frames: Any, video_token: str, video: str) -> Any:
+    """What a family reads of a processor; `video` is the video's text in the prompt."""
+    return SimpleNamespace(
+        tokenizer=_tokenizer(),
+        chat_template=TEMPLATE.replace("VIDEO", video),
+        video_token=video_token,
         vision_start_token="<|vision_start|>",
         vision_end_token="<|vision_end|>",
         video_processor=frames,
     )
-    if third:
-        return qwen3_vl.Qwen3VL(model, processor)
-    if geometry.kind == "qwen2_5_vl":
-        return qwen2_5_vl.Qwen25VL(model, processor)
-    return qwen2_vl.Qwen2VL(model, processor)
 
 
 def _tokenizer() -> Any:

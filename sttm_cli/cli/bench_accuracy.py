@@ -90,7 +90,7 @@ def accuracy(
     rest = dict.fromkeys(("start", "end", "max_bytes"))
     settings = settings_from({**flags, **rest, "frames": frames, "no_cache": True})
     with StageProgress(output) as progress, VideoQA(settings, warn=warn) as qa:
-        named = find_methods(methods, layers=qa.model_plan.source.layers)
+        named = find_methods(methods, layers=qa.model_plan.checkpoint.layers)
         exam = Exam(split, frames, read_films(films) if films else None)
         results = take_exam(
             qa,

@@ -77,9 +77,9 @@ def _flag(
 
 
 def _aliases(incomplete: str) -> list[str]:
-    from sttm_cli.models import ALIASES
+    from sttm_cli.models.registry import aliases
 
-    return [alias for alias in ALIASES if alias.startswith(incomplete)]
+    return [alias for alias in aliases() if alias.startswith(incomplete)]
 
 
 OUTPUT = (

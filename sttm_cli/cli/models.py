@@ -8,7 +8,7 @@ from sttm_cli.cli.flags import Output, takes
 from sttm_cli.cli.output import print_json, say, size
 
 if TYPE_CHECKING:
-    from sttm_cli.models import Known
+    from sttm_cli.models.known import Known
 
 
 @takes()
@@ -17,19 +17,21 @@ def models(*, flags: dict[str, Any], output: Output) -> None:
 
     Below them stand the families that a hub id or a folder may belong to.
     """
-    from sttm_cli.models import FAMILIES, known_models
+    from sttm_cli.models.known import known_models
+    from sttm_cli.models.registry import families
 
     found = known_models()
     if output.as_json:
-        families = [{"model_type": kind, **family.to_json()} for kind, family in FAMILIES.items()]
         rows = [model.to_json() for model in found]
-        print_json({"schema": "sttm.models/1", "models": rows, "families": families})
+        kinds = [family.to_json() for family in families()]
+        print_json({"schema": "sttm.models/1", "models": rows, "families": kinds})
         return
     _table(found)
     if not output.quiet:
         here = sum(model.bytes is not None for model in found)
         say(f"{here} of {len(found)} on this machine")
-        say(f"any hub id or folder of these types works: {', '.join(FAMILIES)}")
+        types = ", ".join(family.model_type for family in families())
+        say(f"any hub id or folder of these types works: {types}")
 
 
 def _table(found: list[Known]) -> None:

@@ -1,27 +1,39 @@
-"""The text side that families share: chat template, token ids, embeddings, logits."""
+"""What all families share: frames without gradients, chat template, token ids, logits.
+
+Imports torch only where it is used: a family's file must import without it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from textwrap import shorten
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from sttm_cli.base.errors import ModelError, UsageError
-from sttm_cli.base.types import Prompt, VisualTokens
+from sttm_cli.base.types import FrameChunk, Prompt, VisualTokens
+
+if TYPE_CHECKING:
+    import torch
 
 
 class ChatFormat:
-    """Cuts the model's own chat template right after the video, so that both parts tokenize
-    exactly as the whole does: a control token is a hard border for every tokenizer."""
+    """A loaded model around its own chat template; a family adds `visual_tokens` and `prompt`.
+
+    The template is cut right after the video, so that both parts tokenize exactly as the whole
+    does: a control token is a hard border for every tokenizer. `processor` is transformers', or
+    anything with its `tokenizer`, `video_processor`, `video_token` and `chat_template`; `template`
+    replaces the latter.
+    """
 
     decoder: Any
 
-    def __init__(self, tokenizer: Any, template: str, video_token: str, model: Any) -> None:
+    def __init__(self, model: Any, processor: Any, *, template: str | None = None) -> None:
+        tokenizer, video_token = processor.tokenizer, processor.video_token
+        self._model = model
         self._tokenizer = tokenizer
-        self._template = template
+        self._template = template or processor.chat_template
         self._video_token = video_token
+        self._frames = processor.video_processor
         self._lm_head = model.lm_head
         self._embedding = model.get_input_embeddings()
         self._control = frozenset(tokenizer.all_special_tokens) | {video_token}
@@ -43,6 +55,25 @@ class ChatFormat:
     def top_p(self) -> float:
         return self._generation.top_p or 1.0
 
+    def encode(self, chunk: FrameChunk, frames: int) -> VisualTokens:
+        import torch
+
+        with torch.inference_mode():
+            return self.visual_tokens(torch.from_numpy(chunk.frames).permute(0, 3, 1, 2), frames)
+
+    def visual_tokens(self, video: torch.Tensor, frames: int) -> VisualTokens:
+        """Frames [T, 3, H, W] uint8 of a video of `frames` -> visual tokens [T', h, w, C].
+
+        Called in inference mode.
+        """
+        raise NotImplementedError
+
+    def pixels(self, video: torch.Tensor, name: str) -> torch.Tensor:
+        """The video processor's output `name` for frames [T, 3, H, W], as the model takes it."""
+        made = self._frames(video, do_sample_frames=False, return_tensors="pt")[name]
+        pixels: torch.Tensor = made.to(self._model.device, self._model.dtype)
+        return pixels
+
     def head(self) -> str:
         """The rendered prompt before the video."""
         return self._cut(self._render([{"role": "user", "content": _with_video("")}]))[0]
@@ -52,14 +83,22 @@ class ChatFormat:
         head = self.head()
         return list(self._tokenizer(head).input_ids) if head else []
 
+    def ids_after(self, text: str) -> list[int]:
+        """Token ids of text that follows other text."""
+        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+
     def spread(self, text: str, each: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids [L] of a prompt in which every video token stands for `each` of them, and
-        their places in it."""
+        """Token ids [L] of a prompt in which every video token is repeated `each` times, and
+        the indices of the video tokens in them."""
+        import torch
+
         ids = torch.tensor(self._tokenizer(text).input_ids)
         ids = ids.repeat_interleave(torch.where(ids == self.video_id, each, 1))
         return ids, (ids == self.video_id).nonzero()[:, 0]
 
     def question(self, text: str, history: Sequence[tuple[str, str]] = ()) -> torch.Tensor:
+        import torch
+
         for part in [text, *(q for q, _ in history)]:
             self._check(part)
         turns = [*history, (text, "")]
@@ -70,11 +109,13 @@ class ChatFormat:
             if index < len(turns) - 1:
                 messages.append({"role": "assistant", "content": [_text(answer)]})
         _, tail = self._cut(self._render(messages))
-        return torch.tensor(self._tokenizer(tail, add_special_tokens=False).input_ids)
+        return torch.tensor(self.ids_after(tail))
 
     def answer(self, text: str) -> torch.Tensor:
+        import torch
+
         self._check(text)
-        return torch.tensor(self._tokenizer(text, add_special_tokens=False).input_ids)
+        return torch.tensor(self.ids_after(text))
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self._embedding(ids.to(self._embedding.weight.device))
@@ -96,6 +137,7 @@ class ChatFormat:
         penalty = self._generation.repetition_penalty or 1.0
         if penalty == 1.0:
             return logits
+        import torch
         from transformers import RepetitionPenaltyLogitsProcessor
 
         seen = torch.tensor([[*prompt, *made]], device=logits.device)
@@ -117,19 +159,39 @@ class ChatFormat:
         if not token:
             raise ModelError(
                 "the model's chat template puts no video into the prompt",
-                "give a checkpoint whose chat template knows videos",
+                "give a checkpoint whose chat template supports videos",
             )
         return head, tail
 
     def _check(self, text: str) -> None:
         # A control token typed by a user would be read as one, and the answer be about nothing.
-        found = sorted(token for token in self._control if token and token in text)
-        if found:
+        typed = sorted(token for token in self._control if token and token in text)
+        if typed:
             start = shorten(text, 60)
             raise UsageError(
-                f"{start!r} holds {found[0]!r}, which the model reads as a control token",
+                f"{start!r} holds {typed[0]!r}, which the model reads as a control token",
                 "write it differently",
             )
+
+
+def prompt_1d(
+    ids: Sequence[int] | torch.Tensor,
+    video: Sequence[int] | torch.Tensor,
+    grid: tuple[int, int, int],
+) -> Prompt:
+    """The prompt of a model whose positions count tokens: 0, 1, 2, ...
+
+    `ids` [L] and `video` [T*H*W] are those of `Prompt`.
+    """
+    import torch
+
+    return Prompt(
+        ids=torch.as_tensor(ids),
+        video=torch.as_tensor(video),
+        grid=grid,
+        positions=torch.arange(len(ids))[None],
+        next_position=len(ids),
+    )
 
 
 def _text(text: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""Where a model's files are, and a fingerprint of exactly those bytes.
+"""A model's files, their config and a fingerprint of exactly those bytes.
 
-Everything here is known without loading a weight, so that a stored KV can be looked up first.
+No weight is loaded here, so that a stored KV can be looked up first.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from sttm_cli.base.filefacts import Memo, is_settled
 from sttm_cli.base.spelling import did_you_mean
 from sttm_cli.base.types import Json
 
-# What a checkpoint folder is made of; anything else in a hub repository is not fetched.
+# The files of a checkpoint; anything else in a hub repository is not fetched.
 _PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 _PART_OF_MODEL = (".json", ".safetensors", ".jinja", ".txt", ".model", ".bin")
 
 
 @dataclass(frozen=True)
-class ModelSource:
+class Checkpoint:
     """A checkpoint on this machine. `fingerprint` is equal only for equal files."""
 
     name: str
@@ -38,13 +38,13 @@ class ModelSource:
 
     @property
     def layers(self) -> int:
-        """How many layers the decoder has, 0 where the config does not tell."""
+        """Decoder layers, 0 where the config does not state their number."""
         text = self.config.get("text_config")
-        found = (text if isinstance(text, dict) else self.config).get("num_hidden_layers")
-        return found if isinstance(found, int) else 0
+        layers = (text if isinstance(text, dict) else self.config).get("num_hidden_layers")
+        return layers if isinstance(layers, int) else 0
 
 
-def find_source(
+def find_checkpoint(
     name: str,
     repository: str,
     *,
@@ -52,24 +52,29 @@ def find_source(
     memo: Memo,
     aliases: Iterable[str] = (),
     tell: Callable[[str], None] = lambda line: None,
-) -> ModelSource:
-    """Find the checkpoint folder for a local path or a hub id, fetching it if need be.
+) -> Checkpoint:
+    """The checkpoint in a local folder or of a hub id, which is fetched if need be.
 
-    `name` is what the user typed, `repository` what it stands for, `aliases` what else might
-    have been meant; `tell` gets a line before a model is fetched. Raises ModelError for a
-    folder without weights, an unknown id, or a hub that cannot be reached, UsageError for a
-    revision of a folder.
+    `name` is the model as typed, `repository` the folder or hub id that it stands for, `aliases`
+    the names to suggest for a misspelt one; `tell` gets a line before a model is fetched. Raises
+    ModelError for a folder without weights, an unknown id, or a hub that cannot be reached,
+    UsageError for a revision of a folder.
     """
     local = Path(repository).expanduser()
     if local.is_dir() and revision is not None:
         raise UsageError(
-            f"--revision {revision} cannot hold with --model {name}, which is a folder",
+            f"--revision {revision} cannot be combined with --model {name}, which is a folder",
             "leave it out",
         )
     if local.is_dir():
         _check_folder(name, local)
-        print_ = folder_fingerprint(local, memo)
-        return ModelSource(name, local, revision, print_, _read_config(name, local))
+        return Checkpoint(
+            name=name,
+            folder=local,
+            revision=revision,
+            fingerprint=folder_fingerprint(local, memo),
+            config=_read_config(name, local),
+        )
     if local.is_absolute() or repository.startswith((".", "~")) or repository.count("/") != 1:
         raise ModelError(
             f"model {name!r} is neither an alias, nor a hub id, nor a folder",
@@ -80,13 +85,17 @@ def find_source(
     folder = _from_hub(repository, revision, tell)
     _check_folder(name, folder)
     # A snapshot folder is named by its commit: the hub's own fingerprint of all its files.
-    return ModelSource(
-        name, folder, revision, f"hub:{repository}@{folder.name}", _read_config(name, folder)
+    return Checkpoint(
+        name=name,
+        folder=folder,
+        revision=revision,
+        fingerprint=f"hub:{repository}@{folder.name}",
+        config=_read_config(name, folder),
     )
 
 
 def cached_folder(repository: str, revision: str | None = None) -> Path | None:
-    """The snapshot folder in the hub's own cache, None where it is not there or not whole."""
+    """The snapshot folder in the hub's own cache, None where it is missing or incomplete."""
     try:
         folder = _snapshot(repository, revision, offline=True)
         _check_folder(repository, folder)
@@ -95,13 +104,14 @@ def cached_folder(repository: str, revision: str | None = None) -> Path | None:
     return folder
 
 
-def check_unchanged(source: ModelSource, memo: Memo) -> None:
-    """Raise ModelError where a folder's files are not those that were fingerprinted."""
-    if source.fingerprint.startswith("hub:"):
+def check_unchanged(checkpoint: Checkpoint, memo: Memo) -> None:
+    """Raise ModelError where a folder's files are no longer those that were fingerprinted."""
+    if checkpoint.fingerprint.startswith("hub:"):
         return  # a commit's folder
-    if folder_fingerprint(source.folder, memo) != source.fingerprint:
+    if folder_fingerprint(checkpoint.folder, memo) != checkpoint.fingerprint:
         raise ModelError(
-            f"model folder {source.name!r} changed while it was read", "ask again once it is whole"
+            f"model folder {checkpoint.name!r} changed while it was read",
+            "ask again once it is complete",
         )
 
 
@@ -193,7 +203,7 @@ def _from_hub(repository: str, revision: str | None, tell: Callable[[str], None]
 
 
 def _to_fetch(repository: str, revision: str | None) -> str:
-    """How much is to be fetched, as the hub says, and where it will be."""
+    """The size of the download, as the hub states it, and the folder it goes to."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -208,7 +218,7 @@ def _to_fetch(repository: str, revision: str | None) -> str:
 
 
 def _reason(error: Exception) -> str:
-    # What is asked first is how large it is: the hub's library calls that a dry run.
+    # The size is requested first: the hub's library calls that a dry run.
     if type(error).__name__ == "DryRunError":
         return "the hub does not answer, or has no such model"
     return f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"

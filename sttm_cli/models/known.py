@@ -1,6 +1,6 @@
-"""Models that a user can name: the aliases, and what else of a known kind is on this machine.
+"""Models that a user can name: the aliases, and other supported checkpoints on this machine.
 
-Reads the hub's own cache; imports neither torch nor transformers and asks no network.
+Reads the hub's own cache; imports neither torch nor transformers and uses no network.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from sttm_cli.base.types import Json
 from sttm_cli.models.checkpoint import cached_folder
-from sttm_cli.models.registry import ALIASES, CHECKPOINTS, FAMILIES, TINY
+from sttm_cli.models.registry import TINY, families, find_family
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Known:
     """A model by the name to give (`alias`, else the hub id); `bytes` of its weights on this
-    machine, None where it is not there or not whole."""
+    machine, None where it is missing or incomplete."""
 
     alias: str | None
     repository: str
@@ -40,27 +40,31 @@ class Known:
 
 def known_models() -> list[Known]:
     """The aliases, then other downloaded checkpoints whose architecture is supported."""
-    found = [_alias(alias, where) for alias, where in ALIASES.items()]
-    others = sorted(set(_downloaded()) - set(ALIASES.values()))
-    return found + [known for repository in others if (known := _other(repository))]
+    released = [
+        Known(alias=alias, repository=hub_id, family=family.name, bytes=_bytes(hub_id))
+        for family in families()
+        for alias, hub_id in family.aliases.items()
+    ]
+    others = sorted(set(_downloaded()) - {known.repository for known in released})
+    return [_tiny(), *released, *filter(None, map(_other, others))]
 
 
-def _alias(alias: str, where: str) -> Known:
-    if where == str(TINY):
-        return Known(alias, "(embedded)", _family(TINY), _bytes(TINY))
-    family = next(FAMILIES[kind].name for kind, of in CHECKPOINTS.items() if where in of.values())
-    folder = cached_folder(where)
-    return Known(alias, where, family, _bytes(folder) if folder else None)
+def _tiny() -> Known:
+    return Known(
+        alias="tiny", repository="(embedded)", family=_family(TINY), bytes=_folder_bytes(TINY)
+    )
 
 
 def _other(repository: str) -> Known | None:
     folder = cached_folder(repository)
     family = _family(folder) if folder else ""
-    return Known(None, repository, family, _bytes(folder)) if folder and family else None
+    if not folder or not family:
+        return None
+    return Known(alias=None, repository=repository, family=family, bytes=_folder_bytes(folder))
 
 
 def _downloaded() -> list[str]:
-    """Hub ids of the models in the hub's cache, whole or not."""
+    """Hub ids of the models in the hub's cache, complete or not."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     names = (folder.name for folder in Path(HF_HUB_CACHE).glob("models--*--*"))
@@ -70,12 +74,18 @@ def _downloaded() -> list[str]:
 def _family(folder: Path) -> str:
     """The family of a checkpoint folder, "" where its architecture is not supported."""
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-        return FAMILIES[kind].name
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        family = find_family(str(config["model_type"]))
     except (OSError, ValueError, KeyError, TypeError):
         return ""
+    return family.name if family else ""
 
 
-def _bytes(folder: Path) -> int | None:
+def _bytes(repository: str) -> int | None:
+    folder = cached_folder(repository)
+    return _folder_bytes(folder) if folder else None
+
+
+def _folder_bytes(folder: Path) -> int | None:
     sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
     return sum(sizes) if sizes else None

@@ -7,33 +7,34 @@ paper, section 4.1). Source: transformers' Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Any
-
-import torch
-from torchvision.transforms.v2 import functional
-from transformers.image_utils import pil_torch_interpolation_mapping
+from typing import TYPE_CHECKING, Any
 
 from sttm_cli.base.errors import VideoError
-from sttm_cli.base.types import FrameChunk, Prompt, VisualTokens
+from sttm_cli.base.types import Prompt, VisualTokens
 from sttm_cli.models.chat_format import ChatFormat
+from sttm_cli.models.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+STEP_TOKENS = 768
+"""Most tokens of a grid step (VIDEO_MAX_TOKEN_NUM of qwen-vl-utils, the authors' preprocessing)."""
 
 
 class QwenVL(ChatFormat):
     """A loaded Qwen-VL; a family adds the size of frames, text and times between them."""
 
     def __init__(self, model: Any, processor: Any) -> None:
-        super().__init__(processor.tokenizer, processor.chat_template, processor.video_token, model)
-        self._model = model
-        self._frames = processor.video_processor
+        super().__init__(model, processor)
         self._merge = model.config.vision_config.spatial_merge_size
         self._temporal = model.config.vision_config.temporal_patch_size
         self.decoder = model.model.language_model
 
-    @torch.inference_mode()
-    def encode(self, chunk: FrameChunk, frames: int) -> VisualTokens:
+    def visual_tokens(self, video: torch.Tensor, frames: int) -> VisualTokens:
         made = self._frames(
-            self._resized(torch.from_numpy(chunk.frames).permute(0, 3, 1, 2), frames),
+            self._resized(video, frames),
             do_resize=False,
             do_sample_frames=False,
             return_tensors="pt",
@@ -53,21 +54,26 @@ class QwenVL(ChatFormat):
         each = math.prod(tokens.grid) // text.count(self._video_token)
         ids, video = self.spread(self.head() + text, each)
         positions, following = self._rotary_ids(ids, tokens)
-        return Prompt(ids, video, tokens.grid, positions, following)
+        return Prompt(
+            ids=ids, video=video, grid=tokens.grid, positions=positions, next_position=following
+        )
 
     def video_text(self, tokens: VisualTokens) -> str:
         """The video in the prompt, one video token standing for each unbroken run of them."""
-        return self._video_token
+        return str(self._video_token)
 
     def frame_size(self, height: int, width: int, frames: int) -> tuple[int, int]:
         """Height and width to which frames are resized, `frames` of them in the whole video."""
         raise NotImplementedError
 
     def rotary_times(self, tokens: VisualTokens) -> dict[str, Any]:
-        """What the model's `get_rope_index` takes beside ids and grid."""
+        """Arguments of the model's `get_rope_index` beside ids and grid."""
         return {}
 
     def _resized(self, video: torch.Tensor, frames: int) -> torch.Tensor:
+        from torchvision.transforms.v2 import functional
+        from transformers.image_utils import pil_torch_interpolation_mapping
+
         height, width = video.shape[-2:]
         try:
             # One frame alone is doubled to fill its temporal patch.
@@ -86,6 +92,8 @@ class QwenVL(ChatFormat):
 
     def _rotary_ids(self, ids: torch.Tensor, tokens: VisualTokens) -> tuple[torch.Tensor, int]:
         """The model's own (t, h, w) ids [3, L], and the id of the text token that comes next."""
+        import torch
+
         time, height, width = tokens.grid
         whole = torch.cat([ids, ids[:1]])[None]
         positions, _ = self._model.model.get_rope_index(
@@ -95,3 +103,32 @@ class QwenVL(ChatFormat):
             **self.rotary_times(tokens),
         )
         return positions[:, 0, :-1], int(positions[0, 0, -1])
+
+
+def dynamic_grid(
+    checkpoint: Checkpoint, frames: int, *, width: int, height: int, shared: bool = False
+) -> tuple[int, int]:
+    """Grid steps and the visual tokens of each; see `Grid`.
+
+    `shared`: the pixel bound of the checkpoint's processor is that of all frames together.
+    """
+    vision = checkpoint.config["vision_config"]
+    temporal = int(vision.get("temporal_patch_size", 2))
+    side = int(vision["patch_size"]) * int(vision.get("spatial_merge_size", 2))
+    steps = math.ceil(frames / temporal)
+    each = min(math.ceil(width / side) * math.ceil(height / side), STEP_TOKENS)
+    if pixels := _most_pixels(checkpoint):
+        each = min(each, pixels // ((steps * temporal if shared else 1) * side * side))
+    return steps, max(1, each)
+
+
+def _most_pixels(checkpoint: Checkpoint) -> int | None:
+    """The bound that the checkpoint's video processor states."""
+    names = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
+    for name in names:
+        try:
+            read = json.loads((checkpoint.folder / name).read_text(encoding="utf-8"))
+            return int(read.get("video_processor", read)["size"]["longest_edge"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return None

@@ -1,30 +1,14 @@
-"""What the pipeline needs of a video LLM; a family fills it in and nothing else knows it."""
+"""The protocol of a loaded video LLM: all that the pipeline needs of a family."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sttm_cli.base.types import FrameChunk, Prompt, VisualTokens
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where and how a model runs: "cuda:0", "bfloat16", "sdpa" (transformers' names).
-
-    `spread`: it may lie on all accelerators of this kind where one does not hold it. Without
-    `vision` the tower's layers are not loaded: enough where the video's KV is there already.
-    """
-
-    device: str
-    dtype: str
-    attention: str = "sdpa"
-    spread: bool = False
-    vision: bool = True
 
 
 Turn = tuple[str, str]
@@ -40,19 +24,19 @@ class VideoLLM(Protocol):
 
     @property
     def layer_devices(self) -> list[str]:
-        """Where each decoder layer runs, and its keys and values lie."""
+        """The device of each decoder layer and of its keys and values."""
         ...
 
     def encode(self, chunk: FrameChunk, frames: int) -> VisualTokens:
         """Frames [T, H, W, 3] uint8 -> visual tokens [T', h, w, C] as the decoder reads them.
 
-        `frames` is how many the whole video gives: some families share a pixel budget among
-        them. A chunk but the last holds a multiple of `Family.multiple`.
+        `frames` is their number in the whole video: some families share a pixel budget among
+        them. Every chunk but the last has a multiple of `Family.multiple`.
         """
         ...
 
     def prompt(self, tokens: VisualTokens) -> Prompt:
-        """The prompt around all of a video's tokens, up to what belongs to the question."""
+        """The prompt around all of a video's tokens, up to where the question begins."""
         ...
 
     def question(self, text: str, history: Sequence[Turn] = ()) -> torch.Tensor:
@@ -84,7 +68,7 @@ class VideoLLM(Protocol):
     def weighed(
         self, logits: torch.Tensor, prompt: Sequence[int], made: Sequence[int]
     ) -> torch.Tensor:
-        """Logits [V] as the checkpoint's generation settings weigh them, drawn from or not.
+        """Logits [V] as the checkpoint's generation settings weigh them, greedy or sampled.
 
         `prompt`: the ids before the answer, in any order; `made`: those of the answer so far.
         """

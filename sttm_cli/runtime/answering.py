@@ -17,7 +17,7 @@ from sttm_cli.runtime.prepared import Prepared
 from sttm_cli.settings.settings import check_options, check_question
 
 if TYPE_CHECKING:
-    from sttm_cli.models import VideoLLM
+    from sttm_cli.models.video_llm import VideoLLM
 
 
 @dataclass(frozen=True)

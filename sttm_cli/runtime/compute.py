@@ -29,7 +29,7 @@ from sttm_cli.runtime.model_plan import ModelPlan
 from sttm_cli.runtime.request import Request
 
 if TYPE_CHECKING:
-    from sttm_cli.models import VideoLLM
+    from sttm_cli.models.video_llm import VideoLLM
 
 OnChunk = Callable[[FrameChunk], None]
 Merge = Callable[[torch.Tensor], Merged]

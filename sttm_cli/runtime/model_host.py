@@ -7,7 +7,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from sttm_cli.base.filefacts import Memo
-from sttm_cli.models import VideoLLM, check_unchanged, load
+from sttm_cli.models.checkpoint import check_unchanged
+from sttm_cli.models.registry import load
+from sttm_cli.models.video_llm import VideoLLM
 from sttm_cli.runtime.model_plan import ModelPlan
 
 Loading = Callable[[], AbstractContextManager[object]]
@@ -66,8 +68,8 @@ class ModelHost:
         return self._model if same else None
 
     def _load(self, plan: ModelPlan, vision: bool) -> VideoLLM:
-        model = load(plan.source, plan.placement(vision=vision), newlines=plan.newlines)
+        model = load(plan.checkpoint, plan.placement(vision=vision), frozenset(plan.options))
         # What the KV will be stored under must be what was read.
-        check_unchanged(plan.source, self._facts)
+        check_unchanged(plan.checkpoint, self._facts)
         self._model, self._plan, self._sees = model, plan, vision
         return model

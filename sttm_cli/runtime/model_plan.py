@@ -10,15 +10,21 @@ from sttm_cli.base.device import resolve_attention, resolve_device, resolve_dtyp
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.filefacts import Memo
 from sttm_cli.base.types import Json
-from sttm_cli.models import ALIASES, Family, ModelSource, Placement, defaults_of, find_source
+from sttm_cli.models.checkpoint import Checkpoint, find_checkpoint
+from sttm_cli.models.family import Family
+from sttm_cli.models.placement import Placement
+from sttm_cli.models.registry import aliases, family_of
 from sttm_cli.settings.settings import Settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelPlan:
-    """The checkpoint, where and how it will run, and where its tokens will be merged."""
+    """The checkpoint, where and how it will run, and where its tokens will be merged.
 
-    source: ModelSource
+    `options`: those of `Family.options` that are on, sorted.
+    """
+
+    checkpoint: Checkpoint
     family: Family
     device: str
     dtype: str
@@ -26,7 +32,7 @@ class ModelPlan:
     positions: str
     attention: str = "sdpa"
     spread: bool = False
-    newlines: bool = False
+    options: tuple[str, ...] = ()
 
     def placement(self, *, vision: bool = True) -> Placement:
         """Where and how it is loaded."""
@@ -37,7 +43,7 @@ class ModelPlan:
         """What of the model shapes a KV."""
         return {
             "family": self.family.name,
-            "weights": self.source.fingerprint,
+            "weights": self.checkpoint.fingerprint,
             "dtype": self.dtype,
             "device": self.device.split(":")[0],
             "attention": self.attention,
@@ -46,7 +52,7 @@ class ModelPlan:
     @cached_property
     def loaded_as(self) -> tuple[object, ...]:
         """Equal for two plans that one loaded model serves."""
-        return (*self.identity.values(), self.newlines)
+        return (*self.identity.values(), self.options)
 
 
 def plan_model(
@@ -58,19 +64,23 @@ def plan_model(
     Raises ModelError for a model that is missing or not supported, UsageError for a device or
     a merge layer that does not exist.
     """
-    name = settings.model
-    repository = ALIASES.get(name, name)
-    source = find_source(
-        name, repository, revision=settings.revision, memo=facts, aliases=ALIASES, tell=on_fetch
+    name, known = settings.model, aliases()
+    checkpoint = find_checkpoint(
+        name,
+        known.get(name, name),
+        revision=settings.revision,
+        memo=facts,
+        aliases=known,
+        tell=on_fetch,
     )
-    family = defaults_of(source)
+    family = family_of(checkpoint)
     layer, positions = settings.merge_layer, settings.positions
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
-    _check_layer(layer, source)
-    _check_family(settings, family)
+    _check_layer(layer, checkpoint)
+    check_positions(settings, family, model=f"--model {name}")
     return ModelPlan(
-        source=source,
+        checkpoint=checkpoint,
         family=family,
         device=device,
         dtype=dtype,
@@ -79,29 +89,39 @@ def plan_model(
         attention=resolve_attention(device, dtype),
         # A device named by hand is the one that is meant.
         spread=settings.device == "auto" and device == "cuda",
-        newlines=settings.newlines,
+        options=options_of(settings, family, model=f"--model {name}"),
     )
 
 
-def _check_family(settings: Settings, family: Family) -> None:
+def check_positions(settings: Settings, family: Family, *, model: str) -> None:
+    """Raise UsageError where the family cannot reassign positions; `model` is the flag given."""
     if settings.positions == "reassigned" and family.rotary_axes > 1:
         raise UsageError(
-            f"--positions reassigned cannot hold with --model {settings.model}: "
+            f"--positions reassigned cannot be combined with {model}: "
             f"tokens of {family.name} have ids in time, height and width",
             "leave it out, or give --positions survivors",
         )
-    if settings.newlines and not family.newlines:
-        raise UsageError(
-            f"--newlines cannot hold with --model {settings.model}: "
-            f"{family.name} was not trained with newline tokens between rows",
-            "leave it out",
-        )
 
 
-def _check_layer(layer: int | None, source: ModelSource) -> None:
-    layers = source.layers
+def options_of(settings: Settings, family: Family, *, model: str) -> tuple[str, ...]:
+    """The family's options that are on; raises UsageError for one that it does not have.
+
+    `model` is the flag that chose the family, as typed.
+    """
+    wanted = ("newlines",) if settings.newlines else ()
+    for option in wanted:
+        if option not in family.options:
+            raise UsageError(
+                f"--{option} cannot be combined with {model}: not an option of {family.name}",
+                "leave it out",
+            )
+    return wanted
+
+
+def _check_layer(layer: int | None, checkpoint: Checkpoint) -> None:
+    layers = checkpoint.layers
     if layer is not None and layers and layer >= layers:
         raise UsageError(
-            f"--merge-layer {layer} is not possible: {source.name} has {layers} layers",
+            f"--merge-layer {layer} is not possible: {checkpoint.name} has {layers} layers",
             f"give 0 to {layers - 1}",
         )

@@ -198,7 +198,7 @@ class PrefixCache:
         plan = self._compute.plan
         if not self._host.has(plan, vision=True):
             size = kv_bytes(request.plan, plan, self._settings.budget, dtype=plan.dtype)
-            check_room(plan.source, plan.placement(), size or 0)
+            check_room(plan.checkpoint, plan.placement(), size or 0)
 
     def _check_unchanged(self, request: Request) -> None:
         # Digested before it was decoded: a file replaced meanwhile must not lend its frames.

@@ -10,7 +10,7 @@ from sttm_cli.base.results import CacheUse
 if TYPE_CHECKING:
     from sttm_cli.base.clock import Clock
     from sttm_cli.base.types import Continuation, PrefixKV
-    from sttm_cli.models import VideoLLM
+    from sttm_cli.models.video_llm import VideoLLM
     from sttm_cli.runtime.request import Request
 
 TO_PREFIX = ("decode", "encode", "merge", "prefill")

@@ -11,7 +11,7 @@ from sttm_cli.base.errors import UsageError
 from sttm_cli.base.filefacts import Memo
 from sttm_cli.base.types import FramePlan, Json, VideoInfo
 from sttm_cli.decode import Source, digest, plan_frames, remembered_probe
-from sttm_cli.models import context_length, layer_bytes, token_count
+from sttm_cli.models.counts import context_length, layer_bytes, token_count
 from sttm_cli.runtime.model_plan import ModelPlan
 from sttm_cli.settings.settings import Settings
 from sttm_cli.store import FORMAT, STORED, key_of
@@ -82,10 +82,10 @@ def kv_bytes(plan: FramePlan, model: ModelPlan, budget: float, *, dtype: str) ->
 
     Layers below the merge layer hold every token, the others the budget's.
     """
-    source, layers = model.source, model.source.layers
-    each = layer_bytes(source, STORED[dtype].itemsize)
+    checkpoint, layers = model.checkpoint, model.checkpoint.layers
+    each = layer_bytes(checkpoint, STORED[dtype].itemsize)
     width, height = plan.size
-    count = token_count(source, len(plan.times_s), width=width, height=height)
+    count = token_count(checkpoint, len(plan.times_s), width=width, height=height)
     if each is None or count is None or not layers:
         return None
     full = count.visual
@@ -109,7 +109,7 @@ def identity_of(video: Json, plan: FramePlan, model: ModelPlan, settings: Settin
             "positions": model.positions,
         },
         "kv_dtype": model.dtype if settings.kv_dtype == "auto" else settings.kv_dtype,
-        "prompt": {"template": model.family.template, "newlines": model.newlines},
+        "prompt": {"template": model.family.template, "options": list(model.options)},
         "libraries": _libraries(model.attention),
     }
 
@@ -128,8 +128,8 @@ def _check_context(plan: FramePlan, model: ModelPlan) -> None:
     """Before minutes of decoding: whatever the budget, the layers below the merge layer run every
     token at a position of its own (M-RoPE has several axes of them)."""
     width, height = plan.size
-    frames, limit = len(plan.times_s), context_length(model.source)
-    count = token_count(model.source, frames, width=width, height=height)
+    frames, limit = len(plan.times_s), context_length(model.checkpoint)
+    count = token_count(model.checkpoint, frames, width=width, height=height)
     if model.family.rotary_axes == 1 and limit and count and count.visual >= limit:
         raise UsageError(
             f"{frames} frames give {count.visual:,} tokens, the model's context takes {limit:,}",

@@ -26,7 +26,7 @@ from sttm_cli.settings.settings import Settings, cache_dir, check_question
 from sttm_cli.store import NoStore, Store
 
 if TYPE_CHECKING:
-    from sttm_cli.models import VideoLLM
+    from sttm_cli.models.video_llm import VideoLLM
 
 NARROW = 0.1
 """A checkpoint's own top-p below this leaves a temperature next to nothing to act on."""

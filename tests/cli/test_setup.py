@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sttm_cli.base.errors import VideoError
-from sttm_cli.models import ALIASES
+from sttm_cli.models.registry import aliases
 from tests.cli.process import sttm_here
 from tests.cli.test_ask import QUESTION, SAMPLE
 from tests.test_startup import HEAVY, modules_after
@@ -172,7 +172,7 @@ def test_before_a_model_is_fetched_its_size_and_place_are_said(
     monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
     ended = sttm_here("ask", SAMPLE, QUESTION, "--model", "qwen3-vl-2b", "--max-new-tokens", 2)
     assert ended.code == 0, ended.err
-    assert f"fetching {ALIASES['qwen3-vl-2b']}, 2.5 GB" in ended.err
+    assert f"fetching {aliases()['qwen3-vl-2b']}, 2.5 GB" in ended.err
     assert "HF_HOME names another place" in ended.err
     assert [how.get("dry_run", False) for how in asked] == [False, True, False]
 

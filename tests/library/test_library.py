@@ -24,7 +24,7 @@ from sttm_cli.library.outcome import Computed, Failed, Outcome, Skipped, Stopped
 from sttm_cli.library.paths import find_videos, share_of
 from sttm_cli.library.read_ahead import ahead
 from sttm_cli.library.space import Estimate, check_space, estimate
-from sttm_cli.models import token_count
+from sttm_cli.models.counts import token_count
 from sttm_cli.runtime import compute as runtime_compute
 from sttm_cli.runtime.compute import Compute
 from sttm_cli.runtime.session import VideoQA
@@ -315,7 +315,7 @@ def test_visual_tokens_are_counted_before_a_model_is_loaded(tmp_path: Path, fami
     with VideoQA(model=str(make(tmp_path / "model"))) as qa:
         plan = qa.request(SAMPLE).plan
         width, height = plan.size
-        count = token_count(qa.model_plan.source, len(plan.times_s), width=width, height=height)
+        count = token_count(qa.model_plan.checkpoint, len(plan.times_s), width=width, height=height)
         (found,) = precompute(qa, [SAMPLE])
     assert isinstance(found, Computed), found
     assert count is not None

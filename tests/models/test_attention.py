@@ -12,7 +12,9 @@ from transformers.integrations import flash_attention
 
 from sttm_cli.base.device import resolve_attention
 from sttm_cli.base.types import FrameChunk
-from sttm_cli.models import Placement, find_source, load
+from sttm_cli.models.checkpoint import find_checkpoint
+from sttm_cli.models.placement import Placement
+from sttm_cli.models.registry import load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
 from tests.checkpoints import llava_onevision
 from tests.checkpoints_qwen import qwen_vl
@@ -51,7 +53,7 @@ def as_flash_attention_computes(
 
 
 def answered(folder: Path, positions: str, attention: str) -> torch.Tensor:
-    source = find_source(str(folder), str(folder), revision=None, memo=DictMemo())
+    source = find_checkpoint(str(folder), str(folder), revision=None, memo=DictMemo())
     model = load(source, Placement("cpu", "float32"))
     model.decoder.config._attn_implementation = attention
     frames = np.random.default_rng(0).integers(0, 255, (6, 56, 40, 3)).astype(np.uint8)

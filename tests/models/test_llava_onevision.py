@@ -12,7 +12,9 @@ from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
 from sttm_cli.answer import generate
 from sttm_cli.base.errors import ModelError, UsageError
 from sttm_cli.base.types import FrameChunk
-from sttm_cli.models import Placement, defaults_of, find_source, load
+from sttm_cli.models.checkpoint import find_checkpoint
+from sttm_cli.models.placement import Placement
+from sttm_cli.models.registry import family_of, load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
 from tests.checkpoints import llava_onevision
 from tests.fakes import DictMemo, keep_all
@@ -30,7 +32,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def loaded(folder: Path):
-    source = find_source(str(folder), str(folder), revision=None, memo=DictMemo())
+    source = find_checkpoint(str(folder), str(folder), revision=None, memo=DictMemo())
     return load(source, Placement("cpu", "float32"))
 
 
@@ -123,15 +125,15 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, files: dict, messa
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(ModelError, match=message):
-        find_source("x", str(tmp_path), revision=None, memo=DictMemo())
+        find_checkpoint("x", str(tmp_path), revision=None, memo=DictMemo())
 
 
 def test_an_unsupported_architecture_is_refused_and_names_the_supported(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "model.safetensors").write_bytes(b"x")
-    source = find_source("x", str(tmp_path), revision=None, memo=DictMemo())
+    source = find_checkpoint("x", str(tmp_path), revision=None, memo=DictMemo())
     with pytest.raises(ModelError, match="llava_onevision"):
-        defaults_of(source)
+        family_of(source)
 
 
 def test_fingerprint_changes_with_one_byte_of_the_weights(random_model: Path, tmp_path: Path):
@@ -140,9 +142,9 @@ def test_fingerprint_changes_with_one_byte_of_the_weights(random_model: Path, tm
     for path in random_model.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     memo = DictMemo()
-    before = find_source("a", str(folder), revision=None, memo=memo).fingerprint
-    assert before == find_source("a", str(random_model), revision=None, memo=memo).fingerprint
+    before = find_checkpoint("a", str(folder), revision=None, memo=memo).fingerprint
+    assert before == find_checkpoint("a", str(random_model), revision=None, memo=memo).fingerprint
     data = bytearray((folder / "model.safetensors").read_bytes())
     data[-5] ^= 1
     (folder / "model.safetensors").write_bytes(data)
-    assert find_source("a", str(folder), revision=None, memo=memo).fingerprint != before
+    assert find_checkpoint("a", str(folder), revision=None, memo=memo).fingerprint != before

@@ -23,7 +23,9 @@ from transformers import (
 from sttm_cli.answer import generate
 from sttm_cli.base.errors import ModelError
 from sttm_cli.base.types import FrameChunk, VisualTokens
-from sttm_cli.models import Placement, find_source, load
+from sttm_cli.models.checkpoint import find_checkpoint
+from sttm_cli.models.placement import Placement
+from sttm_cli.models.registry import load
 from sttm_cli.prefill import Merging
 from tests.checkpoints_llava import llava_video
 from tests.fakes import DictMemo, keep_all
@@ -52,8 +54,8 @@ def model(folder: Path, newlines: bool):
 
 
 def loaded(folder: Path, newlines: bool = False):
-    source = find_source(str(folder), str(folder), revision=None, memo=DictMemo())
-    return load(source, Placement("cpu", "float32"), newlines=newlines)
+    source = find_checkpoint(str(folder), str(folder), revision=None, memo=DictMemo())
+    return load(source, Placement("cpu", "float32"), frozenset({"newlines"} if newlines else ()))
 
 
 class Assembly:

@@ -11,8 +11,9 @@ import torch
 from sttm_cli.base.errors import OutOfMemoryError
 from sttm_cli.base.types import FrameChunk, VisualTokens
 from sttm_cli.merge import merge_tokens
-from sttm_cli.models import Placement, find_source, load
-from sttm_cli.models.placement import place, weight_bytes
+from sttm_cli.models.checkpoint import find_checkpoint
+from sttm_cli.models.placement import Placement, place, weight_bytes
+from sttm_cli.models.registry import load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
 from sttm_cli.runtime.session import VideoQA
 from tests.decode.made import Make
@@ -20,7 +21,7 @@ from tests.fakes import DictMemo
 
 
 def loaded(folder: Path, **options: Any) -> Any:
-    source = find_source("m", str(folder), revision=None, memo=DictMemo())
+    source = find_checkpoint("m", str(folder), revision=None, memo=DictMemo())
     return load(source, Placement("cpu", "float32", **options))
 
 
@@ -77,7 +78,7 @@ def covered(name: str, parts: list[str]) -> bool:
 def test_a_model_goes_to_several_accelerators_only_where_one_does_not_hold_it(
     random_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = find_source("m", str(random_model), revision=None, memo=DictMemo())
+    source = find_checkpoint("m", str(random_model), revision=None, memo=DictMemo())
     needed = weight_bytes(source, "float32")
 
     def asked(free: list[int], *, spread: bool = True) -> Any:

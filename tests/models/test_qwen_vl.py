@@ -13,8 +13,10 @@ from transformers.video_utils import VideoMetadata
 
 from sttm_cli.answer import generate
 from sttm_cli.base.types import FrameChunk, VisualTokens
-from sttm_cli.models import Placement, defaults_of, find_source, load
-from sttm_cli.models.qwen2_5_vl import spacing
+from sttm_cli.models.checkpoint import find_checkpoint
+from sttm_cli.models.families.qwen2_5_vl import spacing
+from sttm_cli.models.placement import Placement
+from sttm_cli.models.registry import family_of, load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
 from tests.checkpoints_qwen import qwen_vl
 from tests.fakes import DictMemo, keep_all, pair_up
@@ -57,7 +59,7 @@ def theirs(case: tuple[Path, np.ndarray]):
 
 
 def loaded(folder: Path):
-    source = find_source(str(folder), str(folder), revision=None, memo=DictMemo())
+    source = find_checkpoint(str(folder), str(folder), revision=None, memo=DictMemo())
     return load(source, Placement("cpu", "float32"))
 
 
@@ -126,8 +128,8 @@ def test_first_token_logits_and_text_equal_transformers(case, model, theirs) -> 
 
 @pytest.mark.parametrize("layer", [0, 1, "default"])
 def test_merged_prefix_then_question_equals_one_pass(case, model, layer) -> None:
-    source = find_source(str(case[0]), str(case[0]), revision=None, memo=DictMemo())
-    layer = defaults_of(source).merge_layer if layer == "default" else layer
+    source = find_checkpoint(str(case[0]), str(case[0]), revision=None, memo=DictMemo())
+    layer = family_of(source).merge_layer if layer == "default" else layer
     tokens = encoded(model, case[1])
     prompt, question = model.prompt(tokens), model.question(QUESTION)
     embeds = model.embed_prompt(prompt, tokens)

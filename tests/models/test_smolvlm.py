@@ -12,7 +12,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.video_utils import VideoMetadata
 
 from sttm_cli.base.types import FrameChunk, VisualTokens
-from sttm_cli.models import Placement, find_source, load
+from sttm_cli.models.checkpoint import find_checkpoint
+from sttm_cli.models.placement import Placement
+from sttm_cli.models.registry import load
 from tests.checkpoints_smolvlm import smolvlm
 from tests.fakes import DictMemo
 from tests.models.reference import QUESTION, assert_equals_one_pass, assert_equals_transformers
@@ -32,7 +34,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def model(folder: Path):
-    source = find_source(str(folder), str(folder), revision=None, memo=DictMemo())
+    source = find_checkpoint(str(folder), str(folder), revision=None, memo=DictMemo())
     return load(source, Placement("cpu", "float32"))
 
 

@@ -9,7 +9,9 @@ import torch
 
 from sttm_cli.base.results import CacheUse
 from sttm_cli.base.types import VisualTokens
-from sttm_cli.models import Placement, find_source, load
+from sttm_cli.models.checkpoint import find_checkpoint
+from sttm_cli.models.placement import Placement
+from sttm_cli.models.registry import load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
 from sttm_cli.runtime.kv_memory import DEVICE, Held, KVMemory
 from tests.fakes import DictMemo, keep_all, pair_up
@@ -21,7 +23,7 @@ QUESTION = "how many shapes are there?"
 
 @pytest.fixture(scope="module")
 def model(random_model: Path):
-    source = find_source("m", str(random_model), revision=None, memo=DictMemo())
+    source = find_checkpoint("m", str(random_model), revision=None, memo=DictMemo())
     return load(source, Placement("cpu", "float32"))
 
 

@@ -1,20 +1,17 @@
-"""Qwen3-VL, dense or with experts: timestamps as text between frames, deepstack features, and
-a pixel budget that all frames share."""
+"""Qwen3-VL: timestamps as text between frames, deepstack features, and a pixel budget that all
+frames share."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
-
 from sttm_cli.base.types import VisualTokens
-from sttm_cli.models.checkpoint import ModelSource
+from sttm_cli.models.checkpoint import Checkpoint
+from sttm_cli.models.family import Family
 from sttm_cli.models.loading import load_pretrained
-from sttm_cli.models.qwen_vl import QwenVL
-from sttm_cli.models.video_llm import Placement
-
-FRAME_TOKENS = 768
-"""Most tokens of a frame (VIDEO_MAX_TOKEN_NUM of qwen-vl-utils, the authors' preprocessing)."""
+from sttm_cli.models.placement import Placement
+from sttm_cli.models.qwen_vl import STEP_TOKENS, QwenVL, dynamic_grid
 
 
 class Qwen3VL(QwenVL):
@@ -32,8 +29,10 @@ class Qwen3VL(QwenVL):
         )
 
     def frame_size(self, height: int, width: int, frames: int) -> tuple[int, int]:
+        from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
+
         size, factor = self._frames.size, self._frames.patch_size * self._merge
-        frame = getattr(self._frames, "max_video_tokens", FRAME_TOKENS) * factor**2
+        frame = getattr(self._frames, "max_video_tokens", STEP_TOKENS) * factor**2
         each = max(min(frame, size["longest_edge"] // frames), int(size["shortest_edge"] * 1.05))
         resized: tuple[int, int] = smart_resize(
             frames,
@@ -54,10 +53,28 @@ def patch_times(times_s: tuple[float, ...], temporal: int) -> list[float]:
     return [(times_s[i] + times_s[min(i + temporal - 1, last)]) / 2 for i in starts]
 
 
-def load(source: ModelSource, placement: Placement) -> Qwen3VL:
+def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> Qwen3VL:
     """Load model and processor with transformers' own `from_pretrained`."""
-    from transformers import Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
+    from transformers import Qwen3VLForConditionalGeneration
 
-    experts = source.model_type == "qwen3_vl_moe"
-    kind = Qwen3VLMoeForConditionalGeneration if experts else Qwen3VLForConditionalGeneration
-    return Qwen3VL(*load_pretrained(kind, source, placement))
+    return Qwen3VL(*load_pretrained(Qwen3VLForConditionalGeneration, checkpoint, placement))
+
+
+# Merged after the three deepstack layers, where the last visual features have come in.
+FAMILY = Family(
+    name="qwen3-vl",
+    model_type="qwen3_vl",
+    checkpoints={
+        "2b": "Qwen/Qwen3-VL-2B-Instruct",
+        "4b": "Qwen/Qwen3-VL-4B-Instruct",
+        "8b": "Qwen/Qwen3-VL-8B-Instruct",
+    },
+    frames=128,
+    merge_layer=3,
+    positions="survivors",
+    rotary_axes=3,
+    multiple=2,
+    step_text=9,
+    grid=partial(dynamic_grid, shared=True),
+    load=load,
+)

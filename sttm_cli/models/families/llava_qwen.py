@@ -8,19 +8,23 @@ code with which the checkpoints were made, and their model cards.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import torch
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from sttm_cli.base.errors import ModelError
 from sttm_cli.base.types import Json, Prompt, VisualTokens
-from sttm_cli.models.checkpoint import ModelSource
-from sttm_cli.models.llava import Llava
+from sttm_cli.models.chat_format import prompt_1d
+from sttm_cli.models.checkpoint import Checkpoint
+from sttm_cli.models.family import Family
+from sttm_cli.models.llava import Llava, pooled_side
 from sttm_cli.models.loading import load_files, load_weights
-from sttm_cli.models.video_llm import Placement
+from sttm_cli.models.placement import Placement
+
+if TYPE_CHECKING:
+    import torch
 
 VIDEO = "<image>"
-"""Where the video goes in a prompt: text that is cut out, no token of the vocabulary."""
+"""The video's place in a prompt: text that is cut out, not a token of the vocabulary."""
 TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -51,7 +55,7 @@ TOWERS: dict[str, Json] = {
         "patch_size": 14,
     }
 }
-"""Vision towers by the names that checkpoints call them, as their own config.json has them."""
+"""Configs of vision towers by the names that checkpoints give them."""
 
 
 class LlavaVideo(Llava):
@@ -61,26 +65,30 @@ class LlavaVideo(Llava):
     the published results of merging, nothing else changes.
     """
 
-    newlines = False
-
-    def __init__(self, model: Any, tokenizer: Any, frames: Any) -> None:
-        super().__init__(model, tokenizer, TEMPLATE, video=VIDEO, frames=frames)
+    def __init__(self, model: Any, tokenizer: Any, *, frames: Any, newlines: bool = False) -> None:
+        processor = SimpleNamespace(
+            tokenizer=tokenizer,
+            video_processor=frames,
+            video_token=VIDEO,
+            chat_template=TEMPLATE,
+        )
+        super().__init__(model, processor)
         # The places of the video hold no ids of their own: any id keeps them.
         self.video_id = 0
+        self._newlines = newlines
 
     def prompt(self, tokens: VisualTokens) -> Prompt:
         time, height, width = tokens.grid
         head, after = self.head_ids(), self._times_ids(tokens)
-        rows, row = time * height, width + self.newlines
-        ids = [*head, *[self.video_id] * (rows * row), *after]
-        places = len(head) + torch.arange(rows * row).view(rows, row)[:, :width].flatten()
-        return Prompt(
-            torch.tensor(ids), places, tokens.grid, torch.arange(len(ids))[None], len(ids)
-        )
+        row = width + self._newlines
+        end = len(head) + time * height * row
+        starts = range(len(head), end, row)
+        ids = [*head, *[self.video_id] * (end - len(head)), *after]
+        return prompt_1d(ids, [s + i for s in starts for i in range(width)], tokens.grid)
 
     def embed_prompt(self, prompt: Prompt, tokens: VisualTokens) -> torch.Tensor:
         embeds = super().embed_prompt(prompt, tokens)
-        if self.newlines:
+        if self._newlines:
             ends = prompt.video.view(-1, prompt.grid[2])[:, -1] + 1
             embeds[ends.to(embeds.device)] = self.newline(embeds)
         return embeds
@@ -97,17 +105,17 @@ class LlavaVideo(Llava):
             count=len(tokens.times_s),
             times=",".join(f"{time:.2f}s" for time in tokens.times_s),
         )
-        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+        return self.ids_after(text)
 
     def _cut(self, rendered: str) -> tuple[str, str]:
         head, tail = super()._cut(rendered)
         return head, f".{tail}"
 
 
-def load(source: ModelSource, placement: Placement) -> LlavaVideo:
+def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> LlavaVideo:
     """Load the original checkpoint, shard by shard; nothing is written to disk.
 
-    Raises ModelError for a vision tower or projector that is not known.
+    Raises ModelError for a vision tower or projector that is not supported.
     """
     from transformers import (
         AutoTokenizer,
@@ -115,13 +123,13 @@ def load(source: ModelSource, placement: Placement) -> LlavaVideo:
         LlavaOnevisionVideoProcessor,
     )
 
-    vision = _vision(source)
-    tokenizer = load_files(AutoTokenizer, source)
+    vision = _vision(checkpoint)
+    tokenizer = load_files(AutoTokenizer, checkpoint)
     model = load_weights(
         LlavaOnevisionForConditionalGeneration,
-        source,
+        checkpoint,
         placement,
-        config=_config(source, vision),
+        config=_config(checkpoint, vision),
         key_mapping=RENAMED,
     )
     half = [0.5, 0.5, 0.5]
@@ -129,33 +137,68 @@ def load(source: ModelSource, placement: Placement) -> LlavaVideo:
     frames = LlavaOnevisionVideoProcessor(
         size={"height": side, "width": side}, image_mean=half, image_std=half
     )
-    return LlavaVideo(model, tokenizer, frames)
+    return LlavaVideo(model, tokenizer, frames=frames, newlines="newlines" in options)
 
 
-def _vision(source: ModelSource) -> Json:
+def _vision(checkpoint: Checkpoint) -> Json:
     """The tower up to the layer whose output is used: the original code drops the last one."""
-    name, config = source.config.get("mm_vision_tower"), source.config
-    tower = config.get("vision_config") or TOWERS.get(str(name))
+    config, tower = checkpoint.config, _tower(checkpoint)
+    name = config.get("mm_vision_tower")
     kinds = config.get("mm_projector_type"), config.get("mm_spatial_pool_mode")
     if tower is None or kinds != ("mlp2x_gelu", "bilinear"):
         raise ModelError(
-            f"model {source.name!r} has vision tower {name!r}, projector {kinds[0]!r} and pooling "
-            f"{kinds[1]!r}, which are not supported together",
+            f"model {checkpoint.name!r} has vision tower {name!r}, projector {kinds[0]!r} "
+            f"and pooling {kinds[1]!r}, which are not supported together",
             f"supported: {', '.join(TOWERS)}, mlp2x_gelu, bilinear",
         )
     layers = tower["num_hidden_layers"] - 1
     return {**tower, "num_hidden_layers": layers, "vision_use_head": False}
 
 
-def _config(source: ModelSource, vision: Json) -> Any:
+def _tower(checkpoint: Checkpoint) -> Json | None:
+    name = str(checkpoint.config.get("mm_vision_tower"))
+    tower: Json | None = checkpoint.config.get("vision_config") or TOWERS.get(name)
+    return tower
+
+
+def _config(checkpoint: Checkpoint, vision: Json) -> Any:
     from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 
     # Checkpoints spell out an unused setting as null; transformers warns of its old name.
-    text = {k: v for k, v in source.config.items() if v is not None} | {"model_type": "qwen2"}
+    text = {k: v for k, v in checkpoint.config.items() if v is not None} | {"model_type": "qwen2"}
     return LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(**vision),
         text_config=Qwen2Config(**text),
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
-        tie_word_embeddings=bool(source.config.get("tie_word_embeddings")),
+        tie_word_embeddings=bool(checkpoint.config.get("tie_word_embeddings")),
     )
+
+
+def grid(checkpoint: Checkpoint, frames: int, *, width: int, height: int) -> tuple[int, int]:
+    """A step per frame, and the squared frame's tokens after pooling; newlines are not counted."""
+    vision = _tower(checkpoint) or {}
+    return frames, pooled_side(vision["image_size"], vision["patch_size"]) ** 2
+
+
+# 64 frames: the model cards. Merge layer and positions: STTM paper, section 4; its 72B, of
+# 80 layers, merges before layer 0.
+FAMILY = Family(
+    name="llava-video",
+    model_type="llava_qwen",
+    checkpoints={
+        "7b": "lmms-lab/LLaVA-Video-7B-Qwen2",
+        "7b-video-only": "lmms-lab/LLaVA-Video-7B-Qwen2-Video-Only",
+        "72b": "lmms-lab/LLaVA-Video-72B-Qwen2",
+    },
+    options={
+        "newlines": "Put a newline token after each row of tokens, as LLaVA-Video was trained.",
+    },
+    frames=64,
+    merge_layer=2,
+    merge_layer_at_depth=(80, 0),
+    positions="reassigned",
+    step_text=8,
+    grid=grid,
+    load=load,
+)

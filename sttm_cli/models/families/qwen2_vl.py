@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
-
-from sttm_cli.models.checkpoint import ModelSource
+from sttm_cli.models.checkpoint import Checkpoint
+from sttm_cli.models.family import Family
 from sttm_cli.models.loading import load_pretrained
-from sttm_cli.models.qwen_vl import QwenVL
-from sttm_cli.models.video_llm import Placement
+from sttm_cli.models.placement import Placement
+from sttm_cli.models.qwen_vl import QwenVL, dynamic_grid
 
 FRAME_PIXELS = 768 * 28 * 28
 """Most pixels of a frame: VIDEO_MAX_PIXELS of qwen-vl-utils, the authors' own preprocessing; the
@@ -21,6 +20,8 @@ class Qwen2VL(QwenVL):
     """A loaded Qwen2-VL; see `VideoLLM` for the methods' shapes."""
 
     def frame_size(self, height: int, width: int, frames: int) -> tuple[int, int]:
+        from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
+
         size, factor = self._frames.size, self._frames.patch_size * self._merge
         context = getattr(self._frames, "max_video_tokens", CONTEXT)
         total = int(context * factor**2 * SHARE) * self._temporal
@@ -35,8 +36,23 @@ class Qwen2VL(QwenVL):
         return resized
 
 
-def load(source: ModelSource, placement: Placement) -> Qwen2VL:
+def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> Qwen2VL:
     """Load model and processor with transformers' own `from_pretrained`."""
     from transformers import Qwen2VLForConditionalGeneration
 
-    return Qwen2VL(*load_pretrained(Qwen2VLForConditionalGeneration, source, placement))
+    return Qwen2VL(*load_pretrained(Qwen2VLForConditionalGeneration, checkpoint, placement))
+
+
+# Merge layer, positions and 128 frames: STTM paper, section 4.
+FAMILY = Family(
+    name="qwen2-vl",
+    model_type="qwen2_vl",
+    checkpoints={"2b": "Qwen/Qwen2-VL-2B-Instruct", "7b": "Qwen/Qwen2-VL-7B-Instruct"},
+    frames=128,
+    merge_layer=2,
+    positions="survivors",
+    rotary_axes=3,
+    multiple=2,
+    grid=dynamic_grid,
+    load=load,
+)

@@ -6,10 +6,12 @@ from fractions import Fraction
 from typing import Any
 
 from sttm_cli.base.types import VisualTokens
-from sttm_cli.models.checkpoint import ModelSource
+from sttm_cli.models.checkpoint import Checkpoint
+from sttm_cli.models.families.qwen2_vl import Qwen2VL
+from sttm_cli.models.family import Family
 from sttm_cli.models.loading import load_pretrained
-from sttm_cli.models.qwen2_vl import Qwen2VL
-from sttm_cli.models.video_llm import Placement
+from sttm_cli.models.placement import Placement
+from sttm_cli.models.qwen_vl import dynamic_grid
 
 
 class Qwen25VL(Qwen2VL):
@@ -31,8 +33,23 @@ def spacing(times_s: tuple[float, ...]) -> float:
     return float(Fraction(mean).limit_denominator(100)) or mean
 
 
-def load(source: ModelSource, placement: Placement) -> Qwen25VL:
+def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> Qwen25VL:
     """Load model and processor with transformers' own `from_pretrained`."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    return Qwen25VL(*load_pretrained(Qwen2_5_VLForConditionalGeneration, source, placement))
+    return Qwen25VL(*load_pretrained(Qwen2_5_VLForConditionalGeneration, checkpoint, placement))
+
+
+# All defaults are Qwen2-VL's, by likeness.
+FAMILY = Family(
+    name="qwen2.5-vl",
+    model_type="qwen2_5_vl",
+    checkpoints={"3b": "Qwen/Qwen2.5-VL-3B-Instruct", "7b": "Qwen/Qwen2.5-VL-7B-Instruct"},
+    frames=128,
+    merge_layer=2,
+    positions="survivors",
+    rotary_axes=3,
+    multiple=2,
+    grid=dynamic_grid,
+    load=load,
+)

@@ -1,0 +1,28 @@
+"""Qwen3-VL with experts in the decoder; all else is Qwen3-VL's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sttm_cli.models.checkpoint import Checkpoint
+from sttm_cli.models.families import qwen3_vl
+from sttm_cli.models.loading import load_pretrained
+from sttm_cli.models.placement import Placement
+
+
+def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> qwen3_vl.Qwen3VL:
+    """Load model and processor with transformers' own `from_pretrained`."""
+    from transformers import Qwen3VLMoeForConditionalGeneration
+
+    return qwen3_vl.Qwen3VL(
+        *load_pretrained(Qwen3VLMoeForConditionalGeneration, checkpoint, placement)
+    )
+
+
+FAMILY = replace(
+    qwen3_vl.FAMILY,
+    name="qwen3-vl-moe",
+    model_type="qwen3_vl_moe",
+    checkpoints={"30b": "Qwen/Qwen3-VL-30B-A3B-Instruct"},
+    load=load,
+)

@@ -1,0 +1,100 @@
+"""SmolVLM2: frames as pictures with their times, 1-D positions, small enough for a laptop.
+
+Each frame is squared and gives the same square of tokens (pixel shuffle); its time in minutes and
+seconds is written before it. Source: transformers' `SmolVLMProcessor` and
+`SmolVLMModel.get_image_features`.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from math import isqrt
+from typing import TYPE_CHECKING, Any
+
+from sttm_cli.base.types import Prompt, VisualTokens
+from sttm_cli.models.chat_format import ChatFormat, prompt_1d
+from sttm_cli.models.checkpoint import Checkpoint
+from sttm_cli.models.family import Family
+from sttm_cli.models.loading import load_pretrained
+from sttm_cli.models.placement import Placement
+
+if TYPE_CHECKING:
+    import torch
+
+
+class SmolVLM(ChatFormat):
+    """A loaded SmolVLM2; see `VideoLLM` for the methods' shapes."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        from transformers.models.smolvlm import processing_smolvlm
+
+        # The checkpoint's own template is for pictures; its processor too takes this one.
+        super().__init__(model, processor, template=processing_smolvlm.DEFAULT_CHAT_TEMPLATE)
+        self._texts = processing_smolvlm
+        self._picture = (
+            f"{processor.fake_image_token}{processor.global_image_token}"
+            f"{processor.image_token}{processor.fake_image_token}"
+        )
+        self.video_id = processor.image_token_id
+        self.decoder = model.model.text_model
+
+    def visual_tokens(self, video: torch.Tensor, frames: int) -> VisualTokens:
+        pixels = self.pixels(video, "pixel_values")
+        tokens = self._model.model.get_image_features(pixels, return_dict=True).pooler_output[0]
+        side = isqrt(len(tokens) // len(video))
+        return VisualTokens(tokens.reshape(len(video), side, side, -1))
+
+    def prompt(self, tokens: VisualTokens) -> Prompt:
+        _, height, width = tokens.grid
+        text = self.head() + self._video_text(tokens)
+        return prompt_1d(*self.spread(text, height * width), tokens.grid)
+
+    def _video_text(self, tokens: VisualTokens) -> str:
+        """The video in the prompt, one picture token standing for all of each frame's."""
+        from num2words import num2words
+
+        text: str = self._texts.DEFAULT_VIDEO_INTRO.format(
+            frame_count=num2words(len(tokens.times_s)),
+            video_duration=timedelta(seconds=int(tokens.duration_s)),
+        )
+        for time in tokens.times_s:
+            stamp = f"{int(time // 60):02d}:{int(time % 60):02d}"
+            text += self._texts.FRAME_TIMESTAMP_MESSAGE.format(timestamp=stamp) + self._picture
+        return text
+
+    def _cut(self, rendered: str) -> tuple[str, str]:
+        # Line ends join with the text after them: they go with the question.
+        head, tail = super()._cut(rendered)
+        return head, self._texts.DEFAULT_MEDIA_OUTTRO + tail
+
+
+def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> SmolVLM:
+    """Load model and processor with transformers' own `from_pretrained`."""
+    from transformers import SmolVLMForConditionalGeneration
+
+    return SmolVLM(*load_pretrained(SmolVLMForConditionalGeneration, checkpoint, placement))
+
+
+def grid(checkpoint: Checkpoint, frames: int, *, width: int, height: int) -> tuple[int, int]:
+    """A step per frame, and the squared frame's tokens after pixel shuffle."""
+    vision = checkpoint.config["vision_config"]
+    side = vision["image_size"] // vision["patch_size"] // checkpoint.config["scale_factor"]
+    return frames, side * side
+
+
+# 64 frames: the video_sampling of its processors. Merged as the LLaVAs are, by likeness.
+FAMILY = Family(
+    name="smolvlm2",
+    model_type="smolvlm",
+    checkpoints={
+        "256m": "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+        "500m": "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+        "2.2b": "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+    },
+    frames=64,
+    merge_layer=2,
+    positions="reassigned",
+    step_text=12,
+    grid=grid,
+    load=load,
+)
