@@ -1,13 +1,15 @@
-"""The same work with the model of a resident server: it computes, this process looks and counts."""
+"""Precomputes a library through a server: it computes, this process checks and counts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sttm_cli.base.clock import STAGES
 from sttm_cli.base.errors import SttmError
+from sttm_cli.base.events import Reported, Warned
+from sttm_cli.base.reports import AskReport
 from sttm_cli.base.types import TokenCounts
 from sttm_cli.library.here import Looks, precompute, seconds_of, settled
 from sttm_cli.library.outcome import STORED, Computed, Failed, Outcome, Skipped, Stopped
@@ -21,9 +23,9 @@ if TYPE_CHECKING:
 
 
 def precompute_through(server: Server, qa: VideoQA, videos: Sequence[Path]) -> Iterator[Outcome]:
-    """Have `server` prepare every video that has no KV yet; yield what became of each.
+    """Have `server` prepare every video that has no KV yet; yield the outcome of each.
 
-    As `work.precompute`, which takes over where the server is gone.
+    Does as `here.precompute`, which takes over if the server fails.
     """
     looks, room, failures = Looks(qa), Room(store_of(qa)), dict[Path, str]()
     for number, video in enumerate(videos):
@@ -49,14 +51,8 @@ def precompute_through(server: Server, qa: VideoQA, videos: Sequence[Path]) -> I
 def _prepared(server: Server, qa: VideoQA, request: Request, room: Room) -> Outcome:
     if lacking := room.lacking(needed_bytes(qa, request.plan) or 0):
         return Stopped(request.path, lacking)
-    report: dict[str, Any] = {}
-    warnings: list[str] = []
     try:
-        for kind, value in server.ask(qa.settings, str(request.path), ()):
-            if kind == "report" and isinstance(value, dict):
-                report = value
-            elif kind == "warning":
-                warnings.append(str(value))
+        report, warnings = _asked(server, qa, request)
     except SttmError as error:
         return Failed(request.path, error.message)
     cache, tokens = report["cache"], report["tokens"]
@@ -67,7 +63,22 @@ def _prepared(server: Server, qa: VideoQA, request: Request, room: Room) -> Outc
     if cache["hit"]:
         return Skipped(request.path, STORED, cache["bytes"])
     counts = TokenCounts(tokens["video_full"], tokens["video_kept"], tokens["prefix"])
-    stages = {name: s for name, s in report["seconds"].items() if name in STAGES}
     return Computed(
-        request.path, cache["bytes"], counts, seconds_of(request), stages, tuple(warnings)
+        path=request.path,
+        bytes=cache["bytes"],
+        tokens=counts,
+        video_s=seconds_of(request),
+        seconds={name: report["seconds"][name] for name in STAGES},
+        warnings=tuple(warnings),
     )
+
+
+def _asked(server: Server, qa: VideoQA, request: Request) -> tuple[AskReport, list[str]]:
+    """The server's report and its warnings. Raises ServerGone and the errors of the video."""
+    warnings: list[str] = []
+    for event in server.ask(qa.settings, str(request.path), ()):
+        if isinstance(event, Reported):
+            return event.report, warnings
+        if isinstance(event, Warned):
+            warnings.append(event.line)
+    raise ServerGone("it ended before the answer did")
