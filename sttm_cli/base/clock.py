@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 T = TypeVar("T")
 
-STAGES = ("load_model", "decode", "encode", "merge", "prefill", "restore")
+Stage = Literal["load_model", "decode", "encode", "merge", "prefill", "restore"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 class Clock:

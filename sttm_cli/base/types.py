@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sttm_cli.base.errors import UsageError
+from sttm_cli.base.reports import ReadFrames
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,7 +99,7 @@ class DecodeReport:
     fallback: str | None = None
     warnings: list[str] = field(default_factory=list)
 
-    def to_json(self) -> Json:
+    def to_json(self) -> ReadFrames:
         return {
             "times_s": [round(t, 6) for t in self.times_s],
             "lost": self.lost,

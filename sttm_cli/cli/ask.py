@@ -10,7 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from sttm_cli.base.errors import UsageError
-from sttm_cli.base.types import Json
+from sttm_cli.base.events import (
+    Answered,
+    Noted,
+    Progressed,
+    Restarted,
+    Shown,
+    TextPiece,
+    Warned,
+)
+from sttm_cli.base.reports import AnswerReport, AskReport
 from sttm_cli.cli.asker import Asker, Questions
 from sttm_cli.cli.flags import (
     ANSWERS,
@@ -36,6 +45,7 @@ from sttm_cli.cli.output import (
     say,
     share,
     size,
+    spent,
     warn,
 )
 from sttm_cli.decode.subtitles import subtitles_text
@@ -109,7 +119,7 @@ def ask(
     stays = check_keep_alive(context, keep_alive, no_server=no_server)
     with StageProgress(output) as progress:
         screen = _Screen(output, progress, settings.max_new_tokens)
-        with Asker(settings, screen.tell, server=not no_server, keep_alive=stays) as asker:
+        with Asker(settings, screen.show, server=not no_server, keep_alive=stays) as asker:
             report = asker.ask(Questions(video, asked, options=options or (), before=before))
     report["video"]["subtitles"] = None if subtitles is None else str(subtitles)
     if output.as_json:
@@ -166,31 +176,32 @@ class _Screen:
         self._printed = self._skip = 0
         self._open = False
 
-    def tell(self, kind: str, value: Any) -> None:
-        if kind == "progress":
-            self._progress(*value)
+    def show(self, event: Shown) -> None:
+        if isinstance(event, Progressed):
+            self._progress(event.stage, event.done, event.of)
             return
         self._progress.stop()
-        if kind == "warning":
-            warn(value)
-        elif kind == "note" and not self._output.quiet:
-            say(value)
-        elif kind == "again":
-            self._again(value)
-        elif kind == "text" and self._streamed and not self._skip:
-            self._open = True
-            _write(one_line(value))
-        elif kind == "answer":
-            self._answer(value)
+        match event:
+            case Warned(line):
+                warn(line)
+            case Noted(line) if not self._output.quiet:
+                say(line)
+            case Restarted(why):
+                self._restart(why)
+            case TextPiece(text) if self._streamed and not self._skip:
+                self._open = True
+                _write(one_line(text))
+            case Answered(answer):
+                self._answer(answer)
 
-    def _again(self, why: str) -> None:
-        """All answers are given once more: those that were printed are passed over."""
+    def _restart(self, why: str) -> None:
+        """All answers come once more: those that were printed already are skipped."""
         if self._open:
             _write("\n")
         warn(why)
         self._skip, self._open = self._printed, False
 
-    def _answer(self, answer: Json) -> None:
+    def _answer(self, answer: AnswerReport) -> None:
         if self._skip:
             self._skip -= 1
             return
@@ -198,13 +209,13 @@ class _Screen:
         if not self._output.as_json:
             _write(self._ending(answer))
         self._open = False
-        if not self._output.quiet and (cut := cut_off(answer, self._limit)):
+        if not self._output.quiet and (cut := cut_off(answer.get("ending"), self._limit)):
             warn(cut)
 
-    def _ending(self, answer: Json) -> str:
-        """What is still to be printed of an answer."""
-        if "choices" in answer:
-            best = max(answer["choices"], key=lambda option: option["probability"])
+    def _ending(self, answer: AnswerReport) -> str:
+        """The part of an answer that is not printed yet."""
+        if choices := answer.get("choices"):
+            best = max(choices, key=lambda option: option["probability"])
             return f"{best['text']}\t{best['probability']:.3f}\n"
         return "\n" if self._streamed else one_line(answer["answer"]) + "\n"
 
@@ -214,8 +225,8 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _explain(report: Json) -> None:
-    """What a bug report needs: how the video was read, why it was a miss, seconds by stage."""
+def _explain(report: AskReport) -> None:
+    """Facts for a bug report: how the video was read, why it was a miss, seconds by stage."""
     video, cache = report["video"], report["cache"]
     say(f"debug: read with {video['reader']}, {video['frames_asked']} frames asked")
     if video["fallback"]:
@@ -224,8 +235,7 @@ def _explain(report: Json) -> None:
         say(f"debug: not from the cache: {cache['miss_reason']}")
     if (restore := report["seconds"]["restore"]) is not None:
         say(f"debug: {_worth(restore, cache['cold_seconds'])}")
-    spent = ((name, value) for name, value in report["seconds"].items() if value is not None)
-    say("debug: seconds: " + ", ".join(f"{name} {value:.3f}" for name, value in spent))
+    say("debug: seconds: " + spent(report["seconds"]))
 
 
 def _worth(restore: float, cold: float) -> str:
@@ -236,7 +246,7 @@ def _worth(restore: float, cold: float) -> str:
     return f"{what}: recomputing would have been faster, see docs/cache.md"
 
 
-def _summary(report: Json) -> str:
+def _summary(report: AskReport) -> str:
     tokens, cache = report["tokens"], report["cache"]
     saved = f"{cache['kv_dtype']} saves {size(cache['saved_bytes'])}"
     if cache["hit"]:
@@ -249,11 +259,11 @@ def _summary(report: Json) -> str:
     return f"{what} · {share(tokens['video_kept'], tokens['video_full'])} · {_waited(report)}"
 
 
-def _waited(report: Json) -> str:
+def _waited(report: AskReport) -> str:
     seconds, cache = report["seconds"], report["cache"]
     first = seconds["first_token"]
     if first is None:
-        return f"options weighed in {seconds['answer']:.2f} s"
+        return f"options weighed in {seconds['answer'] or 0.0:.2f} s"
     if not cache["hit"]:
         return f"first token {first:.2f} s"
     # Cold: this question on top of what computing the prefix took when it was stored.

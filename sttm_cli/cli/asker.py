@@ -1,13 +1,23 @@
-"""Questions put to a server of the user's own where one runs, else answered in this process."""
+"""Asks a running server if there is one, and answers in this process otherwise."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sttm_cli.base.types import Json
+from sttm_cli.base.events import (
+    Answered,
+    Noted,
+    Progressed,
+    Reported,
+    Restarted,
+    Shown,
+    TextPiece,
+    Warned,
+)
+from sttm_cli.base.reports import AskReport
 from sttm_cli.settings.settings import STDIN, Settings, parse_duration
 
 if TYPE_CHECKING:
@@ -18,16 +28,15 @@ if TYPE_CHECKING:
     from sttm_cli.runtime.session import VideoQA
     from sttm_cli.serve.client import Server
 
-Tell = Callable[[str, Any], None]
-"""Gets what happens, as it happens: ("warning", line), ("progress", [stage, done, of]),
-("text", piece) and ("answer", one of the report's answers)."""
+Show = Callable[[Shown], None]
+"""Called with each event as it happens."""
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions about one video; with `options` the likeliest of them is the answer.
+    """Questions about one video; with `options`, the likeliest of them is the answer.
 
-    `before` stands between the video and the first question of the conversation.
+    `before` goes between the video and the first question of the conversation.
     """
 
     video: str
@@ -46,18 +55,18 @@ class Questions:
         return replace(self, asked=[self._led(question) for question in self.asked], before="")
 
     def _led(self, question: str) -> str:
-        # An empty question stays one: it is refused by name.
+        # An empty question stays empty, so that the error names it.
         return f"{self.before}\n\n{question}" if question.strip() else question
 
 
 class Asker:
-    """Answers questions; a context manager. The model is imported and loaded only where no
-    server answers."""
+    """Answers questions; a context manager. The model is imported and loaded only if no server
+    answers."""
 
     def __init__(
-        self, settings: Settings, tell: Tell, *, server: bool, keep_alive: str | None = None
+        self, settings: Settings, show: Show, *, server: bool, keep_alive: str | None = None
     ) -> None:
-        self.settings, self._tell = settings, tell
+        self.settings, self._show = settings, show
         self._server = self._find(keep_alive) if server else None
 
     def __enter__(self) -> Asker:
@@ -69,23 +78,23 @@ class Asker:
                 getattr(self, name).close()
 
     def use(self, settings: Settings) -> None:
-        """Answer with other settings from here on; the model and its place stay."""
+        """Answer with other settings from now on; the model stays loaded."""
         self.settings = settings
         if "_qa" in self.__dict__:
             self._qa.release()
             self._qa = self._session.with_settings(settings)
 
-    def ask(self, questions: Questions) -> Json:
-        """The report `sttm.ask/1` of all questions; without any, the video is prepared.
+    def ask(self, questions: Questions) -> AskReport:
+        """The report `sttm.ask/1` of all questions; without questions, the video is prepared.
 
-        Where the server ends in the middle, "again" is told and everything is answered here.
+        If the server fails in the middle, Restarted is shown and all questions are answered here.
         """
         report = self._ask(questions.as_sent())
         for answer, question in zip(report["answers"], questions.asked, strict=True):
             answer["question"] = question
         return report
 
-    def _ask(self, questions: Questions) -> Json:
+    def _ask(self, questions: Questions) -> AskReport:
         if self._server is not None and questions.video != STDIN:
             from sttm_cli.serve.client import ServerGone
 
@@ -93,12 +102,14 @@ class Asker:
                 return self._remotely(self._server, questions)
             except ServerGone as error:
                 self._server = None
-                self._tell("again", f"the server did not answer ({error}): answering without it")
+                why = f"the server did not answer ({error}): answering without it"
+                self._show(Restarted(why))
         return self._here(questions)
 
-    def _remotely(self, server: Server, questions: Questions) -> Json:
-        report: Json = {}
-        for kind, value in server.ask(
+    def _remotely(self, server: Server, questions: Questions) -> AskReport:
+        from sttm_cli.serve.client import ServerGone
+
+        for event in server.ask(
             self.settings,
             questions.video,
             questions.asked,
@@ -106,16 +117,15 @@ class Asker:
             options=questions.options,
             copy=self._copy(server, questions.video),
         ):
-            if kind == "report" and isinstance(value, dict):
-                report = value
-            else:
-                self._tell(kind, value)
-        return report
+            if isinstance(event, Reported):
+                return event.report
+            self._show(event)
+        raise ServerGone("it ended before the answer did")
 
     def _copy(self, server: Server, video: str) -> Path | None:
-        """What an address gives, fetched once for all questions; None for a file, and where the
-        server is to fetch it, which may be another machine."""
-        if server.place is None or "://" not in video:
+        """The video of an address, fetched once for all questions; None for a file, and for a
+        server that fetches it itself because it may be another machine."""
+        if server.files is None or "://" not in video:
             return None
         return self._sources.find(video).path
 
@@ -125,10 +135,10 @@ class Asker:
 
         return Sources(
             max_bytes=self.settings.max_download,
-            progress=lambda *stage: self._tell("progress", stage),
+            progress=self._progress,
         )
 
-    def _here(self, questions: Questions) -> Json:
+    def _here(self, questions: Questions) -> AskReport:
         from sttm_cli.runtime.ask_report import answer_json, ask_report
 
         qa = self._qa
@@ -146,10 +156,10 @@ class Asker:
                         prepared,
                         question,
                         history=questions.history,
-                        on_text=lambda text: self._tell("text", text),
+                        on_text=lambda text: self._show(TextPiece(text)),
                     )
                 )
-            self._tell("answer", answer_json(answers[-1]))
+            self._show(Answered(answer_json(answers[-1])))
         return ask_report(qa, prepared, answers)
 
     @cached_property
@@ -164,35 +174,41 @@ class Asker:
 
         return VideoQA(
             self.settings,
-            warn=lambda line: self._tell("warning", line),
-            progress=lambda *stage: self._tell("progress", stage),
+            warn=self._warn,
+            progress=self._progress,
         )
+
+    def _warn(self, line: str) -> None:
+        self._show(Warned(line))
+
+    def _progress(self, stage: str, done: int, of: int) -> None:
+        self._show(Progressed(stage, done, of))
 
     def _find(self, keep_alive: str | None) -> Server | None:
         from sttm_cli.serve.client import ServerGone, find_server
 
-        server = find_server(self.settings, lambda line: self._tell("warning", line))
+        server = find_server(self.settings, self._warn)
         if server is not None:
-            self._tell("note", f"asking {server}")
+            self._show(Noted(f"asking {server}"))
             stays = parse_duration("--keep-alive", keep_alive) if keep_alive else None
             server = replace(server, keep_alive=stays)
         elif keep_alive is not None:
             try:
                 server = self._leave(keep_alive)
             except ServerGone as error:
-                self._tell("warning", f"no server is left behind: {error}")
+                self._warn(f"no server is left behind: {error}")
         return server
 
     def _leave(self, keep_alive: str) -> Server | None:
-        """A server of this user's own that stays for `keep_alive` after the last question."""
-        from sttm_cli.serve.place import place_of
-        from sttm_cli.serve.running import leave_behind
+        """Start a server that stays for `keep_alive` after the last question."""
+        from sttm_cli.serve.local_servers import leave_behind
+        from sttm_cli.serve.server_files import files_of
 
-        place = place_of(self.settings)
-        if place is None:
-            self._tell("warning", "no server is left behind: these settings are answered here")
+        files = files_of(self.settings)
+        if files is None:
+            self._warn("no server is left behind: these settings are answered here")
             return None
-        self._tell("progress", ("load", 0, 1))
-        server = leave_behind(self.settings, place, keep_alive)
-        self._tell("note", f"a server stays for {keep_alive} after the last question")
+        self._progress("load", 0, 1)
+        server = leave_behind(self.settings, files, keep_alive)
+        self._show(Noted(f"a server stays for {keep_alive} after the last question"))
         return server

@@ -12,6 +12,7 @@ import typer
 from rich.cells import cell_len
 
 from sttm_cli.base.errors import CacheError, UsageError
+from sttm_cli.base.reports import CacheEntryReport, CacheListReport
 from sttm_cli.base.types import Json
 from sttm_cli.cli.flags import CACHE, Output, bytes_from, takes
 from sttm_cli.cli.output import print_json, say, size, warn
@@ -41,7 +42,13 @@ def ls(*, flags: dict[str, Any], output: Output) -> None:
         total, bound = store.bytes, store.max_bytes
     if output.as_json:
         rows = [_entry_json(entry) for entry in entries]
-        print_json({"schema": "sttm.cache/1", "entries": rows, "bytes": total, "max_bytes": bound})
+        listed: CacheListReport = {
+            "schema": "sttm.cache/1",
+            "entries": rows,
+            "bytes": total,
+            "max_bytes": bound,
+        }
+        print_json(listed)
         return
     _table(entries)
     if not output.quiet:
@@ -147,7 +154,7 @@ def _removed(summary: Json, output: Output) -> None:
         say(f"{len(summary['removed']):,} removed, {size(summary['bytes'])}")
 
 
-def _entry_json(entry: Entry) -> Json:
+def _entry_json(entry: Entry) -> CacheEntryReport:
     return {
         "key": entry.key,
         "path": str(entry.path),

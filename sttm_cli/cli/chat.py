@@ -6,13 +6,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sttm_cli.base.errors import SttmError, UsageError
+from sttm_cli.base.events import Noted, Progressed, Restarted, Shown, TextPiece, Warned
 from sttm_cli.base.spelling import did_you_mean
 from sttm_cli.cli.asker import Asker
 from sttm_cli.cli.conversation import Conversation, Stopped, Turn
@@ -38,6 +38,7 @@ from sttm_cli.cli.output import (
     print_json,
     say,
     share,
+    spent,
     warn,
 )
 from sttm_cli.decode.subtitles import subtitles_text
@@ -84,7 +85,7 @@ def chat(
     stays = check_keep_alive(context, keep_alive, no_server=no_server)
     with StageProgress(output) as progress:
         screen = _Screen(output, progress)
-        with Asker(settings, screen.tell, server=not no_server, keep_alive=stays) as asker:
+        with Asker(settings, screen.show, server=not no_server, keep_alive=stays) as asker:
             talk = Conversation(asker, video, before=before, remembers=not no_history)
             done = _Chat(talk, screen, output).run()
     if output.as_json:
@@ -103,23 +104,25 @@ class _Screen:
         self._pieces: list[str] = []
         self._pressed: Callable[[], bool] = lambda: False
 
-    def tell(self, kind: str, value: Any) -> None:
-        if kind == "progress":
-            self.progress(*value)
+    def show(self, event: Shown) -> None:
+        if isinstance(event, Progressed):
+            self.progress(event.stage, event.done, event.of)
             return
         self.progress.stop()
-        if kind == "warning" or (kind == "note" and not self._output.quiet):
-            warn(value) if kind == "warning" else say(value)
-        elif kind == "again":
-            # The answer begins anew.
-            self._write("\n" if self._pieces else "")
-            self._pieces = []
-            warn(value)
-        elif kind == "text":
-            self._pieces.append(value)
-            self._write(value)
-            if self._pressed():
-                raise Stopped("".join(self._pieces))
+        match event:
+            case Warned(line):
+                warn(line)
+            case Noted(line) if not self._output.quiet:
+                say(line)
+            case Restarted(why):
+                self._write("\n" if self._pieces else "")
+                self._pieces = []
+                warn(why)
+            case TextPiece(text):
+                self._pieces.append(text)
+                self._write(text)
+                if self._pressed():
+                    raise Stopped("".join(self._pieces))
 
     def answer(self, talk: Conversation, question: str) -> Turn:
         """Ask, and print the answer: in pieces on a terminal, else as a line."""
@@ -185,7 +188,7 @@ class _Chat:
         turn = self._screen.answer(self._talk, question)
         if turn.ending == "stopped":
             say("stopped")
-        elif cut := cut_off(asdict(turn), self._talk.settings.max_new_tokens):
+        elif cut := cut_off(turn.ending, self._talk.settings.max_new_tokens):
             warn(cut)
         if self._talk.forgotten > forgotten:
             warn(
@@ -224,10 +227,11 @@ class _Chat:
         frames = len(video["frame_times_s"])
         say(f"{self._talk.video}: {video['duration_s']:.2f} s, {frames} frames")
         kept = share(tokens["video_kept"], tokens["video_full"])
-        say(f"tokens  {kept}, {tokens['after_spatial']:,} after the spatial step")
-        spent = facts["seconds"].items()
-        told = ", ".join(f"{name} {value:.3f}" for name, value in spent if value is not None)
-        say(f"seconds {told}")
+        spatial = tokens["after_spatial"]
+        say(
+            f"tokens  {kept}" + ("" if spatial is None else f", {spatial:,} after the spatial step")
+        )
+        say(f"seconds {spent(facts['seconds'])}")
         if cache["hit"]:
             say(f"cache   hit ({cache['tier']}); computing it took {cache['cold_seconds']:.3f} s")
         else:

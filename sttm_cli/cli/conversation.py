@@ -1,21 +1,22 @@
-"""A conversation about one video at a time; knows nothing of terminals."""
+"""A conversation about one video at a time, independent of terminals."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sttm_cli.base.errors import ContextError, SttmError, UsageError
-from sttm_cli.base.types import Ending, Json
+from sttm_cli.base.reports import AskReport, ChatReport, TurnReport
+from sttm_cli.base.types import Ending
 from sttm_cli.cli.asker import Asker, Questions
 from sttm_cli.settings.settings import Settings, check_question
 
 
 class Stopped(Exception):
-    """Raised out of `Asker`'s `tell` to end an answer where it stands; holds its text so far."""
+    """Raised while an event is shown, to end the answer; holds its text so far."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -24,7 +25,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its answer; `ending` as in `types.Ending`, `seconds` from the question on."""
+    """A question and its answer; `seconds` from the question on."""
 
     question: str
     answer: str
@@ -32,11 +33,20 @@ class Turn:
     ending: str
     seconds: float
 
+    def to_json(self) -> TurnReport:
+        return {
+            "question": self.question,
+            "answer": self.answer,
+            "budget": self.budget,
+            "ending": self.ending,
+            "seconds": self.seconds,
+        }
+
 
 class Conversation:
-    """Questions about `video`, each asked with the turns before it, unless `remembers` is False.
+    """Questions about `video`, each asked with the turns before it unless `remembers` is False.
 
-    `before` stands between the video and the first question. Raises as `Asker.ask`.
+    `before` goes between the video and the first question. Raises as `Asker.ask`.
     """
 
     def __init__(
@@ -44,24 +54,22 @@ class Conversation:
     ) -> None:
         self._asker, self._remembers = asker, remembers
         self._saved: set[Path] = set()
-        self.facts: Json = {}
-        self.video = ""
+        self.facts: AskReport
+        self.video: str
         self._open(video, before)
 
     @property
     def settings(self) -> Settings:
-        """Those in force now."""
+        """The current settings."""
         return self._asker.settings
 
     def open(self, video: str) -> None:
-        """Talk about `video` from here on: nothing of another video's turns is kept."""
+        """Talk about `video` from now on; the turns about another video are dropped."""
         self._open(video, before="")
 
     def ask(self, question: str) -> Turn:
-        """Answer a question; the oldest turns are left out once the model's context is full.
-
-        `forgotten` tells how many were.
-        """
+        """Answer a question; the oldest turns are left out once the model's context is full,
+        which `forgotten` counts."""
         check_question(question)
         started = time.perf_counter()
         try:
@@ -75,7 +83,7 @@ class Conversation:
         return turn
 
     def set_budget(self, budget: float | int) -> None:
-        """Prepare the video with another budget; the turns stay. On failure all is as before."""
+        """Prepare the video with another budget; the turns stay. A failure changes nothing."""
         before = self.settings
         self._asker.use(replace(before, budget=budget))
         try:
@@ -84,29 +92,29 @@ class Conversation:
             self._asker.use(before)
             raise
 
-    def to_json(self) -> Json:
+    def to_json(self) -> ChatReport:
         """The whole conversation."""
         return {
             "schema": "sttm.chat/1",
             "video": self.video,
             "model": self.settings.model,
-            "turns": [asdict(turn) for turn in self.turns],
+            "turns": [turn.to_json() for turn in self.turns],
         }
 
     def to_markdown(self) -> str:
-        """The whole conversation, to be read."""
+        """The whole conversation as Markdown."""
         head = f"# {self.video}\n\nAnswers of {self.settings.model}.\n"
         return head + "".join(f"\n**{t.question}**\n\n{t.answer}\n" for t in self.turns)
 
     def save(self, path: Path) -> None:
-        """Write the conversation as JSON or Markdown, as the suffix says.
+        """Write the conversation as JSON or Markdown, depending on the suffix.
 
-        Raises UsageError for another suffix and for a file that something else wrote.
+        Raises UsageError for another suffix, and for a file that this conversation did not write.
         """
         if path.suffix not in (".json", ".md"):
-            raise UsageError(f"{path} ends neither in .md nor in .json", "/save talk.md")
+            raise UsageError(f"{path} ends in neither .md nor .json", "/save talk.md")
         if path.exists() and path.absolute() not in self._saved:
-            raise UsageError(f"{path} is there already", "give another name")
+            raise UsageError(f"{path} already exists", "give another name")
         if path.suffix == ".json":
             text = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
         else:
@@ -118,7 +126,7 @@ class Conversation:
         self._saved.add(path.absolute())
 
     def _open(self, video: str, before: str) -> None:
-        # The report of a video's preparation, without questions.
+        # The report of the video's preparation, without questions.
         self.facts = self._asker.ask(Questions(video, ()))
         self.video, self._before = video, before
         self.turns: list[Turn] = []
@@ -130,13 +138,12 @@ class Conversation:
             asked = Questions(self.video, [question], history, before=self._before)
             try:
                 (answer,) = self._asker.ask(asked)["answers"]
-            except SttmError as error:
-                # Through a server it is of another class.
-                if error.kind != ContextError.kind or not history:
+            except ContextError:
+                if not history:
                     raise
                 self.forgotten += 1
             else:
-                return answer["answer"], answer["ending"]
+                return answer["answer"], answer.get("ending", Ending.END)
 
     def _history(self) -> Sequence[tuple[str, str]]:
         kept = self.turns[self.forgotten :] if self._remembers else []

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sttm_cli.base.errors import SttmError
-from sttm_cli.base.types import Json
+from sttm_cli.base.reports import ErrorReport, SecondsReport
 from sttm_cli.cli.flags import Output
 
 NAME_A_MODEL = (
@@ -26,7 +26,7 @@ BYTES = {"download", "stdin"}
 """Stages that count bytes."""
 
 
-def print_json(value: Json, *, indent: int | None = None) -> None:
+def print_json(value: Mapping[str, object], *, indent: int | None = None) -> None:
     """One JSON object on stdout; file names that are no text come as escapes."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     if any("\ud800" <= letter <= "\udfff" for letter in text):
@@ -60,9 +60,11 @@ def show_failure(error: BaseException, *, as_json: bool, debug: bool) -> int:
         traceback.print_exception(error)
     # Nothing is told to a reader that is gone.
     if as_json and message:
-        print_json(
-            {"schema": "sttm.error/1", "error": {"kind": kind, "message": message, "hint": hint}}
-        )
+        report: ErrorReport = {
+            "schema": "sttm.error/1",
+            "error": {"kind": kind, "message": message, "hint": hint},
+        }
+        print_json(report)
     if message:
         say(f"sttm: {printable(message)}" + (f"\n  {hint}" if hint else ""))
     return code
@@ -109,11 +111,11 @@ def one_line(text: str) -> str:
     return text.replace("\r", " ").replace("\n", " ")
 
 
-def cut_off(answer: Json, max_new_tokens: int) -> str | None:
-    """What a person should know of an answer that the model did not end itself."""
-    if answer.get("ending") == "length":
+def cut_off(ending: str | None, max_new_tokens: int) -> str | None:
+    """The warning for an answer that the model did not end itself."""
+    if ending == "length":
         return f"an answer was cut off at --max-new-tokens {max_new_tokens}"
-    if answer.get("ending") == "context":
+    if ending == "context":
         return "an answer was cut off where the model's context ends"
     return None
 
@@ -141,7 +143,9 @@ class StageProgress:
         if stage in BYTES:
             done, total = done // 10**6, -(-total // 10**6)
         if stage not in self._tasks:
-            self._tasks[stage] = self._bar.add_task(STAGES.get(stage, stage), total=total or None)
+            self._tasks[stage] = self._bar.add_task(
+                STAGES.get(stage, printable(stage)), total=total or None
+            )
         self._bar.update(self._tasks[stage], completed=done, total=total or None)
 
     def stop(self) -> None:
@@ -156,7 +160,7 @@ def _bar() -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -174,8 +178,14 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def spent(seconds: SecondsReport) -> str:
+    """The seconds of the stages that ran: decode 0.120, merge 0.010."""
+    ran = ((name, value) for name, value in seconds.items() if isinstance(value, int | float))
+    return ", ".join(f"{name} {value:.3f}" for name, value in ran)
+
+
 def share(part: int, whole: int) -> str:
-    return f"{part:,} of {whole:,} video tokens ({100 * part / whole:.0f} %)"
+    return f"{part:,} of {whole:,} video tokens ({100 * part / max(whole, 1):.0f} %)"
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

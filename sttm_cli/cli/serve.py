@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sttm_cli.base.errors import UsageError
-from sttm_cli.base.types import Json
 from sttm_cli.cli.flags import (
     ANSWERS,
     RUN,
@@ -23,6 +22,10 @@ from sttm_cli.cli.flags import (
 )
 from sttm_cli.cli.output import print_json, say, size
 from sttm_cli.settings.settings import Settings, parse_bytes, parse_duration
+
+if TYPE_CHECKING:
+    from sttm_cli.serve.local_servers import LocalServer
+    from sttm_cli.serve.options import Options
 
 PORT = 8000
 _PORT_ONLY = ("--host", "--port", "--api-key", "--allow-path", "--allow-private")
@@ -152,40 +155,42 @@ def _check_beside(context: typer.Context, flag: str, flags: Sequence[str]) -> No
         raise UsageError(f"{flag} and {beside[0]} cannot hold together", "choose one")
 
 
-def _run(settings: Settings, options: Any, output: Output) -> None:
+def _run(settings: Settings, options: Options, output: Output) -> None:
     from sttm_cli.serve.process import serve as run
 
     run(settings, options, (lambda line: None) if output.quiet else say)
 
 
 def _others(output: Output, *, stop: bool) -> None:
-    """`--status` and `--stop`."""
-    from sttm_cli.serve.running import end, running
+    """Carry out `--status` and `--stop`."""
+    from sttm_cli.serve.local_servers import end, running
 
-    servers: list[Json] = []
-    for place, facts in running():
+    servers: list[LocalServer] = []
+    for server in running():
         if stop:
-            end(place, facts["pid"])
-        servers.append(facts)
+            end(server)
+        servers.append(server)
     if output.as_json:
-        print_json({"schema": "sttm.serve/1", "servers": servers})
+        rows = [server.to_json() for server in servers]
+        print_json({"schema": "sttm.serve/1", "servers": rows})
         return
-    for facts in servers:
+    for server in servers:
         if not stop:
-            print(_line(facts))
+            print(_line(server))
         elif not output.quiet:
-            say(f"ended: {_line(facts)}")
+            say(f"ended: {_line(server)}")
     if not servers and not output.quiet:
         say("no server runs")
 
 
-def _line(facts: Json) -> str:
-    if "trouble" in facts:
-        state = f"does not answer ({facts['trouble']})"
-    elif not facts["ready"]:
+def _line(server: LocalServer) -> str:
+    status, facts = server.status, server.facts
+    if status is None:
+        state = f"does not answer ({server.trouble})"
+    elif not status["ready"]:
         state = "loading"
     else:
-        held = size(sum(facts["held_bytes"].values()))
-        state = f"{facts['answered']} answered, {facts['running']} running, holds {held}"
+        held = size(sum(status["held_bytes"].values()))
+        state = f"{status['answered']} answered, {status['running']} running, holds {held}"
     where = facts.get("address") or "this user's sttm only"
-    return f"{facts['model']} · process {facts['pid']} · {where} · {state}"
+    return f"{facts.get('model', '?')} · process {facts['pid']} · {where} · {state}"

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from sttm_cli.base.clock import Clock
-from sttm_cli.base.types import DecodeReport, FrameChunk, Json, TokenCounts, VisualTokens
+from sttm_cli.base.reports import BudgetReport, InspectReport, StoredBudget, SurveyedModel
+from sttm_cli.base.types import DecodeReport, FrameChunk, TokenCounts, VisualTokens
 from sttm_cli.inspect import Kept, View, thumbnail
 from sttm_cli.inspect.timing import restore_seconds, token_seconds
 from sttm_cli.merge import MergedTokens, merge_tokens
@@ -53,7 +54,7 @@ class BudgetCost:
         """From the stored KV to the first token: a sum of medians."""
         return _sum(self.seconds, "restore", "first_token")
 
-    def to_json(self) -> Json:
+    def to_json(self) -> BudgetReport:
         return {
             "budget": self.budget,
             "video_full": self.tokens.video_full,
@@ -73,7 +74,7 @@ class BudgetCost:
 
 @dataclass(frozen=True)
 class Survey:
-    """A video under several budgets. `model`: what ran, as JSON; `view`: its frames, small;
+    """A video under several budgets. `model`: what ran; `view`: its frames, small;
     `entries`: all that the user's cache holds of this video, the last used first; decode and encode
     are measured apart from the budgets and stand in each of the `rows`."""
 
@@ -81,12 +82,12 @@ class Survey:
     report: DecodeReport
     grid: tuple[int, int, int]
     repeat: int
-    model: Json
+    model: SurveyedModel
     view: View
     entries: tuple[Entry, ...]
     rows: tuple[BudgetCost, ...]
 
-    def to_json(self) -> Json:
+    def to_json(self) -> InspectReport:
         request, info, report = self.request, self.request.info, self.report
         return {
             "schema": "sttm.inspect/1",
@@ -236,7 +237,7 @@ def _with_budget(request: Request, budget: float | int) -> Request:
     return replace(request, identity=identity)
 
 
-def _model_json(qa: VideoQA) -> Json:
+def _model_json(qa: VideoQA) -> SurveyedModel:
     return {
         "name": qa.settings.model,
         "revision": qa.settings.revision,
@@ -249,7 +250,7 @@ def _model_json(qa: VideoQA) -> Json:
     }
 
 
-def _entry_json(entry: Entry) -> Json:
+def _entry_json(entry: Entry) -> StoredBudget:
     return {
         "key": entry.key,
         "model": entry.label.get("model"),

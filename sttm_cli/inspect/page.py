@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sttm_cli.base.reports import InspectReport
 from sttm_cli.base.types import Json
 from sttm_cli.inspect.png import LEVELS
 from sttm_cli.inspect.view import Frames, Kept, View, cell_colours
@@ -28,7 +29,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]], str]
 
 
 def report_page(
-    told: Json,
+    report: InspectReport,
     view: View,
     budgets: Sequence[Kept],
     *,
@@ -37,8 +38,8 @@ def report_page(
 ) -> str:
     """The page's HTML: with time slider and budget switch, needing nothing from elsewhere.
 
-    `told` is what `sttm inspect --json` prints; `budgets` go with its rows. The page holds a small
-    picture of each step of the grid, the mean colour of each finest cell once, and the token of
+    `report` is what `sttm inspect --json` prints; `budgets` go with its rows. The page holds a
+    small picture of each step of the grid, the mean colour of each finest cell once, and the token of
     each cell once per budget: its script draws the rest from them.
     """
     script, style = _part("page.js"), _part("page.css")
@@ -52,18 +53,18 @@ def report_page(
         "script": script,
         "facts": "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items()),
         "tables": "".join(_table(table) for table in tables),
-        "asked": _times(told["sampled"]["asked_s"]),
-        "got": _times(told["sampled"]["times_s"]),
-        "data": _json(_payload(told, view, budgets)),
+        "asked": _times(report["sampled"]["asked_s"]),
+        "got": _times(report["sampled"]["times_s"]),
+        "data": _json(_payload(report, view, budgets)),
     }
     # In one pass: nothing that is put in is looked at again.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: fields[found[1]], _part("page.html"))
 
 
-def _payload(told: Json, view: View, budgets: Sequence[Kept]) -> Json:
+def _payload(report: InspectReport, view: View, budgets: Sequence[Kept]) -> Json:
     _, height, width, _ = view.frames.shape
     return {
-        "inspect": told,
+        "inspect": report,
         "times": [round(float(time), 3) for time in view.times_s],
         "width": width,
         "height": height,

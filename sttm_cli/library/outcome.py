@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sttm_cli.base.types import Json, TokenCounts
+from sttm_cli.base.reports import PrecomputeReport
+from sttm_cli.base.types import TokenCounts
 
 if TYPE_CHECKING:
     from sttm_cli.runtime.request import Request
@@ -124,7 +125,7 @@ class Tally:
         """Seconds of work for an hour of video, None where none was computed."""
         return seconds / self.video_s * 3600 if self.video_s else None
 
-    def to_json(self, seconds: float) -> Json:
+    def to_json(self, seconds: float) -> PrecomputeReport:
         return {
             "schema": "sttm.precompute/1",
             "done": self.done,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sttm_cli.base.clock import STAGES
 from sttm_cli.base.errors import SttmError
+from sttm_cli.base.events import Reported, Warned
+from sttm_cli.base.reports import AskReport
 from sttm_cli.base.types import TokenCounts
 from sttm_cli.library.local import LocalRunner
 from sttm_cli.library.loop import Admit, Item
@@ -39,14 +41,8 @@ class ServerRunner:
                 return
 
     def _prepared(self, job: Job) -> Outcome:
-        report: dict[str, Any] = {}
-        warnings: list[str] = []
         try:
-            for kind, value in self._server.ask(self._qa.settings, str(job.request.path), ()):
-                if kind == "report" and isinstance(value, dict):
-                    report = value
-                elif kind == "warning":
-                    warnings.append(str(value))
+            report, warnings = self._asked(job)
         except SttmError as error:
             return Failed(job.path, error.message)
         cache, tokens = report["cache"], report["tokens"]
@@ -61,6 +57,16 @@ class ServerRunner:
             bytes=cache["bytes"],
             tokens=TokenCounts(tokens["video_full"], tokens["video_kept"], tokens["prefix"]),
             video_s=job.video_s,
-            seconds={name: s for name, s in report["seconds"].items() if name in STAGES},
+            seconds={name: report["seconds"][name] for name in STAGES},
             warnings=tuple(warnings),
         )
+
+    def _asked(self, job: Job) -> tuple[AskReport, list[str]]:
+        """The server's report and its warnings. Raises ServerGone and the video's errors."""
+        warnings: list[str] = []
+        for event in self._server.ask(self._qa.settings, str(job.request.path), ()):
+            if isinstance(event, Reported):
+                return event.report, warnings
+            if isinstance(event, Warned):
+                warnings.append(event.line)
+        raise ServerGone("it ended before the answer did")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+import psutil
+
 from sttm_cli.base.errors import ModelError, OutOfMemoryError
 from sttm_cli.base.types import Json
 from sttm_cli.models.checkpoint import Checkpoint
@@ -107,14 +109,9 @@ def free_bytes(device: str) -> int | None:
 
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
-    meminfo = Path("/proc/meminfo")
-    if device != "cpu" or not meminfo.is_file():
+    if device != "cpu":
         return None
-    lines = (line.split() for line in meminfo.read_text(encoding="ascii").splitlines())
-    known = {words[0]: int(words[1]) * 1024 for words in lines if len(words) > 1}
-    if "MemAvailable:" not in known:
-        return None
-    return known["MemAvailable:"] + known.get("SwapFree:", 0)
+    return int(psutil.virtual_memory().available + psutil.swap_memory().free)
 
 
 def _numbers(name: str, path: Path) -> int:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from sttm_cli.base.results import Answer, Choice
-from sttm_cli.base.types import Json
+from sttm_cli.base.reports import AnswerReport, AskReport, OptionReport, SecondsReport
+from sttm_cli.base.results import Answer, Choice, Option
 
 if TYPE_CHECKING:
     from sttm_cli.runtime.prepared import Prepared
     from sttm_cli.runtime.session import VideoQA
 
 
-def ask_report(qa: VideoQA, prepared: Prepared, answers: Sequence[Answer | Choice]) -> Json:
+def ask_report(qa: VideoQA, prepared: Prepared, answers: Sequence[Answer | Choice]) -> AskReport:
     """The object `sttm.ask/1` of the documentation; `answers` are of one video,
     none where it was only prepared. `room`: how many tokens the model's context takes after it."""
     request, tokens, cache = prepared.request, prepared.kv.tokens, prepared.cache
@@ -63,27 +62,46 @@ def ask_report(qa: VideoQA, prepared: Prepared, answers: Sequence[Answer | Choic
     }
 
 
-def _seconds(prepared: Prepared, answers: Sequence[Answer | Choice]) -> Json:
+def _seconds(prepared: Prepared, answers: Sequence[Answer | Choice]) -> SecondsReport:
     clock = prepared.clock
-    if not answers:
-        return {**clock.seconds(), "first_token": None, "answer": None, "total": clock.total()}
+    spent = answers[0].seconds if answers else clock.seconds()
     return {
-        **answers[0].seconds,
-        "answer": sum(a.seconds["answer"] or 0.0 for a in answers),
-        "total": answers[-1].seconds["total"],
+        "load_model": spent["load_model"],
+        "decode": spent["decode"],
+        "encode": spent["encode"],
+        "merge": spent["merge"],
+        "prefill": spent["prefill"],
+        "restore": spent["restore"],
+        "first_token": spent.get("first_token"),
+        "answer": sum(a.seconds["answer"] or 0.0 for a in answers) if answers else None,
+        "total": answers[-1].seconds["total"] if answers else clock.total(),
     }
 
 
-def answer_json(answer: Answer | Choice) -> Json:
+def answer_json(answer: Answer | Choice) -> AnswerReport:
     """One of the report's answers."""
     if isinstance(answer, Choice):
-        weighed = [asdict(option) for option in answer.options]
-        best = answer.best.text
-        return {"question": answer.question, "answer": best, "new_tokens": 0, "choices": weighed}
-    told = {
+        return {
+            "question": answer.question,
+            "answer": answer.best.text,
+            "new_tokens": 0,
+            "choices": [_option_json(option) for option in answer.options],
+        }
+    made: AnswerReport = {
         "question": answer.question,
         "answer": answer.text,
         "new_tokens": answer.new_tokens,
-        "ending": str(answer.ending),
+        "ending": answer.ending.value,
     }
-    return told if answer.seed is None else {**told, "seed": answer.seed}
+    if answer.seed is not None:
+        made["seed"] = answer.seed
+    return made
+
+
+def _option_json(option: Option) -> OptionReport:
+    return {
+        "text": option.text,
+        "probability": option.probability,
+        "log_likelihood": option.log_likelihood,
+        "tokens": option.tokens,
+    }

@@ -1,4 +1,4 @@
-"""Talking to a resident server; imports nothing heavy, so that a follow-up feels instant."""
+"""The client of a server; imports nothing heavy, so that a follow-up question starts at once."""
 
 from __future__ import annotations
 
@@ -7,45 +7,60 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from sttm_cli import __version__
-from sttm_cli.base.errors import SttmError, UsageError
+from sttm_cli.base.errors import ContextError, UsageError, VideoError
+from sttm_cli.base.events import (
+    Answered,
+    Failure,
+    Heard,
+    Progressed,
+    Reported,
+    Sent,
+    TextPiece,
+    Warned,
+    from_line,
+)
+from sttm_cli.base.reports import AskReport, ServerStatus
+from sttm_cli.base.shapes import ShapeError, shaped
 from sttm_cli.base.types import Json
-from sttm_cli.serve.place import Place, may_be_served, of_the_model, per_request, place_of
+from sttm_cli.serve.http_errors import ErrorReply
+from sttm_cli.serve.server_files import (
+    ServerFiles,
+    files_of,
+    may_be_served,
+    of_the_model,
+    per_request,
+)
 from sttm_cli.settings.settings import Settings
 
 HOST, KEY = "STTM_HOST", "STTM_API_KEY"
-_OF_THE_QUESTION = ("usage", "context", "video")
+_OF_THE_QUESTION = {error.kind: error for error in (UsageError, ContextError, VideoError)}
+"""Failures that would happen in this process too; all others are the server's own."""
 _CONNECT_S = 5.0
 _HEARD_S = 10.0
-"""A server that lives says at once that it has heard."""
+"""A living server confirms at once that it has received a question."""
+_MOST_BYTES = 64 << 20
+"""Of a line or of a reply; the report of a long video is below 1 MiB."""
+_NO_REPORT = "it ended before the answer did"
+_OTHER_PROTOCOL = "it speaks another protocol"
 
 
 class ServerGone(Exception):
-    """There is no server that would answer; its text says why, in a few words."""
-
-
-class ServerFailure(SttmError):
-    """What a server could not do; told as if it had happened here."""
-
-    def __init__(self, told: Json) -> None:
-        super().__init__(str(told.get("message", "the server failed")), str(told.get("hint", "")))
-        self.kind = str(told.get("kind", "error"))
-        self.exit_code = int(told.get("exit_code", 1))
+    """The server does not answer, or not in this protocol; the text gives the reason briefly."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server: `place` for one of this user's own, else `address` (http://host:port).
+    """A server: `files` for this user's own, else `address` (http://host:port).
 
-    `keep_alive`: seconds that one which was left behind is to stay after the last question.
+    `keep_alive`: the seconds that a server in the background stays after the last question.
     """
 
-    place: Place | None
+    files: ServerFiles | None
     address: str = ""
     keep_alive: float | None = None
 
@@ -61,11 +76,11 @@ class Server:
         history: Sequence[tuple[str, str]] = (),
         options: Sequence[str] = (),
         copy: Path | None = None,
-    ) -> Iterator[tuple[str, Any]]:
-        """Events in the order in which they happen, the last one ("report", sttm.ask/1).
+    ) -> Iterator[Warned | Progressed | TextPiece | Answered | Reported]:
+        """Events in the order in which they happen; the last one is Reported.
 
-        `copy`: the file with what the address `video` gave.
-        Raises ServerGone where the server is none or dies, ServerFailure for what it tells.
+        `copy`: the local copy of the video at the address `video`. Raises ServerGone if the server
+        fails or sends anything else, and UsageError, ContextError or VideoError for the question.
         """
         sent = video if "://" in video and copy is None else str((copy or Path(video)).absolute())
         body = {
@@ -79,58 +94,73 @@ class Server:
             "options": list(options),
             "settings": per_request(settings),
         }
-        for event in self._lines("/sttm/ask", body):
-            ((kind, value),) = event.items()
-            if kind == "error":
-                # As the user named it, not as the server knows it.
-                message = str(value.get("message", "")).replace(sent, video)
-                if self.place is None and value.get("kind") == "video":
-                    # What it may not or cannot read may well be readable here.
-                    raise ServerGone(message)
-                raise _failure({**value, "message": message})
-            if kind == "report":
-                value["video"]["path"] = video
-            if kind != "heard":
-                yield kind, value
+        answered = 0
+        for event in self._events("/sttm/ask", body):
+            if isinstance(event, Failure):
+                # With the user's name of the video, not the server's.
+                raise self._failure(replace(event, message=event.message.replace(sent, video)))
+            if isinstance(event, Heard):
+                continue
+            answered += isinstance(event, Answered)
+            if isinstance(event, Reported):
+                _check_answers(event.report, answered, questions, options)
+                event.report["video"]["path"] = video
+                yield event
+                return
+            yield event
+        raise ServerGone(_NO_REPORT)
 
-    def get(self, path: str, *, method: str = "GET") -> Json:
-        """A JSON object from the server. Raises ServerGone."""
+    def status(self) -> ServerStatus:
+        """The server's account of itself. Raises ServerGone."""
+        try:
+            return shaped(json.loads(self._reply("GET", "/sttm/status")), ServerStatus, "status")
+        except (ValueError, RecursionError) as error:
+            raise ServerGone(_OTHER_PROTOCOL) from error
+
+    def stop(self) -> None:
+        """Have the server finish its work and end. Raises ServerGone."""
+        self._reply("POST", "/sttm/stop")
+
+    def _reply(self, method: str, path: str) -> bytes:
         connection = self._connection(_CONNECT_S)
         try:
             connection.request(method, path, headers=_headers())
-            value = json.loads(connection.getresponse().read())
+            return connection.getresponse().read(_MOST_BYTES)
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise ServerGone(_why(error)) from error
         finally:
             connection.close()
-        return value if isinstance(value, dict) else {}
 
-    def _lines(self, path: str, body: Json) -> Iterator[Json]:
+    def _failure(self, failure: Failure) -> Exception:
+        if self.files is None and failure.kind == VideoError.kind:
+            # This process may be able to read a video that the server cannot or must not read.
+            return ServerGone(failure.message)
+        return _error_of(failure)
+
+    def _events(self, path: str, body: Json) -> Iterator[Sent]:
         connection = self._connection(_HEARD_S)
         try:
             connection.request("POST", path, json.dumps(body).encode(), _headers())
             response = connection.getresponse()
             if response.status != 200:
-                raise _refusal(response.status, response.read())
+                raise _refusal(response.status, response.read(_MOST_BYTES))
             if connection.sock is not None:
-                # Heard: from here on it takes what it takes.
+                # The server has the question: from now on, the work may take any time.
                 connection.sock.settimeout(None)
-            last: Json = {}
-            for line in response:
-                last = json.loads(line)
-                if not (isinstance(last, dict) and len(last) == 1):
-                    raise ServerGone("it speaks another protocol")
-                yield last
-            if not {"report", "error"} & set(last):
-                raise ServerGone("it ended before the answer did")
+            while line := response.readline(_MOST_BYTES):
+                if not line.endswith(b"\n"):
+                    raise ServerGone(_NO_REPORT)
+                yield from_line(line)
+        except ShapeError as error:
+            raise ServerGone(_OTHER_PROTOCOL) from error
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise ServerGone(_why(error)) from error
         finally:
             connection.close()
 
     def _connection(self, timeout: float) -> http.client.HTTPConnection:
-        if self.place is not None:
-            return _UnixConnection(self.place.socket, timeout)
+        if self.files is not None:
+            return _UnixConnection(self.files.socket, timeout)
         parts = urlsplit(self.address)
         secure = parts.scheme == "https"
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
@@ -138,25 +168,25 @@ class Server:
 
 
 def find_server(settings: Settings, say: Callable[[str], None]) -> Server | None:
-    """The server to ask: the one of STTM_HOST, else this user's own for these settings.
+    """The server to ask: the one at STTM_HOST, else this user's own for these settings.
 
-    One that is dead or of another version is said, and none.
+    `say` reports a server that is dead or of another version, which is not used.
     """
     if not may_be_served(settings):
         return None
     if os.environ.get(HOST):
         return Server(None, _read_host(os.environ[HOST]))
-    place = place_of(settings)
-    facts = place.read() if place else None
-    if place is None or facts is None:
+    files = files_of(settings)
+    facts = files.read() if files else None
+    if files is None or facts is None:
         return None
-    if not place.is_served():
+    if not files.is_served():
         say("a server was here and has died: answering without it")
         return None
-    if facts.get("version") != __version__:
-        say(f"a server of sttm {facts.get('version')} runs, this is {__version__}: not used")
+    if facts["version"] != __version__:
+        say(f"a server of sttm {facts['version']} runs, this is {__version__}: not used")
         return None
-    return Server(place)
+    return Server(files)
 
 
 def _read_host(text: str) -> str:
@@ -167,7 +197,7 @@ def _read_host(text: str) -> str:
     except ValueError:
         port, parts = None, urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname or port is None:
-        raise UsageError(f"{HOST}={text!r} is no address of a server", "give HOST:PORT")
+        raise UsageError(f"{HOST}={text!r} is not the address of a server", "give HOST:PORT")
     return address
 
 
@@ -177,20 +207,28 @@ def _headers() -> dict[str, str]:
     return {**json_body, "Authorization": f"Bearer {key}"} if key else json_body
 
 
+def _check_answers(
+    report: AskReport, answered: int, questions: Sequence[str], options: Sequence[str]
+) -> None:
+    """Raise ServerGone unless every question has one answer, with its options if it has any."""
+    given = [len(answer.get("choices", ())) for answer in report["answers"]]
+    if given != [len(options)] * len(questions) or answered != len(questions):
+        raise ServerGone(_OTHER_PROTOCOL)
+
+
 def _refusal(status: int, body: bytes) -> Exception:
-    """What an answer other than 200 means."""
+    """The error behind a reply whose status is not 200."""
     try:
-        told = json.loads(body)["error"]
-        return _failure({"kind": told["code"], "message": told["message"]})
-    except (ValueError, KeyError, TypeError):
+        error = shaped(json.loads(body), ErrorReply, "the reply")["error"]
+    except (ValueError, RecursionError):
         return ServerGone(f"it answers {status}")
+    return _error_of(Failure(error["code"] or "error", error["message"], ""))
 
 
-def _failure(told: Json) -> Exception:
-    """A failure of the question itself, which would fail here as well, or of the server."""
-    if told.get("kind") in _OF_THE_QUESTION:
-        return ServerFailure(told)
-    return ServerGone(str(told.get("message", "it failed")))
+def _error_of(failure: Failure) -> Exception:
+    """The error of the question, with its own exit code; ServerGone for any other failure."""
+    kind = _OF_THE_QUESTION.get(failure.kind)
+    return kind(failure.message, failure.hint) if kind else ServerGone(failure.message)
 
 
 def _why(error: Exception) -> str:
@@ -198,7 +236,7 @@ def _why(error: Exception) -> str:
         return "it does not answer"
     if isinstance(error, ConnectionRefusedError | FileNotFoundError):
         return "nothing listens there"
-    return "it ended before the answer did"
+    return _NO_REPORT
 
 
 class _UnixConnection(http.client.HTTPConnection):

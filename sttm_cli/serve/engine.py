@@ -16,8 +16,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+from sttm_cli.base.events import Reported
+from sttm_cli.base.reports import ServerStatus
 from sttm_cli.base.results import Answer, Choice
-from sttm_cli.base.types import Json
 from sttm_cli.decode import Source
 from sttm_cli.runtime.ask_report import ask_report
 from sttm_cli.runtime.kv_memory import DISK
@@ -26,8 +27,8 @@ from sttm_cli.runtime.prepared import Prepared
 from sttm_cli.runtime.resources import Resources
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.serve.batch import Batches, together
-from sttm_cli.serve.events import Asking, Run, Told
 from sttm_cli.serve.http_errors import Refused
+from sttm_cli.serve.job import Event, Job, JobRun, Piece, Reply
 from sttm_cli.serve.kv_bounds import bounds
 from sttm_cli.serve.logprobs import LogProbs
 from sttm_cli.serve.metrics import Metrics
@@ -49,7 +50,7 @@ class Engine:
             cache_dir(settings.cache_dir), max_bytes=settings.max_bytes, warn=lambda line: None
         )
         self.metrics = Metrics(queue=lambda: len(self._runs), held=self._held)
-        self._runs: dict[asyncio.Task[None], Run] = {}
+        self._runs: dict[asyncio.Task[None], JobRun] = {}
         self._mean_s = 1.0
         self._slots = asyncio.Semaphore(options.parallel)
         self._keys = WeakValueDictionary[str, asyncio.Lock]()
@@ -62,7 +63,7 @@ class Engine:
         try:
             await loop.run_in_executor(self._model_thread, self._load)
         except Exception as error:
-            # For whoever waits for the model already.
+            # Jobs may already wait for the model.
             self._loaded.set_exception(error)
             self._loaded.exception()
             raise
@@ -74,25 +75,25 @@ class Engine:
         return self._loaded.done() and self._loaded.exception() is None
 
     def stay(self, seconds: float) -> None:
-        """Where this server ends by itself, end `seconds` after the last question."""
+        """Stop `seconds` after the last question, if this server stops by itself at all."""
         if self.keep_alive is not None:
             self.keep_alive = seconds
 
     def give_up(self) -> None:
-        """End what runs at its next token or chunk of frames, and what waits at once."""
+        """Stop running jobs at their next token or chunk of frames, and waiting ones at once."""
         for task, run in self._runs.items():
             run.give_up(task)
 
     def close(self) -> None:
-        """Let go of everything; called once nothing runs."""
+        """Release threads and memory; call it once nothing runs."""
         self._preparing.shutdown()
         self._model_thread.shutdown()
         if self.ready:
             self._batches.close()
             self._resources.close()
 
-    def status(self) -> Json:
-        """What `sttm serve --status` shows."""
+    def status(self) -> ServerStatus:
+        """As `sttm serve --status` shows it."""
         held = self._resources.memory.bytes() if self.ready else {}
         return {
             "ready": self.ready,
@@ -104,27 +105,27 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether anything waits or runs."""
+        """Whether a job waits or runs."""
         return bool(self._runs)
 
-    async def ask(self, asking: Asking) -> AsyncIterator[Told]:
-        """What becomes of `asking`, as it comes; leaving the loop early stops the work.
+    async def ask(self, job: Job) -> AsyncIterator[Event]:
+        """The events of `job` as they happen; leaving the loop early stops the work.
 
-        Raises Refused where the queue is full or the time is up, and the errors of `errors.py`.
+        Raises Refused if the queue is full, TimeoutError, and the errors of `errors.py`.
         """
         self._refuse_if_full()
-        loop, told = asyncio.get_running_loop(), asyncio.Queue[Told | None]()
-        run = Run(lambda event: loop.call_soon_threadsafe(told.put_nowait, event))
-        task = asyncio.create_task(self._run(asking, run))
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event | None]()
+        run = JobRun(lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
+        task = asyncio.create_task(self._run(job, run))
         self._runs[task] = run
         task.add_done_callback(self._done)
-        task.add_done_callback(lambda _: run.tell(None))
+        task.add_done_callback(lambda _: run.send(None))
         deadline = loop.time() + self._options.request_timeout
         try:
             while True:
                 # Not `wait_for`: before Python 3.12 that loses a cancellation beside an event.
                 async with asyncio.timeout_at(deadline):
-                    event = await told.get()
+                    event = await events.get()
                 if event is None:
                     break
                 yield event
@@ -134,37 +135,37 @@ class Engine:
         finally:
             run.give_up(task)
 
-    # ---- one asking
+    # ---- one job
 
-    async def _run(self, asking: Asking, run: Run) -> None:
+    async def _run(self, job: Job, run: JobRun) -> None:
         async with self._slots:
             await asyncio.shield(self._loaded)
             run.started, started = True, time.monotonic()
-            await self._answer_all(asking, run)
+            await self._answer_all(job, run)
         self._mean_s += 0.2 * (time.monotonic() - started - self._mean_s)
 
-    async def _answer_all(self, asking: Asking, run: Run) -> None:
+    async def _answer_all(self, job: Job, run: JobRun) -> None:
         stack = ExitStack()
         try:
-            path = await asyncio.to_thread(stack.enter_context, asking.video)
-            qa = stack.enter_context(self._session(asking.settings, run))
+            path = await asyncio.to_thread(stack.enter_context, job.video)
+            qa = stack.enter_context(self._session(job.settings, run))
             prepared = await self._prepare(qa, path)
             self.metrics.prepared(prepared.cache.tier, prepared.clock.seconds())
-            await asyncio.to_thread(_check, qa, prepared, asking)
+            await asyncio.to_thread(_check, qa, prepared, job)
             answers: list[Answer | Choice] = []
-            for question in asking.questions:
-                told = await self._answer(qa, prepared, question, asking, run)
-                answers.append(told.value)
-                run.tell(told)
-            run.tell(Told("report", ask_report(qa, prepared, answers)))
+            for question in job.questions:
+                reply = await self._answer(qa, prepared, question, job, run)
+                answers.append(reply.answer)
+                run.send(reply)
+            run.send(Reported(ask_report(qa, prepared, answers)))
         finally:
-            # A KV that is let go of may be copied to host memory, which must not hold up the loop.
+            # A KV that is released may be copied to host memory, which must not block the loop.
             await asyncio.to_thread(stack.close)
 
     async def _prepare(self, qa: VideoQA, video: Path | Source) -> Prepared:
         loop = asyncio.get_running_loop()
         request = await asyncio.to_thread(qa.request, video)
-        # What is asked of one video at the same time is prepared once.
+        # Jobs that arrive together about one video share one preparation of it.
         lock = self._keys.setdefault(request.key, asyncio.Lock())
         async with lock:
             quick = await asyncio.to_thread(self._resources.memory.has, request.key)
@@ -172,20 +173,20 @@ class Engine:
             return await loop.run_in_executor(pool, qa.prepare, request)
 
     async def _answer(
-        self, qa: VideoQA, prepared: Prepared, question: str, asking: Asking, run: Run
-    ) -> Told:
-        def work(prepared: Prepared) -> Told:
+        self, qa: VideoQA, prepared: Prepared, question: str, job: Job, run: JobRun
+    ) -> Reply:
+        def work(prepared: Prepared) -> Reply:
             run.check()
-            return _reply(qa, prepared, question, asking, run)
+            return _reply(qa, prepared, question, job, run)
 
-        run.turn = self._batches.submit(prepared, work, alone=bool(asking.options))
-        told: Told = await asyncio.wrap_future(run.turn)
+        run.turn = self._batches.submit(prepared, work, alone=bool(job.options))
+        reply: Reply = await asyncio.wrap_future(run.turn)
         run.check()
-        self.metrics.answered(told.value)
+        self.metrics.answered(reply.answer)
         self.answered += 1
-        return told
+        return reply
 
-    def _session(self, settings: Settings, run: Run) -> VideoQA:
+    def _session(self, settings: Settings, run: JobRun) -> VideoQA:
         """A session among others: the decoder runs on the model's thread only."""
         return VideoQA(
             settings,
@@ -210,7 +211,7 @@ class Engine:
     def _done(self, task: asyncio.Task[None]) -> None:
         del self._runs[task]
         self.last_used = time.monotonic()
-        # Told to whoever waits; where nobody does, nobody has to be told.
+        # Looked at, so that asyncio does not log the failure of a job whose client has gone.
         _ = task.cancelled() or task.exception()
 
     def _load(self) -> None:
@@ -227,28 +228,28 @@ class Engine:
         return self._resources.memory.bytes()[tier] if self.ready else 0
 
 
-def _check(qa: VideoQA, prepared: Prepared, asking: Asking) -> None:
-    """Raise UsageError for questions that cannot be asked, and for earlier answers that hold
-    control tokens: a client may put there what it likes."""
-    qa.check(prepared, asking.questions)
-    for _, answer in asking.history:
+def _check(qa: VideoQA, prepared: Prepared, job: Job) -> None:
+    """Raise UsageError for questions that cannot be asked, and for control tokens in earlier
+    answers, which the client may have made up."""
+    qa.check(prepared, job.questions)
+    for _, answer in job.history:
         prepared.model.answer(answer)
 
 
-def _reply(qa: VideoQA, prepared: Prepared, question: str, asking: Asking, run: Run) -> Told:
-    """The answer to one question, its pieces told as they come."""
+def _reply(qa: VideoQA, prepared: Prepared, question: str, job: Job, run: JobRun) -> Reply:
+    """The answer to one question; its pieces are sent as they are generated."""
     model = prepared.model
-    count = prepared.kv.tokens.prefix + len(model.question(question, asking.history))
-    if asking.options:
-        weighed = qa.choose(prepared, question, asking.options, history=asking.history)
-        return Told("answer", weighed, count)
-    probs = LogProbs(model.text, asking.logprobs)
+    count = prepared.kv.tokens.prefix + len(model.question(question, job.history))
+    if job.options:
+        weighed = qa.choose(prepared, question, job.options, history=job.history)
+        return Reply(weighed, count)
+    probs = LogProbs(model.text, job.logprobs)
     answer = qa.answer(
         prepared,
         question,
-        history=asking.history,
-        on_text=lambda piece: run.tell(Told("text", piece, logprobs=probs.taken())),
+        history=job.history,
+        on_text=lambda piece: run.send(Piece(piece, probs.taken())),
         on_token=probs.add,
         stop=run.cancelled.is_set,
     )
-    return Told("answer", answer, count, probs.taken())
+    return Reply(answer, count, probs.taken())

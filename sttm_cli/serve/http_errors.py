@@ -1,24 +1,41 @@
-"""What a client is told when something fails: OpenAI's form, without paths or traces."""
+"""Failures as HTTP replies, in OpenAI's form, without paths or traces."""
 
 from __future__ import annotations
 
 import re
+from typing import TypedDict
 
 from sttm_cli.base.errors import SttmError
-from sttm_cli.base.types import Json
 
 _STATUS = {"usage": 400, "video": 422, "model": 500, "memory": 507, "cache": 500}
 _PATH = re.compile(r"(?:[A-Za-z]:\\|(?<![\w/.:])/)[^\s'\",:;]+")
 
 
+class ErrorFields(TypedDict):
+    """The fields of an error in OpenAI's protocol."""
+
+    message: str
+    type: str
+    param: None
+    code: str | None
+
+
+class ErrorReply(TypedDict):
+    """The body of a reply whose status is not 200."""
+
+    error: ErrorFields
+
+
 class Refused(Exception):
-    """A request that is answered with an error. `code` is for programs, as OpenAI's."""
+    """A request that is answered with an error. `code` is for programs, as in OpenAI's protocol."""
 
     def __init__(
         self, status: int, message: str, *, code: str | None = None, retry_after: int | None = None
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code = status, message, code
+        # It may quote a text of the client that is not Unicode, and must be sent all the same.
+        self.message = message.encode(errors="replace").decode()
+        self.status, self.code = status, code
         self.retry_after = retry_after
 
     @property
@@ -27,14 +44,13 @@ class Refused(Exception):
             return {"WWW-Authenticate": "Bearer"}
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
-    def to_json(self) -> Json:
+    def to_json(self) -> ErrorReply:
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        error = {"message": self.message, "type": kind, "param": None, "code": self.code}
-        return {"error": error}
+        return {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
 
 
 def refusal(error: BaseException) -> Refused:
-    """Any failure as what a client may know of it."""
+    """Any failure, reduced to the facts that a client may have."""
     if isinstance(error, Refused):
         return error
     if isinstance(error, TimeoutError):

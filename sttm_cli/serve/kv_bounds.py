@@ -1,19 +1,19 @@
-"""How much memory KVs may take where nobody said."""
+"""Default bounds for the memory of KVs."""
 
 from __future__ import annotations
 
-import os
+import psutil
 
 from sttm_cli.serve.options import Options
 
 
 def bounds(device: str, options: Options) -> tuple[int, int]:
-    """Bytes for KVs on the device and in host memory: as given, else a share of what there is.
+    """Bytes for KVs on the device and in host memory: as given, else a share of the memory.
 
-    An accelerator gives a fifth of its memory and the host another eighth of its own; where the
-    device is the host, there is one tier with a quarter.
+    An accelerator gives a fifth of its memory and the host an eighth of its own; if the device is
+    the host, there is one tier with a quarter.
     """
-    host = _host_bytes()
+    host: int = psutil.virtual_memory().total
     if device.startswith("cuda"):
         import torch
 
@@ -27,10 +27,3 @@ def bounds(device: str, options: Options) -> tuple[int, int]:
         of_device if given[0] is None else given[0],
         of_host if given[1] is None else given[1],
     )
-
-
-def _host_bytes() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 8 << 30

@@ -1,40 +1,23 @@
-"""The OpenAI chat protocol: what a request asks.
+"""A request of OpenAI's chat protocol: which question about which video, with which settings.
 
-https://platform.openai.com/docs/api-reference/chat, with video parts as vLLM takes them:
+https://platform.openai.com/docs/api-reference/chat, with video parts in vLLM's form:
 {"type": "video_url", "video_url": {"url": ...}, "uuid": ...}.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, PlainValidator, Tag, model_validator
 
 from sttm_cli.base.errors import UsageError
-from sttm_cli.base.types import Json
-from sttm_cli.serve.fields import (
-    as_flag,
-    as_number,
-    as_text,
-    as_whole,
-    bad,
-    check_text,
-    read_object,
-)
 from sttm_cli.serve.logprobs import MOST
+from sttm_cli.serve.request_body import Body, ClosedBody, Number, Whole, bad, read_body
 from sttm_cli.settings.settings import Settings, parse_budget, parse_seconds
 
 _MOST_TURNS = 512
-_READ = (
-    "model messages stream stream_options sttm temperature top_p seed max_tokens "
-    "max_completion_tokens logprobs top_logprobs"
-).split()
-_ONE_VALUE = {"n": 1, "response_format": {"type": "text"}, "modalities": ["text"]}
-_CHANGES_NO_ANSWER = (
-    "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention "
-    "parallel_tool_calls tool_choice"
-).split()
 
 
 @dataclass(frozen=True)
@@ -60,38 +43,33 @@ class ChatRequest:
 
 
 def read_request(body: bytes, base: Settings) -> ChatRequest:
-    """Check a request's body. Raises Refused (400) for what is malformed or not supported."""
-    fields = read_object(body)
-    check_text(fields)
-    _refuse_unsupported(fields)
-    options = fields.get("stream_options") or {}
-    if not isinstance(options, dict):
-        bad("'stream_options' must be an object")
-    video, question, history = _conversation(fields.get("messages"))
+    """Check a request's body. Raises Refused (400) if it is malformed or not supported."""
+    chat = read_body(body, _Chat)
+    video, question, history = _conversation(chat.messages)
     return ChatRequest(
-        model=as_text(fields.get("model"), "model"),
+        model=chat.model,
         video=video,
         question=question,
         history=history,
-        settings=_settings(fields, base),
-        stream=as_flag(fields.get("stream"), "stream"),
-        include_usage=as_flag(options.get("include_usage"), "include_usage"),
-        logprobs=_logprobs(fields),
+        settings=_settings(chat, base),
+        stream=bool(chat.stream),
+        include_usage=bool(chat.stream_options and chat.stream_options.include_usage),
+        logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
     )
 
 
-def _settings(fields: Json, base: Settings) -> Settings:
-    wanted: dict[str, Any] = _video_settings(fields.get("sttm"))
-    for name in ("max_tokens", "max_completion_tokens"):
-        if fields.get(name) is not None:
-            wanted["max_new_tokens"] = as_whole(fields[name], name)
-    for name in ("temperature", "top_p"):
-        if fields.get(name) is not None:
-            wanted[name] = as_number(fields[name], name)
-    if fields.get("seed") is not None:
-        wanted["seed"] = as_whole(fields["seed"], "seed")
+def _settings(chat: _Chat, base: Settings) -> Settings:
+    wanted = {} if chat.sttm is None else chat.sttm.model_dump(exclude_none=True)
+    limit = chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens
+    given = {
+        "max_new_tokens": limit,
+        "temperature": chat.temperature,
+        "top_p": chat.top_p,
+        "seed": chat.seed,
+    }
+    wanted |= {name: value for name, value in given.items() if value is not None}
     if not wanted.get("temperature", base.temperature):
-        # Nothing is drawn: these change nothing, and clients send them all the same.
+        # Nothing is drawn at temperature 0: these have no effect, and many clients send them.
         wanted["seed"] = wanted["top_p"] = None
     try:
         return replace(base, **wanted)
@@ -99,116 +77,167 @@ def _settings(fields: Json, base: Settings) -> Settings:
         bad(str(error))
 
 
-def _logprobs(fields: Json) -> int | None:
-    """How many alternatives each token is to be told with, None where they are not asked for."""
-    wanted, most = as_flag(fields.get("logprobs"), "logprobs"), fields.get("top_logprobs")
-    if most is None:
-        return 0 if wanted else None
-    if not 0 <= as_whole(most, "top_logprobs") <= MOST or (most and not wanted):
-        bad(f"'top_logprobs' must be from 0 to {MOST}, and needs 'logprobs'")
-    return most if wanted else None
+# ---- the body
 
 
-def _video_settings(given: Any) -> dict[str, Any]:
-    """The extra field "sttm": budget, frames, fps, start and end, as the flags of these names."""
-    if given is None:
-        return {}
-    if not isinstance(given, dict):
-        bad("'sttm' must be an object")
-    readers: dict[str, Callable[[Any], Any]] = {
-        "budget": lambda v: parse_budget(v if isinstance(v, str) else repr(as_number(v, "budget"))),
-        "frames": lambda v: as_whole(v, "frames"),
-        "fps": lambda v: as_number(v, "fps"),
-        "start": lambda v: parse_seconds("start", v if isinstance(v, str) else str(v)),
-        "end": lambda v: parse_seconds("end", v if isinstance(v, str) else str(v)),
-    }
-    unknown = sorted(set(given) - set(readers))
-    if unknown:
-        bad(f"'sttm' has no {unknown[0][:40]!r}; it has {', '.join(readers)}")
-    try:
-        return {name: readers[name](value) for name, value in given.items() if value is not None}
-    except UsageError as error:
-        bad(str(error))
+def _budget(value: Any) -> float | int:
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise ValueError("a budget is a share or a number of tokens")
+    return parse_budget(value)
 
 
-def _refuse_unsupported(fields: Json) -> None:
-    """What could change the answer is refused rather than passed over."""
-    for name, only in _ONE_VALUE.items():
-        if fields.get(name) not in (None, only):
-            bad(f"{name!r} must be {json.dumps(only)}")
-    _refuse_others(fields, (*_READ, *_ONE_VALUE, *_CHANGES_NO_ANSWER))
+def _seconds(name: str) -> Callable[[Any], float | None]:
+    def read(value: Any) -> float | None:
+        if not isinstance(value, str | int | float) or isinstance(value, bool):
+            raise ValueError("a time is a number of seconds or a text such as 1:30")
+        return parse_seconds(name, str(value))
+
+    return read
 
 
-def _refuse_others(fields: Json, known: Sequence[str], hint: str = "") -> None:
-    """Refuse fields that are not `known`, unless they are empty or off."""
-    for name in sorted(name for name, value in fields.items() if value and name not in known):
-        bad(f"{name[:40]!r} is not supported{hint}")
+class _VideoSettings(Body):
+    """The extra field "sttm"; its fields mean what the flags of these names mean."""
+
+    budget: Annotated[float | int, PlainValidator(_budget)] | None = None
+    frames: Whole | None = None
+    fps: Number | None = None
+    start: Annotated[float, PlainValidator(_seconds("start"))] | None = None
+    end: Annotated[float, PlainValidator(_seconds("end"))] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, given: Any) -> Any:
+        unknown = sorted(set(given) - set(cls.model_fields)) if isinstance(given, dict) else []
+        if unknown:
+            raise ValueError(f"there is no {unknown[0][:40]!r}; use {', '.join(cls.model_fields)}")
+        return given
+
+
+class _TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class _VideoURL(ClosedBody):
+    hint: ClassVar[str] = " in a video part; settings belong in the field 'sttm'"
+    url: str | None = None
+
+
+class _VideoPart(ClosedBody):
+    hint: ClassVar[str] = _VideoURL.hint
+    type: Literal["video_url"]
+    video_url: _VideoURL | None = None
+    uuid: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+
+    @model_validator(mode="after")
+    def _check_named(self) -> _VideoPart:
+        if self.named() == VideoPart(None, None):
+            raise ValueError("a video part needs a url, or a uuid that is known")
+        return self
+
+    def named(self) -> VideoPart:
+        return VideoPart(self.video_url.url if self.video_url else None, self.uuid)
+
+
+def _kind_of_part(part: Any) -> str | None:
+    kind = part.get("type") if isinstance(part, dict) else None
+    return {"text": "<text>", "video_url": "<video>"}.get(kind) if isinstance(kind, str) else None
+
+
+_Part = Annotated[
+    Annotated[_TextPart, Tag("<text>")] | Annotated[_VideoPart, Tag("<video>")],
+    Discriminator(
+        _kind_of_part,
+        custom_error_type="part",
+        custom_error_message="a part is of type text or, in a user's message, video_url",
+    ),
+]
+
+
+def _parts(content: Any) -> Any:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        raise ValueError("a content is a text or a list of parts")
+    return content
+
+
+class _Message(Body):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[list[_Part], BeforeValidator(_parts)]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(part.text for part in self.content if isinstance(part, _TextPart))
+
+    @property
+    def videos(self) -> list[VideoPart]:
+        return [part.named() for part in self.content if isinstance(part, _VideoPart)]
+
+
+class _StreamOptions(Body):
+    include_usage: bool | None = None
+
+
+class _TextFormat(ClosedBody):
+    type: Literal["text"]
+
+
+class _Chat(ClosedBody):
+    passed_over: ClassVar[frozenset[str]] = frozenset(
+        "user metadata store service_tier safety_identifier prompt_cache_key "
+        "prompt_cache_retention parallel_tool_calls tool_choice".split()
+    )
+    model: str
+    messages: Annotated[list[_Message], Field(min_length=1, max_length=_MOST_TURNS)]
+    sttm: _VideoSettings | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    temperature: Number | None = None
+    top_p: Number | None = None
+    seed: Whole | None = None
+    max_tokens: Whole | None = None
+    max_completion_tokens: Whole | None = None
+    logprobs: bool | None = None
+    top_logprobs: Whole | None = None
+    n: Literal[1] | None = None
+    response_format: _TextFormat | None = None
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _check_logprobs(self) -> _Chat:
+        most = self.top_logprobs
+        if most is not None and (not 0 <= most <= MOST or (most and not self.logprobs)):
+            raise ValueError(f"'top_logprobs' must be from 0 to {MOST}, and needs 'logprobs'")
+        return self
 
 
 # ---- the conversation
 
 
-def _conversation(messages: Any) -> tuple[VideoPart, str, tuple[tuple[str, str], ...]]:
-    if not isinstance(messages, list) or not messages:
-        bad("'messages' must be a list of messages")
-    if len(messages) > _MOST_TURNS:
-        bad(f"'messages' may have at most {_MOST_TURNS}")
-    videos: list[VideoPart] = []
+def _conversation(
+    messages: Sequence[_Message],
+) -> tuple[VideoPart, str, tuple[tuple[str, str], ...]]:
+    """The video, the last question, and the turns before it."""
     turns: list[list[str]] = []
     system: list[str] = []
     for message in messages:
-        role, text = _message(message, videos)
-        if role in ("system", "developer"):
-            system.append(text)
-        elif role == "user":
-            turns.append([text])
+        if message.videos and message.role != "user":
+            bad("a part must be of type text or, in a user's message, video_url")
+        if message.role in ("system", "developer"):
+            system.append(message.text)
+        elif message.role == "user":
+            turns.append([message.text])
         elif turns and len(turns[-1]) == 1:
-            turns[-1].append(text)
+            turns[-1].append(message.text)
         else:
             bad("an assistant's message must follow a user's")
     if not turns or len(turns[-1]) != 1 or any(len(turn) == 1 for turn in turns[:-1]):
         bad("the messages must alternate between user and assistant and end with the user's")
-    # Nothing may stand before the video, whose prefix is shared by all conversations.
+    # The video comes first in the prompt, so that all conversations about it share its prefix.
     turns[0][0] = "\n".join([*system, turns[0][0]])
+    videos = [video for message in messages for video in message.videos]
     return _one(videos), turns[-1][0], tuple((q, a) for q, a in turns[:-1])
-
-
-def _message(message: Any, videos: list[VideoPart]) -> tuple[str, str]:
-    """A message's role and text; its videos are added to `videos`."""
-    if not isinstance(message, dict):
-        bad("a message must be an object")
-    role, content = message.get("role"), message.get("content")
-    if role not in ("system", "developer", "user", "assistant"):
-        bad("a message's role must be system, user or assistant")
-    if isinstance(content, str):
-        return role, content
-    if not isinstance(content, list):
-        bad("a message's content must be a text or a list of parts")
-    texts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text":
-            texts.append(as_text(part.get("text"), "text"))
-        elif kind == "video_url" and role == "user":
-            videos.append(_video(part))
-        else:
-            bad("a part must be of type text or, in a user's message, video_url")
-    return role, "\n".join(texts)
-
-
-def _video(part: Json) -> VideoPart:
-    holder, uuid = part.get("video_url"), part.get("uuid")
-    if holder is not None and not isinstance(holder, dict):
-        bad("'video_url' must be an object with a url")
-    holder = holder or {}
-    url = holder.get("url")
-    for given, known in ((part, ("type", "video_url", "uuid")), (holder, ("url",))):
-        _refuse_others(given, known, " in a video part; settings stand in the field 'sttm'")
-    if uuid is not None and not (isinstance(uuid, str) and 0 < len(uuid) <= 256):
-        bad("'uuid' must be a text of at most 256 characters")
-    if url is None and uuid is None:
-        bad("a video part needs a url, or a uuid that is known")
-    return VideoPart(None if url is None else as_text(url, "url"), uuid)
 
 
 def _one(videos: Sequence[VideoPart]) -> VideoPart:

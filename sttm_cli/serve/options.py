@@ -1,4 +1,4 @@
-"""How a server behaves: where it listens, what it lets in, and its bounds."""
+"""The options of a server: where it listens, what it admits, and its bounds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Options:
-    """A server's own settings; bytes and seconds. `port` None listens on the socket only.
+    """A server's options, in bytes and seconds. Without a `port` it listens on its socket only.
 
-    `parallel` questions are worked on at once, `max_queue` more may wait; up to `together` about
-    one video are decoded together (None: where that cannot change an answer). Raises UsageError.
+    It works on `parallel` questions at once and lets `max_queue` more wait; up to `together`
+    questions about one video are decoded together (None: if that cannot change an answer). Raises
+    UsageError.
     """
 
     host: str = "127.0.0.1"
@@ -40,14 +41,16 @@ class Options:
             raise UsageError("--api-key is empty", "give a key, or leave it out")
         if self.port is not None and not is_loopback(self.host) and self.api_key is None:
             raise UsageError(
-                f"--host {self.host} can be reached from elsewhere and cannot hold without a key",
+                f"--host {self.host} can be reached from elsewhere and needs a key",
                 "give --api-key or STTM_API_KEY, or leave --host out",
             )
         if self.port is not None and not 0 <= self.port <= 65535:
             raise UsageError(f"--port {self.port} is not possible", "it lies from 0 to 65535")
         for folder in self.allow_path:
             if not folder.is_dir():
-                raise UsageError(f"--allow-path {folder} is no folder", "give one that is there")
+                raise UsageError(
+                    f"--allow-path {folder} is not a folder", "give an existing folder"
+                )
         for flag, value in (
             ("--parallel", self.parallel),
             ("--max-queue", self.max_queue),

@@ -1,54 +1,86 @@
-"""The routes that `sttm` itself uses: its own JSON, a line per event."""
+"""The routes that `sttm` itself uses: one JSON object in, a line per event out."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sttm_cli import __version__
 from sttm_cli.base.errors import SttmError
-from sttm_cli.base.types import Json
+from sttm_cli.base.events import Answered, Failure, Heard, Reported, Sent, TextPiece, to_line
 from sttm_cli.decode import Source
-from sttm_cli.serve.events import Asking, Told, told_json
-from sttm_cli.serve.fields import read_object
+from sttm_cli.runtime.ask_report import answer_json
 from sttm_cli.serve.http_errors import Refused, refusal
+from sttm_cli.serve.job import Event, Job, Piece, Reply
 from sttm_cli.serve.openai_request import VideoPart
-from sttm_cli.serve.place import of_the_model, per_request, served_name
+from sttm_cli.serve.request_body import Body, Number, read_body
+from sttm_cli.serve.server_files import of_the_model, per_request, served_name
+from sttm_cli.serve.service import Service
+from sttm_cli.serve.streaming import stream
 from sttm_cli.settings.settings import Settings
 
-if TYPE_CHECKING:
-    from sttm_cli.serve.app import Service
-
 _LINES = "application/x-ndjson"
+_MOST_TEXTS = 65_536
 
 
-def own_routes(service: Service) -> list[Route]:
-    """Routes below /sttm."""
-    from sttm_cli.serve.app import stream
+def _plain(value: Any) -> Any:
+    finite = not isinstance(value, float) or abs(value) < 1e15
+    if not isinstance(value, str | int | float | bool | None) or not finite:
+        raise ValueError("it is not a text, a number, true, false or null")
+    return value
+
+
+_Plain = Annotated[Any, AfterValidator(_plain)]
+_Texts = Annotated[list[str], Field(max_length=_MOST_TEXTS)]
+_Turn = Annotated[list[str], Field(min_length=2, max_length=2)]
+
+
+class AskBody(Body):
+    """The questions of one `sttm ask`; `name` is the address of which `video` is a copy."""
+
+    model: dict[str, _Plain]
+    settings: dict[str, _Plain]
+    video: str
+    name: str | None = None
+    questions: _Texts
+    history: Annotated[list[_Turn], Field(max_length=_MOST_TEXTS)] = Field(default_factory=list)
+    options: _Texts = Field(default_factory=list)
+    keep_alive: Number | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_version(cls, given: Any) -> Any:
+        # Before anything else: a client of another version may send other fields.
+        if isinstance(given, dict) and given.get("version") != __version__:
+            raise Refused(409, f"this server is of version {__version__}", code="version")
+        return given
+
+
+def private_routes(service: Service) -> list[Route]:
+    """The routes below /sttm."""
+    engine = service.engine
 
     async def ask(request: Request) -> Response:
-        fields = read_object(await service.body(request))
-        _check_version(fields)
-        _check_model(service.engine.settings, fields.get("model"))
-        asking = _asking(service, fields)
-        if service.trusted and isinstance(seconds := fields.get("keep_alive"), float):
-            service.engine.stay(seconds)
-        lines = _lines(service, service.engine.ask(asking), fields["video"])
-        return await stream(lines, _LINES)
+        body = read_body(await service.body(request), AskBody, with_file_names=True)
+        _check_model(engine.settings, body.model)
+        job = _job(service, body)
+        if service.trusted and body.keep_alive is not None:
+            engine.stay(body.keep_alive)
+        return await stream(_lines(service, engine.ask(job), body.video), _LINES)
 
     async def status(request: Request) -> Response:
-        return JSONResponse(service.engine.status())
+        return JSONResponse(engine.status())
 
     async def stop(request: Request) -> Response:
-        service.engine.stop.set()
+        engine.stop.set()
         return JSONResponse({"stopping": True})
 
     routes = [service.route("/sttm/ask", ask, "POST")]
@@ -60,96 +92,74 @@ def own_routes(service: Service) -> list[Route]:
     return routes
 
 
-async def _lines(service: Service, events: AsyncIterator[Told], video: str) -> AsyncIterator[str]:
-    """Every event as a line; the last one is the report or an error."""
-    # Said at once, so that a client knows that it is heard while the video is prepared.
-    yield _line({"heard": __version__})
+async def _lines(service: Service, events: AsyncIterator[Event], video: str) -> AsyncIterator[str]:
+    """Every event as a line; the last one is the report or a failure."""
+    # At once, so that the client knows that the server works while the video is prepared.
+    yield to_line(Heard(__version__))
     async with aclosing(events) as following:  # type: ignore[type-var]
         try:
-            async for told in following:
-                if told.kind == "report":
-                    told.value["video"]["path"] = video
-                yield _line(told_json(told))
+            async for event in following:
+                if isinstance(event, Reported):
+                    event.report["video"]["path"] = video
+                yield to_line(_sent(event))
         except Exception as error:
-            yield _line({"error": _error(error, trusted=service.trusted)})
+            yield to_line(_failure(error, trusted=service.trusted))
 
 
-def _error(error: Exception, *, trusted: bool) -> Json:
-    """A failure as `sttm` itself would tell it; paths only to the user they belong to."""
+def _sent(event: Event) -> Sent:
+    """The engine's event as the client gets it."""
+    if isinstance(event, Piece):
+        return TextPiece(event.text)
+    return Answered(answer_json(event.answer)) if isinstance(event, Reply) else event
+
+
+def _failure(error: Exception, *, trusted: bool) -> Failure:
+    """A failure for a client; with paths only for the user whose paths they are."""
     if isinstance(error, SttmError) and trusted:
-        return {
-            "kind": error.kind,
-            "message": error.message,
-            "hint": error.hint,
-            "exit_code": error.exit_code,
-        }
+        return Failure(error.kind, error.message, error.hint)
     refused = refusal(error)
-    if isinstance(error, SttmError):
-        kind, code = error.kind, error.exit_code
-    else:
-        kind, code = refused.code or "error", 1
-    return {"kind": kind, "message": refused.message, "hint": "", "exit_code": code}
+    kind = error.kind if isinstance(error, SttmError) else refused.code or "error"
+    return Failure(kind, refused.message, "")
 
 
-def _asking(service: Service, fields: Json) -> Asking:
-    video, questions = fields.get("video"), fields.get("questions")
-    if not isinstance(video, str) or not isinstance(questions, list) or not _texts(questions):
-        raise Refused(400, "'video' and 'questions' are needed", code="invalid_request")
-    history, options = fields.get("history") or [], fields.get("options") or []
-    if not isinstance(history, list) or not all(_texts(t) and len(t) == 2 for t in history):
-        raise Refused(400, "'history' must be pairs of texts", code="invalid_request")
-    if not _texts(options):
-        raise Refused(400, "'options' must be texts", code="invalid_request")
-    return Asking(
-        _settings(service.engine.settings, fields.get("settings")),
-        _named(service, video, fields.get("name")),
-        tuple(questions),
-        tuple((q, a) for q, a in history),
-        tuple(options),
+def _job(service: Service, body: AskBody) -> Job:
+    return Job(
+        settings=_settings(service.engine.settings, body.settings),
+        video=_located(service, body),
+        questions=tuple(body.questions),
+        history=tuple((question, answer) for question, answer in body.history),
+        options=tuple(body.options),
     )
 
 
 @contextmanager
-def _named(service: Service, video: str, name: Any) -> Iterator[Path | Source]:
-    """The file as it is where the client is this user; `name`: the address that it is a copy of."""
+def _located(service: Service, body: AskBody) -> Iterator[Path | Source]:
+    """The file itself for this user's own client; for others, as OpenAI's routes find it."""
+    path = Path(body.video)
     if service.trusted:
-        yield Source(name, Path(video), is_copy=True) if isinstance(name, str) else Path(video)
+        yield path if body.name is None else Source(body.name, path, is_copy=True)
         return
-    with service.videos.use(VideoPart(video, None), trusted=False) as path:
-        yield path
+    with service.videos.use(VideoPart(body.video, None), trusted=False) as copy:
+        yield copy
 
 
-def _settings(base: Settings, given: Any) -> Settings:
-    known = per_request(base)
-    if not isinstance(given, dict) or set(given) - set(known):
+def _settings(base: Settings, given: dict[str, Any]) -> Settings:
+    if given.keys() - per_request(base).keys():
         raise Refused(400, "'settings' are not those of this version", code="version")
     try:
         return replace(base, **given)
-    except TypeError:
+    except (TypeError, OverflowError):
         raise Refused(400, "'settings' are not valid", code="invalid_request") from None
 
 
-def _check_version(fields: Json) -> None:
-    if fields.get("version") != __version__:
-        raise Refused(409, f"this server is of version {__version__}", code="version")
-
-
-def _check_model(served: Settings, asked: Any) -> None:
-    """Refuse to answer for another model, or for one that is to run otherwise."""
+def _check_model(served: Settings, asked: dict[str, Any]) -> None:
+    """Refuse to answer for another model, or for the same one run in another way."""
     ours = of_the_model(served)
-    if not isinstance(asked, dict) or set(asked) != set(ours):
+    if asked.keys() != ours.keys():
         raise Refused(400, "'model' is not that of this version", code="version")
     for name, value in asked.items():
-        # What a client leaves to the machine, the server's machine has chosen.
+        # "auto" leaves the choice to the machine that runs the model, which is the server's.
         free = name in ("device", "dtype") and value == "auto"
         if value != ours[name] and not free:
-            told = served_name(served) if name == "model" else ours[name]
-            raise Refused(409, f"its {name} is {told}, not {value}", code="model")
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
-
-
-def _line(value: Json) -> str:
-    return json.dumps(value) + "\n"
+            known = served_name(served) if name == "model" else ours[name]
+            raise Refused(409, f"its {name} is {known}, not {value}", code="model")

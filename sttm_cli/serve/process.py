@@ -1,4 +1,4 @@
-"""The server's process: its place, its sockets, its signals and its end."""
+"""The process of a server: its files, its sockets, its signals and its end."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sttm_cli import __version__
 from sttm_cli.base.errors import SttmError
-from sttm_cli.serve.app import Service
+from sttm_cli.base.reports import ServerFacts
+from sttm_cli.serve.app import make_app
 from sttm_cli.serve.engine import Engine
 from sttm_cli.serve.options import Options
-from sttm_cli.serve.place import Place, place_of
+from sttm_cli.serve.server_files import ServerFiles, files_of
+from sttm_cli.serve.service import Service
 from sttm_cli.serve.videos import Videos
 from sttm_cli.settings.settings import Settings
 
@@ -31,30 +33,30 @@ _CONNECTIONS = 512
 def serve(settings: Settings, options: Options, say: Callable[[str], None]) -> None:
     """Serve until a signal, `--stop` or the end of `--keep-alive`.
 
-    Raises SttmError where a server is there already or an address is taken, and what loading the
-    model raises.
+    Raises SttmError if such a server runs already or the address is taken, and the errors of
+    loading the model.
     """
-    place = place_of(settings)
-    with place.hold() if place else nullcontext(True) as ours:
+    files = files_of(settings)
+    with files.hold() if files else nullcontext(True) as ours:
         if not ours:
             raise SttmError(
                 "a server for this model and these settings runs already, or is about to end",
                 "'sttm serve --status' shows it, 'sttm serve --stop' ends it",
             )
-        sockets = _sockets(place, options)
+        sockets = _sockets(files, options)
         try:
-            asyncio.run(_serve(settings, options, place, sockets, say))
+            asyncio.run(_serve(settings, options, files, sockets, say))
         finally:
             for listener in sockets.values():
                 listener.close()
-            if place is not None:
-                place.clear()
+            if files is not None:
+                files.clear()
 
 
 async def _serve(
     settings: Settings,
     options: Options,
-    place: Place | None,
+    files: ServerFiles | None,
     sockets: dict[str, socket.socket],
     say: Callable[[str], None],
 ) -> None:
@@ -65,15 +67,15 @@ async def _serve(
     ]
     _on_signals(lambda: engine.give_up() if engine.stop.is_set() else engine.stop.set())
     address = _address(sockets.get("tcp"))
-    if place is not None:
-        place.write(_facts(settings, address))
+    if files is not None:
+        files.write(_facts(settings, address))
     say(f"loading {settings.model}")
     loading = asyncio.create_task(_load(engine, lambda: say(_ready(settings, address))))
     idle = asyncio.create_task(_idle(engine))
     await engine.stop.wait()
-    say("stopping: what runs is finished, what is new is refused")
-    if place is not None:
-        place.clear()
+    say("stopping: running questions are finished, new ones are refused")
+    if files is not None:
+        files.clear()
     try:
         await asyncio.gather(*listening)
         await loading
@@ -84,7 +86,7 @@ async def _serve(
 
 
 async def _load(engine: Engine, on_ready: Callable[[], None]) -> None:
-    """Load the model; without one there is nothing to serve."""
+    """Load the model; stop the server if that fails."""
     try:
         await engine.start()
         on_ready()
@@ -96,9 +98,9 @@ async def _load(engine: Engine, on_ready: Callable[[], None]) -> None:
 async def _listen(
     engine: Engine, videos: Videos, options: Options, way: str, listener: socket.socket
 ) -> None:
-    """Serve one socket until `engine.stop`, then finish what runs on it."""
+    """Serve one socket until `engine.stop`, then finish its running requests."""
     config = uvicorn.Config(
-        Service(engine, videos, options, trusted=way == "unix").app(),
+        make_app(Service(engine, videos, options, trusted=way == "unix")),
         http=_Patient,
         ws="none",
         lifespan="off",
@@ -116,15 +118,15 @@ async def _listen(
 
 
 class _Server(uvicorn.Server):
-    """Two of them share one process: signals are that one's."""
+    """Leaves signals to the process, in which two of these servers may run."""
 
     def capture_signals(self) -> Any:
         return nullcontext()
 
 
 class _Patient(H11Protocol):
-    """Ends a connection on which no request begins, whose head does not end, or whose answer
-    nobody reads, in time."""
+    """Closes a connection whose client does not begin a request, does not finish its head, or does
+    not read the answer, in time."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -142,7 +144,7 @@ class _Patient(H11Protocol):
         self.loop.call_later(HEAD_S, self._look)
 
     def _waits_for(self) -> object:
-        """What the client is to do next, None where it is not its turn."""
+        """The client's next step, None while the server has to act."""
         if self.flow.write_paused:
             return self.transport.get_write_buffer_size()
         if self.cycle is None or self.cycle.response_complete:
@@ -151,7 +153,7 @@ class _Patient(H11Protocol):
 
 
 async def _idle(engine: Engine) -> None:
-    """Stop the engine once nothing was asked for as long as it is to stay."""
+    """Stop the engine `keep_alive` seconds after the last question."""
     while engine.keep_alive is not None:
         left = engine.last_used + engine.keep_alive - time.monotonic()
         if left <= 0 and not engine.busy and engine.ready:
@@ -163,10 +165,10 @@ async def _idle(engine: Engine) -> None:
 # ---- sockets and files
 
 
-def _sockets(place: Place | None, options: Options) -> dict[str, socket.socket]:
+def _sockets(files: ServerFiles | None, options: Options) -> dict[str, socket.socket]:
     found: dict[str, socket.socket] = {}
-    if place is not None:
-        found["unix"] = _unix_socket(place)
+    if files is not None:
+        found["unix"] = _unix_socket(files)
     if options.port is not None:
         found["tcp"] = _tcp_socket(options.host, options.port)
     if not found:
@@ -174,14 +176,14 @@ def _sockets(place: Place | None, options: Options) -> dict[str, socket.socket]:
     return found
 
 
-def _unix_socket(place: Place) -> socket.socket:
+def _unix_socket(files: ServerFiles) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
     try:
-        listener.bind(str(place.socket))
+        listener.bind(str(files.socket))
     finally:
         os.umask(before)
-    # Whoever comes before the loop runs waits in line.
+    # Clients that connect before the loop runs wait in line.
     listener.listen()
     return listener
 
@@ -208,7 +210,7 @@ def _address(listener: socket.socket | None) -> str | None:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _facts(settings: Settings, address: str | None) -> dict[str, Any]:
+def _facts(settings: Settings, address: str | None) -> ServerFacts:
     return {
         "pid": os.getpid(),
         "version": __version__,

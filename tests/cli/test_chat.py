@@ -86,7 +86,7 @@ def test_json_is_the_whole_conversation() -> None:
 
 
 def asking(**settings: object) -> Asker:
-    return Asker(Settings(**settings), lambda kind, value: None, server=False)  # type: ignore[arg-type]
+    return Asker(Settings(**settings), lambda event: None, server=False)  # type: ignore[arg-type]
 
 
 def test_another_video_begins_another_conversation(random_model: Path, tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from sttm_cli.base.errors import ContextError
-from sttm_cli.serve import running as others
-from sttm_cli.serve.client import ServerFailure, ServerGone, find_server
-from sttm_cli.serve.place import Place, place_of
+from sttm_cli.base.events import Progressed
+from sttm_cli.serve import local_servers as others
+from sttm_cli.serve.client import ServerGone, find_server
+from sttm_cli.serve.server_files import ServerFiles, files_of
 from sttm_cli.settings.settings import Settings
 from tests.cli.process import sttm_here
 from tests.serve.running import ENDLESS, Running, place, serving
@@ -154,10 +155,8 @@ def test_a_conversation_that_outgrew_the_context_is_told_as_such_over_an_address
     found = find_server(Settings(), print)
     assert found is not None
     history = [(COUNT, "three " * 40_000)]
-    with pytest.raises(ServerFailure) as caught:
+    with pytest.raises(ContextError):
         list(found.ask(Settings(), str(allowed / "sample.mp4"), [COUNT], history=history))
-    # What `sttm chat` drops its oldest turns for.
-    assert caught.value.kind == ContextError.kind
 
 
 def test_only_this_user_can_reach_the_socket(server: Running) -> None:
@@ -257,7 +256,7 @@ def test_killed_while_it_answers_and_while_it_prefills(
         found = find_server(settings, print)
         assert found is not None
         events = found.ask(settings, str(SAMPLE), [COUNT])
-        assert any(told == ("progress", ["prefill", 0, 1]) for told in events)
+        assert Progressed("prefill", 0, 1) in events
         again.process.send_signal(signal.SIGKILL)
         with pytest.raises(ServerGone):
             list(events)
@@ -310,11 +309,11 @@ def test_no_server_is_left_behind_where_another_is_or_is_about_to_end(
             others.leave_behind(Settings(), where, "1m")
 
 
-def own_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def own_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ServerFiles:
     """Where a server would be whose runtime folder is below `folder`."""
     for name, value in place(folder).items():
         monkeypatch.setenv(name, value)
-    where = place_of(Settings())
+    where = files_of(Settings())
     assert where is not None
     return where
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sttm_cli.serve.place import of_the_model
+from sttm_cli.serve.server_files import of_the_model
 from sttm_cli.settings.settings import Settings
 from tests.serve.many import Case
 from tests.serve.running import Running

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sttm_cli.base.events import Shown, TextPiece
 from sttm_cli.cli.asker import Asker
 from sttm_cli.cli.conversation import Conversation, Stopped
 from sttm_cli.settings.settings import Settings
@@ -51,14 +52,14 @@ def test_an_address_is_fetched_once_for_a_whole_chat() -> None:
 def test_a_stopped_answer_stays_in_the_conversation_and_the_server_goes_on() -> None:
     told: list[str] = []
 
-    def tell(kind: str, value: object) -> None:
-        if kind == "text":
-            told.append(str(value))
+    def show(event: Shown) -> None:
+        if isinstance(event, TextPiece):
+            told.append(event.text)
             if len(told) == 3:
                 raise Stopped("".join(told))
 
     drawn = Settings(temperature=50.0, seed=1, max_new_tokens=400)
-    with Asker(drawn, tell, server=True) as asker:
+    with Asker(drawn, show, server=True) as asker:
         talk = Conversation(asker, str(SAMPLE))
         turn = talk.ask(COUNT)
         assert (turn.ending, turn.answer) == ("stopped", "".join(told[:3]))

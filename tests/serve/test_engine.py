@@ -20,8 +20,8 @@ from sttm_cli.runtime import kv_memory
 from sttm_cli.runtime.resources import Resources
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.serve.engine import Engine
-from sttm_cli.serve.events import Asking
 from sttm_cli.serve.http_errors import Refused, refusal
+from sttm_cli.serve.job import Job, Piece
 from sttm_cli.serve.options import Options
 from sttm_cli.settings.settings import Settings, cache_dir
 from sttm_cli.store import Store
@@ -37,10 +37,10 @@ def sample() -> Iterator[Path]:
 
 
 async def ask(engine: Engine, settings: Settings = SETTINGS) -> str:
-    """The answer as it was told."""
+    """The answer, joined of its pieces."""
     text = ""
-    async for told in engine.ask(Asking(settings, sample(), (COUNT,))):
-        text += told.value if told.kind == "text" else ""
+    async for event in engine.ask(Job(settings, sample(), (COUNT,))):
+        text += event.text if isinstance(event, Piece) else ""
     return text
 
 

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from sttm_cli import VideoQA
-from sttm_cli.serve.app import Service
+from sttm_cli.serve.app import make_app
 from sttm_cli.serve.engine import Engine
 from sttm_cli.serve.options import Options
+from sttm_cli.serve.service import Service
 from sttm_cli.serve.videos import Videos
 from sttm_cli.settings.settings import Settings
 from tests.serve.running import Running
@@ -211,7 +212,7 @@ def test_fields_that_change_no_answer_are_passed_over_and_those_of_a_video_are_n
 def test_a_model_in_a_folder_goes_by_the_folders_name(tmp_path: Path) -> None:
     async def ask() -> tuple[Any, Any]:
         engine = Engine(Settings(model=str(tmp_path)), Options())
-        app = Service(engine, Videos(Options()), Options(), trusted=True).app()
+        app = make_app(Service(engine, Videos(Options()), Options(), trusted=True))
         way = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=way, base_url="http://localhost") as http:
             listed, unknown = await http.get("/v1/models"), await http.get("/v1/models/other")

@@ -1,4 +1,5 @@
-"""Where a user's servers are: a socket, an address file and a lock per model and settings."""
+"""The files by which a user's servers are found, and the settings that name them: a socket, an
+address file and a lock for each model and its settings."""
 
 from __future__ import annotations
 
@@ -12,17 +13,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from sttm_cli.base.locks import try_hold
+from sttm_cli.base.reports import ServerFacts
+from sttm_cli.base.shapes import shaped
 from sttm_cli.base.types import Json
 from sttm_cli.settings.settings import Settings, cache_dir
 
 OF_THE_MODEL = ("model", "revision", "device", "dtype", "newlines")
 PINNED = (*OF_THE_MODEL, "cache_dir", "max_bytes")
-"""The settings that a server has for good; all others come with each request."""
+"""The settings that a server keeps for life; all others are sent with each request."""
 _IN_PROCESS = ("no_cache", "refresh")
 
 
 @dataclass(frozen=True)
-class Place:
+class ServerFiles:
     """The files of one server in the user's runtime folder."""
 
     folder: Path
@@ -34,29 +37,29 @@ class Place:
 
     @property
     def file(self) -> Path:
-        """Says who serves what: pid, version, model, addresses."""
+        """The address file: process id, version, model, address."""
         return self.folder / f"{self.name}.json"
 
     @property
     def lock(self) -> Path:
-        """Held by the server for as long as it lives."""
+        """Locked by the server for as long as it lives."""
         return self.folder / f"{self.name}.lock"
 
     @property
     def log(self) -> Path:
-        """What a server that was left behind has to say."""
+        """The messages of a server that runs in the background."""
         return self.folder / f"{self.name}.log"
 
-    def read(self) -> Json | None:
-        """The address file, None where there is none that can be read."""
+    def read(self) -> ServerFacts | None:
+        """The address file, None if it is missing or unreadable."""
         try:
             value = json.loads(self.file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return shaped(value, ServerFacts, "the address file")
+        except (OSError, ValueError, RecursionError):
             return None
-        return value if isinstance(value, dict) else None
 
-    def write(self, value: Json) -> None:
-        """Write the address file, whole or not at all, for this user only."""
+    def write(self, value: ServerFacts) -> None:
+        """Write the address file atomically, for this user only."""
         part = self.file.with_suffix(".part")
         part.unlink(missing_ok=True)
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -64,14 +67,14 @@ class Place:
         part.replace(self.file)
 
     def clear(self) -> None:
-        """Remove what says that a server is here."""
+        """Remove the socket and the address file."""
         for path in (self.socket, self.file):
             path.unlink(missing_ok=True)
 
     @contextmanager
     def hold(self, *, patience_s: float = 0.2) -> Iterator[bool]:
-        """Hold the place until the block ends, cleared of what a dead server left; whether that
-        could be: else a living server holds it."""
+        """Hold the lock until the block ends, with the files of a dead server removed; yields False
+        if a living server holds it."""
         descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             ours = try_hold(descriptor, patience_s=patience_s)
@@ -82,31 +85,31 @@ class Place:
             os.close(descriptor)
 
     def is_served(self) -> bool:
-        """Whether a living server holds the place; what a dead one left is cleared."""
+        """Whether a living server holds the lock; the files of a dead one are removed."""
         with self.hold(patience_s=0) as ours:
             return not ours
 
 
-def place_of(settings: Settings) -> Place | None:
-    """Where the server for these settings is or would be; None where none can be."""
+def files_of(settings: Settings) -> ServerFiles | None:
+    """The files of the server for these settings, running or not; None if there can be none."""
     folder = runtime_folder()
     if folder is None or not may_be_served(settings):
         return None
     text = json.dumps(pinned(settings), sort_keys=True)
-    return Place(folder, hashlib.sha256(text.encode()).hexdigest()[:16])
+    return ServerFiles(folder, hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 def may_be_served(settings: Settings) -> bool:
-    """Whether a server could answer: what leaves the cache out is done in the process itself."""
+    """Whether a server may answer: questions that bypass the cache are answered in the process."""
     return not any(getattr(settings, name) for name in _IN_PROCESS)
 
 
-def places() -> Iterator[Place]:
-    """Every place of this user at which a server has written its address."""
+def all_files() -> Iterator[ServerFiles]:
+    """The files of every server of this user that has written its address."""
     folder = runtime_folder()
     if folder is not None:
         for file in sorted(folder.glob("*.json")):
-            yield Place(folder, file.stem)
+            yield ServerFiles(folder, file.stem)
 
 
 def per_request(settings: Settings) -> Json:
@@ -116,14 +119,14 @@ def per_request(settings: Settings) -> Json:
 
 
 def runtime_folder() -> Path | None:
-    """The user's own folder for sockets; None where there are none, or where another user could
-    have put one."""
+    """The user's own folder for sockets; None on systems without them, and if another user could
+    have put files there."""
     if not hasattr(os, "geteuid"):
         return None
     from platformdirs import user_runtime_path
 
     with warnings.catch_warnings():
-        # A folder that others can open is not used; platformdirs says so in its own words.
+        # A folder that others can open is not used below; platformdirs warns of it as well.
         warnings.simplefilter("ignore")
         folder = user_runtime_path("sttm")
     try:
@@ -137,7 +140,7 @@ def runtime_folder() -> Path | None:
 
 
 def pinned(settings: Settings) -> Json:
-    """The settings that tell one server from another, independent of where a process runs."""
+    """The settings that tell servers apart, independent of the working folder."""
     model = Path(settings.model).expanduser()
     return {
         **{name: getattr(settings, name) for name in PINNED},
@@ -147,11 +150,11 @@ def pinned(settings: Settings) -> Json:
 
 
 def of_the_model(settings: Settings) -> Json:
-    """What a server's model must be like to answer for `settings`."""
+    """The settings in which a server's model must agree with `settings`."""
     return {name: pinned(settings)[name] for name in OF_THE_MODEL}
 
 
 def served_name(settings: Settings) -> str:
-    """The model's name for clients: of a folder its own, as its path is nobody's business."""
+    """The model's name for clients: of a folder its own name, since the path is private."""
     model = Path(settings.model).expanduser()
     return model.resolve().name if model.is_dir() else settings.model

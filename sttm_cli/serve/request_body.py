@@ -1,0 +1,106 @@
+"""Bodies of requests as pydantic models; a body that does not fit its model is refused (400)."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from sttm_cli.serve.http_errors import Refused
+
+Whole = Annotated[int, Field(gt=-(2**63), lt=2**63)]
+Number = Annotated[float, Field(ge=-1e15, le=1e15)]
+_NOT_JSON = "the body is not valid JSON"
+_EXPECTED = " should be "
+_NAMES = {
+    "a valid string": "a text",
+    "a valid boolean": "true or false",
+    "a valid integer": "a whole number",
+    "a valid list": "a list",
+    "a valid array": "a list",
+    "a finite number": "a number",
+    "a valid number": "a number",
+    "a valid dictionary": "an object",
+    "an object": "an object",
+}
+"""pydantic's words for a type, and JSON's."""
+
+
+class Body(BaseModel):
+    """A body or an object in one. Values are of the declared types; nothing is converted.
+
+    Unknown fields are ignored.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, extra="ignore")
+
+
+class ClosedBody(Body):
+    """A body whose unknown fields are refused, unless they are empty or off: they might be meant
+    to change the answer. `passed_over` cannot; `hint` ends the message."""
+
+    passed_over: ClassVar[frozenset[str]] = frozenset()
+    hint: ClassVar[str] = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, given: Any) -> Any:
+        known = cls.model_fields.keys() | cls.passed_over
+        for name in sorted(given if isinstance(given, dict) else ()):
+            if given[name] and name not in known:
+                raise ValueError(f"{name[:40]!r} is not supported{cls.hint}")
+        return given
+
+
+B = TypeVar("B", bound=Body)
+
+
+def read_body(body: bytes, model: type[B], *, with_file_names: bool = False) -> B:
+    """`body` as a `model`. Raises Refused (400) with one line that names the field.
+
+    `with_file_names`: texts may hold the bytes of file names that are not Unicode.
+    """
+    try:
+        if with_file_names:
+            return model.model_validate(json.loads(body))
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        bad(_line(error.errors(include_url=False, include_input=False)[0]))
+    except (ValueError, RecursionError):
+        bad(_NOT_JSON)
+
+
+def bad(message: str) -> NoReturn:
+    raise Refused(400, message, code="invalid_request")
+
+
+def _line(error: ErrorDetails) -> str:
+    """One line that names the field and what is wrong with it."""
+    name, text = _field(error["loc"]), error["msg"]
+    if error["type"] == "json_invalid":
+        return _NOT_JSON
+    if error["type"] == "missing":
+        return f"{name!r} is needed"
+    if error["type"] == "value_error":
+        text = str(error["ctx"]["error"])
+        return f"{name!r}: {text}" if name else text
+    if not name:
+        return "the body must be a JSON object"
+    if error["type"] in ("model_type", "dict_type"):
+        return f"{name!r} must be an object"
+    _, expected, what = text.partition(_EXPECTED)
+    return f"{name!r} must be {_NAMES.get(what, what)}" if expected else f"{name!r}: {text}"
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    """A field's name as in JavaScript: messages[0].content. Tags of unions, which are written in
+    angle brackets, are no part of it."""
+    name = ""
+    for part in location:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif not part.startswith("<"):
+            name += f".{part[:40]}" if name else part[:40]
+    return name
