@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from sttm_cli.models.counts import TokenCount, token_count
 from sttm_cli.models.registry import families, family_of, find_family
 from sttm_cli.runtime.model_plan import options_of
 from sttm_cli.settings.settings import Settings
-from tests.cli.process import Ended, sttm, sttm_here
+from tests.cli.process import sttm_here
+from tests.installed import install, sttm
 from tests.test_startup import HEAVY, modules_after
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
@@ -70,18 +70,13 @@ def checkpoint_of(model_type: str, **config: object) -> Checkpoint:
 
 
 @pytest.fixture
-def packages(tmp_path: Path) -> Path:
-    """A folder as an installer leaves it: a module, and the entry point of its family."""
-    (tmp_path / "toy.py").write_text(TOY)
-    announce(tmp_path, "toy", "toy_vl = toy:FAMILY")
-    return tmp_path
+def environment(tmp_path: Path) -> dict[str, str]:
+    """That of a process in which the toy family's package is installed."""
+    return add(tmp_path, "toy", TOY, "toy_vl = toy:FAMILY")
 
 
-def announce(folder: Path, package: str, entry: str) -> None:
-    facts = folder / f"{package}-1.0.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    (facts / "entry_points.txt").write_text(f"[sttm_cli.families]\n{entry}\n")
+def add(folder: Path, package: str, source: str, entry: str) -> dict[str, str]:
+    return install(folder, package, source, f"[sttm_cli.families]\n{entry}\n")
 
 
 @pytest.fixture
@@ -94,11 +89,6 @@ def toy_model(random_model: Path, tmp_path: Path) -> Path:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "toy_vl"}))
     return folder
-
-
-def sttm_with(packages: Path, *arguments: object) -> Ended:
-    path = os.pathsep.join([str(packages), str(Path.cwd())])
-    return sttm(*arguments, PYTHONPATH=path, STTM_MODEL="tiny")
 
 
 def test_the_specifications_are_those_of_the_paper_and_the_model_cards() -> None:
@@ -207,8 +197,8 @@ def test_an_option_of_another_family_is_refused_and_an_own_one_is_not() -> None:
     assert options_of(wanted, renamed, model="--model m") == ("newlines",)
 
 
-def test_a_family_of_another_package_is_listed(packages: Path) -> None:
-    made = sttm_with(packages, "models", "--json").json
+def test_a_family_of_another_package_is_listed(environment: dict[str, str]) -> None:
+    made = json.loads(sttm(environment, "models", "--json").stdout)
     (family,) = [f for f in made["families"] if f["model_type"] == "toy_vl"]
     assert family == {
         "model_type": "toy_vl",
@@ -220,12 +210,13 @@ def test_a_family_of_another_package_is_listed(packages: Path) -> None:
     assert {"toy-1b", "qwen2-vl-7b"} <= {row["alias"] for row in made["models"]}
 
 
-def test_a_family_of_another_package_answers(packages: Path, toy_model: Path) -> None:
+def test_a_family_of_another_package_answers(environment: dict[str, str], toy_model: Path) -> None:
     flags = ("--model", toy_model, "--max-new-tokens", 4, "--no-server", "--json")
-    ended = sttm_with(packages, "ask", SAMPLE, "what colour is the circle ?", *flags)
-    assert ended.code == 0, ended.err
-    assert len(ended.json["video"]["frame_times_s"]) == 3
-    assert ended.json["answers"][0]["answer"]
+    ended = sttm(environment, "ask", SAMPLE, "what colour is the circle ?", *flags)
+    assert ended.returncode == 0, ended.stderr
+    made = json.loads(ended.stdout)
+    assert len(made["video"]["frame_times_s"]) == 3
+    assert made["answers"][0]["answer"]
 
 
 def test_without_its_package_the_type_is_not_supported(toy_model: Path) -> None:
@@ -238,15 +229,16 @@ def test_without_its_package_the_type_is_not_supported(toy_model: Path) -> None:
     ("entry", "problem"),
     [
         ("bad_vl = nowhere:FAMILY", "cannot be imported: No module"),
-        ("bad_vl = os:sep", "not a Family"),
+        ("bad_vl = broken:FAMILY", "is not a Family of that type"),
+        ("bad_vl = toy:FAMILY", "is not a Family of that type"),
     ],
 )
-def test_a_package_that_provides_no_family_is_named_and_stops_nothing_else(
-    packages: Path, entry: str, problem: str
+def test_a_package_without_the_family_it_announces_is_named_and_stops_nothing_else(
+    environment: dict[str, str], tmp_path: Path, entry: str, problem: str
 ) -> None:
-    announce(packages, "broken", entry)
-    ended = sttm_with(packages, "models")
-    assert ended.code == 0
-    assert "toy-1b" in ended.out
-    assert "model family 'bad_vl' of package broken" in ended.err
-    assert problem in ended.err
+    add(tmp_path, "broken", "FAMILY = 'nonsense'", entry)
+    ended = sttm(environment, "models")
+    assert ended.returncode == 0
+    assert "toy-1b" in ended.stdout
+    assert "model family 'bad_vl' of package broken" in ended.stderr
+    assert problem in ended.stderr
