@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sttm_cli.base.types import Json
-from sttm_cli.settings.settings import STDIN, Settings, parse_duration
+from sttm_cli.settings.settings import KEEP_ALIVE, STDIN, Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -167,7 +167,7 @@ class Asker:
         server = find_server(self.settings, lambda line: self._tell("warning", line))
         if server is not None:
             self._tell("note", f"asking {server}")
-            stays = parse_duration("--keep-alive", keep_alive) if keep_alive else None
+            stays = KEEP_ALIVE.read(keep_alive)
             server = replace(server, keep_alive=stays)
         elif keep_alive is not None:
             try:

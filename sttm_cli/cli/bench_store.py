@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sttm_cli.cli.flags import CACHE, KV_DTYPE, Output, takes, without
+from sttm_cli.cli.flags import CACHE, KV_DTYPE, Output, settings_from, takes, without
 from sttm_cli.cli.output import print_json, say, size
-from sttm_cli.settings.settings import Settings, cache_dir, parse_bytes
+from sttm_cli.settings.parse import parse_bytes
+from sttm_cli.settings.settings import cache_dir
 
 if TYPE_CHECKING:
     from sttm_cli.bench.storage import Row, Timing
@@ -35,15 +36,17 @@ def store(
     Works in a folder of its own inside the cache folder and removes it.
     """
     wanted = [parse_bytes("--sizes", part) for part in sizes.split(",")]
-    kv_dtype = Settings(kv_dtype=flags["kv_dtype"]).kv_dtype
+    settings = settings_from(flags)
     from sttm_cli.base.device import resolve_device
     from sttm_cli.bench.storage import measure_store
 
-    device, folder = resolve_device(device), cache_dir(flags["cache_dir"]).absolute()
+    device, folder = resolve_device(device), cache_dir(settings.cache_dir).absolute()
     if not output.quiet:
         say(f"measuring in {folder}, restoring to {device}")
     rows = []
-    for row in measure_store(folder, wanted, kv_dtype=kv_dtype, device=device, repeat=repeat):
+    for row in measure_store(
+        folder, wanted, kv_dtype=settings.kv_dtype, device=device, repeat=repeat
+    ):
         rows.append(row)
         if not output.as_json:
             _show(row)

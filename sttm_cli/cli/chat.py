@@ -41,7 +41,8 @@ from sttm_cli.cli.output import (
     warn,
 )
 from sttm_cli.decode.subtitles import subtitles_text
-from sttm_cli.settings.settings import DEFAULT_MODEL, STDIN, parse_budget
+from sttm_cli.settings.parse import parse_budget
+from sttm_cli.settings.settings import DEFAULT_MODEL, STDIN
 
 FILED = "A video file, a folder of images, or an http(s) address."
 
@@ -213,7 +214,7 @@ class _Chat:
 
     def _budget(self, rest: str) -> None:
         if rest:
-            self._talk.set_budget(parse_budget(rest))
+            self._talk.set_budget(parse_budget("--budget", rest))
             self._screen.progress.stop()
         say(f"budget {self._talk.settings.budget}: {self._state()}")
 

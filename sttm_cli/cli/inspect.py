@@ -10,7 +10,7 @@ import typer
 from sttm_cli.base.errors import SttmError, UsageError
 from sttm_cli.cli.flags import RUN, SOURCE, VIDEO, Output, examples, settings_from, takes, without
 from sttm_cli.cli.output import StageProgress, print_json, say, warn
-from sttm_cli.settings.settings import parse_budget
+from sttm_cli.settings.parse import parse_budget
 
 if TYPE_CHECKING:
     from sttm_cli.inspect import Kept
@@ -83,7 +83,7 @@ def inspect(
         raise UsageError("--show and --json cannot hold together", "give one of them")
     flag = "--budgets" if budget is None else "--budget"
     given = next(text for text in (budgets, budget, BUDGETS) if text is not None)
-    wanted = [parse_budget(part, flag) for part in given.split(",")]
+    wanted = [parse_budget(flag, part) for part in given.split(",")]
     _check_file("--picture", picture, ".png")
     _check_file("--report", report, ".html")
     settings = settings_from(flags)

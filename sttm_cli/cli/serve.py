@@ -22,7 +22,8 @@ from sttm_cli.cli.flags import (
     without,
 )
 from sttm_cli.cli.output import print_json, say, size
-from sttm_cli.settings.settings import Settings, parse_bytes, parse_duration
+from sttm_cli.settings.parse import parse_bytes, parse_duration
+from sttm_cli.settings.settings import Settings
 
 PORT = 8000
 _PORT_ONLY = ("--host", "--port", "--api-key", "--allow-path", "--allow-private")

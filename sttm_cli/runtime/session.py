@@ -23,7 +23,8 @@ from sttm_cli.runtime.kv_memory import DEVICE, DISK, Held
 from sttm_cli.runtime.model_host import Resident
 from sttm_cli.runtime.prepared import Prepared, seconds_to_prefix
 from sttm_cli.runtime.request import Request, kv_bytes
-from sttm_cli.settings.settings import Settings, check_question
+from sttm_cli.settings.question import check_question
+from sttm_cli.settings.settings import Settings
 from sttm_cli.store import pack
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class VideoQA(Stages):
     ) -> None:
         if settings is not None and fields:
             raise UsageError(
-                f"settings and {', '.join(fields)} cannot hold together", "give one of them"
+                f"settings and {', '.join(fields)} cannot be combined", "give one of them"
             )
         settings = settings or Settings(**fields)
         super().__init__(settings, warn=warn, progress=progress, resident=resident)

@@ -7,7 +7,7 @@ https://platform.openai.com/docs/api-reference/chat, with video parts as vLLM ta
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +23,10 @@ from sttm_cli.serve.fields import (
     read_object,
 )
 from sttm_cli.serve.logprobs import MOST
-from sttm_cli.settings.settings import Settings, parse_budget, parse_seconds
+from sttm_cli.settings.settings import SETTINGS, Settings
 
 _MOST_TURNS = 512
+_OF_THE_VIDEO = ("budget", "frames", "fps", "start", "end")
 _READ = (
     "model messages stream stream_options sttm temperature top_p seed max_tokens "
     "max_completion_tokens logprobs top_logprobs"
@@ -115,18 +116,12 @@ def _video_settings(given: Any) -> dict[str, Any]:
         return {}
     if not isinstance(given, dict):
         bad("'sttm' must be an object")
-    readers: dict[str, Callable[[Any], Any]] = {
-        "budget": lambda v: parse_budget(v if isinstance(v, str) else repr(as_number(v, "budget"))),
-        "frames": lambda v: as_whole(v, "frames"),
-        "fps": lambda v: as_number(v, "fps"),
-        "start": lambda v: parse_seconds("start", v if isinstance(v, str) else str(v)),
-        "end": lambda v: parse_seconds("end", v if isinstance(v, str) else str(v)),
-    }
-    unknown = sorted(set(given) - set(readers))
+    unknown = sorted(set(given) - set(_OF_THE_VIDEO))
     if unknown:
-        bad(f"'sttm' has no {unknown[0][:40]!r}; it has {', '.join(readers)}")
+        bad(f"'sttm' has no {unknown[0][:40]!r}; it has {', '.join(_OF_THE_VIDEO)}")
+    read = {name: value for name, value in given.items() if value is not None}
     try:
-        return {name: readers[name](value) for name, value in given.items() if value is not None}
+        return {name: SETTINGS[name].parse(name, value) for name, value in read.items()}
     except UsageError as error:
         bad(str(error))
 

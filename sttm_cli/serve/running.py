@@ -14,7 +14,7 @@ from sttm_cli.base.subprocesses import environment
 from sttm_cli.base.types import Json
 from sttm_cli.serve.client import Server, ServerGone
 from sttm_cli.serve.place import Place, pinned, places
-from sttm_cli.settings.settings import Settings
+from sttm_cli.settings.settings import SETTINGS, Settings
 
 _END_S, _START_S = 600.0, 120.0
 _OTHERS_S = 5.0
@@ -90,8 +90,4 @@ def _appears(place: Place, seconds: float, may_come: Callable[[], bool]) -> bool
 def _flags(settings: Settings) -> Iterator[str]:
     """The flags that make a server the one for `settings`."""
     for name, value in pinned(settings).items():
-        flag = f"--{name.replace('_', '-')}"
-        if value is True:
-            yield flag
-        elif value not in (None, False):
-            yield f"{flag}={value}"
+        yield from SETTINGS[name].typed(value)
