@@ -62,10 +62,10 @@ def random_qa(
             f"give {merge_layer + 2} or more",
         )
     if settings.newlines and not family.newlines:
-        raise UsageError(f"--newlines cannot hold with --geometry {name}", "leave it out")
+        raise UsageError(f"--newlines cannot be combined with --geometry {name}", "leave it out")
     if settings.positions == "reassigned" and family.rotary_axes > 1:
         raise UsageError(
-            f"--positions reassigned cannot hold with --geometry {name}", "leave it out"
+            f"--positions reassigned cannot be combined with --geometry {name}", "leave it out"
         )
     attention = resolve_attention(device, dtype)
     model_class, config = architecture(geometry)

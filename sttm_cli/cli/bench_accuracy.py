@@ -120,7 +120,7 @@ def accuracy(
 def _share(text: str) -> float:
     budget = parse_budget("--budgets", text)
     if not isinstance(budget, float):
-        raise UsageError(f"--budgets {text} is no share", "give shares above 0 and up to 1")
+        raise UsageError(f"--budgets {text} is not a share", "give shares above 0 and up to 1")
     return budget
 
 

@@ -156,7 +156,7 @@ def check_keep_alive(
     KEEP_ALIVE.read(keep_alive)
     if no_server:
         if typed(context, ("--keep-alive",)):
-            raise UsageError("--no-server and --keep-alive cannot hold together", "choose one")
+            raise UsageError("--no-server and --keep-alive cannot be combined", "choose one")
         return None
     check_serving()
     return keep_alive

@@ -150,7 +150,7 @@ def _check_beside(context: typer.Context, flag: str, flags: Sequence[str]) -> No
     every = (p.opts[-1] for p in context.command.params)
     others = flags or [name for name in every if name not in (flag, *_SPEAKING)]
     if typed(context, (flag,)) and (beside := typed(context, tuple(others))):
-        raise UsageError(f"{flag} and {beside[0]} cannot hold together", "choose one")
+        raise UsageError(f"{flag} and {beside[0]} cannot be combined", "choose one")
 
 
 def _run(settings: Settings, options: Any, output: Output) -> None:

@@ -63,7 +63,7 @@ def find_source(
     local = Path(repository).expanduser()
     if local.is_dir() and revision is not None:
         raise UsageError(
-            f"--revision {revision} cannot hold with --model {name}, which is a folder",
+            f"--revision {revision} cannot be combined with --model {name}, which is a folder",
             "leave it out",
         )
     if local.is_dir():

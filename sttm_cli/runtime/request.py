@@ -204,13 +204,13 @@ def _version(name: str) -> str:
 def _check_family(settings: Settings, family: Family) -> None:
     if settings.positions == "reassigned" and family.rotary_axes > 1:
         raise UsageError(
-            f"--positions reassigned cannot hold with --model {settings.model}: "
+            f"--positions reassigned cannot be combined with --model {settings.model}: "
             f"tokens of {family.name} have ids in time, height and width",
             "leave it out, or give --positions survivors",
         )
     if settings.newlines and not family.newlines:
         raise UsageError(
-            f"--newlines cannot hold with --model {settings.model}: "
+            f"--newlines cannot be combined with --model {settings.model}: "
             f"{family.name} was not trained with newline tokens between rows",
             "leave it out",
         )

@@ -25,7 +25,9 @@ def together(choice: ModelChoice, asked: int | None) -> int:
     there, none are unless asked for. Raises UsageError where the attention cannot.
     """
     if choice.attention != "sdpa" and (asked or 1) > 1:
-        raise UsageError(f"--together {asked} cannot hold with {choice.attention}", "leave it out")
+        raise UsageError(
+            f"--together {asked} cannot be combined with {choice.attention}", "leave it out"
+        )
     exact = choice.dtype == "float32" and choice.attention == "sdpa"
     return asked or (_MOST if exact else 1)
 

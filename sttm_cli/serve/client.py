@@ -167,7 +167,7 @@ def _read_host(text: str) -> str:
     except ValueError:
         port, parts = None, urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname or port is None:
-        raise UsageError(f"{HOST}={text!r} is no address of a server", "give HOST:PORT")
+        raise UsageError(f"{HOST}={text!r} is not the address of a server", "give HOST:PORT")
     return address
 
 

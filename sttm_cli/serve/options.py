@@ -40,14 +40,14 @@ class Options:
             raise UsageError("--api-key is empty", "give a key, or leave it out")
         if self.port is not None and not is_loopback(self.host) and self.api_key is None:
             raise UsageError(
-                f"--host {self.host} can be reached from elsewhere and cannot hold without a key",
+                f"--host {self.host} can be reached from elsewhere and needs a key",
                 "give --api-key or STTM_API_KEY, or leave --host out",
             )
         if self.port is not None and not 0 <= self.port <= 65535:
             raise UsageError(f"--port {self.port} is not possible", "it lies from 0 to 65535")
         for folder in self.allow_path:
             if not folder.is_dir():
-                raise UsageError(f"--allow-path {folder} is no folder", "give one that is there")
+                raise UsageError(f"--allow-path {folder} is not a folder", "give one that is there")
         for flag, value in (
             ("--parallel", self.parallel),
             ("--max-queue", self.max_queue),
