@@ -10,7 +10,7 @@ import typer
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Json
 from sttm_cli.cli.bench_speed import check_plot
-from sttm_cli.cli.flags import RUN, Output, settings_from, takes
+from sttm_cli.cli.flags import RUN, Output, only, settings_from, takes
 from sttm_cli.cli.output import StageProgress, columns, print_json, warn
 from sttm_cli.settings.parse import parse_budget
 
@@ -19,7 +19,7 @@ METHODS = "sttm,tome,dycoke,evs,vidcom2,frames,pooling,random,spatial,temporal"
 _HERE = ("model", "revision", "device", "dtype", "merge_layer", "positions", "decoder")
 
 
-@takes(tuple(flag for flag in RUN if flag.name in _HERE))
+@takes(only(RUN, *_HERE))
 def accuracy(
     *,
     split: Annotated[

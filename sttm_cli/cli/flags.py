@@ -120,7 +120,6 @@ RUN = _group(Group.MODEL, Group.FRAMES, Group.STORE, Group.CACHE)
 CACHE = _group(Group.STORE)
 SOURCE = _group(Group.SOURCE)
 ANSWERS = _group(Group.ANSWER)
-KV_DTYPE = tuple(flag for flag in RUN if flag.name == "kv_dtype")
 
 
 @dataclass(frozen=True)
@@ -170,6 +169,11 @@ def check_serving() -> None:
             f"a server needs what is not installed: {', '.join(missing)}",
             "pip install 'sttm-cli[serve]'",
         )
+
+
+def only(group: tuple[inspect.Parameter, ...], *names: str) -> tuple[inspect.Parameter, ...]:
+    """The flags of a group that mean something for a command that takes few of them."""
+    return tuple(flag for flag in group if flag.name in names)
 
 
 def without(group: tuple[inspect.Parameter, ...], *names: str) -> tuple[inspect.Parameter, ...]:

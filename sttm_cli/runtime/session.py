@@ -41,7 +41,7 @@ class VideoQA(Stages):
     >>> with VideoQA(model="tiny", budget=0.3) as qa:  # doctest: +SKIP
     ...     qa.ask("video.mp4", "what happens?").text
 
-    Takes the fields of `config.Settings`; `warn` gets what a user should know, a line each.
+    Takes the fields of `Settings`; `warn` gets what a user should know, a line each.
     `resident`: a loaded model that outlives this object; of its own without one. Raises the
     errors of `errors.py`.
     """
