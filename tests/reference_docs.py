@@ -34,9 +34,9 @@ TAIL = """\
 
 `config.toml` in the user's configuration folder (Linux: `~/.config/sttm/`), or the file that
 `STTM_CONFIG` names. Its keys are flags without their dashes: KEYS.
-Each holds for `ask`, `chat`, `precompute`, `inspect`, `serve`, `cache` and `doctor` where they take
-the flag; of `serve`, `--max-download` and `--keep-alive` mean something else and come from the
-command line alone, and so does all of `bench`:
+Each is a default of `ask`, `chat`, `precompute`, `inspect`, `serve`, `cache` and `doctor` where they
+take the flag. From the command line alone come `--budget` of `inspect`, `--max-download` and
+`--keep-alive` of `serve`, which mean something else there, and all flags of `bench`:
 
 ```toml
 model = "llava-onevision-7b"
