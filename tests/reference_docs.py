@@ -1,14 +1,16 @@
-"""Writes docs/cli.md from the commands themselves: `python -m tests.reference_docs`."""
+"""Writes docs/cli.md from commands and settings: `python -m tests.reference_docs`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from sttm_cli.settings.config_file import CONFIG_KEYS
+from sttm_cli.settings.settings import SETTINGS
 from tests.transcripts import commands_shown
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
@@ -20,13 +22,21 @@ test. Answers and requested data go to stdout, everything else to stderr. A flag
 environment variable, which beats the [config file](#config-file), which beats the default.
 
 """
+SHARED = """\
+## Shared flags
+
+Each command names those of these flags that it takes.
+
+"""
+TABLE = "| option | does |\n|---|---|\n"
 TAIL = """\
 ## Config file
 
 `config.toml` in the user's configuration folder (Linux: `~/.config/sttm/`), or the file that
-`STTM_CONFIG` names. Its keys are flags without their dashes, for `ask`, `chat`, `precompute`,
-`serve` (but `max_download` and `keep_alive`) and `inspect` (but `budget`); `cache` and `doctor`
-take `cache_dir` and `max_bytes`:
+`STTM_CONFIG` names. Its keys are flags without their dashes: KEYS.
+Each is a default of `ask`, `chat`, `precompute`, `inspect`, `serve`, `cache` and `doctor` where
+they take the flag. From the command line alone come `--budget` of `inspect`, `--max-download` and
+`--keep-alive` of `serve`, which mean something else there, and all flags of `bench`:
 
 ```toml
 model = "llava-onevision-7b"
@@ -55,7 +65,7 @@ cache_dir = "/data/sttm"
 |---|---|
 | 0 | done |
 | 1 | any other failure; `precompute`: some file failed; `cache verify`: something is damaged |
-| 2 | usage: a flag or a combination that cannot hold |
+| 2 | usage: a flag that is not possible, or flags that cannot be combined |
 | 3 | the video cannot be read or has no video stream |
 | 4 | the model is missing or not supported |
 | 5 | out of memory |
@@ -69,7 +79,10 @@ traceback.
 
 def page() -> str:
     """The whole page."""
-    return HEAD + "\n".join(_section(command, name) for name, command in commands()) + "\n" + TAIL
+    known = dict(commands())
+    sections = "\n".join(_section(command, name) for name, command in known.items())
+    keys = ", ".join(f"`{key}`" for key in CONFIG_KEYS)
+    return HEAD + _shared(known["sttm ask"]) + sections + "\n" + TAIL.replace("KEYS", keys)
 
 
 def commands() -> Iterator[tuple[str, Any]]:
@@ -87,14 +100,38 @@ def _below(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix} {name}", command
 
 
+def _shared(ask: Any) -> str:
+    """The settings by their panels, and how to have a command speak."""
+    panels: dict[str, list[str]] = {}
+    for known in SETTINGS.values():
+        row = _row(known.flags, known.help, known.env, known.default)
+        panels.setdefault(str(known.group.panel), []).append(row)
+    panels["Output"] = [
+        _option_row(p) for p in ask.params if is_shared(p) and p.name not in SETTINGS
+    ]
+    return SHARED + "".join(
+        f"**{name}**\n\n{TABLE}" + "\n".join(rows) + "\n\n" for name, rows in panels.items()
+    )
+
+
+def is_shared(option: Any) -> bool:
+    """Whether an option means the same in every command that takes it."""
+    panels = {known.group.panel for known in SETTINGS.values()} | {"Output"}
+    return getattr(option, "rich_help_panel", None) in panels
+
+
 def _section(command: Any, name: str) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
     usage = " ".join([name, *map(_place, arguments), "[OPTIONS]"])
     about = " ".join(command.help.split())
-    lines = [f"## {name}", "", f"`{usage}`", "", about, "", "| option | does |", "|---|---|"]
+    own = "".join(f"{_option_row(option)}\n" for option in options if not is_shared(option))
+    shared = [f"`{flag}`" for option in options if is_shared(option) for flag in option.opts]
     return (
-        "\n".join(lines + [_row(option) for option in options]) + "\n" + _below_table(command, name)
+        f"## {name}\n\n`{usage}`\n\n{about}\n\n"
+        + (f"{TABLE}{own}\n" if own else "")
+        + (f"[Shared](#shared-flags): {', '.join(shared)}.\n")
+        + _below_table(command, name)
     )
 
 
@@ -126,13 +163,19 @@ def _shown(name: str) -> str:
     return f"\nWith its output: {', '.join(links[:3])}.\n" if links else ""
 
 
-def _row(option: Any) -> str:
-    names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
-    about = " ".join(option.help.split())
-    if option.envvar:
-        about += f" Environment: `{option.envvar}`."
-    if option.show_default and option.default not in (None, False):
-        about += f" Default: `{option.default}`."
+def _option_row(option: Any) -> str:
+    default = option.default if option.show_default else None
+    flags = (*option.opts, *option.secondary_opts)
+    return _row(flags, option.help, option.envvar, default)
+
+
+def _row(flags: Sequence[str], about: str, env: str | None, default: Any) -> str:
+    names = ", ".join(f"`{name}`" for name in flags)
+    about = " ".join(about.split())
+    if env:
+        about += f" Environment: `{env}`."
+    if default not in (None, False):
+        about += f" Default: `{default}`."
     return f"| {names} | {about} |".replace("A|B", "A\\|B")
 
 

@@ -1,7 +1,7 @@
 """Every error that a user can meet.
 
 SttmError                 1   anything that is not below
-├── UsageError            2   a setting that cannot hold
+├── UsageError            2   a setting that is not possible
 │   └── ContextError      2   a question that does not fit the model's context
 ├── VideoError            3   the video cannot be read
 ├── ModelError            4   the model is missing or not supported
@@ -28,7 +28,7 @@ class SttmError(Exception):
 
 
 class UsageError(SttmError, ValueError):
-    """A setting, or a combination of settings, that cannot hold."""
+    """A setting that is not possible, or settings that cannot be combined."""
 
     kind = "usage"
     exit_code = 2

@@ -14,7 +14,7 @@ from sttm_cli.base.errors import UsageError
 from sttm_cli.cli import ask, bench, cache, chat, config, doctor, inspect, models, precompute, serve
 from sttm_cli.cli.flags import examples
 from sttm_cli.cli.output import show_failure
-from sttm_cli.settings.config_file import config_defaults
+from sttm_cli.settings.config_file import read_config
 
 app = typer.Typer(
     name="sttm",
@@ -46,6 +46,8 @@ app.add_typer(bench.app, name="bench", rich_help_panel=_SETTINGS)
 INTERRUPTED = 130
 DESPITE_CONFIG = ("config", "doctor", "--version")
 """What must run with a config file that cannot be read: they say what is wrong, or need none."""
+WITHOUT_CONFIG = ("bench",)
+"""A measurement depends on its command line alone."""
 
 
 @app.callback(invoke_without_command=True)
@@ -76,14 +78,27 @@ def main() -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _defaults(arguments: list[str]) -> dict[str, dict[str, Any]]:
+def _defaults(arguments: list[str]) -> dict[str, Any]:
     try:
-        return config_defaults()
+        given = read_config()
     except UsageError:
         helps = not arguments or {"-h", "--help"} & set(arguments)
         if helps or arguments[0] in DESPITE_CONFIG:
             return {}
         raise
+    return _by_command(app, given)
+
+
+def _by_command(group: typer.Typer, given: dict[str, str]) -> dict[str, Any]:
+    """The values in the config file for the flags that each command takes."""
+    defaults: dict[str, Any] = {}
+    for command in group.registered_commands:
+        known = getattr(command.callback, "from_config", ())
+        defaults[str(command.name)] = {key: given[key] for key in given if key in known}
+    for below in group.registered_groups:
+        if below.typer_instance is not None and below.name not in WITHOUT_CONFIG:
+            defaults[str(below.name)] = _by_command(below.typer_instance, given)
+    return defaults
 
 
 def _end_on(number: int) -> None:

@@ -49,7 +49,8 @@ from sttm_cli.cli.output import (
     warn,
 )
 from sttm_cli.decode.subtitles import subtitles_text
-from sttm_cli.settings.settings import DEFAULT_MODEL, STDIN, check_question, parse_choices
+from sttm_cli.settings.question import check_question, parse_choices
+from sttm_cli.settings.settings import DEFAULT_MODEL, STDIN
 
 GENERATING = ("--temperature", "--seed", "--top-p", "--max-new-tokens")
 """Flags that would mean nothing beside --choices."""
@@ -106,7 +107,7 @@ def ask(
     options = None if choices is None else parse_choices(choices)
     if options and (drawn := typed(context, GENERATING)):
         raise UsageError(
-            f"--choices and {drawn[0]} cannot hold together", "options are weighed, not generated"
+            f"--choices and {drawn[0]} cannot be combined", "options are weighed, not generated"
         )
     asked = _questions(questions or [], questions_file)
     # All of them before the first answer: a script gets every line or none.
@@ -135,13 +136,13 @@ def ask(
 def _check_order(video: str, questions: list[str]) -> None:
     if not os.path.exists(video) and (files := [q for q in questions if os.path.exists(q)]):
         raise UsageError(
-            f"VIDEO {video!r} is no file, and QUESTION {files[0]!r} is one", "give the video first"
+            f"VIDEO {video!r} is not a file, but QUESTION {files[0]!r} is", "give the video first"
         )
 
 
 def _questions(given: list[str], file: Path | None) -> list[str]:
     if given and file is not None:
-        raise UsageError("QUESTION and --questions cannot hold together", "give one of them")
+        raise UsageError("QUESTION and --questions cannot be combined", "give one of them")
     if file is None and not given:
         raise UsageError("no QUESTION was given", "ask something about the video")
     if file is None and "-" not in given:
@@ -164,7 +165,7 @@ def _lines(file: Path) -> list[str]:
         reason = error.strerror or error
         raise UsageError(f"--questions {file} cannot be read: {reason}") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"--questions {file} is no text in UTF-8") from error
+        raise UsageError(f"--questions {file} is not UTF-8 text") from error
 
 
 class _Screen:

@@ -18,7 +18,7 @@ from sttm_cli.base.events import (
     Warned,
 )
 from sttm_cli.base.reports import AskReport
-from sttm_cli.settings.settings import STDIN, Settings, parse_duration
+from sttm_cli.settings.settings import KEEP_ALIVE, STDIN, Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -190,7 +190,7 @@ class Asker:
         server = find_server(self.settings, self._warn)
         if server is not None:
             self._show(Noted(f"asking {server}"))
-            stays = parse_duration("--keep-alive", keep_alive) if keep_alive else None
+            stays = KEEP_ALIVE.read(keep_alive)
             server = replace(server, keep_alive=stays)
         elif keep_alive is not None:
             try:

@@ -10,16 +10,16 @@ import typer
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Json
 from sttm_cli.cli.bench_speed import check_plot
-from sttm_cli.cli.flags import RUN, Output, settings_from, takes
+from sttm_cli.cli.flags import RUN, Output, only, settings_from, takes
 from sttm_cli.cli.output import StageProgress, columns, print_json, warn
-from sttm_cli.settings.settings import parse_budget
+from sttm_cli.settings.parse import parse_budget
 
 BUDGETS = "1,0.5,0.3,0.15,0.1"
 METHODS = "sttm,tome,dycoke,evs,vidcom2,frames,pooling,random,spatial,temporal"
 _HERE = ("model", "revision", "device", "dtype", "merge_layer", "positions", "decoder")
 
 
-@takes(tuple(flag for flag in RUN if flag.name in _HERE))
+@takes(only(RUN, *_HERE))
 def accuracy(
     *,
     split: Annotated[
@@ -87,8 +87,7 @@ def accuracy(
 
     if scenes is not None:
         scenes.mkdir(parents=True, exist_ok=True)
-    rest = dict.fromkeys(("start", "end", "max_bytes"))
-    settings = settings_from({**flags, **rest, "frames": frames, "no_cache": True})
+    settings = settings_from({**flags, "frames": frames, "no_cache": True})
     with StageProgress(output) as progress, VideoQA(settings, warn=warn) as qa:
         named = find_methods(methods, layers=qa.model_plan.checkpoint.layers)
         exam = Exam(split, frames, read_films(films) if films else None)
@@ -119,9 +118,9 @@ def accuracy(
 
 
 def _share(text: str) -> float:
-    budget = parse_budget(text, "--budgets")
+    budget = parse_budget("--budgets", text)
     if not isinstance(budget, float):
-        raise UsageError(f"--budgets {text} is no share", "give shares above 0 and up to 1")
+        raise UsageError(f"--budgets {text} is not a share", "give shares above 0 and up to 1")
     return budget
 
 

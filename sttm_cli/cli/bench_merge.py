@@ -6,14 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from sttm_cli.cli.flags import Output, takes
+from sttm_cli.cli.flags import RUN, Output, only, settings_from, takes
 from sttm_cli.cli.output import print_json
 
 
-@takes()
+@takes(only(RUN, "device"))
 def merge(
     *,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Runs of each.")] = 5,
     frames: Annotated[
         int | None,
@@ -33,7 +32,7 @@ def merge(
     from sttm_cli.base.device import resolve_device
     from sttm_cli.bench.merge_speed import SHAPES, growths, measure_merging, table
 
-    there = resolve_device(device)
+    there = resolve_device(settings_from(flags).device)
     shapes = [shape for shape in SHAPES if frames is None or shape[0] <= frames]
     rows = list(measure_merging(shapes, device=there, repeat=repeat))
     if output.as_json:

@@ -14,7 +14,8 @@ from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Json
 from sttm_cli.cli.flags import RUN, Output, settings_from, takes, without
 from sttm_cli.cli.output import StageProgress, columns, print_json, say, size, warn
-from sttm_cli.settings.settings import DEFAULT_MODEL, parse_budget
+from sttm_cli.settings.parse import parse_budget
+from sttm_cli.settings.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from sttm_cli.bench.speed import Speed, SpeedRow
@@ -74,19 +75,17 @@ def speed(
     arithmetic and bandwidth allow. Nothing is left in the cache.
     """
     counts = [_count(part) for part in frames.split(",")]
-    wanted = [parse_budget(part, "--budgets") for part in budgets.split(",")]
+    wanted = [parse_budget("--budgets", part) for part in budgets.split(",")]
     check_plot(plot)
     if geometry is None and (layers is not None or scale != 1):
-        raise UsageError(
-            "--layers and --scale cannot hold without --geometry", "a model's size is its own"
-        )
-    settings = settings_from({**flags, "start": None, "end": None, "max_bytes": None})
+        raise UsageError("--layers and --scale need --geometry", "a model's size is its own")
+    settings = settings_from(flags)
     for flag, given in (
         ("--model", settings.model != DEFAULT_MODEL),
         ("--revision", settings.revision),
     ):
         if geometry is not None and given:
-            raise UsageError(f"--geometry and {flag} cannot hold together", "give one of them")
+            raise UsageError(f"--geometry and {flag} cannot be combined", "give one of them")
     from sttm_cli.bench.speed import measure_speed
 
     with (
@@ -113,9 +112,9 @@ def speed(
 
 
 def check_plot(path: Path | None) -> None:
-    """Raise UsageError for a name that is no PNG's."""
+    """Raise UsageError for a name that is not a PNG file's."""
     if path is not None and path.suffix.lower() != ".png":
-        raise UsageError(f"--plot {path} is no PNG file", "give a name that ends in .png")
+        raise UsageError(f"--plot {path} is not a PNG file", "give a name that ends in .png")
 
 
 def _count(text: str) -> int:

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sttm_cli.cli.flags import CACHE, KV_DTYPE, Output, takes, without
+from sttm_cli.cli.flags import RUN, Output, only, settings_from, takes
 from sttm_cli.cli.output import print_json, say, size
-from sttm_cli.settings.settings import Settings, cache_dir, parse_bytes
+from sttm_cli.settings.parse import parse_bytes
+from sttm_cli.settings.settings import cache_dir
 
 if TYPE_CHECKING:
     from sttm_cli.bench.storage import Row, Timing
 
 
-@takes(without(CACHE, "max_bytes"), KV_DTYPE)
+@takes(only(RUN, "cache_dir", "kv_dtype", "device"))
 def store(
     *,
     sizes: Annotated[
@@ -24,9 +25,6 @@ def store(
     repeat: Annotated[
         int, typer.Option("--repeat", min=1, max=100, help="Measure this often, show the best.")
     ] = 5,
-    device: Annotated[
-        str, typer.Option("--device", help="Restore to: auto, cpu, cuda, cuda:N or mps.")
-    ] = "auto",
     flags: dict[str, Any],
     output: Output,
 ) -> None:
@@ -35,15 +33,17 @@ def store(
     Works in a folder of its own inside the cache folder and removes it.
     """
     wanted = [parse_bytes("--sizes", part) for part in sizes.split(",")]
-    kv_dtype = Settings(kv_dtype=flags["kv_dtype"]).kv_dtype
+    settings = settings_from(flags)
     from sttm_cli.base.device import resolve_device
     from sttm_cli.bench.storage import measure_store
 
-    device, folder = resolve_device(device), cache_dir(flags["cache_dir"]).absolute()
+    device, folder = resolve_device(settings.device), cache_dir(settings.cache_dir).absolute()
     if not output.quiet:
         say(f"measuring in {folder}, restoring to {device}")
     rows = []
-    for row in measure_store(folder, wanted, kv_dtype=kv_dtype, device=device, repeat=repeat):
+    for row in measure_store(
+        folder, wanted, kv_dtype=settings.kv_dtype, device=device, repeat=repeat
+    ):
         rows.append(row)
         if not output.as_json:
             _show(row)

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from sttm_cli.base.errors import CacheError, UsageError
 from sttm_cli.base.reports import CacheEntryReport, CacheListReport
 from sttm_cli.base.types import Json
-from sttm_cli.cli.flags import CACHE, Output, bytes_from, takes
+from sttm_cli.cli.flags import CACHE, Output, settings_from, takes
 from sttm_cli.cli.output import print_json, say, size, warn
 from sttm_cli.settings.settings import cache_dir
 
@@ -124,7 +124,7 @@ def verify(
 @takes(CACHE)
 def path(*, flags: dict[str, Any], output: Output) -> None:
     """Print the folder of the cache."""
-    folder = cache_dir(flags["cache_dir"]).absolute()
+    folder = cache_dir(settings_from(flags).cache_dir).absolute()
     if output.as_json:
         print_json({"path": str(folder)})
     else:
@@ -134,8 +134,8 @@ def path(*, flags: dict[str, Any], output: Output) -> None:
 def _store(flags: dict[str, Any]) -> Store:
     from sttm_cli.store import Store
 
-    folder = cache_dir(flags["cache_dir"])
-    return Store(folder, max_bytes=bytes_from(flags["max_bytes"]), warn=warn)
+    settings = settings_from(flags)
+    return Store(cache_dir(settings.cache_dir), max_bytes=settings.max_bytes, warn=warn)
 
 
 def _entry(store: Store, key: str) -> Entry:

@@ -42,7 +42,8 @@ from sttm_cli.cli.output import (
     warn,
 )
 from sttm_cli.decode.subtitles import subtitles_text
-from sttm_cli.settings.settings import DEFAULT_MODEL, STDIN, parse_budget
+from sttm_cli.settings.parse import parse_budget
+from sttm_cli.settings.settings import DEFAULT_MODEL, STDIN
 
 FILED = "A video file, a folder of images, or an http(s) address."
 
@@ -74,10 +75,10 @@ def chat(
     """
     settings = settings_from(flags)
     if video == STDIN:
-        raise UsageError("VIDEO - cannot hold in chat, whose questions come from stdin")
+        raise UsageError("VIDEO - cannot be used in chat, whose questions come from stdin")
     if output.as_json and typed_by_a_person():
         raise UsageError(
-            "--json cannot hold in a chat on a terminal", "/save FILE.json keeps a conversation"
+            "--json cannot be used in a chat on a terminal", "/save FILE.json keeps a conversation"
         )
     before = subtitles_text(subtitles, settings.start, settings.end, warn=warn)
     if settings.model == DEFAULT_MODEL and not output.quiet:
@@ -200,7 +201,7 @@ class _Chat:
         name, _, rest = line.partition(" ")
         if name not in self._commands:
             meant = did_you_mean(name, self._commands)
-            raise UsageError(f"{name} is no command", f"{meant} /help lists them".strip())
+            raise UsageError(f"{name} is not a command", f"{meant} /help lists them".strip())
         self._commands[name][0](rest.strip())
 
     def _greet(self) -> None:
@@ -216,7 +217,7 @@ class _Chat:
 
     def _budget(self, rest: str) -> None:
         if rest:
-            self._talk.set_budget(parse_budget(rest))
+            self._talk.set_budget(parse_budget("--budget", rest))
             self._screen.progress.stop()
         say(f"budget {self._talk.settings.budget}: {self._state()}")
 
@@ -243,7 +244,7 @@ class _Chat:
         if not rest:
             raise UsageError("/video names no video", "/video other.mp4")
         if rest == STDIN:
-            raise UsageError("/video - cannot hold: questions come from stdin")
+            raise UsageError("/video - cannot be used: questions come from stdin")
         self._talk.open(str(Path(rest).expanduser()) if "://" not in rest else rest)
         self._screen.progress.stop()
         say(self._state())

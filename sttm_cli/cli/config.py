@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import typer
 
 from sttm_cli.base.types import Json
-from sttm_cli.cli.flags import ANSWERS, RUN, SOURCE, Output, takes
+from sttm_cli.cli.flags import Output, takes
 from sttm_cli.cli.output import print_json, say
-from sttm_cli.settings.config_file import CONFIG_KEYS, check_value, config_path, read_config
+from sttm_cli.settings.config_file import CONFIG_KEYS, config_path, read_config
+from sttm_cli.settings.fields import Setting
 
 app = typer.Typer(
     help="Show the config file and the settings that hold.",
@@ -47,8 +48,7 @@ def show(*, flags: dict[str, Any], output: Output) -> None:
     """
     found = _settings()
     for key, held in found.items():
-        if held.value is not None:
-            check_value(key, held.value)
+        CONFIG_KEYS[key].read(held.value)
     if output.as_json:
         rows = [{"key": key, **held._asdict()} for key, held in found.items()]
         print_json({"schema": "sttm.config/1", **_file(config_path()), "settings": rows})
@@ -69,21 +69,16 @@ def show(*, flags: dict[str, Any], output: Output) -> None:
 
 def _settings() -> dict[str, Held]:
     given = read_config()
-    found = {key: _held(key, None, None, given) for key in CONFIG_KEYS}
-    for flag in (*RUN, *SOURCE, *ANSWERS):
-        if flag.name in CONFIG_KEYS:
-            (option,) = flag.annotation.__metadata__
-            found[flag.name] = _held(flag.name, option.envvar, flag.default, given)
-    return found
+    return {key: _held(declared, given) for key, declared in CONFIG_KEYS.items()}
 
 
-def _held(key: str, variable: str | None, default: Any, given: dict[str, str]) -> Held:
+def _held(declared: Setting, given: dict[str, str]) -> Held:
     # An empty variable counts as none, as it does for the flags.
-    if variable and os.environ.get(variable):
-        return Held(os.environ[variable], variable)
-    if key in given:
-        return Held(given[key], "file")
-    return Held(None if default is None else str(default), "default")
+    if declared.env and os.environ.get(declared.env):
+        return Held(os.environ[declared.env], declared.env)
+    if declared.name in given:
+        return Held(given[declared.name], "file")
+    return Held(declared.default, "default")
 
 
 def _file(path: Path) -> Json:

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from sttm_cli.cli.flags import CACHE, Output, bytes_from, takes
+from sttm_cli.cli.flags import CACHE, Output, settings_from, takes
 from sttm_cli.cli.output import print_json, say
 
 
@@ -21,8 +21,8 @@ def doctor(*, flags: dict[str, Any], output: Output) -> None:
     """
     from sttm_cli.runtime.diagnostics import examine
 
-    checks = []
-    for check in examine(flags["cache_dir"], bytes_from(flags["max_bytes"])):
+    settings, checks = settings_from(flags), []
+    for check in examine(settings.cache_dir, settings.max_bytes):
         checks.append(check)
         if not output.as_json:
             mark = "ok" if check.problem is None else "BROKEN" if check.needed else "note"

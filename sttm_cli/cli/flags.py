@@ -1,10 +1,10 @@
-"""The flags that commands share, declared once."""
+"""The flags that commands share, made from the table of settings."""
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
 from importlib.util import find_spec
@@ -12,18 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, get_origin
 
 import typer
+from typer.models import OptionInfo
 
 from sttm_cli.base.errors import SttmError, UsageError
-from sttm_cli.settings.settings import (
-    DEFAULT_BUDGET,
-    DEFAULT_MODEL,
-    MAX_DOWNLOAD,
-    Settings,
-    parse_budget,
-    parse_bytes,
-    parse_duration,
-    parse_seconds,
-)
+from sttm_cli.settings.config_file import CONFIG_KEYS
+from sttm_cli.settings.fields import Group, Setting
+from sttm_cli.settings.settings import KEEP_ALIVE, SETTINGS, Settings
 
 VIDEO = "A video file, a folder of images, an http(s) address, or '-' for stdin."
 
@@ -42,22 +36,46 @@ Subtitles = Annotated[
     ),
 ]
 
-KeepAlive = Annotated[
-    str | None,
-    typer.Option(
-        "--keep-alive",
-        metavar="TIME",
-        show_default=False,
-        help="Leave a server behind that keeps the model loaded for the next questions, until "
-        "none came for so long, such as 10m.",
-    ),
-]
 
-_MODEL = "Model"
-_FRAMES = "Frames"
-_CACHE = "Cache"
-_ANSWER = "Answer"
-_OUTPUT = "Output"
+class SettingOption(OptionInfo):
+    """The option of a setting. Its text is read by the setting itself, wherever it comes from."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(
+            default=...,  # inside Annotated typer would take another one for a flag
+            param_decls=setting.flags,
+            help=setting.help,
+            metavar=setting.metavar,
+            envvar=setting.env,
+            show_default=setting.default is not None,
+            rich_help_panel=setting.group.panel,
+            autocompletion=_completion(setting),
+        )
+        self.setting = setting
+
+
+def _aliases() -> Iterable[str]:
+    from sttm_cli.models.registry import aliases
+
+    return aliases()
+
+
+_NAMES: dict[str, Callable[[], Iterable[str]]] = {"model": _aliases}
+"""Settings whose values are names that other parts know."""
+
+
+def _completion(setting: Setting) -> Callable[[str], list[str]] | None:
+    names = _NAMES.get(setting.name, lambda: setting.choices)
+    if setting.name not in _NAMES and not setting.choices:
+        return None
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names() if name.startswith(incomplete)]
+
+    return complete
+
+
+KeepAlive = Annotated[str | None, SettingOption(KEEP_ALIVE)]
 
 
 def examples(*commands: str) -> str:
@@ -65,102 +83,43 @@ def examples(*commands: str) -> str:
     return "\n\n".join(["Examples:", *(f"  {command}" for command in commands)])
 
 
-def _flag(
-    name: str, kind: Any, *declarations: str, default: Any = None, **details: Any
-) -> inspect.Parameter:
+def _flag(name: str, kind: Any, option: OptionInfo, default: Any) -> inspect.Parameter:
+    annotation = Annotated[kind, option]
     return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[kind, typer.Option(*declarations, **details)],
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )
 
 
-def _aliases(incomplete: str) -> list[str]:
-    from sttm_cli.models.registry import aliases
+def _switch(name: str, *flags: str, about: str) -> inspect.Parameter:
+    option = typer.Option(*flags, rich_help_panel="Output", help=about)
+    return _flag(name, bool, option, default=False)
 
-    return [alias for alias in aliases() if alias.startswith(incomplete)]
+
+def _group(*groups: Group) -> tuple[inspect.Parameter, ...]:
+    """The flags of the settings in these groups; each takes text, unless it is a switch."""
+    chosen = [
+        declared for group in groups for declared in SETTINGS.values() if declared.group is group
+    ]
+    return tuple(
+        _flag(
+            declared.name,
+            bool if declared.is_switch else str | None,
+            SettingOption(declared),
+            declared.default,
+        )
+        for declared in chosen
+    )
 
 
 OUTPUT = (
-    _flag("as_json", bool, "--json", default=False, rich_help_panel=_OUTPUT,
-          help="Print one JSON object on stdout."),
-    _flag("quiet", bool, "-q", "--quiet", default=False, rich_help_panel=_OUTPUT,
-          help="Print nothing on stderr but errors and warnings."),
-    _flag("debug", bool, "--debug", default=False, rich_help_panel=_OUTPUT,
-          help="Say how the answer came about, and show tracebacks."),
-)  # fmt: skip
-
-CACHE = (
-    _flag("cache_dir", Path | None, "--cache-dir", envvar="STTM_CACHE_DIR",
-          rich_help_panel=_CACHE, help="Folder of the cache. (default: the user's cache folder)",
-          show_default=False),
-    _flag("max_bytes", str | None, "--max-bytes", metavar="SIZE", rich_help_panel=_CACHE,
-          show_default=False, help="Bound of the cache, such as 20G; the least recently used "
-          "entries go first. (default: 20G or a tenth of the free disk)"),
-)  # fmt: skip
-
-KV_DTYPE = (
-    _flag("kv_dtype", str, "--kv-dtype", default="auto", rich_help_panel=_CACHE,
-          help="Number format of what is stored: auto (as computed), bfloat16, float16 or "
-          "int8. New videos are answered from it as well."),
-)  # fmt: skip
-
-RUN = (
-    _flag("model", str, "-m", "--model", envvar="STTM_MODEL", default=DEFAULT_MODEL,
-          rich_help_panel=_MODEL, help="A short name ('sttm models' lists them), an id on the "
-          "Hugging Face hub, or a folder.",
-          autocompletion=_aliases),
-    _flag("revision", str | None, "--revision", rich_help_panel=_MODEL, show_default=False,
-          help="Branch, tag or commit of a model on the hub."),
-    _flag("device", str, "--device", default="auto", rich_help_panel=_MODEL,
-          help="Where to compute: auto, cpu, cuda, cuda:N or mps."),
-    _flag("dtype", str, "--dtype", default="auto", rich_help_panel=_MODEL,
-          help="Number format: auto, float32, bfloat16 or float16."),
-    _flag("budget", str, "-b", "--budget", envvar="STTM_BUDGET", default=str(DEFAULT_BUDGET),
-          rich_help_panel=_MODEL, help="Keep at most this many of the video's tokens: a "
-          "share such as 0.3, up to 1, or a number from 16 on for the whole video."),
-    _flag("merge_layer", int | None, "--merge-layer", rich_help_panel=_MODEL, show_default=False,
-          help="Decoder layer before which tokens are merged. (default: the model's)"),
-    _flag("positions", str, "--positions", default="auto", rich_help_panel=_MODEL,
-          help="Rotary positions after merging: counted anew (reassigned), kept (survivors), "
-          "or as suits the model (auto)."),
-    _flag("newlines", bool, "--newlines", default=False, rich_help_panel=_MODEL,
-          help="Put a newline token after each row of tokens, as LLaVA-Video was trained."),
-    _flag("fps", float | None, "--fps", rich_help_panel=_FRAMES, show_default=False,
-          help="Frames sampled per second; of a folder, images per second. (default: 1)"),
-    _flag("frames", int | None, "--frames", rich_help_panel=_FRAMES, show_default=False,
-          help="At most this many frames. (default: the model's)"),
-    _flag("start", str | None, "--start", rich_help_panel=_FRAMES, show_default=False,
-          metavar="TIME", help="Begin here: seconds or [HH:]MM:SS."),
-    _flag("end", str | None, "--end", rich_help_panel=_FRAMES, show_default=False,
-          metavar="TIME", help="End here: seconds or [HH:]MM:SS."),
-    _flag("decoder", str, "--decoder", default="auto", rich_help_panel=_FRAMES,
-          help="Reader of the video: auto, av (FFmpeg) or decord."),
-    *CACHE,
-    *KV_DTYPE,
-    _flag("no_cache", bool, "--no-cache", default=False, rich_help_panel=_CACHE,
-          help="Neither read nor write the cache."),
-    _flag("refresh", bool, "--refresh", default=False, rich_help_panel=_CACHE,
-          help="Compute anew and replace what is stored."),
-)  # fmt: skip
-
-SOURCE = (
-    _flag("max_download", str, "--max-download", metavar="SIZE", rich_help_panel=_FRAMES,
-          default=f"{MAX_DOWNLOAD >> 30}G", help="Largest video taken from an address or stdin."),
-)  # fmt: skip
-
-ANSWERS = (
-    _flag("max_new_tokens", int, "--max-new-tokens", default=256, rich_help_panel=_ANSWER,
-          help="Longest answer, in tokens."),
-    _flag("temperature", float, "--temperature", default=0.0, rich_help_panel=_ANSWER,
-          help="Draw the answer's tokens at this temperature; 0 takes the likeliest each time."),
-    _flag("seed", int | None, "--seed", rich_help_panel=_ANSWER, show_default=False,
-          help="Draw the same answer again. (default: another one each time)"),
-    _flag("top_p", float | None, "--top-p", rich_help_panel=_ANSWER, show_default=False,
-          help="Draw from the likeliest tokens that make up this share of the probability. "
-          "(default: the model's)"),
-)  # fmt: skip
+    _switch("as_json", "--json", about="Print one JSON object on stdout."),
+    _switch("quiet", "-q", "--quiet", about="Print nothing on stderr but errors and warnings."),
+    _switch("debug", "--debug", about="Say how the answer came about, and show tracebacks."),
+)
+RUN = _group(Group.MODEL, Group.FRAMES, Group.STORE, Group.CACHE)
+CACHE = _group(Group.STORE)
+SOURCE = _group(Group.SOURCE)
+ANSWERS = _group(Group.ANSWER)
 
 
 @dataclass(frozen=True)
@@ -174,22 +133,7 @@ class Output:
 
 def settings_from(flags: dict[str, Any]) -> Settings:
     """Flags as typed -> checked settings. Raises UsageError."""
-    read = {
-        **flags,
-        "start": parse_seconds("--start", flags.get("start")),
-        "end": parse_seconds("--end", flags.get("end")),
-        "max_bytes": bytes_from(flags["max_bytes"]),
-    }
-    if "budget" in flags:
-        read["budget"] = parse_budget(flags["budget"])
-    if "max_download" in flags:
-        read["max_download"] = parse_bytes("--max-download", flags["max_download"])
-    return Settings(**read)
-
-
-def bytes_from(text: str | None) -> int | None:
-    """--max-bytes as typed -> bytes, None where it was not given."""
-    return None if text is None else parse_bytes("--max-bytes", text)
+    return Settings(**flags)
 
 
 def typed(context: typer.Context, flags: tuple[str, ...]) -> list[str]:
@@ -208,10 +152,10 @@ def check_keep_alive(
     """
     if keep_alive is None:
         return None
-    parse_duration("--keep-alive", keep_alive)
+    KEEP_ALIVE.read(keep_alive)
     if no_server:
         if typed(context, ("--keep-alive",)):
-            raise UsageError("--no-server and --keep-alive cannot hold together", "choose one")
+            raise UsageError("--no-server and --keep-alive cannot be combined", "choose one")
         return None
     check_serving()
     return keep_alive
@@ -227,6 +171,11 @@ def check_serving() -> None:
             f"a server needs what is not installed: {', '.join(missing)}",
             "pip install 'sttm-cli[serve]'",
         )
+
+
+def only(group: tuple[inspect.Parameter, ...], *names: str) -> tuple[inspect.Parameter, ...]:
+    """The flags of a group that mean something for a command that takes few of them."""
+    return tuple(flag for flag in group if flag.name in names)
 
 
 def without(group: tuple[inspect.Parameter, ...], *names: str) -> tuple[inspect.Parameter, ...]:
@@ -267,9 +216,20 @@ def takes(*groups: tuple[inspect.Parameter, ...]) -> Callable[[Callable[..., Non
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         command.__doc__ = _reflowed(function)
+        command.from_config = _from_config(parameters)  # type: ignore[attr-defined]
         return command
 
     return decorate
+
+
+def _from_config(parameters: list[inspect.Parameter]) -> tuple[str, ...]:
+    """The parameters whose default the config file may hold: those that stand for a setting."""
+    options = ((p.name, *getattr(p.annotation, "__metadata__", ())) for p in parameters)
+    return tuple(
+        name
+        for name, *option in options
+        if name in CONFIG_KEYS and option and isinstance(option[0], SettingOption)
+    )
 
 
 def _reflowed(function: Callable[..., None]) -> str:

@@ -10,7 +10,7 @@ import typer
 from sttm_cli.base.errors import SttmError, UsageError
 from sttm_cli.cli.flags import RUN, SOURCE, VIDEO, Output, examples, settings_from, takes, without
 from sttm_cli.cli.output import StageProgress, print_json, say, warn
-from sttm_cli.settings.settings import parse_budget
+from sttm_cli.settings.parse import parse_budget
 
 if TYPE_CHECKING:
     from sttm_cli.inspect import Kept
@@ -78,12 +78,12 @@ def inspect(
     Tokens, bytes, measured seconds, pictures. Nothing is written to the cache.
     """
     if None not in (budget, budgets):
-        raise UsageError("--budget and --budgets cannot hold together", "give one of them")
+        raise UsageError("--budget and --budgets cannot be combined", "give one of them")
     if show and output.as_json:
-        raise UsageError("--show and --json cannot hold together", "give one of them")
+        raise UsageError("--show and --json cannot be combined", "give one of them")
     flag = "--budgets" if budget is None else "--budget"
     given = next(text for text in (budgets, budget, BUDGETS) if text is not None)
-    wanted = [parse_budget(part, flag) for part in given.split(",")]
+    wanted = [parse_budget(flag, part) for part in given.split(",")]
     _check_file("--picture", picture, ".png")
     _check_file("--report", report, ".html")
     settings = settings_from(flags)
@@ -113,7 +113,8 @@ def _check_file(flag: str, path: Path | None, ending: str) -> None:
         return
     if path.suffix.lower() != ending:
         raise UsageError(
-            f"{flag} {path} is no {ending[1:].upper()} file", f"give a name that ends in {ending}"
+            f"{flag} {path} is not a {ending[1:].upper()} file",
+            f"give a name that ends in {ending}",
         )
     if not path.parent.is_dir():
         raise SttmError(f"{flag} {path} cannot be written: there is no folder {path.parent}")

@@ -21,7 +21,8 @@ from sttm_cli.cli.flags import (
     without,
 )
 from sttm_cli.cli.output import print_json, say, size
-from sttm_cli.settings.settings import Settings, parse_bytes, parse_duration
+from sttm_cli.settings.parse import parse_bytes, parse_duration
+from sttm_cli.settings.settings import Settings
 
 if TYPE_CHECKING:
     from sttm_cli.serve.local_servers import LocalServer
@@ -152,7 +153,7 @@ def _check_beside(context: typer.Context, flag: str, flags: Sequence[str]) -> No
     every = (p.opts[-1] for p in context.command.params)
     others = flags or [name for name in every if name not in (flag, *_SPEAKING)]
     if typed(context, (flag,)) and (beside := typed(context, tuple(others))):
-        raise UsageError(f"{flag} and {beside[0]} cannot hold together", "choose one")
+        raise UsageError(f"{flag} and {beside[0]} cannot be combined", "choose one")
 
 
 def _run(settings: Settings, options: Options, output: Output) -> None:

@@ -27,7 +27,9 @@ def download(address: str, target: Path, *, max_bytes: int, progress: Progress) 
     Raises VideoError where it cannot be reached, is too large, stalls or breaks off.
     """
     if address.split("://")[0].lower() not in ("http", "https"):
-        raise VideoError(f"{address} is no http(s) address", "give a file or an http(s) address")
+        raise VideoError(
+            f"{address} is not an http(s) address", "give a file or an http(s) address"
+        )
     try:
         with open_address(address) as response:
             if response.headers.get_content_type() == PAGE:

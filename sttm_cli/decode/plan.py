@@ -36,7 +36,7 @@ def plan_frames(
     One frame a second (or `fps`) from the range's start; where those are more than `max_frames`
     or `frames`, that many spread evenly, the first and the last of them kept. `input_side` is the
     model's input side in pixels: frames of more than twice that are shrunk to it while reading.
-    Raises UsageError for a range, rate or count that cannot hold and for a decoder that is not
+    Raises UsageError for a range, rate or count that is not possible and for a decoder that is not
     installed, VideoError where the decoder asked for is known not to read such a file.
     """
     first, last = _range(info, start, end)
@@ -98,7 +98,7 @@ def _reader(info: VideoInfo, decoder: str) -> str:
     if info.codec == "images":
         if decoder != "auto":
             raise UsageError(
-                f"--decoder {decoder} cannot hold with a folder of images", "leave it out"
+                f"--decoder {decoder} cannot be combined with a folder of images", "leave it out"
             )
         return "images"
     if decoder != "decord":

@@ -67,7 +67,7 @@ def merge_tokens(
     code's results, quirks included; `link` says which candidate a node merges into.
 
     float16, bfloat16 or float32, on any device; similarities in float32. Raises UsageError, a
-    ValueError, for what cannot hold. Sections 3.2 and 3.3.
+    ValueError, for arguments that are not possible. Sections 3.2 and 3.3.
     """
     check_features(features)
     check_settings(

@@ -14,7 +14,7 @@ from sttm_cli.base.errors import ContextError, UsageError
 from sttm_cli.base.results import Answer, Choice, Option
 from sttm_cli.base.types import Continuation, Ending, OnToken, Sampling
 from sttm_cli.runtime.prepared import Prepared
-from sttm_cli.settings.settings import check_options, check_question
+from sttm_cli.settings.question import check_options, check_question
 
 if TYPE_CHECKING:
     from sttm_cli.models.video_llm import VideoLLM

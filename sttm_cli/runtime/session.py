@@ -22,7 +22,8 @@ from sttm_cli.runtime.prefix_cache import PrefixCache, facts_for
 from sttm_cli.runtime.prepared import Prepared
 from sttm_cli.runtime.request import Request, make_request
 from sttm_cli.runtime.resources import Resources
-from sttm_cli.settings.settings import Settings, cache_dir, check_question
+from sttm_cli.settings.question import check_question
+from sttm_cli.settings.settings import Settings, cache_dir
 from sttm_cli.store import NoStore, Store
 
 if TYPE_CHECKING:

@@ -25,7 +25,9 @@ def together(plan: ModelPlan, asked: int | None) -> int:
     there, none are unless asked for. Raises UsageError where the attention cannot.
     """
     if plan.attention != "sdpa" and (asked or 1) > 1:
-        raise UsageError(f"--together {asked} cannot hold with {plan.attention}", "leave it out")
+        raise UsageError(
+            f"--together {asked} cannot be combined with {plan.attention}", "leave it out"
+        )
     exact = plan.dtype == "float32" and plan.attention == "sdpa"
     return asked or (_MOST if exact else 1)
 

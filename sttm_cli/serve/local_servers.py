@@ -15,7 +15,7 @@ from sttm_cli.base.subprocesses import command as run_again
 from sttm_cli.base.subprocesses import environment
 from sttm_cli.serve.client import Server, ServerGone
 from sttm_cli.serve.server_files import ServerFiles, all_files, pinned
-from sttm_cli.settings.settings import Settings
+from sttm_cli.settings.settings import SETTINGS, Settings
 
 _END_S, _START_S = 600.0, 120.0
 _OTHERS_S = 5.0
@@ -109,8 +109,4 @@ def _appears(files: ServerFiles, seconds: float, may_come: Callable[[], bool]) -
 def _flags(settings: Settings) -> Iterator[str]:
     """The flags of the server for `settings`."""
     for name, value in pinned(settings).items():
-        flag = f"--{name.replace('_', '-')}"
-        if value is True:
-            yield flag
-        elif value not in (None, False):
-            yield f"{flag}={value}"
+        yield from SETTINGS[name].typed(value)

@@ -15,7 +15,8 @@ from pydantic import BeforeValidator, Discriminator, Field, PlainValidator, Tag,
 from sttm_cli.base.errors import UsageError
 from sttm_cli.serve.logprobs import MOST
 from sttm_cli.serve.request_body import Body, ClosedBody, Number, Whole, bad, read_body
-from sttm_cli.settings.settings import Settings, parse_budget, parse_seconds
+from sttm_cli.settings.parse import parse_budget, parse_seconds
+from sttm_cli.settings.settings import Settings
 
 _MOST_TURNS = 512
 
@@ -83,14 +84,16 @@ def _settings(chat: _Chat, base: Settings) -> Settings:
 def _budget(value: Any) -> float | int:
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise ValueError("a budget is a share or a number of tokens")
-    return parse_budget(value)
+    budget: float | int = parse_budget("budget", value)
+    return budget
 
 
 def _seconds(name: str) -> Callable[[Any], float | None]:
     def read(value: Any) -> float | None:
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise ValueError("a time is a number of seconds or a text such as 1:30")
-        return parse_seconds(name, str(value))
+        seconds: float | None = parse_seconds(name, str(value))
+        return seconds
 
     return read
 

@@ -9,19 +9,15 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from sttm_cli.base.locks import try_hold
 from sttm_cli.base.reports import ServerFacts
 from sttm_cli.base.shapes import shaped
 from sttm_cli.base.types import Json
-from sttm_cli.settings.settings import Settings, cache_dir
-
-OF_THE_MODEL = ("model", "revision", "device", "dtype", "newlines")
-PINNED = (*OF_THE_MODEL, "cache_dir", "max_bytes")
-"""The settings that a server keeps for life; all others are sent with each request."""
-_IN_PROCESS = ("no_cache", "refresh")
+from sttm_cli.settings.fields import Scope
+from sttm_cli.settings.settings import Settings, cache_dir, in_scope
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,7 @@ def files_of(settings: Settings) -> ServerFiles | None:
 
 def may_be_served(settings: Settings) -> bool:
     """Whether a server may answer: questions that bypass the cache are answered in the process."""
-    return not any(getattr(settings, name) for name in _IN_PROCESS)
+    return not any(getattr(settings, name) for name in in_scope(Scope.PROCESS))
 
 
 def all_files() -> Iterator[ServerFiles]:
@@ -114,8 +110,7 @@ def all_files() -> Iterator[ServerFiles]:
 
 def per_request(settings: Settings) -> Json:
     """The settings that are sent with a request."""
-    others = {*PINNED, *_IN_PROCESS}
-    return {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in others}
+    return {name: getattr(settings, name) for name in in_scope(Scope.REQUEST)}
 
 
 def runtime_folder() -> Path | None:
@@ -143,7 +138,7 @@ def pinned(settings: Settings) -> Json:
     """The settings that tell servers apart, independent of the working folder."""
     model = Path(settings.model).expanduser()
     return {
-        **{name: getattr(settings, name) for name in PINNED},
+        **{name: getattr(settings, name) for name in in_scope(Scope.MODEL, Scope.SERVER)},
         "model": str(model.resolve()) if model.is_dir() else settings.model,
         "cache_dir": str(cache_dir(settings.cache_dir).absolute()),
     }
@@ -151,7 +146,7 @@ def pinned(settings: Settings) -> Json:
 
 def of_the_model(settings: Settings) -> Json:
     """The settings in which a server's model must agree with `settings`."""
-    return {name: pinned(settings)[name] for name in OF_THE_MODEL}
+    return {name: pinned(settings)[name] for name in in_scope(Scope.MODEL)}
 
 
 def served_name(settings: Settings) -> str:

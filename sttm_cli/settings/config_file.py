@@ -3,43 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.spelling import did_you_mean
+from sttm_cli.settings.fields import Setting
+from sttm_cli.settings.settings import KEEP_ALIVE, SETTINGS
 
-CONFIG_KEYS = (
-    "model",
-    "revision",
-    "budget",
-    "merge_layer",
-    "positions",
-    "fps",
-    "frames",
-    "decoder",
-    "device",
-    "dtype",
-    "kv_dtype",
-    "cache_dir",
-    "max_bytes",
-    "max_new_tokens",
-    "temperature",
-    "max_download",
-    "keep_alive",
-)
-"""Settings that may stand in the config file. A seed and a top-p belong to one call."""
-
-_NUMBERS: dict[str, Callable[[str], Any]] = {
-    "merge_layer": int,
-    "frames": int,
-    "max_new_tokens": int,
-    "fps": float,
-    "temperature": float,
+CONFIG_KEYS: dict[str, Setting] = {
+    declared.name: declared for declared in (*SETTINGS.values(), KEEP_ALIVE) if declared.in_config
 }
-STORE_KEYS: tuple[str, ...] = ("cache_dir", "max_bytes")
-"""Those that say something to commands that only look at the cache."""
+"""The settings that may stand in the config file, by their keys."""
 
 
 def config_path() -> Path:
@@ -52,10 +26,10 @@ def config_path() -> Path:
 
 
 def read_config() -> dict[str, str]:
-    """What the config file says, as it would be typed; `{}` where there is none.
+    """The values in the config file, as they would be typed; `{}` where there is no file.
 
     Keys are flags without their dashes (`budget = 0.3`). Raises UsageError for a file that
-    cannot be read or holds an unknown key.
+    cannot be read or holds an unknown key or a value that its flag would not take.
     """
     path = config_path()
     if not path.exists():
@@ -74,39 +48,7 @@ def read_config() -> dict[str, str]:
         )
     for key, text in given.items():
         try:
-            check_value(key, text)
+            CONFIG_KEYS[key].read(text)
         except UsageError as error:
             raise UsageError(f"config file {path}: {error.message}", error.hint) from error
     return given
-
-
-def check_value(key: str, text: str) -> None:
-    """Raise UsageError for a value, as typed, that the flag of this name would not take."""
-    from sttm_cli.settings.settings import Settings, parse_duration
-
-    if key == "keep_alive":
-        parse_duration("--keep-alive", text)
-        return
-    try:
-        value = _NUMBERS.get(key, str)(text)
-    except ValueError:
-        flag = "--" + key.replace("_", "-")
-        raise UsageError(f"{flag} {text!r} is not a number", "give a number") from None
-    Settings(**{key: value})
-
-
-def config_defaults() -> dict[str, dict[str, Any]]:
-    """Defaults per command from the config file; raises as `read_config`."""
-    shared = read_config()
-    store = {key: shared[key] for key in STORE_KEYS if key in shared}
-    # `inspect` compares budgets: the usual one says nothing there.
-    compared = {key: value for key, value in shared.items() if key != "budget"}
-    # These two mean something else to a server: what clients may have it fetch, and its own end.
-    served = {k: value for k, value in shared.items() if k not in ("max_download", "keep_alive")}
-    return {
-        **dict.fromkeys(("ask", "chat", "precompute"), shared),
-        "inspect": compared,
-        "serve": served,
-        "doctor": store,
-        "cache": dict.fromkeys(("ls", "show", "rm", "prune", "verify", "path"), store),
-    }

@@ -1,35 +1,42 @@
-"""The settings of one run, checked once when they are made."""
+"""The settings of one run: a table of fields, each declared once and checked when it is made."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from numbers import Integral, Real
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Sampling
+from sttm_cli.settings.fields import Group, Scope, Setting, declare, setting
+from sttm_cli.settings.parse import (
+    Parse,
+    parse_budget,
+    parse_bytes,
+    parse_duration,
+    parse_folder,
+    parse_fps,
+    parse_real,
+    parse_seconds,
+    parse_switch,
+    parse_text,
+    parse_whole,
+    whole_number,
+)
 
 Decoder = Literal["auto", "decord", "av"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 KVDType = Literal["auto", "float16", "bfloat16", "int8"]
 Positions = Literal["auto", "reassigned", "survivors"]
 
-LEAST_TOKENS = 16
-BUDGETS = (
-    "give a share of the video's tokens above 0 and up to 1, such as 0.3, "
-    f"or a whole number of tokens from {LEAST_TOKENS} on"
-)
-TIMES = "give seconds or [HH:]MM:SS"
-SIZES = "give bytes, or such as 500M or 20G"
-DURATIONS = "give such as 90s, 10m or 2h"
-MAX_DOWNLOAD = 4 << 30
 STDIN = "-"
 DEFAULT_MODEL = "tiny"
-DEFAULT_BUDGET = 0.5
+
+
+def _drawing(name: str, parse: Parse) -> Parse:
+    """Parsing of a field of Sampling, which knows its own range."""
+    return lambda flag, value: getattr(Sampling(**{name: parse(flag, value)}), name)
 
 
 @dataclass(frozen=True)
@@ -38,241 +45,172 @@ class Settings:
 
     `budget` is a share of the video's tokens in (0, 1], or a whole number of tokens >= 16;
     `start` and `end` are seconds from the video's first frame; None leaves the choice to the
-    model's defaults. Times and sizes may be given as they are typed, such as "1:30" and "2G".
-    Raises UsageError, naming the flag, the value and what is allowed.
+    model's defaults. Every value may be given as it is typed, such as "1:30" and "2G"; equal
+    settings are equal however they were given. Raises UsageError, naming the flag, the value and
+    what is allowed.
+
+    A field's declaration here is all there is to it: its flag, its key in the config file, what a
+    server does with it, its help and its line in docs/cli.md come from it.
     """
 
-    model: str = DEFAULT_MODEL
-    revision: str | None = None
-    budget: float | int = DEFAULT_BUDGET
-    merge_layer: int | None = None
-    positions: Positions = "auto"
-    newlines: bool = False
-    fps: float | None = None
-    frames: int | None = None
-    start: float | None = None
-    end: float | None = None
-    decoder: Decoder = "auto"
-    device: str = "auto"
-    dtype: DType = "auto"
-    kv_dtype: KVDType = "auto"
-    cache_dir: Path | None = None
-    no_cache: bool = False
-    refresh: bool = False
-    max_bytes: int | None = None
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    seed: int | None = None
-    top_p: float | None = None
-    max_download: int = MAX_DOWNLOAD
+    # fmt: off
+    model: str = setting(
+        DEFAULT_MODEL, "-m", "--model", parse=parse_text, group=Group.MODEL, scope=Scope.MODEL,
+        metavar="NAME", env="STTM_MODEL",
+        help="A short name ('sttm models' lists them), an id on the Hugging Face hub, or a folder.",
+    )
+    revision: str | None = setting(
+        None, "--revision", parse=parse_text, group=Group.MODEL, scope=Scope.MODEL,
+        metavar="NAME", help="Branch, tag or commit of a model on the hub.",
+    )
+    budget: float | int = setting(
+        "0.5", "-b", "--budget", parse=parse_budget, group=Group.MODEL,
+        metavar="BUDGET", env="STTM_BUDGET",
+        help="Keep at most this many of the video's tokens: a share such as 0.3, up to 1, or a "
+        "number from 16 on for the whole video.",
+    )
+    merge_layer: int | None = setting(
+        None, "--merge-layer", parse=whole_number(0), group=Group.MODEL, metavar="LAYER",
+        help="Decoder layer before which tokens are merged. (default: the model's)",
+    )
+    positions: Positions = setting(
+        "auto", "--positions", choices=get_args(Positions), group=Group.MODEL, metavar="WORD",
+        help="Rotary positions after merging: counted anew (reassigned), kept (survivors), or as "
+        "suits the model (auto).",
+    )
+    newlines: bool = setting(
+        False, "--newlines", parse=parse_switch, group=Group.MODEL, scope=Scope.MODEL,
+        in_config=False,
+        help="Put a newline token after each row of tokens, as LLaVA-Video was trained.",
+    )
+    fps: float | None = setting(
+        None, "--fps", parse=parse_fps, group=Group.FRAMES, metavar="RATE",
+        help="Frames sampled per second; of a folder, images per second. (default: 1)",
+    )
+    frames: int | None = setting(
+        None, "--frames", parse=whole_number(1), group=Group.FRAMES, metavar="N",
+        help="At most this many frames. (default: the model's)",
+    )
+    start: float | None = setting(
+        None, "--start", parse=parse_seconds, group=Group.FRAMES, in_config=False, metavar="TIME",
+        help="Begin here: seconds or [HH:]MM:SS.",
+    )
+    end: float | None = setting(
+        None, "--end", parse=parse_seconds, group=Group.FRAMES, in_config=False, metavar="TIME",
+        help="End here: seconds or [HH:]MM:SS.",
+    )
+    decoder: Decoder = setting(
+        "auto", "--decoder", choices=get_args(Decoder), group=Group.FRAMES, metavar="WORD",
+        help="Reader of the video: auto, av (FFmpeg) or decord.",
+    )
+    # `cuda:N` is a device as well; which there are, the machine knows.
+    device: str = setting(
+        "auto", "--device", parse=parse_text, choices=("auto", "cpu", "cuda", "mps"),
+        group=Group.MODEL, scope=Scope.MODEL, metavar="DEVICE",
+        help="Where to compute: auto, cpu, cuda, cuda:N or mps.",
+    )
+    dtype: DType = setting(
+        "auto", "--dtype", choices=get_args(DType), group=Group.MODEL, scope=Scope.MODEL,
+        metavar="WORD", help="Number format: auto, float32, bfloat16 or float16.",
+    )
+    kv_dtype: KVDType = setting(
+        "auto", "--kv-dtype", choices=get_args(KVDType), group=Group.CACHE, metavar="WORD",
+        help="Number format of what is stored: auto (as computed), bfloat16, float16 or int8. New "
+        "videos are answered from it as well.",
+    )
+    cache_dir: Path | None = setting(
+        None, "--cache-dir", parse=parse_folder, group=Group.STORE, scope=Scope.SERVER,
+        metavar="FOLDER", env="STTM_CACHE_DIR",
+        help="Folder of the cache. (default: the user's cache folder)",
+    )
+    no_cache: bool = setting(
+        False, "--no-cache", parse=parse_switch, group=Group.CACHE, scope=Scope.PROCESS,
+        in_config=False, help="Neither read nor write the cache.",
+    )
+    refresh: bool = setting(
+        False, "--refresh", parse=parse_switch, group=Group.CACHE, scope=Scope.PROCESS,
+        in_config=False, help="Compute anew and replace what is stored.",
+    )
+    max_bytes: int | None = setting(
+        None, "--max-bytes", parse=parse_bytes, group=Group.STORE, scope=Scope.SERVER,
+        metavar="SIZE", help="Bound of the cache, such as 20G; the least recently used entries go "
+        "first. (default: 20G or a tenth of the free disk)",
+    )
+    max_new_tokens: int = setting(
+        "256", "--max-new-tokens", parse=whole_number(1), group=Group.ANSWER, metavar="N",
+        help="Longest answer, in tokens.",
+    )
+    temperature: float = setting(
+        "0.0", "--temperature", parse=_drawing("temperature", parse_real), group=Group.ANSWER,
+        metavar="NUMBER",
+        help="Draw the answer's tokens at this temperature; 0 takes the likeliest each time.",
+    )
+    # A seed and a top-p belong to one call.
+    seed: int | None = setting(
+        None, "--seed", parse=_drawing("seed", parse_whole), group=Group.ANSWER, in_config=False,
+        metavar="N", help="Draw the same answer again. (default: another one each time)",
+    )
+    top_p: float | None = setting(
+        None, "--top-p", parse=_drawing("top_p", parse_real), group=Group.ANSWER, in_config=False,
+        metavar="SHARE", help="Draw from the likeliest tokens that make up this share of the "
+        "probability. (default: the model's)",
+    )
+    max_download: int = setting(
+        "4G", "--max-download", parse=parse_bytes, group=Group.SOURCE, metavar="SIZE",
+        help="Largest video taken from an address or stdin.",
+    )
+    # fmt: on
 
     def __post_init__(self) -> None:
-        self._read()
-        if not self.model:
-            raise UsageError("--model is empty", "give an alias, a hub id or a folder")
-        _at_least("--merge-layer", self.merge_layer, 0)
-        _at_least("--frames", self.frames, 1)
-        _at_least("--max-new-tokens", self.max_new_tokens, 1)
-        _at_least("--max-bytes", self.max_bytes, 1)
-        _at_least("--max-download", self.max_download, 1)
-        _check_fps(self.fps)
-        _check_range(self.start, self.end)
-        _one_of("--decoder", self.decoder, get_args(Decoder))
-        _one_of("--dtype", self.dtype, get_args(DType))
-        _one_of("--kv-dtype", self.kv_dtype, get_args(KVDType))
-        _one_of("--positions", self.positions, get_args(Positions))
-        self._check_sampling()
-        if self.no_cache and self.refresh:
-            raise UsageError(
-                "--no-cache and --refresh cannot hold together",
-                "--refresh makes a stored entry anew, --no-cache stores none: choose one",
-            )
-
-    def _read(self) -> None:
-        """Bring every value to its type; equal settings are then equal in the cache too."""
-        given = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        read: dict[str, Any] = {
-            "model": os.fspath(self.model),
-            "cache_dir": None if self.cache_dir is None else Path(self.cache_dir),
-            "budget": parse_budget(self.budget),
-            "start": parse_seconds("--start", self.start),
-            "end": parse_seconds("--end", self.end),
-            "max_bytes": None
-            if self.max_bytes is None
-            else parse_bytes("--max-bytes", self.max_bytes),
-            "max_download": parse_bytes("--max-download", self.max_download),
-        }
-        for name in ("merge_layer", "frames", "max_new_tokens", "seed"):
-            read[name] = _as_whole(_flag(name), given[name])
-        for name in ("fps", "temperature", "top_p"):
-            read[name] = _as_real(_flag(name), given[name])
-        for name, value in read.items():
-            object.__setattr__(self, name, value)
+        for name, declared in SETTINGS.items():
+            # Read here, where they are made; from then on they are frozen.
+            object.__setattr__(self, name, declared.read(getattr(self, name)))
+        self._check_combinations()
 
     @property
     def sampling(self) -> Sampling:
         """How answers are drawn."""
         return Sampling(self.temperature, self.seed, self.top_p)
 
-    def _check_sampling(self) -> None:
-        temperature = self.sampling.temperature
+    def _check_combinations(self) -> None:
+        if self.start is not None and self.end is not None and self.end <= self.start:
+            raise UsageError(f"--end {self.end:g} is not after --start {self.start:g}")
+        if self.no_cache and self.refresh:
+            raise UsageError(
+                "--no-cache and --refresh cannot be combined",
+                "--refresh makes a stored entry anew, --no-cache stores none: choose one",
+            )
         for flag, value in (("--seed", self.seed), ("--top-p", self.top_p)):
-            if value is not None and temperature == 0:
+            if value is not None and self.temperature == 0:
                 raise UsageError(
-                    f"{flag} {value} cannot hold with --temperature 0, which draws nothing",
+                    f"{flag} {value} cannot be combined with --temperature 0, which draws nothing",
                     f"give a --temperature above 0, or leave {flag} out",
                 )
 
 
-def parse_budget(budget: str | float, flag: str = "--budget") -> float | int:
-    """A budget as a float in (0, 1], a share, or a whole number >= 16; raises UsageError.
+SETTINGS: dict[str, Setting] = {f.name: f.metadata["setting"] for f in fields(Settings)}
+"""Every field of Settings, by its name."""
 
-    As text, "0.3" is a share, "1" all tokens, "500" a number of tokens.
-    """
-    value: Any = budget
-    if isinstance(budget, str):
-        value = _number(flag, budget, BUDGETS)
-        if value.is_integer() and "." not in budget and "e" not in budget.lower():
-            value = int(value)
-    if _is_number(value, Real) and 0 < float(value) <= 1:
-        return float(value)
-    if _is_number(value, Integral) and int(value) >= LEAST_TOKENS:
-        return int(value)
-    raise UsageError(
-        f"{flag} {budget} is not possible",
-        BUDGETS,
-    )
+KEEP_ALIVE = declare(
+    None, "--keep-alive", parse=parse_duration, group=Group.SERVER, metavar="TIME",
+    help="Leave a server behind that keeps the model loaded for the next questions, until none "
+    "came for so long, such as 10m.",
+)  # fmt: skip
+"""A setting of the commands that ask, which shapes no answer."""
 
 
-def parse_choices(text: str) -> list[str]:
-    """Read options as typed, "A|B|C"."""
-    options = [option.strip() for option in text.split("|")]
-    check_options(options)
-    return options
-
-
-def check_question(text: object) -> None:
-    """Raise UsageError unless a question is text, and not an empty one."""
-    if not isinstance(text, str):
-        raise UsageError(f"the question is {text!r}", "give it as text")
-    if not text.strip():
-        raise UsageError("the question is empty", "ask something about the video")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"the question {text!r} is no text in UTF-8") from None
-
-
-def check_options(options: Sequence[str]) -> None:
-    """Raise UsageError unless there are two or more options, none empty and none twice."""
-    if len(options) < 2:
-        raise UsageError("--choices names a single option", 'give two or more: "A|B"')
-    if any(not option.strip() for option in options):
-        raise UsageError("--choices holds an empty option", 'give them as "A|B|C"')
-    twice = [option for option in options if options.count(option) > 1]
-    if twice:
-        raise UsageError(f"--choices names {twice[0]!r} twice", "give each option once")
-
-
-def parse_seconds(flag: str, text: Any) -> float | None:
-    """A time in seconds, given as a number or as text, in seconds or as [HH:]MM:SS."""
-    if not isinstance(text, str):
-        return _as_real(flag, text)
-    parts = text.strip().split(":")
-    if len(parts) > 3:
-        raise UsageError(f"{flag} {text!r} is not a time", TIMES)
-    numbers = [_number(flag, part, TIMES) for part in parts]
-    if any(n < 0 for n in numbers) or any(n >= 60 for n in numbers[1:]):
-        raise UsageError(f"{flag} {text!r} is not a time", TIMES)
-    return float(sum(n * 60**i for i, n in enumerate(reversed(numbers))))
-
-
-def parse_bytes(flag: str, text: str | int) -> int:
-    """A size, given as a number of bytes or as text, with K, M, G or T (KiB, MiB, GiB, TiB)."""
-    if not isinstance(text, str):
-        return int(_as_whole(flag, text) or 0)
-    stripped = text.strip().upper().removesuffix("IB").removesuffix("B")
-    power = "KMGT".find(stripped[-1:]) + 1 if stripped[-1:] else 0
-    value = _number(flag, stripped[:-1] if power else stripped, SIZES)
-    if value <= 0:
-        raise UsageError(f"{flag} {text!r} is not a size", SIZES)
-    return int(value * 1024**power)
-
-
-def parse_duration(flag: str, text: str) -> float:
-    """Read a duration as typed, 90s, 10m or 2h, or plain seconds, and return seconds."""
-    stripped = text.strip().lower()
-    unit = {"s": 1, "m": 60, "h": 3600}.get(stripped[-1:])
-    value = _number(flag, stripped[:-1] if unit else stripped, DURATIONS)
-    if value <= 0:
-        raise UsageError(f"{flag} {text!r} is not a duration", DURATIONS)
-    return float(value * (unit or 1))
+def in_scope(*scopes: Scope) -> tuple[str, ...]:
+    """The names of the fields that a server treats in one of these ways."""
+    return tuple(name for name, declared in SETTINGS.items() if declared.scope in scopes)
 
 
 def cache_dir(given: Path | None = None) -> Path:
     """The folder of the cache: as given, else STTM_CACHE_DIR, else the user's cache folder."""
     if given is not None:
         return given
-    if os.environ.get("STTM_CACHE_DIR"):
-        return Path(os.environ["STTM_CACHE_DIR"])
+    declared = SETTINGS["cache_dir"]
+    if typed := os.environ.get(declared.env or ""):
+        return Path(declared.read(typed))
     from platformdirs import user_cache_path
 
     return user_cache_path("sttm")
-
-
-def _number(flag: str, text: str, hint: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise UsageError(f"{flag} {text!r} is not a number", hint) from None
-    if not math.isfinite(value):
-        raise UsageError(f"{flag} {text!r} is not a finite number", hint)
-    return value
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _is_number(value: object, kind: type) -> bool:
-    # Python counts True among the whole numbers.
-    return isinstance(value, kind) and type(value) is not bool
-
-
-def _as_whole(flag: str, value: Any) -> int | None:
-    if value is None:
-        return None
-    if not _is_number(value, Integral):
-        raise UsageError(f"{flag} {value!r} is not a whole number")
-    return int(value)
-
-
-def _as_real(flag: str, value: Any) -> float | None:
-    if value is None:
-        return None
-    if not _is_number(value, Real):
-        raise UsageError(f"{flag} {value!r} is not a number")
-    return float(value)
-
-
-def _at_least(flag: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise UsageError(f"{flag} {value} is not possible", f"it starts at {least}")
-
-
-def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(f"{flag} {value!r} is not known", f"choose one of {', '.join(allowed)}")
-
-
-def _check_fps(fps: float | None) -> None:
-    if fps is not None and not 0 < fps <= 1000:
-        raise UsageError(f"--fps {fps} is not possible", "it lies above 0 and up to 1000")
-
-
-def _check_range(start: float | None, end: float | None) -> None:
-    for flag, value in (("--start", start), ("--end", end)):
-        if value is not None and not 0 <= value < float("inf"):
-            raise UsageError(f"{flag} {value} is not possible", "it is a time from 0 on")
-    if start is not None and end is not None and end <= start:
-        raise UsageError(f"--end {end:g} is not after --start {start:g}")

@@ -158,7 +158,7 @@ def open_artifact(path: Path) -> IO[bytes]:
     descriptor = os.open(path, os.O_RDONLY | flags)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise Damaged("it is no plain file")
+        raise Damaged("it is not a plain file")
     # Unbuffered: tensors are read in one piece straight into their place.
     return os.fdopen(descriptor, "rb", buffering=0)
 

@@ -171,7 +171,7 @@ def test_a_session_on_a_terminal(tmp_path: Path) -> None:
     chat.expect("three")
     chat.expect(">")
     chat.send("/nonsense" + ENTER)
-    chat.expect("/nonsense is no command")
+    chat.expect("/nonsense is not a command")
     chat.expect(">")
     chat.send(CTRL_D)
     assert chat.ended() == 0, chat.screen

@@ -13,6 +13,7 @@ import pytest
 
 from sttm_cli.base.errors import VideoError
 from sttm_cli.models.registry import aliases
+from sttm_cli.settings.settings import SETTINGS
 from tests.cli.process import sttm_here
 from tests.cli.test_ask import QUESTION, SAMPLE
 from tests.test_startup import HEAVY, modules_after
@@ -129,6 +130,14 @@ def test_the_shell_completes_commands_flags_and_models() -> None:
     assert complete("prec").split() == ["precompute"]
     assert complete("ask", "--choi").split() == ["--choices"]
     assert "qwen3-vl-8b" in complete("ask", "v.mp4", "-m", "qwen3").split()
+
+
+@pytest.mark.parametrize("name", [name for name, known in SETTINGS.items() if known.choices])
+def test_the_shell_completes_the_words_that_a_flag_takes(name: str) -> None:
+    known = SETTINGS[name]
+    begun = known.choices[-1][:2]
+    words = [word for word in known.choices if word.startswith(begun)]
+    assert complete("ask", "v.mp4", known.flag, begun).split() == words
 
 
 def test_completion_imports_nothing_heavy_and_is_installed_for_a_shell(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What cannot hold is refused with a ValueError that says what was given and what is allowed."""
+"""A value that is not possible raises a ValueError that names it and what is allowed."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def test_what_means_the_same_is_read_alike(field: str, given: Any, read: Any) ->
         ("budget", True),
         ("budget", None),
         ("budget", "much"),
-        ("frames", "3"),
+        ("frames", "three"),
         ("frames", 2.5),
         ("merge_layer", True),
         ("merge_layer", 1.0),
