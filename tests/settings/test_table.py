@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import typer
-from sttm_cli.serve.place import per_request, pinned
+from sttm_cli.serve.server_files import per_request, pinned
 
 from sttm_cli.base.errors import UsageError
 from sttm_cli.cli import _defaults, app
