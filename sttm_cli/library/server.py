@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from sttm_cli.base.clock import STAGES
 from sttm_cli.base.errors import SttmError
-from sttm_cli.base.events import Reported, Warned
-from sttm_cli.base.reports import AskReport
+from sttm_cli.base.events import Shown, Warned
 from sttm_cli.base.types import TokenCounts
 from sttm_cli.library.here import Looks, precompute, seconds_of, settled
 from sttm_cli.library.outcome import STORED, Computed, Failed, Outcome, Skipped, Stopped
@@ -51,8 +50,14 @@ def precompute_through(server: Server, qa: VideoQA, videos: Sequence[Path]) -> I
 def _prepared(server: Server, qa: VideoQA, request: Request, room: Room) -> Outcome:
     if lacking := room.lacking(needed_bytes(qa, request.plan) or 0):
         return Stopped(request.path, lacking)
+    warnings: list[str] = []
+
+    def show(event: Shown) -> None:
+        if isinstance(event, Warned):
+            warnings.append(event.line)
+
     try:
-        report, warnings = _asked(server, qa, request)
+        report = server.ask(qa.settings, str(request.path), (), show=show)
     except SttmError as error:
         return Failed(request.path, error.message)
     cache, tokens = report["cache"], report["tokens"]
@@ -71,14 +76,3 @@ def _prepared(server: Server, qa: VideoQA, request: Request, room: Room) -> Outc
         seconds={name: report["seconds"][name] for name in STAGES},
         warnings=tuple(warnings),
     )
-
-
-def _asked(server: Server, qa: VideoQA, request: Request) -> tuple[AskReport, list[str]]:
-    """The server's report and its warnings. Raises ServerGone and the errors of the video."""
-    warnings: list[str] = []
-    for event in server.ask(qa.settings, str(request.path), ()):
-        if isinstance(event, Reported):
-            return event.report, warnings
-        if isinstance(event, Warned):
-            warnings.append(event.line)
-    raise ServerGone("it ended before the answer did")

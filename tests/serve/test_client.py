@@ -1,4 +1,4 @@
-"""A server that sends anything else than it should is gone for the client; nothing else happens."""
+"""A server that sends anything but the protocol counts as gone; it can do nothing else."""
 
 from __future__ import annotations
 
@@ -12,9 +12,20 @@ from pathlib import Path
 import pytest
 
 from sttm_cli.base.errors import ContextError, SttmError, UsageError
-from sttm_cli.base.events import Answered, Failure, Heard, Reported, Sent, TextPiece, to_line
+from sttm_cli.base.events import (
+    Answered,
+    Failure,
+    Heard,
+    Reported,
+    Sent,
+    Show,
+    Shown,
+    TextPiece,
+    to_line,
+)
 from sttm_cli.base.reports import AnswerReport, AskReport
 from sttm_cli.serve.client import Server, ServerGone
+from sttm_cli.serve.http_errors import Refused
 from sttm_cli.settings.settings import Settings
 from tests.base.test_events import ANSWER, BROKEN, REPORT
 from tests.cli.process import sttm_here
@@ -52,8 +63,8 @@ def replying(body: bytes, status: int = 200) -> Iterator[Server]:
         server.server_close()
 
 
-def asked(server: Server) -> list[object]:
-    return list(server.ask(Settings(), "video.mp4", [COUNT]))
+def asked(server: Server, show: Show = lambda event: None) -> AskReport:
+    return server.ask(Settings(), "video.mp4", [COUNT], show=show)
 
 
 def lines(*events: Sent) -> bytes:
@@ -63,10 +74,10 @@ def lines(*events: Sent) -> bytes:
 def test_events_come_in_order_and_end_with_the_report() -> None:
     sent = lines(Heard("1"), TextPiece("three"), Answered(PLAIN), Reported(REPORTED))
     with replying(sent + b"what follows is not read") as server:
-        *before, last = asked(server)
-    assert before == [TextPiece("three"), Answered(PLAIN)]
-    assert isinstance(last, Reported)
-    assert last.report["video"]["path"] == "video.mp4"
+        shown: list[Shown] = []
+        report = asked(server, shown.append)
+    assert shown == [TextPiece("three"), Answered(PLAIN)]
+    assert report == {**REPORTED, "video": {**REPORT["video"], "path": "video.mp4"}}
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +150,12 @@ def test_a_reply_without_its_report_or_with_other_answers_is_a_server_that_is_go
 )
 def test_a_malformed_refusal_is_a_server_that_is_gone(body: bytes) -> None:
     with replying(body, 400) as server, pytest.raises(ServerGone):
+        asked(server)
+
+
+def test_a_refusal_of_the_question_is_the_error_that_it_is_here() -> None:
+    body = json.dumps(Refused(400, "it is wrong", code="usage").to_json()).encode()
+    with replying(body, 400) as server, pytest.raises(UsageError, match="it is wrong"):
         asked(server)
 
 
