@@ -7,6 +7,7 @@ one field has that field as the value, one of several an object of them.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, get_type_hints
@@ -86,6 +87,7 @@ Sent = Heard | Warned | Progressed | TextPiece | Answered | Reported | Failure
 """What a server sends."""
 Shown = Warned | Noted | Progressed | Restarted | TextPiece | Answered
 """What a person may be shown on the way to the report."""
+Show = Callable[[Shown], None]
 
 _KINDS: dict[str, type[Any]] = {
     "heard": Heard,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,9 +11,8 @@ from sttm_cli.base.events import (
     Answered,
     Noted,
     Progressed,
-    Reported,
     Restarted,
-    Shown,
+    Show,
     TextPiece,
     Warned,
 )
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from sttm_cli.decode import Sources
     from sttm_cli.runtime.session import VideoQA
     from sttm_cli.serve.client import Server
-
-Show = Callable[[Shown], None]
-"""Called with each event as it happens."""
 
 
 @dataclass(frozen=True)
@@ -107,20 +103,15 @@ class Asker:
         return self._here(questions)
 
     def _remotely(self, server: Server, questions: Questions) -> AskReport:
-        from sttm_cli.serve.client import ServerGone
-
-        for event in server.ask(
+        return server.ask(
             self.settings,
             questions.video,
             questions.asked,
+            show=self._show,
             history=questions.history,
             options=questions.options,
             copy=self._copy(server, questions.video),
-        ):
-            if isinstance(event, Reported):
-                return event.report
-            self._show(event)
-        raise ServerGone("it ended before the answer did")
+        )
 
     def _copy(self, server: Server, video: str) -> Path | None:
         """The video of an address, fetched once for all questions; None for a file, and for a
@@ -133,10 +124,7 @@ class Asker:
     def _sources(self) -> Sources:
         from sttm_cli.decode.source import Sources
 
-        return Sources(
-            max_bytes=self.settings.max_download,
-            progress=self._progress,
-        )
+        return Sources(max_bytes=self.settings.max_download, progress=self._progress)
 
     def _here(self, questions: Questions) -> AskReport:
         from sttm_cli.runtime.ask_report import answer_json, ask_report
@@ -172,11 +160,7 @@ class Asker:
         """Owns the store, the model and the copies of videos."""
         from sttm_cli.runtime.session import VideoQA
 
-        return VideoQA(
-            self.settings,
-            warn=self._warn,
-            progress=self._progress,
-        )
+        return VideoQA(self.settings, warn=self._warn, progress=self._progress)
 
     def _warn(self, line: str) -> None:
         self._show(Warned(line))

@@ -38,9 +38,9 @@ def report_page(
 ) -> str:
     """The page's HTML: with time slider and budget switch, needing nothing from elsewhere.
 
-    `report` is what `sttm inspect --json` prints; `budgets` go with its rows. The page holds a
-    small picture of each step of the grid, the mean colour of each finest cell once, and the
-    token of each cell once per budget: its script draws the rest from them.
+    `report` is the object that `sttm inspect --json` prints; `budgets` go with its rows. The page
+    holds a small picture of each step of the grid, the mean colour of each finest cell once, and
+    the token of each cell once per budget: its script draws the rest from them.
     """
     script, style = _part("page.js"), _part("page.css")
     fields = {

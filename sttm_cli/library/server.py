@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from sttm_cli.base.clock import STAGES
 from sttm_cli.base.errors import SttmError
-from sttm_cli.base.events import Reported, Warned
-from sttm_cli.base.reports import AskReport
+from sttm_cli.base.events import Shown, Warned
 from sttm_cli.base.types import TokenCounts
 from sttm_cli.library.local import LocalRunner
 from sttm_cli.library.loop import Admit, Item
@@ -41,8 +40,14 @@ class ServerRunner:
                 return
 
     def _prepared(self, job: Job) -> Outcome:
+        warnings: list[str] = []
+
+        def show(event: Shown) -> None:
+            if isinstance(event, Warned):
+                warnings.append(event.line)
+
         try:
-            report, warnings = self._asked(job)
+            report = self._server.ask(self._qa.settings, str(job.request.path), (), show=show)
         except SttmError as error:
             return Failed(job.path, error.message)
         cache, tokens = report["cache"], report["tokens"]
@@ -60,13 +65,3 @@ class ServerRunner:
             seconds={name: report["seconds"][name] for name in STAGES},
             warnings=tuple(warnings),
         )
-
-    def _asked(self, job: Job) -> tuple[AskReport, list[str]]:
-        """The server's report and its warnings. Raises ServerGone and the video's errors."""
-        warnings: list[str] = []
-        for event in self._server.ask(self._qa.settings, str(job.request.path), ()):
-            if isinstance(event, Reported):
-                return event.report, warnings
-            if isinstance(event, Warned):
-                warnings.append(event.line)
-        raise ServerGone("it ended before the answer did")

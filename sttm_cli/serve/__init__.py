@@ -1,7 +1,13 @@
-"""The resident server, and the light client that finds it.
+"""The server, and the light client that finds it.
 
-Server: `process` (sockets, signals) runs `app` (routes) over `engine` (queue, threads, model);
-`chat` reads and writes the OpenAI protocol, `videos` turns a part's address into a local file.
-Client: `address` says where a server of one's own would be, `client` talks to it; neither imports
-torch, transformers or numpy.
+Server, from the outside in: `process` (sockets, signals, the end) runs `app`, which joins
+`openai_routes` and `private_routes` over `service` (the checks they share) and `streaming`
+(responses that end with their client). Requests: `request_body` (pydantic, refusals),
+`openai_request`, `openai_reply`, `logprobs`, `http_errors`. Videos: `videos` opens them with
+`downloads` and `public_internet`. Work: `engine` (queue, threads, model) answers each `job`, with
+`batch` (questions decoded together), `kv_bounds` and `metrics`; `options` are the server's own.
+
+Client: `server_files` names the files by which a server is found, `client` asks it,
+`local_servers` lists, stops and starts servers; `http_errors` has the form of a refusal. None of
+these imports torch, transformers, numpy or pydantic.
 """

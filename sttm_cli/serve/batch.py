@@ -1,4 +1,4 @@
-"""Questions on the model's thread: those that wait for one video at the same time run together."""
+"""Runs questions on the model's thread; those that wait for the same video run together."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from sttm_cli.runtime.prepared import Prepared
 
 _MOST = 8
 Work = Callable[[Prepared], Any]
-"""Answers one question about a prepared video, with the prefix that it is given."""
+"""Answers one question about the prepared video it is called with."""
 
 
 def together(plan: ModelPlan, asked: int | None) -> int:
-    """How many questions about one video may be decoded together.
+    """How many questions about one video are decoded together; `asked` for, or the default.
 
-    In half precision a token that is all but as likely as another may lose to it in company:
-    there, none are unless asked for. Raises UsageError where the attention cannot.
+    The default in half precision is one: rounding differs within a batch, so that of two almost
+    equally likely tokens the other may be chosen. Raises UsageError if the attention kernel cannot
+    batch.
     """
     if plan.attention != "sdpa" and (asked or 1) > 1:
         raise UsageError(
@@ -40,8 +41,8 @@ class _Waiting:
 
 
 class Batches:
-    """Runs questions on `thread` in the order in which they came; when one's turn comes, up to
-    `most` that wait for the same KV run with it."""
+    """Runs questions on `thread` in order of arrival; up to `most` questions that wait for the
+    same KV run together, at the turn of the first."""
 
     def __init__(
         self, thread: ThreadPoolExecutor, most: int, on_batch: Callable[[int], None]
@@ -49,11 +50,11 @@ class Batches:
         self._thread, self._most, self._on_batch = thread, most, on_batch
         self._waiting: dict[int, list[_Waiting]] = {}
         self._lock = threading.Lock()
-        # One thread per question; the decoder runs in whichever completes a step.
+        # One thread per question; the last one to reach a step runs the decoder for all.
         self._parts = ThreadPoolExecutor(most, thread_name_prefix="question")
 
     def submit(self, prepared: Prepared, work: Work, *, alone: bool = False) -> Future[Any]:
-        """What `work` will return or raise; `alone`: it needs the prefix for itself."""
+        """The future result of `work`; `alone`: it shares the prefix with no other question."""
         waiting = _Waiting(prepared, work)
         key = id(waiting) if alone else id(prepared.kv)
         with self._lock:
@@ -62,7 +63,7 @@ class Batches:
         return waiting.done
 
     def close(self) -> None:
-        """Let go of the threads; called once nothing runs."""
+        """Release the threads; call it once nothing runs."""
         self._parts.shutdown()
 
     def _next(self, key: int) -> None:
@@ -72,7 +73,7 @@ class Batches:
             if rest:
                 self._waiting[key] = rest
         if not batch:
-            # They ran with one that came before them.
+            # They ran in the batch of an earlier question.
             return
         self._on_batch(len(batch))
         prefix = batch[0].prepared.prefix

@@ -6,7 +6,8 @@ import http.client
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,11 +18,9 @@ from sttm_cli.base.events import (
     Answered,
     Failure,
     Heard,
-    Progressed,
     Reported,
     Sent,
-    TextPiece,
-    Warned,
+    Show,
     from_line,
 )
 from sttm_cli.base.reports import AskReport, ServerStatus
@@ -73,11 +72,12 @@ class Server:
         video: str,
         questions: Sequence[str],
         *,
+        show: Show = lambda event: None,
         history: Sequence[tuple[str, str]] = (),
         options: Sequence[str] = (),
         copy: Path | None = None,
-    ) -> Iterator[Warned | Progressed | TextPiece | Answered | Reported]:
-        """Events in the order in which they happen; the last one is Reported.
+    ) -> AskReport:
+        """The report of all questions; `show` is called with each event as it happens.
 
         `copy`: the local copy of the video at the address `video`. Raises ServerGone if the server
         fails or sends anything else, and UsageError, ContextError or VideoError for the question.
@@ -95,19 +95,18 @@ class Server:
             "settings": per_request(settings),
         }
         answered = 0
-        for event in self._events("/sttm/ask", body):
-            if isinstance(event, Failure):
-                # With the user's name of the video, not the server's.
-                raise self._failure(replace(event, message=event.message.replace(sent, video)))
-            if isinstance(event, Heard):
-                continue
-            answered += isinstance(event, Answered)
-            if isinstance(event, Reported):
-                _check_answers(event.report, answered, questions, options)
-                event.report["video"]["path"] = video
-                yield event
-                return
-            yield event
+        with closing(self._events("/sttm/ask", body)) as events:
+            for event in events:
+                if isinstance(event, Failure):
+                    # With the user's name of the video, not the server's.
+                    raise self._failure(replace(event, message=event.message.replace(sent, video)))
+                if isinstance(event, Reported):
+                    _check_answers(event.report, answered, questions, options)
+                    event.report["video"]["path"] = video
+                    return event.report
+                if not isinstance(event, Heard):
+                    answered += isinstance(event, Answered)
+                    show(event)
         raise ServerGone(_NO_REPORT)
 
     def status(self) -> ServerStatus:
@@ -137,7 +136,7 @@ class Server:
             return ServerGone(failure.message)
         return _error_of(failure)
 
-    def _events(self, path: str, body: Json) -> Iterator[Sent]:
+    def _events(self, path: str, body: Json) -> Generator[Sent, None, None]:
         connection = self._connection(_HEARD_S)
         try:
             connection.request("POST", path, json.dumps(body).encode(), _headers())
@@ -151,6 +150,9 @@ class Server:
                 if not line.endswith(b"\n"):
                     raise ServerGone(_NO_REPORT)
                 yield from_line(line)
+        except UsageError:
+            # A refusal, and no ValueError of the connection.
+            raise
         except ShapeError as error:
             raise ServerGone(_OTHER_PROTOCOL) from error
         except (OSError, ValueError, http.client.HTTPException) as error:

@@ -1,4 +1,4 @@
-"""Videos that a client names by an http(s) address, as local files bounded in bytes."""
+"""Local copies of the videos at http(s) addresses, bounded in bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CHECK = "check the address"
 
 @dataclass
 class Copy:
-    """A downloaded video. `validators` let the server it came from say that it is unchanged."""
+    """A downloaded video. With `validators` its origin can reply that it is unchanged."""
 
     path: Path
     bytes: int = 0
@@ -36,22 +36,22 @@ class Copy:
 
 
 class Downloads:
-    """Copies by address; asked for again only where their server says that they have changed.
+    """Copies by address, downloaded again only if their origin reports a change.
 
-    Together they take at most twice `max_download`, the least recently used go first, those in
-    use stay.
+    Together they take at most twice `max_download`; the least recently used are removed first, and
+    copies in use stay.
     """
 
     def __init__(self, folder: Path, options: Options) -> None:
         self._folder, self._options = folder, options
         self._copies: OrderedDict[str, Copy] = OrderedDict()
         self._lock = threading.Lock()
-        # A lock lives for as long as somebody holds or awaits it.
+        # A lock exists for as long as a thread holds or awaits it.
         self._busy = WeakValueDictionary[str, threading.Lock]()
 
     @contextmanager
     def use(self, address: str) -> Iterator[Path]:
-        """The local copy of `address`. Raises VideoError where it gives none within bounds."""
+        """The local copy of `address`. Raises VideoError if it cannot be fetched within bounds."""
         with self._lock:
             busy = self._busy.setdefault(address, threading.Lock())
         with busy, self._known(address) as known:
@@ -75,13 +75,13 @@ class Downloads:
 
     @contextmanager
     def use_again(self, name: str) -> Iterator[Path | None]:
-        """The copy that `use_data` made, None where it had to go."""
+        """The copy that `use_data` made, None if it was removed."""
         with self._known(name) as copy:
             yield None if copy is None else copy.path
 
     @contextmanager
     def _known(self, name: str) -> Iterator[Copy | None]:
-        """The copy at hand, in use meanwhile."""
+        """The existing copy, kept for the duration of the block."""
         with self._lock:
             copy = self._copies.get(name)
             if copy is not None:
@@ -102,7 +102,7 @@ class Downloads:
                 self._shrink()
 
     def _current(self, address: str, known: Copy | None) -> Copy:
-        """`known` where it still holds, else a new copy; one more uses it."""
+        """`known` if it is still current, else a new copy; counts one more user."""
         path = self._folder / sha256(address.encode()).hexdigest()[:32]
         part = path.with_suffix(".part")
         copy = Copy(path)
@@ -123,7 +123,7 @@ class Downloads:
         return copy
 
     def _fetch(self, address: str, validators: dict[str, str], part: Path, copy: Copy) -> bool:
-        """Download to `part`; False where the copy at hand is still current."""
+        """Download to `part`; False if the existing copy is still current."""
         deadline = time.monotonic() + self._options.download_timeout
         try:
             with self._open(address, validators) as response:
@@ -142,7 +142,7 @@ class Downloads:
             raise VideoError("the video's address cannot be read", _CHECK) from None
 
     def _open(self, address: str, validators: dict[str, str]) -> Any:
-        # No proxies: they would resolve names unchecked.
+        # Without proxies, which would resolve names unchecked.
         plain = (urllib.request.HTTPHandler(), urllib.request.HTTPSHandler())
         public = (PublicHTTPHandler(), PublicHTTPSHandler())
         return open_address(

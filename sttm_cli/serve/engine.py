@@ -1,9 +1,8 @@
 """Questions in, events out: the queue, the threads, and the one model they share.
 
-A question first gets a place in the queue. Its video is then made ready in a thread of its own,
-so that decoding and encoding one video overlap answers about another; everything that runs the
-text decoder does so on the model's thread, where its hooks and its KV buffers belong to one run
-at a time.
+A job first waits in the queue. Its video is then prepared in a thread of its own, so that decoding
+and encoding one video overlap with answers about another. The text decoder runs on the model's
+thread only, where its hooks and its KV buffers serve one run at a time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How likely the tokens of an answer were, in OpenAI's form."""
+"""The log-probabilities of an answer's tokens, in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _LEAST = -9999.0
 
 class LogProbs:
     """Collects the tokens of one answer as they are chosen, each with its `most` likeliest
-    alternatives. They are the model's own, before temperature, top-p and penalties.
+    alternatives. The values are the model's own, before temperature, top-p and penalties.
 
-    `text` reads token ids. With `most` None nothing is collected, and None is what there is.
+    `text` decodes token ids. With `most` None, nothing is collected and `taken` returns None.
     """
 
     def __init__(self, text: Callable[[Sequence[int]], str], most: int | None) -> None:
@@ -38,7 +38,7 @@ class LogProbs:
         self._new.append({**self._entry(token, float(logs[token])), "top_logprobs": others})
 
     def taken(self) -> Json | None:
-        """Those since this was asked last."""
+        """The tokens since the last call."""
         if self._most is None:
             return None
         new, self._new = self._new, []
@@ -46,12 +46,12 @@ class LogProbs:
 
     def _entry(self, token: int, value: float) -> Json:
         text = self._text([token])
-        # Part of a character is no text by itself.
+        # A token that is part of a character has no text of its own.
         raw = None if "�" in text else list(text.encode())
         return {"token": text, "logprob": max(value, _LEAST), "bytes": raw}
 
 
 def joined(parts: Iterable[Json | None]) -> Json | None:
-    """What was told in pieces, as one; None where nothing was asked for."""
-    told = [part["content"] for part in parts if part is not None]
-    return {"content": list(chain(*told)), "refusal": None} if told else None
+    """The pieces as one object; None if none were collected."""
+    contents = [part["content"] for part in parts if part is not None]
+    return {"content": list(chain(*contents)), "refusal": None} if contents else None

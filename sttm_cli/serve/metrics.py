@@ -1,4 +1,4 @@
-"""What /metrics tells, in Prometheus' form."""
+"""The counts behind /metrics, in Prometheus' form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
 class Metrics:
-    """Counts of one server. `queue` and `held` are asked when someone looks."""
+    """Counts of one server. `queue` and `held` are called for each reading."""
 
     def __init__(self, *, queue: Callable[[], int], held: Callable[[str], int]) -> None:
         self._registry = own = CollectorRegistry()
@@ -35,7 +35,7 @@ class Metrics:
             bytes_held.labels(tier).set_function(partial(held, tier))
 
     def prepared(self, tier: str | None, seconds: dict[str, float | None]) -> None:
-        """Count a video and what getting at its prefix took."""
+        """Count a video and the seconds that its prefix took."""
         self.videos.labels(tier or "computed").inc()
         for stage, value in seconds.items():
             if value is not None:
@@ -48,5 +48,5 @@ class Metrics:
         self._stages.labels("answer").observe(answer.seconds["answer"] or 0.0)
 
     def text(self) -> bytes:
-        """All of it, as /metrics gives it."""
+        """All counts, as /metrics returns them."""
         return generate_latest(self._registry)

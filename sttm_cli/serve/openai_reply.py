@@ -1,4 +1,4 @@
-"""What an OpenAI client is answered with, whole or in chunks.
+"""Replies in OpenAI's chat protocol, whole or in chunks.
 
 https://platform.openai.com/docs/api-reference/chat/object
 """
@@ -17,7 +17,7 @@ _FINISH = {"end": "stop", "stopped": "stop", "length": "length", "context": "len
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes what one request is answered with."""
+    """Writes the reply to one request."""
 
     id: str
     model: str

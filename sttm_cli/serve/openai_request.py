@@ -45,7 +45,7 @@ class ChatRequest:
 
 def read_request(body: bytes, base: Settings) -> ChatRequest:
     """Check a request's body. Raises Refused (400) if it is malformed or not supported."""
-    chat = read_body(body, _Chat)
+    chat = read_body(body, ChatBody)
     video, question, history = _conversation(chat.messages)
     return ChatRequest(
         model=chat.model,
@@ -59,7 +59,7 @@ def read_request(body: bytes, base: Settings) -> ChatRequest:
     )
 
 
-def _settings(chat: _Chat, base: Settings) -> Settings:
+def _settings(chat: ChatBody, base: Settings) -> Settings:
     wanted = {} if chat.sttm is None else chat.sttm.model_dump(exclude_none=True)
     limit = chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens
     given = {
@@ -186,7 +186,9 @@ class _TextFormat(ClosedBody):
     type: Literal["text"]
 
 
-class _Chat(ClosedBody):
+class ChatBody(ClosedBody):
+    """The body of a chat completion."""
+
     passed_over: ClassVar[frozenset[str]] = frozenset(
         "user metadata store service_tier safety_identifier prompt_cache_key "
         "prompt_cache_retention parallel_tool_calls tool_choice".split()
@@ -208,7 +210,7 @@ class _Chat(ClosedBody):
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
 
     @model_validator(mode="after")
-    def _check_logprobs(self) -> _Chat:
+    def _check_logprobs(self) -> ChatBody:
         most = self.top_logprobs
         if most is not None and (not 0 <= most <= MOST or (most and not self.logprobs)):
             raise ValueError(f"'top_logprobs' must be from 0 to {MOST}, and needs 'logprobs'")

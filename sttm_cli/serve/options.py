@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Options:
-    """A server's options, in bytes and seconds. Without a `port` it listens on its socket only.
+    """The options of a server, in bytes and seconds; without a `port` it has its socket only.
 
     It works on `parallel` questions at once and lets `max_queue` more wait; up to `together`
     questions about one video are decoded together (None: if that cannot change an answer). Raises

@@ -39,7 +39,6 @@ def _plain(value: Any) -> Any:
 
 
 _Plain = Annotated[Any, AfterValidator(_plain)]
-_Texts = Annotated[list[str], Field(max_length=_MOST_TEXTS)]
 _Turn = Annotated[list[str], Field(min_length=2, max_length=2)]
 
 
@@ -50,9 +49,9 @@ class AskBody(Body):
     settings: dict[str, _Plain]
     video: str
     name: str | None = None
-    questions: _Texts
-    history: Annotated[list[_Turn], Field(max_length=_MOST_TEXTS)] = Field(default_factory=list)
-    options: _Texts = Field(default_factory=list)
+    questions: Annotated[list[str], Field(max_length=_MOST_TEXTS)]
+    history: Annotated[list[_Turn], Field(default_factory=list, max_length=_MOST_TEXTS)]
+    options: Annotated[list[str], Field(default_factory=list, max_length=_MOST_TEXTS)]
     keep_alive: Number | None = None
 
     @model_validator(mode="before")

@@ -1,4 +1,4 @@
-"""Connections to public addresses only: the address that was checked is the one connected to."""
+"""Connections to public addresses only; the checked address is the one that is connected to."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ def is_public(address: str) -> bool:
 
 
 def connect(host: str, port: int, timeout: float | None) -> socket.socket:
-    """Connect to `host` if everything it resolves to is public. Raises VideoError if not.
+    """Connect to `host` if all addresses it resolves to are public; raises VideoError otherwise.
 
-    The name is resolved once and its addresses are connected to: a second answer of a hostile
-    name server is never asked for.
+    The name is resolved only once, so that a hostile name server cannot give a second answer.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     if not all(is_public(str(place[4][0])) for place in found):
@@ -56,7 +55,7 @@ class PublicConnection(http.client.HTTPConnection):
 
 
 class PublicTLSConnection(http.client.HTTPSConnection):
-    """HTTPS to public addresses; the certificate is that of the name, not of the address."""
+    """HTTPS to public addresses; the certificate is checked against the host name."""
 
     def connect(self) -> None:
         plain = connect(self.host, self.port, self.timeout)

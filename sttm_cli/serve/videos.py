@@ -1,4 +1,4 @@
-"""The local file behind a video part: from an address, from the request, or an allowed file."""
+"""The local file of a video part: downloaded, sent with the request, or an allowed file."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from sttm_cli.serve.options import Options
 
 _MOST_UUIDS = 4096
 _HELD = "held/"
-"""Begins what a uuid stands for where the video came with a request."""
+"""Marks the name of a video that came with a request, among the urls that uuids stand for."""
 
 
 class Videos:
-    """Opens the videos that clients name; what is not a local file is copied to one meanwhile.
+    """Opens the videos that clients name, as local files for as long as they are used.
 
-    A uuid stands for the video it was last sent with: where it is known, its url may be left out.
+    A uuid stands for the video that it was last sent with; a known uuid needs no url.
     """
 
     def __init__(self, options: Options) -> None:
@@ -41,9 +41,9 @@ class Videos:
 
     @contextmanager
     def use(self, part: VideoPart, *, trusted: bool) -> Iterator[Path]:
-        """The local file of `part`; `trusted` clients may name any file, as this user may.
+        """The local file of `part`; `trusted` clients may name any file that this user can read.
 
-        Raises Refused for what is not allowed, VideoError for what cannot be fetched.
+        Raises Refused if the video is not allowed, VideoError if it cannot be fetched.
         """
         url = self._url(part)
         scheme = urlsplit(url[:512]).scheme.lower()
@@ -88,7 +88,7 @@ class Videos:
         path = _local_path(url)
         try:
             real = path.resolve()
-            # A folder of images is as good as the images in it.
+            # A folder of images is allowed if all images in it are.
             files = (
                 [real, *(file.resolve() for file in real.iterdir())] if real.is_dir() else [real]
             )
@@ -96,7 +96,7 @@ class Videos:
             raise _forbidden() from None
         if trusted:
             return path
-        # Also for what is not there: nobody may learn which files are.
+        # The same for missing files: a client must not learn which files exist.
         if not all(self._is_allowed(file) for file in files):
             raise _forbidden()
         return real

@@ -145,7 +145,7 @@ def test_a_saved_conversation_reads_well_and_overwrites_nothing_of_others(tmp_pa
         talk.save(tmp_path / "talk.md")
         foreign = tmp_path / "foreign.md"
         foreign.write_text("mine")
-        with pytest.raises(UsageError, match="there already"):
+        with pytest.raises(UsageError, match="already exists"):
             talk.save(foreign)
     assert foreign.read_text() == "mine"
     text = (tmp_path / "talk.md").read_text(encoding="utf-8")

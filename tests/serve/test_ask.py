@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from sttm_cli.base.errors import ContextError
-from sttm_cli.base.events import Progressed
+from sttm_cli.base.events import Progressed, Shown
 from sttm_cli.serve import local_servers as others
 from sttm_cli.serve.client import ServerGone, find_server
 from sttm_cli.serve.server_files import ServerFiles, files_of
@@ -104,7 +104,7 @@ def test_the_client_imports_nothing_heavy(found: Running) -> None:
         "from sttm_cli.cli import main\n"
         "try: main()\nexcept SystemExit as end: assert not end.code, end.code"
     )
-    assert not modules_after(code) & {*HEAVY, "starlette", "uvicorn", "httpx", "asyncio"}
+    assert not modules_after(code) & {*HEAVY, "starlette", "uvicorn", "pydantic", "asyncio"}
 
 
 def test_other_settings_of_the_model_are_not_that_servers(found: Running) -> None:
@@ -143,7 +143,7 @@ def test_the_server_of_an_address_answers_for_its_own_model_only(
         found = find_server(settings, print)
         assert found is not None
         with pytest.raises(ServerGone, match=told):
-            list(found.ask(settings, str(allowed / "sample.mp4"), [COUNT]))
+            found.ask(settings, str(allowed / "sample.mp4"), [COUNT])
     assert find_server(Settings(refresh=True), print) is None
     assert find_server(Settings(no_cache=True), print) is None
 
@@ -156,7 +156,7 @@ def test_a_conversation_that_outgrew_the_context_is_told_as_such_over_an_address
     assert found is not None
     history = [(COUNT, "three " * 40_000)]
     with pytest.raises(ContextError):
-        list(found.ask(Settings(), str(allowed / "sample.mp4"), [COUNT], history=history))
+        found.ask(Settings(), str(allowed / "sample.mp4"), [COUNT], history=history)
 
 
 def test_only_this_user_can_reach_the_socket(server: Running) -> None:
@@ -255,11 +255,16 @@ def test_killed_while_it_answers_and_while_it_prefills(
         settings = Settings(budget=0.2)
         found = find_server(settings, print)
         assert found is not None
-        events = found.ask(settings, str(SAMPLE), [COUNT])
-        assert Progressed("prefill", 0, 1) in events
-        again.process.send_signal(signal.SIGKILL)
+        shown: list[Shown] = []
+
+        def kill_at_prefill(event: Shown) -> None:
+            shown.append(event)
+            if event == Progressed("prefill", 0, 1):
+                again.process.send_signal(signal.SIGKILL)
+
         with pytest.raises(ServerGone):
-            list(events)
+            found.ask(settings, str(SAMPLE), [COUNT], show=kill_at_prefill)
+        assert Progressed("prefill", 0, 1) in shown
     assert sttm_here("cache", "verify").code == 0
     after = sttm_here("ask", SAMPLE, COUNT, "--budget", "0.2", "--json")
     assert not after.json["cache"]["hit"]
