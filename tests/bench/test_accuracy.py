@@ -18,7 +18,7 @@ from sttm_cli.bench.intervals import Bootstrap
 from sttm_cli.bench.methods import METHODS, find_methods, method_at
 from sttm_cli.bench.scoring import alone, in_conversation, mark
 from sttm_cli.cli import app
-from sttm_cli.tiny.batches import FIRST_TRAINING_SEED
+from sttm_cli.tiny.training.batches import FIRST_TRAINING_SEED
 
 FILMS = Path(__file__).parents[3] / "shared" / "videos"
 
