@@ -80,9 +80,9 @@ def accuracy(
         raise UsageError(f"--split {split!r} is not known", "give test or dev")
     wanted = [_share(part) for part in budgets.split(",")]
     from sttm_cli.bench.accuracy import report, take_exam
+    from sttm_cli.bench.entrants import find_entrants
     from sttm_cli.bench.exam import Exam
     from sttm_cli.bench.exam import films as read_films
-    from sttm_cli.bench.methods import find_methods
     from sttm_cli.runtime.session import VideoQA
 
     if scenes is not None:
@@ -90,12 +90,12 @@ def accuracy(
     rest = dict.fromkeys(("start", "end", "max_bytes"))
     settings = settings_from({**flags, **rest, "frames": frames, "no_cache": True})
     with StageProgress(output) as progress, VideoQA(settings, warn=warn) as qa:
-        named = find_methods(methods, layers=qa.choice.source.layers)
+        entrants = find_entrants(methods, layers=qa.choice.source.layers)
         exam = Exam(split, frames, read_films(films) if films else None)
         results = take_exam(
             qa,
             exam,
-            methods=named,
+            entrants=entrants,
             budgets=wanted,
             questions=questions,
             scenes=scenes,

@@ -173,6 +173,7 @@ def _about(
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
         "shrunk": {"layers": layers, "scale": scale} if layers or scale != 1 else None,
+        "method": qa.settings.method,
         "merge_layer": qa.choice.merge_layer,
         "positions": qa.choice.positions,
         "device": torch.cuda.get_device_name(device) if cuda else device,
@@ -213,8 +214,9 @@ def _tables(about: Json, measured: list[Speed]) -> None:
     rates = measured[0].rates
     shrunk = f", shrunk: {about['shrunk']}" if about["shrunk"] else ""
     print(
-        f"{about['model']} ({about['weights']} weights{shrunk}), {about['layers']} layers, merged "
-        f"before layer {about['merge_layer']}, {about['positions']} positions\n"
+        f"{about['model']} ({about['weights']} weights{shrunk}), {about['layers']} layers, "
+        f"merged by {about['method']} before layer {about['merge_layer']}, "
+        f"{about['positions']} positions\n"
         f"{about['device']}, {about['threads']} threads, {about['dtype']}, torch {about['torch']}; "
         f"video {about['video']}\n"
         f"measured here: {rates.flops / 1e12:.3g} TFLOP/s, memory {rates.memory / 1e9:.3g} GB/s, "

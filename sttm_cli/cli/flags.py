@@ -16,6 +16,7 @@ import typer
 from sttm_cli.base.errors import SttmError, UsageError
 from sttm_cli.settings.settings import (
     DEFAULT_BUDGET,
+    DEFAULT_METHOD,
     DEFAULT_MODEL,
     MAX_DOWNLOAD,
     Settings,
@@ -82,6 +83,12 @@ def _aliases(incomplete: str) -> list[str]:
     return [alias for alias in ALIASES if alias.startswith(incomplete)]
 
 
+def _methods(incomplete: str) -> list[str]:
+    from sttm_cli.merge.method import method_names
+
+    return [name for name in method_names() if name.startswith(incomplete)]
+
+
 OUTPUT = (
     _flag("as_json", bool, "--json", default=False, rich_help_panel=_OUTPUT,
           help="Print one JSON object on stdout."),
@@ -120,6 +127,9 @@ RUN = (
     _flag("budget", str, "-b", "--budget", envvar="STTM_BUDGET", default=str(DEFAULT_BUDGET),
           rich_help_panel=_MODEL, help="Keep at most this many of the video's tokens: a "
           "share such as 0.3, up to 1, or a number from 16 on for the whole video."),
+    _flag("method", str, "--method", envvar="STTM_METHOD", default=DEFAULT_METHOD,
+          rich_help_panel=_MODEL, help="How tokens are merged: sttm, or another method such as "
+          "tome or evs.", autocompletion=_methods),
     _flag("merge_layer", int | None, "--merge-layer", rich_help_panel=_MODEL, show_default=False,
           help="Decoder layer before which tokens are merged. (default: the model's)"),
     _flag("positions", str, "--positions", default="auto", rich_help_panel=_MODEL,

@@ -226,6 +226,7 @@ def _model_json(qa: VideoQA) -> Json:
         "device": qa.choice.device,
         "dtype": qa.choice.dtype,
         "kv_dtype": qa.settings.kv_dtype,
+        "method": qa.settings.method,
         "merge_layer": qa.choice.merge_layer,
         "positions": qa.choice.positions,
     }
@@ -236,6 +237,7 @@ def _entry_json(entry: Entry) -> Json:
         "key": entry.key,
         "model": entry.label.get("model"),
         "budget": entry.label.get("budget"),
+        "method": entry.label.get("method"),
         "video_kept": entry.tokens.video_kept,
         "bytes": entry.bytes,
     }

@@ -39,7 +39,7 @@ def report_page(
 
     `told` is what `sttm inspect --json` prints; `budgets` go with its rows. The page holds a small
     picture of each step of the grid, the mean colour of each finest cell once, and the token of
-    each cell once per budget: its script draws the rest from them.
+    each cell and the box of each token once per budget: its script draws the rest from them.
     """
     script, style = _part("page.js"), _part("page.css")
     fields = {
@@ -74,6 +74,7 @@ def _payload(told: Json, view: View, budgets: Sequence[Kept]) -> Json:
         "tokens": [
             _packed(np.diff(kept.tokens.ravel(), prepend=0).astype("<i4")) for kept in budgets
         ],
+        "boxes": [_packed(kept.boxes.astype("<i4")) for kept in budgets],
     }
 
 

@@ -15,7 +15,8 @@ from sttm_cli.base.device import memory_told, wait_for
 from sttm_cli.base.filefacts import Memo
 from sttm_cli.base.types import DecodeReport, FrameChunk, Frames, PrefixKV, Progress, VisualTokens
 from sttm_cli.decode import Source, Sources, read_frames
-from sttm_cli.merge import MergedTokens, merge_tokens
+from sttm_cli.merge import MergedTokens
+from sttm_cli.merge.method import find_method
 from sttm_cli.prefill import Merging, prefill
 from sttm_cli.runtime.model_host import Resident
 from sttm_cli.runtime.request import ModelChoice, Request, choose_model, make_request
@@ -137,9 +138,10 @@ class Stages:
         on_merged: Callable[[MergedTokens], None] | None = None,
     ) -> PrefixKV:
         """Visual tokens through the decoder, merged to the budget on the way."""
+        method = find_method(self.settings.method)
 
         def merge(grid: torch.Tensor) -> MergedTokens:
-            merged = merge_tokens(grid, budget=budget)
+            merged = method.merge(grid, budget)
             if on_merged is not None:
                 on_merged(merged)
             return merged

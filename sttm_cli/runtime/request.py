@@ -13,6 +13,7 @@ from sttm_cli.base.errors import UsageError
 from sttm_cli.base.filefacts import Memo
 from sttm_cli.base.types import FramePlan, Json, VideoInfo
 from sttm_cli.decode import Source, digest, plan_frames, remembered_probe
+from sttm_cli.merge.method import find_method
 from sttm_cli.models import (
     ALIASES,
     Family,
@@ -26,9 +27,6 @@ from sttm_cli.models import (
 )
 from sttm_cli.settings.settings import Settings
 from sttm_cli.store import FORMAT, STORED, key_of
-
-MERGE_METHOD = "sttm/2"
-"""Changes whenever the same features and budget could give other tokens."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,7 @@ def _identity(video: Json, plan: FramePlan, choice: ModelChoice, settings: Setti
         "frames": plan.identity(),
         "model": choice.identity(),
         "merge": {
-            "method": MERGE_METHOD,
+            "method": find_method(settings.method).identity,
             "layer": choice.merge_layer,
             "budget": settings.budget,
             "positions": choice.positions,

@@ -300,6 +300,7 @@ class VideoQA(Stages):
             "video": request.source.origin,
             "model": self.settings.model,
             "budget": self.settings.budget,
+            "method": self.settings.method,
             "duration_s": request.info.duration_s,
         }
 

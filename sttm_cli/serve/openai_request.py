@@ -110,13 +110,14 @@ def _logprobs(fields: Json) -> int | None:
 
 
 def _video_settings(given: Any) -> dict[str, Any]:
-    """The extra field "sttm": budget, frames, fps, start and end, as the flags of these names."""
+    """The extra field "sttm": some settings, as the flags of these names."""
     if given is None:
         return {}
     if not isinstance(given, dict):
         bad("'sttm' must be an object")
     readers: dict[str, Callable[[Any], Any]] = {
         "budget": lambda v: parse_budget(v if isinstance(v, str) else repr(as_number(v, "budget"))),
+        "method": lambda v: as_text(v, "method"),
         "frames": lambda v: as_whole(v, "frames"),
         "fps": lambda v: as_number(v, "fps"),
         "start": lambda v: parse_seconds("start", v if isinstance(v, str) else str(v)),

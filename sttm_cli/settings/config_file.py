@@ -14,6 +14,7 @@ CONFIG_KEYS = (
     "model",
     "revision",
     "budget",
+    "method",
     "merge_layer",
     "positions",
     "fps",

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sttm_cli.base.errors import UsageError
+from sttm_cli.base.plugins import METHODS
+from sttm_cli.base.spelling import did_you_mean
 from sttm_cli.base.types import Sampling
 
 Decoder = Literal["auto", "decord", "av"]
@@ -30,6 +32,7 @@ MAX_DOWNLOAD = 4 << 30
 STDIN = "-"
 DEFAULT_MODEL = "tiny"
 DEFAULT_BUDGET = 0.5
+DEFAULT_METHOD = "sttm"
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Settings:
     model: str = DEFAULT_MODEL
     revision: str | None = None
     budget: float | int = DEFAULT_BUDGET
+    method: str = DEFAULT_METHOD
     merge_layer: int | None = None
     positions: Positions = "auto"
     newlines: bool = False
@@ -70,6 +74,7 @@ class Settings:
         self._read()
         if not self.model:
             raise UsageError("--model is empty", "give an alias, a hub id or a folder")
+        check_method(self.method)
         _at_least("--merge-layer", self.merge_layer, 0)
         _at_least("--frames", self.frames, 1)
         _at_least("--max-new-tokens", self.max_new_tokens, 1)
@@ -142,6 +147,16 @@ def parse_budget(budget: str | float, flag: str = "--budget") -> float | int:
         f"{flag} {budget} is not possible",
         BUDGETS,
     )
+
+
+def check_method(name: str, flag: str = "--method") -> None:
+    """Raise UsageError unless there is a merging method of this name; imports none."""
+    if not METHODS.knows(name):
+        known = METHODS.names()
+        meant = did_you_mean(str(name), known)
+        raise UsageError(
+            f"{flag} {name!r} is not known", meant or f"choose one of {', '.join(known)}"
+        )
 
 
 def parse_choices(text: str) -> list[str]:
