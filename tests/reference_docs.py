@@ -50,7 +50,7 @@ cache_dir = "/data/sttm"
 
 | variable | does |
 |---|---|
-| `STTM_MODEL`, `STTM_BUDGET`, `STTM_CACHE_DIR` | defaults of the flags |
+| `STTM_MODEL`, `STTM_BUDGET`, `STTM_METHOD`, `STTM_CACHE_DIR` | defaults of the flags |
 | `STTM_CONFIG` | the config file |
 | `STTM_HOST` | the server that is asked, as `HOST:PORT`: see [Serving](serve.md) |
 | `STTM_API_KEY` | its key; of `sttm serve`, the key that clients must send |

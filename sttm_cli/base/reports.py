@@ -33,7 +33,7 @@ class TokensReport(TypedDict):
     """Video tokens before and after merging. `room`: how many the context takes after them."""
 
     budget: float | int
-    method: NotRequired[str]
+    method: str
     video_full: int
     video_kept: int
     prefix: int
@@ -146,8 +146,8 @@ class PrecomputeReport(TypedDict):
 
 
 class CacheEntryReport(TypedDict):
-    """A stored KV; times in seconds since the epoch. `video`, `model` and `budget` stand as the
-    entry's label has them."""
+    """A stored KV; times in seconds since the epoch. `video`, `model`, `budget` and `method`
+    stand as the entry's label has them."""
 
     key: str
     path: str
@@ -157,6 +157,7 @@ class CacheEntryReport(TypedDict):
     video: object
     model: object
     budget: object
+    method: object
     video_full: int
     video_kept: int
     created: float
@@ -229,6 +230,7 @@ class SurveyedModel(TypedDict):
     device: str
     dtype: str
     kv_dtype: str
+    method: str
     merge_layer: int
     positions: str
 

@@ -18,11 +18,12 @@ import torch
 
 from sttm_cli.base.clock import Clock
 from sttm_cli.base.types import Json, Merged, PrefixKV, VisualTokens
+from sttm_cli.bench.entrants import Entrant
 from sttm_cli.bench.exam import Exam
 from sttm_cli.bench.intervals import Bootstrap
-from sttm_cli.bench.methods import OURS, Method, method_at
 from sttm_cli.bench.scoring import alone, in_conversation, mark
 from sttm_cli.runtime.session import VideoQA
+from sttm_cli.settings.settings import DEFAULT_METHOD as OURS
 from sttm_cli.tiny.questions import KINDS
 
 FOLLOW_UP = "follow-up"
@@ -54,19 +55,20 @@ def take_exam(
     qa: VideoQA,
     exam: Exam,
     *,
-    methods: Sequence[str],
+    entrants: Sequence[Entrant],
     budgets: Sequence[float],
     questions: int,
     scenes: Path | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Results:
-    """Ask at least `questions` questions, and the follow-ups to them, of every method and budget.
+    """Ask at least `questions` questions, and the follow-ups to them, of every entrant and budget.
 
-    Budget 1 is measured in any case, of our own method alone: there all methods are the same.
+    The first entrant is our own method. Budget 1 is measured in any case, of that one alone: there
+    all methods are the same.
     `scenes`: a folder where written videos are kept for the next time.
     """
     results, model = Results(), qa.model()
-    cells = [(OURS, 1.0), *((m, b) for b in budgets if b != 1.0 for m in methods)]
+    cells = [(entrants[0], 1.0), *((e, b) for b in budgets if b != 1.0 for e in entrants)]
     with ExitStack() as stack:
         own = scenes or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sttm-")))
         for number, sheet in enumerate(exam.sheets(own)):
@@ -91,21 +93,20 @@ def take_exam(
 
 
 def _shortened(
-    qa: VideoQA, tokens: VisualTokens, cells: Sequence[Cell]
+    qa: VideoQA, tokens: VisualTokens, cells: Sequence[tuple[Entrant, float]]
 ) -> Iterator[tuple[Cell, PrefixKV]]:
     """The video's KV by every method at every budget; ours first, whose number is the others'."""
     kept = 0
-    for name, budget in cells:
-        method, layer = method_at(name, qa.model_plan.merge_layer)
-        merge = _bound(method, budget, kept)
-        kv = qa.compute.prefill(tokens, Clock(), budget=budget, merge=merge, layer=layer)
-        if name == OURS:
+    for entrant, budget in cells:
+        merge = _bound(entrant, budget, kept)
+        kv = qa.compute.prefill(tokens, Clock(), budget=budget, merge=merge, layer=entrant.layer)
+        if entrant.name == OURS:
             kept = kv.tokens.video_kept
-        yield (name, budget), kv
+        yield (entrant.name, budget), kv
 
 
-def _bound(method: Method, budget: float, kept: int) -> Callable[[torch.Tensor], Merged]:
-    return lambda features: method(features, budget, kept)
+def _bound(entrant: Entrant, budget: float, kept: int) -> Callable[[torch.Tensor], Merged]:
+    return lambda features: entrant.shorten(features, budget, kept)
 
 
 def report(results: Results) -> Json:

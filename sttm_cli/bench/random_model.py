@@ -15,6 +15,7 @@ import torch
 from sttm_cli.base.device import resolve_attention
 from sttm_cli.base.errors import OutOfMemoryError, UsageError
 from sttm_cli.bench.geometry import GEOMETRIES, SPECIAL, Geometry, architecture
+from sttm_cli.merge.method import find_method
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.placement import free_bytes
 from sttm_cli.models.registry import family_of
@@ -66,6 +67,7 @@ def random_qa(
         family=family,
         device=device,
         dtype=dtype,
+        method=find_method(settings.method),
         merge_layer=merge_layer,
         positions=family.positions if settings.positions == "auto" else settings.positions,
         attention=resolve_attention(device, dtype),

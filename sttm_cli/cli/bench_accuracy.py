@@ -80,21 +80,21 @@ def accuracy(
         raise UsageError(f"--split {split!r} is not known", "give test or dev")
     wanted = [_share(part) for part in budgets.split(",")]
     from sttm_cli.bench.accuracy import report, take_exam
+    from sttm_cli.bench.entrants import find_entrants
     from sttm_cli.bench.exam import Exam
     from sttm_cli.bench.exam import films as read_films
-    from sttm_cli.bench.methods import find_methods
     from sttm_cli.runtime.session import VideoQA
 
     if scenes is not None:
         scenes.mkdir(parents=True, exist_ok=True)
     settings = settings_from({**flags, "frames": frames, "no_cache": True})
     with StageProgress(output) as progress, VideoQA(settings, warn=warn) as qa:
-        named = find_methods(methods, layers=qa.model_plan.checkpoint.layers)
+        entrants = find_entrants(methods, layers=qa.model_plan.checkpoint.layers)
         exam = Exam(split, frames, read_films(films) if films else None)
         results = take_exam(
             qa,
             exam,
-            methods=named,
+            entrants=entrants,
             budgets=wanted,
             questions=questions,
             scenes=scenes,

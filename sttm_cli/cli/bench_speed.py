@@ -172,6 +172,7 @@ def _about(
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
         "shrunk": {"layers": layers, "scale": scale} if layers or scale != 1 else None,
+        "method": qa.settings.method,
         "merge_layer": qa.model_plan.merge_layer,
         "positions": qa.model_plan.positions,
         "device": torch.cuda.get_device_name(device) if cuda else device,

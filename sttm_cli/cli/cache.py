@@ -164,6 +164,7 @@ def _entry_json(entry: Entry) -> CacheEntryReport:
         "video": entry.label.get("video"),
         "model": entry.label.get("model"),
         "budget": entry.label.get("budget"),
+        "method": entry.label.get("method"),
         "video_full": entry.tokens.video_full,
         "video_kept": entry.tokens.video_kept,
         "created": entry.created,

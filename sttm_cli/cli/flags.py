@@ -15,6 +15,7 @@ import typer
 from typer.models import OptionInfo
 
 from sttm_cli.base.errors import SttmError, UsageError
+from sttm_cli.base.plugins import METHODS
 from sttm_cli.settings.config_file import CONFIG_KEYS
 from sttm_cli.settings.fields import Group, Setting
 from sttm_cli.settings.settings import KEEP_ALIVE, SETTINGS, Settings
@@ -60,7 +61,7 @@ def _aliases() -> Iterable[str]:
     return aliases()
 
 
-_NAMES: dict[str, Callable[[], Iterable[str]]] = {"model": _aliases}
+_NAMES: dict[str, Callable[[], Iterable[str]]] = {"model": _aliases, "method": METHODS.names}
 """Settings whose values are names that other parts know."""
 
 

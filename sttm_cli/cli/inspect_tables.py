@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sttm_cli.cli.output import printable, size
+from sttm_cli.settings.settings import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,8 +39,8 @@ def facts(found: Survey) -> dict[str, str]:
         "name": _name(found),
         "video": f"{info.codec} in {info.container}, {info.width}x{info.height}, "
         f"{info.fps:.3g} fps, {info.duration_s:.2f} s",
-        "model": f"{model['name']} on {model['device']}, {model['dtype']}, merging before layer "
-        f"{model['merge_layer']}",
+        "model": f"{model['name']} on {model['device']}, {model['dtype']}, merged by "
+        f"{model['method']} before layer {model['merge_layer']}",
         "sampled": _sampled(found),
         **_kept_as(found),
         "grid": f"{grid[0]} x {grid[1]} x {grid[2]} = {grid[0] * grid[1] * grid[2]:,} tokens",
@@ -104,12 +105,17 @@ def _stored(entries: Sequence[Entry]) -> str:
     if not entries:
         return "nothing of this video"
     named = [
-        printable(f"{Path(str(e.label.get('model'))).name} at {e.label.get('budget')} ")
+        printable(f"{Path(str(e.label.get('model'))).name} at {e.label.get('budget')}{_by(e)} ")
         + f"({size(e.bytes)})"
         for e in entries[:ENTRIES]
     ]
     more = [f"{len(entries) - ENTRIES} more"] if len(entries) > ENTRIES else []
     return ", ".join(named + more)
+
+
+def _by(entry: Entry) -> str:
+    method = entry.label.get("method")
+    return "" if method in (None, DEFAULT_METHOD) else f" by {method}"
 
 
 def _token_cells(row: BudgetCost) -> list[str]:

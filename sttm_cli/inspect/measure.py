@@ -16,7 +16,7 @@ from sttm_cli.base.reports import BudgetReport, InspectReport, StoredBudget, Sur
 from sttm_cli.base.types import DecodeReport, FrameChunk, TokenCounts, VisualTokens
 from sttm_cli.inspect import Kept, View, thumbnail
 from sttm_cli.inspect.timing import restore_seconds, token_seconds
-from sttm_cli.merge import MergedTokens, merge_tokens
+from sttm_cli.merge import MergedTokens
 from sttm_cli.prefill import KVContinuation
 from sttm_cli.runtime.request import Request
 from sttm_cli.runtime.session import VideoQA
@@ -201,7 +201,7 @@ def _measure(qa: VideoQA, store: Store, tokens: VisualTokens, budget: float | in
     clock, model, merges = Clock(), qa.model(), list[MergedTokens]()
 
     def merge(features: torch.Tensor) -> MergedTokens:
-        merges.append(merge_tokens(features, budget=budget))
+        merges.append(qa.model_plan.method.merge(features, budget))
         return merges[-1]
 
     kv = qa.compute.prefill(tokens, clock, budget=budget, merge=merge)
@@ -245,6 +245,7 @@ def _model_json(qa: VideoQA) -> SurveyedModel:
         "device": qa.model_plan.device,
         "dtype": qa.model_plan.dtype,
         "kv_dtype": qa.settings.kv_dtype,
+        "method": qa.settings.method,
         "merge_layer": qa.model_plan.merge_layer,
         "positions": qa.model_plan.positions,
     }

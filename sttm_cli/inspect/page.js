@@ -12,20 +12,26 @@ async function unpacked(text, Numbers) {
   return new Numbers(await new Response(stream).arrayBuffer());
 }
 
-// For one budget: the token of each cell, where each token begins, its mean colour.
-async function merge(packed, colours) {
-  const tokens = await unpacked(packed, Int32Array);
+// For one budget: the token of each cell (-1: dropped), where each token begins, its mean colour.
+async function merge(packed, places, colours) {
+  const tokens = await unpacked(packed, Int32Array), boxed = await unpacked(places, Int32Array);
   for (let i = 1; i < tokens.length; i++) tokens[i] += tokens[i - 1];
-  const count = tokens.reduce((most, token) => Math.max(most, token), 0) + 1;
-  const first = new Int32Array(count).fill(-1), cells = new Int32Array(count);
-  const sums = new Float64Array(3 * count), began = new Int32Array(steps);
+  const count = boxed.length / 5, boxes = Array.from({ length: steps }, () => []);
+  const first = new Int32Array(count), cells = new Int32Array(count);
+  const sums = new Float64Array(3 * count);
+  for (let token = 0; token < count; token++) {
+    const [step, ...box] = boxed.subarray(5 * token, 5 * token + 5);
+    first[token] = step;
+    boxes[step].push(box);
+  }
   tokens.forEach((token, i) => {
-    if (first[token] < 0) began[first[token] = Math.floor(i / (rows * columns))]++;
+    if (token < 0) return;
     cells[token]++;
     for (let c = 0; c < 3; c++) sums[3 * token + c] += colours[3 * i + c];
   });
-  const mean = (token) => [0, 1, 2].map((c) => Math.round(sums[3 * token + c] / cells[token]));
-  return { tokens, first, cells, began, mean };
+  const mean = (token) =>
+    [0, 1, 2].map((c) => (token < 0 ? 0 : Math.round(sums[3 * token + c] / cells[token])));
+  return { tokens, first, cells, boxes, began: boxes.map((some) => some.length), mean };
 }
 
 const clock = (seconds) => {
@@ -57,22 +63,9 @@ function eachCell(step, tokens, width, height, draw) {
       const left = edge(column, columns, width), top = edge(row, rows, height);
       const right = edge(column + 1, columns, width), bottom = edge(row + 1, rows, height);
       const token = tokens[(step * rows + row) * columns + column];
-      draw(token, left, top, right - left, bottom - top, row, column);
+      draw(token, left, top, right - left, bottom - top);
     }
   }
-}
-
-// The boxes of the tokens that begin at a step: top, left, bottom, right, in cells.
-function boxes(step, { tokens, first }) {
-  const found = new Map();
-  eachCell(step, tokens, columns, rows, (token, x, y, w, h, row, column) => {
-    if (first[token] !== step) return;
-    const box = found.get(token) || [row, column, row, column];
-    box[2] = Math.max(box[2], row + 1);
-    box[3] = Math.max(box[3], column + 1);
-    found.set(token, box);
-  });
-  return [...found.values()];
 }
 
 const level = ([top, left, bottom, right]) =>
@@ -101,7 +94,7 @@ function draw(merged, image) {
     }
   });
   cells.lineWidth = Math.min(Math.max(Math.round(width / columns / 32), 1), 4);
-  for (const box of boxes(step, merged)) {
+  for (const box of merged.boxes[step]) {
     const [top, bottom] = [box[0], box[2]].map((i) => edge(i, rows, height));
     const [left, right] = [box[1], box[3]].map((i) => edge(i, columns, width));
     cells.strokeStyle = data.levels[level(box)];
@@ -131,7 +124,7 @@ function bars(name, counts) {
 
 function drawStrip(merged) {
   const before = bars("full", spans.map(() => rows * columns));
-  $("bars").replaceChildren(...before, ...bars("kept", [...merged.began]));
+  $("bars").replaceChildren(...before, ...bars("kept", merged.began));
   $("strip").setAttribute("aria-label",
     `Tokens per second of video at budget ${budgets[state.budget].budget}, at most ${Math.round(most)}`);
 }
@@ -165,6 +158,7 @@ function tell(event, box) {
   const column = Math.floor((columns * (event.clientX - box.left)) / box.width);
   if (row < 0 || row >= rows || column < 0 || column >= columns) return;
   const token = tokens[(state.step * rows + row) * columns + column];
+  if (token < 0) return ($("cell").textContent = "dropped");
   const many = cells[token] === 1 ? "this cell alone" : `${cells[token]} cells`;
   $("cell").textContent = `a token from ${clock(data.times[first[token]])}, for ${many}`;
 }
@@ -197,8 +191,7 @@ function addBudgets() {
 }
 
 function addLegend() {
-  const used = new Set(merges.flatMap((merged) =>
-    data.times.flatMap((_, step) => boxes(step, merged).map(level))));
+  const used = new Set(merges.flatMap((merged) => merged.boxes.flat().map(level)));
   [...used].sort().forEach((level) => {
     const entry = document.createElement("span"), mark = document.createElement("i");
     mark.style.borderColor = data.levels[level];
@@ -231,7 +224,7 @@ function listen() {
 
 async function main() {
   const colours = await unpacked(data.cells, Uint8Array);
-  merges = await Promise.all(data.tokens.map((packed) => merge(packed, colours)));
+  merges = await Promise.all(data.tokens.map((packed, i) => merge(packed, data.boxes[i], colours)));
   $("step").max = steps - 1;
   // The thumb, 16 pixels wide, stands below the middle of its step's bar.
   $("step").style.width = `calc(${(100 * (steps - 1)) / steps}% + 16px)`;

@@ -40,7 +40,8 @@ def report_page(
 
     `report` is the object that `sttm inspect --json` prints; `budgets` go with its rows. The page
     holds a small picture of each step of the grid, the mean colour of each finest cell once, and
-    the token of each cell once per budget: its script draws the rest from them.
+    the token of each cell and the box of each token once per budget: its script draws the rest
+    from them.
     """
     script, style = _part("page.js"), _part("page.css")
     fields = {
@@ -75,6 +76,7 @@ def _payload(report: InspectReport, view: View, budgets: Sequence[Kept]) -> Json
         "tokens": [
             _packed(np.diff(kept.tokens.ravel(), prepend=0).astype("<i4")) for kept in budgets
         ],
+        "boxes": [_packed(kept.boxes.astype("<i4")) for kept in budgets],
     }
 
 

@@ -27,16 +27,19 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """What one budget kept: `tokens` [T, h, w] int64 tells for each finest cell the token it went
-    to, `boxes` [N, 5] int32 where the tokens begin (t, top, left, bottom, right)."""
+    """What one budget kept: `tokens` [T, h, w] int64, the token that each finest cell went to, -1
+    where it was dropped; `boxes` [N, 5] int32 where the tokens begin (t, top, left, bottom,
+    right)."""
 
     budget: float | int
     tokens: Index
     boxes: NDArray[np.int32]
 
     def began(self, step: int) -> NDArray[np.bool_]:
-        """The cells [h, w] whose tokens begin at this step; the others are carried over."""
-        began: NDArray[np.bool_] = self.boxes[self.tokens[step], 0] == step
+        """The cells [h, w] whose tokens begin at this step; the others are carried over or
+        dropped."""
+        tokens = self.tokens[step]
+        began: NDArray[np.bool_] = (tokens >= 0) & (self.boxes[tokens, 0] == step)
         return began
 
     def count(self, step: int) -> int:
@@ -68,11 +71,13 @@ def cell_colours(frames: Frames, tokens: Index) -> Frames:
 
 
 def token_colours(cells: Frames, tokens: Index) -> Frames:
-    """Mean colours [N, 3] of all the cells that went to each token."""
-    flat, colours = tokens.ravel(), cells.reshape(-1, 3).astype(np.float64)
+    """Mean colours [N + 1, 3] of all the cells that went to each token; the last one, which the
+    token -1 of dropped cells leads to, is black."""
+    kept, colours = tokens.ravel() >= 0, cells.reshape(-1, 3).astype(np.float64)
+    flat, colours = tokens.ravel()[kept], colours[kept]
     counts = np.maximum(np.bincount(flat), 1)
     sums = np.stack([np.bincount(flat, colours[:, channel]) for channel in range(3)], axis=1)
-    return (sums / counts[:, None]).round().astype(np.uint8)
+    return np.vstack([sums / counts[:, None], np.zeros(3)]).round().astype(np.uint8)
 
 
 def resized(picture: Frames, width: int, height: int, how: Image.Resampling) -> Frames:

@@ -1,6 +1,24 @@
-"""The method: spatio-temporal merging of visual tokens. Torch only, no model in it."""
+"""Merging visual tokens: the published method, and the others that can take its place.
 
-from sttm_cli.merge.merging import merge_tokens
-from sttm_cli.merge.tokens import MergedTokens, Sources
+Torch only, no model in it; and no torch either before a tensor is merged.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sttm_cli.merge.merging import merge_tokens
+    from sttm_cli.merge.tokens import MergedTokens, Sources
 
 __all__ = ["MergedTokens", "Sources", "merge_tokens"]
+
+_HOMES = {"MergedTokens": "tokens", "Sources": "tokens", "merge_tokens": "merging"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

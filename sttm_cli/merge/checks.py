@@ -60,7 +60,7 @@ def check_settings(
         if threshold is not None:
             _check_threshold(name, threshold)
     if budget is not None:
-        _check_budget(budget)
+        check_budget(budget, FEWEST)
         given = [name for name, threshold in thresholds.items() if threshold is not None]
         if given:
             raise UsageError(
@@ -78,6 +78,18 @@ def check_settings(
     _check_choices(choices, budget)
 
 
+def check_budget(budget: Any, fewest: int) -> None:
+    """A share in (0, 1], or a whole number from `fewest` on."""
+    real = isinstance(budget, Real) and not isinstance(budget, Integral)
+    share = real and 0 < float(budget) <= 1
+    count = is_whole(budget) and (budget >= fewest or budget == 1)
+    if not share and not count:
+        raise UsageError(
+            f"budget is {budget!r}",
+            f"give a share in (0, 1] or a whole number of tokens >= {fewest}",
+        )
+
+
 def too_small(budget: float | int, most: int, total: int, least: int) -> UsageError:
     """A budget below what the roots of a single frame take."""
     share = math.ceil(least / total * 1e4) / 1e4
@@ -90,17 +102,6 @@ def too_small(budget: float | int, most: int, total: int, least: int) -> UsageEr
 def _check_threshold(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, Real) or not -1 <= float(value) <= 1:
         raise UsageError(f"{name} is {value!r}", "give a cosine in [-1, 1]")
-
-
-def _check_budget(budget: Any) -> None:
-    real = isinstance(budget, Real) and not isinstance(budget, Integral)
-    share = real and 0 < float(budget) <= 1
-    count = is_whole(budget) and (budget >= FEWEST or budget == 1)
-    if not share and not count:
-        raise UsageError(
-            f"budget is {budget!r}",
-            f"give a share in (0, 1] or a whole number of tokens >= {FEWEST}",
-        )
 
 
 def _check_choices(choices: Mapping[str, str], budget: float | int | None) -> None:

@@ -15,13 +15,15 @@ from sttm_cli.base.errors import UsageError
 class Sources:
     """The grouping of a merge: where every finest cell went, and with which weight.
 
-    `index` [T, H, W] int64: the output token; `weight` [T, H, W] float32: the cell's share in
-    it, so that the shares of a token sum to 1; `count`: how many tokens there are.
+    `index` [T, H, W] int64: the output token, -1 where a cell is dropped; `weight` [T, H, W]
+    float32: the cell's share in it, so that the shares of a token sum to 1; `count`: how many
+    tokens there are; `dropped`: how many cells are in none of them.
     """
 
     index: torch.Tensor
     weight: torch.Tensor
     count: int
+    dropped: int = 0
 
     def __repr__(self) -> str:
         return f"Sources({_grid(self.index)} cells -> {self.count} tokens)"
@@ -44,11 +46,13 @@ class Sources:
 
     @cached_property
     def _by_token(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The cells token by token [T*H*W], where each token begins [count], the weights."""
-        order = self.index.flatten().argsort(stable=True)
-        # Not bincount: that waits for the device.
+        """The cells in tokens, token by token, where each token begins [count], the weights."""
+        index = self.index.flatten()
+        # -1 comes first; how many to pass over is known without waiting for the device.
+        order = index.argsort(stable=True)[self.dropped :]
+        # Nor is it bincount, which waits.
         sizes = self.index.new_zeros(self.count)
-        sizes.index_add_(0, self.index.flatten(), torch.ones_like(order))
+        sizes.index_add_(0, index[order], torch.ones_like(order))
         return order, sizes.cumsum(0) - sizes, self.weight.flatten()[order]
 
     def _sums(self, rows: torch.Tensor) -> torch.Tensor:
@@ -77,7 +81,7 @@ class MergedTokens:
     behind each token; `roots` [N] int64, ascending: flat index in the [T, H, W] grid of the
     top-left cell of each root's box; `sources`: the grouping, to be applied to other tensors.
     `after_spatial`: tokens after the spatial step alone. The thresholds are those really used,
-    None where a budget allowed every token and nothing was compared.
+    None where a budget allowed every token and nothing was compared, and from methods without.
     """
 
     features: torch.Tensor

@@ -39,6 +39,7 @@ def ask_report(qa: VideoQA, prepared: Prepared, answers: Sequence[Answer | Choic
         },
         "tokens": {
             "budget": qa.settings.budget,
+            "method": qa.settings.method,
             "video_full": tokens.video_full,
             "video_kept": tokens.video_kept,
             "prefix": tokens.prefix,

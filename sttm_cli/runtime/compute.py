@@ -22,7 +22,6 @@ from sttm_cli.base.types import (
     VisualTokens,
 )
 from sttm_cli.decode import read_frames
-from sttm_cli.merge import merge_tokens
 from sttm_cli.prefill import Merging, prefill
 from sttm_cli.runtime.model_host import ModelHost
 from sttm_cli.runtime.model_plan import ModelPlan
@@ -108,7 +107,7 @@ class Compute:
         """
         merging = Merging(
             self.plan.merge_layer if layer is None else layer,
-            merge or partial(merge_tokens, budget=budget),
+            merge or (lambda features: self.plan.method.merge(features, budget)),
             self.plan.positions,
         )
         if self._decoder_thread is None:

@@ -10,6 +10,7 @@ from sttm_cli.base.device import resolve_attention, resolve_device, resolve_dtyp
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.filefacts import Memo
 from sttm_cli.base.types import Json
+from sttm_cli.merge.method import Method, find_method
 from sttm_cli.models.checkpoint import Checkpoint, find_checkpoint
 from sttm_cli.models.family import Family
 from sttm_cli.models.placement import Placement
@@ -19,7 +20,7 @@ from sttm_cli.settings.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPlan:
-    """The checkpoint, where and how it will run, and where its tokens will be merged.
+    """The checkpoint, where and how it will run, and how its tokens will be merged.
 
     `options`: those of `Family.options` that are on, sorted.
     """
@@ -28,6 +29,7 @@ class ModelPlan:
     family: Family
     device: str
     dtype: str
+    method: Method
     merge_layer: int
     positions: str
     attention: str = "sdpa"
@@ -84,6 +86,7 @@ def plan_model(
         family=family,
         device=device,
         dtype=dtype,
+        method=find_method(settings.method),
         merge_layer=family.merge_layer if layer is None else layer,
         positions=family.positions if positions == "auto" else positions,
         attention=resolve_attention(device, dtype),

@@ -213,6 +213,7 @@ class PrefixCache:
             "video": request.source.origin,
             "model": self._settings.model,
             "budget": self._settings.budget,
+            "method": self._settings.method,
             "duration_s": request.info.duration_s,
         }
 

@@ -16,9 +16,6 @@ from sttm_cli.runtime.model_plan import ModelPlan
 from sttm_cli.settings.settings import Settings
 from sttm_cli.store import FORMAT, STORED, key_of
 
-MERGE_METHOD = "sttm/2"
-"""Changes whenever the same features and budget could give other tokens."""
-
 
 @dataclass(frozen=True)
 class Request:
@@ -103,7 +100,7 @@ def identity_of(video: Json, plan: FramePlan, model: ModelPlan, settings: Settin
         "frames": plan.identity(),
         "model": model.identity,
         "merge": {
-            "method": MERGE_METHOD,
+            "method": model.method.identity,
             "layer": model.merge_layer,
             "budget": settings.budget,
             "positions": model.positions,

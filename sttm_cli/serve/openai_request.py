@@ -102,6 +102,7 @@ class _VideoSettings(Body):
     """The extra field "sttm"; its fields mean what the flags of these names mean."""
 
     budget: Annotated[float | int, PlainValidator(_budget)] | None = None
+    method: str | None = None
     frames: Whole | None = None
     fps: Number | None = None
     start: Annotated[float, PlainValidator(_seconds("start"))] | None = None

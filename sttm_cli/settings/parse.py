@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sttm_cli.base.errors import UsageError
+from sttm_cli.base.plugins import METHODS
+from sttm_cli.base.spelling import did_you_mean
 
 Parse = Callable[[str, Any], Any]
 LEAST_TOKENS = 16
@@ -174,3 +176,15 @@ def _number(flag: str, text: str, hint: str) -> float:
 def _is_number(value: object, kind: type) -> bool:
     # Python counts True among the whole numbers.
     return isinstance(value, kind) and type(value) is not bool
+
+
+def parse_method(flag: str, value: Any) -> str:
+    """The name of a merging method; imports none of them."""
+    name = parse_text(flag, value)
+    if not METHODS.knows(name):
+        known = METHODS.names()
+        meant = did_you_mean(name, known)
+        raise UsageError(
+            f"{flag} {name!r} is not known", meant or f"choose one of {', '.join(known)}"
+        )
+    return name

@@ -17,6 +17,7 @@ from sttm_cli.settings.parse import (
     parse_duration,
     parse_folder,
     parse_fps,
+    parse_method,
     parse_real,
     parse_seconds,
     parse_switch,
@@ -32,6 +33,7 @@ Positions = Literal["auto", "reassigned", "survivors"]
 
 STDIN = "-"
 DEFAULT_MODEL = "tiny"
+DEFAULT_METHOD = "sttm"
 
 
 def _drawing(name: str, parse: Parse) -> Parse:
@@ -68,6 +70,11 @@ class Settings:
         metavar="BUDGET", env="STTM_BUDGET",
         help="Keep at most this many of the video's tokens: a share such as 0.3, up to 1, or a "
         "number from 16 on for the whole video.",
+    )
+    method: str = setting(
+        DEFAULT_METHOD, "--method", parse=parse_method, group=Group.MODEL, metavar="NAME",
+        env="STTM_METHOD",
+        help="How tokens are merged: sttm, or another method such as tome or evs.",
     )
     merge_layer: int | None = setting(
         None, "--merge-layer", parse=whole_number(0), group=Group.MODEL, metavar="LAYER",

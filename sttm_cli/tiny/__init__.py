@@ -1,1 +1,1 @@
-"""The embedded model: its checkpoint folder, and the scripts that made and measured it."""
+"""The embedded model: its checkpoint folder, and the scenes and questions that it knows."""

@@ -7,18 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import sttm_cli
 from sttm_cli.base.clock import Clock
 from sttm_cli.base.errors import UsageError
 from sttm_cli.bench.accuracy import FOLLOW_UP, Results, report, take_exam
+from sttm_cli.bench.entrants import find_entrants
 from sttm_cli.bench.exam import FIRST_SEED, Exam, films
 from sttm_cli.bench.intervals import Bootstrap
-from sttm_cli.bench.methods import METHODS, find_methods, method_at
 from sttm_cli.bench.scoring import alone, in_conversation, mark
+from sttm_cli.bench.studies.variants import VARIANTS
 from sttm_cli.cli import app
-from sttm_cli.tiny.batches import FIRST_TRAINING_SEED
+from sttm_cli.tiny.training.batches import FIRST_TRAINING_SEED
 
 FILMS = Path(__file__).parents[3] / "shared" / "videos"
 
@@ -93,9 +95,13 @@ def test_a_method_that_is_not_known_is_refused(name: str, said: str) -> None:
 
 
 def test_a_method_can_merge_before_another_layer() -> None:
-    assert method_at("tome@2", 1) == (METHODS["tome"], 2)
-    assert method_at("tome", 1) == (METHODS["tome"], 1)
-    assert find_methods("sttm@0,tome") == ["sttm", "sttm@0", "tome"]
+    found = find_entrants("sttm@0,tome@2,tome,tome")
+    named = [("sttm", None), ("sttm@0", 0), ("tome@2", 2), ("tome", None)]
+    assert [(entrant.name, entrant.layer) for entrant in found] == named
+    features = torch.randn(2, 4, 4, 8)
+    sttm, early, late, tome = (entrant.shorten(features, 0.5, 9) for entrant in found)
+    assert len(late.roots) == len(tome.roots) == 9
+    assert len(sttm.roots) == len(early.roots) == 16
 
 
 def test_intervals_hold_the_value_and_pair_what_is_compared() -> None:
@@ -134,8 +140,9 @@ def test_a_report_counts_kinds_follow_ups_and_chance() -> None:
     assert told["chance"] == {"all": 1.0, "colour": 1.0, "count": 1.0, FOLLOW_UP: 1.0}
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name.startswith("sttm")])
+@pytest.mark.parametrize("name", ["sttm", *VARIANTS])
 def test_variants_stay_within_the_budget_and_are_reached_through_prefill(name: str) -> None:
     with sttm_cli.VideoQA(model="tiny", frames=4, no_cache=True) as qa:
-        found = take_exam(qa, Exam("dev", 4), methods=["sttm", name], budgets=[0.3], questions=1)
+        entrants = find_entrants(name, variants=VARIANTS)
+        found = take_exam(qa, Exam("dev", 4), entrants=entrants, budgets=[0.3], questions=1)
     assert found.kept[name, 0.3][0] <= 0.3

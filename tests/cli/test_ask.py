@@ -61,7 +61,7 @@ def test_json_has_the_fields_of_the_contract(video: Path) -> None:
     assert told["schema"] == "sttm.ask/1"
     assert set(told["video"]) >= {"path", "digest", "duration_s", "frame_times_s"}
     assert set(told["model"]) >= {"name", "revision", "device", "dtype"}
-    assert set(told["tokens"]) >= {"budget", "video_full", "video_kept", "prefix"}
+    assert set(told["tokens"]) >= {"budget", "method", "video_full", "video_kept", "prefix"}
     wanted = {"hit", "key", "bytes", "restored_tokens", "prefilled_tokens", "miss_reason"}
     assert set(told["cache"]) >= wanted
     stages = {"load_model", *COMPUTED, "restore", "first_token", "answer", "total"}

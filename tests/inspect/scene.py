@@ -23,6 +23,13 @@ def halves(budget: float | int = 0.5) -> Kept:
     return Kept(budget, TOKENS, BOXES)
 
 
+def dropped() -> Kept:
+    """One token for the left half of the first frame; all other cells are dropped."""
+    tokens = np.full_like(TOKENS, -1)
+    tokens[0, :, :2] = 0
+    return Kept(0.1, tokens, BOXES[:1])
+
+
 def everything() -> Kept:
     """A token for every cell of both frames."""
     where = np.array(np.unravel_index(np.arange(16), (2, 2, 4))).T

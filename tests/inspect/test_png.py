@@ -8,7 +8,7 @@ import pytest
 from sttm_cli.inspect import View, draw, thumbnail
 from sttm_cli.inspect.png import GAP, LEAST_WIDTH, LINE, SHOWN, WIDTH
 from sttm_cli.inspect.view import PIXELS, clock, evenly
-from tests.inspect.scene import everything, halves, view
+from tests.inspect.scene import dropped, everything, halves, view
 
 HEIGHT = WIDTH // 2
 BAND = 2 * (HEIGHT + GAP + LINE) + GAP
@@ -43,6 +43,14 @@ def test_reconstruction_paints_cells_in_their_tokens_mean_colour_and_dims_carrie
     assert cell(picture, 0, 2, 0.75).tolist() == [0, 0, 200]
     carried = cell(picture, 1, 2, 0.25)
     assert carried.min() > 100
+
+
+def test_dropped_cells_are_dimmed_and_have_no_colour() -> None:
+    picture = np.asarray(draw(view(), [dropped()]))
+    assert cell(picture, 0, 2, 0.25).tolist() == [200, 0, 0]
+    for column, x in ((0, 0.75), (1, 0.25), (1, 0.75)):
+        assert len(set(cell(picture, column, 2, x).tolist())) == 1
+    assert dropped().caption(0, 0.0) == "00:00  8 -> 1"
 
 
 def test_only_cells_that_begin_in_a_frame_are_outlined() -> None:

@@ -52,6 +52,8 @@ def test_the_page_holds_what_inspect_tells_and_the_token_of_each_cell() -> None:
     for packed, kept in zip(data["tokens"], (everything(), halves()), strict=True):
         tokens = unpacked(packed, "<i4").cumsum().reshape(2, 2, 4)
         assert np.array_equal(tokens, kept.tokens)
+    for packed, kept in zip(data["boxes"], (everything(), halves()), strict=True):
+        assert np.array_equal(unpacked(packed, "<i4").reshape(-1, 5), kept.boxes)
     colours = unpacked(data["cells"], np.uint8).reshape(2, 2, 4, 3)
     assert np.array_equal(colours[0, 0], [[200, 0, 0]] * 2 + [[0, 0, 200]] * 2)
     pictures = [Image.open(io.BytesIO(base64.b64decode(image))) for image in data["images"]]

@@ -107,8 +107,9 @@ def test_settings_of_the_video_come_in_an_extra_field(client: Any, allowed: Path
     made = client.chat.completions.create(
         model="tiny",
         messages=about(str(allowed / "sample.mp4"), COUNT),
-        extra_body={"sttm": {"budget": 0.25, "frames": 4, "end": "0:06"}},
+        extra_body={"sttm": {"budget": 0.25, "method": "evs", "frames": 4, "end": "0:06"}},
     )
+    assert made.sttm["tokens"]["method"] == "evs"
     details = made.usage.prompt_tokens_details
     assert len(made.sttm["video"]["frame_times_s"]) == 4
     assert max(made.sttm["video"]["frame_times_s"]) < 6
@@ -187,6 +188,7 @@ def test_failures_are_the_clients_own_exceptions(client: Any, allowed: Path, sit
         ({"max_completion_tokens": 0}, "max-new-tokens 0"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"sttm": {"budgte": 0.3}}, "budgte"),
+        ({"sttm": {"method": "evd"}}, "did you mean evs"),
     ],
 )
 def test_what_could_change_the_answer_is_refused_where_it_is_not_supported(

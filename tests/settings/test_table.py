@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import typer
-from sttm_cli.serve.server_files import per_request, pinned
 
 from sttm_cli.base.errors import UsageError
 from sttm_cli.cli import _defaults, app
+from sttm_cli.serve.server_files import per_request, pinned
 from sttm_cli.settings.config_file import CONFIG_KEYS
 from sttm_cli.settings.fields import Scope
 from sttm_cli.settings.settings import SETTINGS, Settings, in_scope

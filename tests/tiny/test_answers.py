@@ -8,6 +8,7 @@ import pytest
 
 import sttm_cli
 from sttm_cli.bench.accuracy import report, take_exam
+from sttm_cli.bench.entrants import find_entrants
 from sttm_cli.bench.exam import Exam
 
 
@@ -17,7 +18,9 @@ def qa() -> sttm_cli.VideoQA:
 
 
 def test_answers_are_far_above_chance(qa: sttm_cli.VideoQA) -> None:
-    told = report(take_exam(qa, Exam("test", 8), methods=["sttm"], budgets=[], questions=60))
+    told = report(
+        take_exam(qa, Exam("test", 8), entrants=find_entrants("sttm"), budgets=[], questions=60)
+    )
     assert told["rows"][0]["accuracy"]["value"] > told["chance"]["all"] + 0.25
 
 

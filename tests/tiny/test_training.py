@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from sttm_cli.bench.exam import FIRST_SEED
-from sttm_cli.tiny.batches import (
+from sttm_cli.tiny.questions import Question
+from sttm_cli.tiny.scenes import COLOURS, SHAPES, Scene, Thing
+from sttm_cli.tiny.training.batches import (
     FIRST_TRAINING_SEED,
     IGNORE,
     MOVES,
@@ -21,10 +23,8 @@ from sttm_cli.tiny.batches import (
     make_clip,
     name_targets,
 )
-from sttm_cli.tiny.learner import Learner, losses
-from sttm_cli.tiny.questions import Question
-from sttm_cli.tiny.scenes import COLOURS, SHAPES, Scene, Thing
-from sttm_cli.tiny.train import Run, Stage
+from sttm_cli.tiny.training.learner import Learner, losses
+from sttm_cli.tiny.training.train import Run, Stage
 
 QUESTIONS = [
     Question("count", "how many shapes are there?", "two"),
@@ -97,7 +97,7 @@ def test_measured_seeds_are_never_trained_on() -> None:
 def test_a_run_learns_stops_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sttm_cli.tiny.train._report", lambda *args, **kwargs: None)
+    monkeypatch.setattr("sttm_cli.tiny.training.train._report", lambda *args, **kwargs: None)
     stages = (
         Stage("tower", 0.05, 1e-3, {1: 1.0}, 2, answers=False),
         Stage("words", 0.05, 1e-3, {2: 1.0}, 2),

@@ -9,14 +9,16 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import normalize
 
-from sttm_cli.bench.peers.kept import Kept, chosen, shared_out
+from sttm_cli.merge.groups import chosen, shared_out, within_budget
+from sttm_cli.merge.method import Method
+from sttm_cli.merge.tokens import MergedTokens
 
 SCALES = tuple(2.0**power for power in range(-3, 2))
 """Widths of the Gaussian kernels whose sum is the likeness."""
 TEMPERATURE = 0.01
 
 
-def vidcom2(features: torch.Tensor, keep: int) -> Kept:
+def vidcom2(features: torch.Tensor, keep: int) -> MergedTokens:
     """Keep `keep` tokens of `features` [T, H, W, C]."""
     rows = normalize(features.flatten(1, 2).float(), dim=-1)
     frames, cells = rows.shape[:2]
@@ -34,3 +36,6 @@ def vidcom2(features: torch.Tensor, keep: int) -> Kept:
 def _likeness(rows: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
     distance = (rows - centre).square().sum(-1)
     return torch.stack([(-distance / (2 * scale)).exp() for scale in SCALES]).sum(0)
+
+
+METHOD = Method("vidcom2", 1, within_budget(vidcom2))

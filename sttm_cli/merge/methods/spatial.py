@@ -1,16 +1,18 @@
-"""Each half of the method alone: merging in space only, and in time only."""
+"""The first half of the paper's method alone: merging in space only (arXiv 2507.07990)."""
 
 from __future__ import annotations
 
 import torch
 
-from sttm_cli.bench.peers.kept import Kept, cosines, evenly, grouped
-from sttm_cli.merge.grouping import follow, split, spread
+from sttm_cli.merge.grouping import split, spread
+from sttm_cli.merge.groups import cosines, grouped, within_budget
+from sttm_cli.merge.method import Method
 from sttm_cli.merge.pyramid import build_pyramid
 from sttm_cli.merge.similarity import measure
+from sttm_cli.merge.tokens import MergedTokens
 
 
-def spatial_only(features: torch.Tensor, keep: int) -> Kept:
+def spatial_only(features: torch.Tensor, keep: int) -> MergedTokens:
     """The quadtree of each frame of `features` [T, H, W, C] at the one threshold for `keep`.
 
     A split makes several tokens at once: what is over the number joins the neighbour before it
@@ -30,22 +32,7 @@ def spatial_only(features: torch.Tensor, keep: int) -> Kept:
     return _join_neighbours(features, split(least, pyramid, values[low]).name, keep)
 
 
-def temporal_only(features: torch.Tensor, keep: int) -> Kept:
-    """Link each cell of `features` [T, H, W, C] to the one before it in time, the most similar
-    first, as many as it takes; what is left of a single frame is thinned evenly."""
-    frames, cells = features.shape[0], features.shape[1] * features.shape[2]
-    names = torch.arange(frames * cells, device=features.device)
-    similar = cosines(features[1:], features[:-1]).flatten()
-    order = similar.argsort(descending=True, stable=True)[: frames * cells - keep]
-    names[order + cells] = order
-    names = follow(names, frames)
-    if keep < cells:
-        kept = torch.isin(names, evenly(keep, cells, names.device))
-        names = torch.where(kept, names, -1)
-    return grouped(features, names)
-
-
-def _join_neighbours(features: torch.Tensor, names: torch.Tensor, keep: int) -> Kept:
+def _join_neighbours(features: torch.Tensor, names: torch.Tensor, keep: int) -> MergedTokens:
     nodes = grouped(features, names)
     count, cells = len(nodes.roots), features.shape[1] * features.shape[2]
     similar = cosines(nodes.features[1:], nodes.features[:-1])
@@ -56,3 +43,6 @@ def _join_neighbours(features: torch.Tensor, names: torch.Tensor, keep: int) -> 
     starts[joined] = False
     first = nodes.roots[starts][starts.cumsum(0) - 1]
     return grouped(features, first[torch.searchsorted(nodes.roots, names)])
+
+
+METHOD = Method("spatial", 1, within_budget(spatial_only))

@@ -22,7 +22,7 @@ from transformers import (
 from sttm_cli.tiny.questions import CORNERS, NUMBERS, TEMPLATES
 from sttm_cli.tiny.scenes import COLOURS, DIRECTIONS, SHAPES, SIDE
 
-FOLDER = Path(__file__).parent / "checkpoint"
+FOLDER = Path(__file__).parents[1] / "checkpoint"
 PATCH = 8
 GRID = SIDE // PATCH // 2
 WIDTH = 192

@@ -10,12 +10,14 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import normalize
 
-from sttm_cli.bench.peers.kept import Kept, grouped
+from sttm_cli.merge.groups import grouped, within_budget
+from sttm_cli.merge.method import Method
+from sttm_cli.merge.tokens import MergedTokens
 
 CHUNK = 2048
 
 
-def tome(features: torch.Tensor, keep: int) -> Kept:
+def tome(features: torch.Tensor, keep: int) -> MergedTokens:
     """Merge `features` [T, H, W, C] to `keep` tokens; a token stands where its second-set cell
     stood."""
     rows = features.flatten(0, 2).float()
@@ -43,3 +45,6 @@ def _matches(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, to
     theirs = normalize(theirs, dim=1).T
     found = [(normalize(part, dim=1) @ theirs).max(1) for part in ours.split(CHUNK)]
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+
+
+METHOD = Method("tome", 1, within_budget(tome))

@@ -1,4 +1,4 @@
-"""What any method has to beat: fewer frames, coarser frames, and dropping by chance."""
+"""Coarser frames: what any method has to beat."""
 
 from __future__ import annotations
 
@@ -6,21 +6,12 @@ from itertools import pairwise
 
 import torch
 
-from sttm_cli.bench.peers.kept import Kept, chosen, evenly, grouped, shared_out
+from sttm_cli.merge.groups import grouped, shared_out, within_budget
+from sttm_cli.merge.method import Method
+from sttm_cli.merge.tokens import MergedTokens
 
 
-def fewer_frames(features: torch.Tensor, keep: int) -> Kept:
-    """Keep evenly spaced frames of `features` [T, H, W, C]; the last one is thinned evenly to
-    what is left of `keep`."""
-    frames, cells = features.shape[0], features.shape[1] * features.shape[2]
-    count = -(-keep // cells)
-    start = cells * evenly(count, frames, features.device)[:, None]
-    whole = (start[:-1] + torch.arange(cells, device=features.device)).flatten()
-    rest = evenly(keep - len(whole), cells, features.device)
-    return chosen(features, torch.cat([whole, start[-1] + rest]))
-
-
-def pooled(features: torch.Tensor, keep: int) -> Kept:
+def pooled(features: torch.Tensor, keep: int) -> MergedTokens:
     """Cut every frame of `features` [T, H, W, C] into equally many rectangles, or one more or
     less, as square as they can be, and average each; `keep` in all."""
     frames, height, width = features.shape[:3]
@@ -47,10 +38,4 @@ def _rectangles(height: int, width: int, count: int) -> torch.Tensor:
     return names.flatten()
 
 
-def dropped_at_random(features: torch.Tensor, keep: int) -> Kept:
-    """Keep `keep` tokens of `features` [T, H, W, C], drawn with a seed from the features."""
-    seed = int(features.double().sum().abs() * 1e6) % 2**62
-    order = torch.randperm(
-        features.shape[:3].numel(), generator=torch.Generator().manual_seed(seed)
-    )
-    return chosen(features, order[:keep].to(features.device))
+METHOD = Method("pooling", 1, within_budget(pooled))

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sttm_cli.tiny.batches import (
+from sttm_cli.tiny.questions import KINDS
+from sttm_cli.tiny.scenes import COLOURS, SHAPES
+from sttm_cli.tiny.training.batches import (
     COVERED,
     DENSE,
     IGNORE,
@@ -21,9 +23,7 @@ from sttm_cli.tiny.batches import (
     collate,
     make_clip,
 )
-from sttm_cli.tiny.checkpoint import GRID, WIDTH, make_model
-from sttm_cli.tiny.questions import KINDS
-from sttm_cli.tiny.scenes import COLOURS, SHAPES
+from sttm_cli.tiny.training.checkpoint import GRID, WIDTH, make_model
 
 # The decoder layers whose outputs must know how a cell's thing has moved, and what a word names:
 # one after the other, so that the last layers have only to answer.

@@ -1,6 +1,6 @@
 """What rounding the stored KV costs the embedded model: logits and answers beside the lossless KV.
 
-    python -m sttm_cli.bench.kv_dtype [--scenes 60] [--budget 0.5]
+    python -m sttm_cli.bench.studies.kv_dtype [--scenes 60] [--budget 0.5]
 
 Each held-out question is asked of the same prefilled video, rounded in every way; "token" and
 "channel" name what keys and values have an int8 scale for.
@@ -119,7 +119,9 @@ def _ask(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m sttm_cli.bench.kv_dtype", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m sttm_cli.bench.studies.kv_dtype", description=__doc__
+    )
     parser.add_argument("--scenes", type=int, default=60)
     parser.add_argument("--budget", type=float, default=0.5)
     options = parser.parse_args()

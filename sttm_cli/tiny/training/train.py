@@ -1,4 +1,4 @@
-"""Trains the embedded model from nothing: `python -m sttm_cli.tiny.train RUN_FOLDER`.
+"""Trains the embedded model from nothing: `python -m sttm_cli.tiny.training.train RUN_FOLDER`.
 
 Three stages, each by the clock: the tower and projector alone, on what every cell shows; all on
 one-frame clips, where words are bound to what is seen; all on clips of several frames. Never on
@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sttm_cli.tiny.batches import Batch, Clips
-from sttm_cli.tiny.checkpoint import FOLDER, make_model, write_checkpoint
-from sttm_cli.tiny.learner import Learner, accuracy, cell_accuracy, losses
+from sttm_cli.tiny.training.batches import Batch, Clips
+from sttm_cli.tiny.training.checkpoint import FOLDER, make_model, write_checkpoint
+from sttm_cli.tiny.training.learner import Learner, accuracy, cell_accuracy, losses
 
 _WEIGHTS = {"cells": 0.3, "answer": 1.0, "moves": 0.3, "words": 0.2, "things": 0.5, "places": 1.0}
 _LOG_BATCHES = 50

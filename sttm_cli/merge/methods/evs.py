@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import torch
 
-from sttm_cli.bench.peers.kept import Kept, chosen, cosines, evenly
+from sttm_cli.merge.groups import chosen, cosines, evenly, within_budget
+from sttm_cli.merge.method import Method
+from sttm_cli.merge.tokens import MergedTokens
 
 
-def evs(features: torch.Tensor, keep: int) -> Kept:
+def evs(features: torch.Tensor, keep: int) -> MergedTokens:
     """Keep the `keep` tokens of `features` [T, H, W, C] that change most; where that is less
     than the first frame, it is thinned evenly."""
     cells = features.shape[1] * features.shape[2]
@@ -21,3 +23,6 @@ def evs(features: torch.Tensor, keep: int) -> Kept:
     order = change.argsort(descending=True, stable=True)[: keep - cells]
     first = torch.arange(cells, device=features.device)
     return chosen(features, torch.cat([first, order + cells]))
+
+
+METHOD = Method("evs", 1, within_budget(evs))

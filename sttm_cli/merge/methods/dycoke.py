@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import torch
 
-from sttm_cli.bench.peers.kept import Kept, chosen, cosines, evenly, shared_out
+from sttm_cli.merge.groups import chosen, cosines, evenly, shared_out, within_budget
+from sttm_cli.merge.method import Method
+from sttm_cli.merge.tokens import MergedTokens
 
 GROUP = 4
 
 
-def dycoke(features: torch.Tensor, keep: int) -> Kept:
+def dycoke(features: torch.Tensor, keep: int) -> MergedTokens:
     """Keep `keep` tokens of `features` [T, H, W, C].
 
     Below what groups of four can reach, the groups double by the same rule; where one whole
@@ -38,3 +40,6 @@ def dycoke(features: torch.Tensor, keep: int) -> Kept:
     order = similar.argsort(dim=1, stable=True)
     taken = torch.arange(cells, device=rows.device) < counts[:, None]
     return chosen(features, (order + cells * index[:, None])[taken])
+
+
+METHOD = Method("dycoke", 1, within_budget(dycoke))

@@ -1,0 +1,55 @@
+"""Modules that are found by their name: those of a folder in the package, and entry points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Plugins:
+    """Modules of `package`, each exporting `attribute`, and the entry points of `group`.
+
+    Names are typed with "-" where a file has "_". A module of the package goes before an entry
+    point of the same name.
+    """
+
+    package: str
+    attribute: str
+    group: str
+
+    def own(self) -> list[str]:
+        """Names of the modules in the package, sorted; imports nothing."""
+        root, _, rest = self.package.partition(".")
+        spec = find_spec(root)
+        places = (spec.submodule_search_locations if spec else None) or []
+        folders = [str(Path(place, *rest.split("."))) for place in places]
+        return sorted(module.name.replace("_", "-") for module in iter_modules(folders))
+
+    def names(self) -> list[str]:
+        """All names, those of the package first; imports none of the modules."""
+        return list(dict.fromkeys([*self.own(), *sorted(self._entry_points())]))
+
+    def knows(self, name: str) -> bool:
+        """Whether there is a module of this name; asks other packages only where it must."""
+        return name in self.own() or name in self._entry_points()
+
+    def load(self, name: str) -> Any:
+        """Import the module of this name and return what it exports. Raises KeyError."""
+        if name in self.own():
+            module = import_module(f"{self.package}.{name.replace('-', '_')}")
+            return getattr(module, self.attribute)
+        return self._entry_points()[name].load()
+
+    def _entry_points(self) -> dict[str, Any]:
+        from importlib.metadata import entry_points
+
+        return {point.name: point for point in entry_points(group=self.group)}
+
+
+METHODS = Plugins("sttm_cli.merge.methods", "METHOD", "sttm_cli.methods")
+"""Ways to merge a video's tokens."""

@@ -1,0 +1,119 @@
+"""Tokens made from the cells that a method keeps or groups; what the methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from sttm_cli.merge.budget import token_limit
+from sttm_cli.merge.checks import check_budget, check_features, check_finite, is_whole
+from sttm_cli.merge.merging import merge_tokens
+from sttm_cli.merge.tokens import MergedTokens, Sources
+
+ToCount = Callable[[torch.Tensor, int], MergedTokens]
+"""Features [T, H, W, C] and a number of tokens, at least 1 and fewer than there are."""
+
+
+def within_budget(merge: ToCount) -> Callable[[torch.Tensor, float | int], MergedTokens]:
+    """`merge` for a budget: a share in (0, 1] as a float, or a whole number of tokens as an int.
+
+    A budget that allows every token keeps every token, as `merge_tokens` does. Raises UsageError
+    for a budget that is neither, and for features that are not finite.
+    """
+
+    @torch.no_grad()
+    def to_budget(features: torch.Tensor, budget: float | int) -> MergedTokens:
+        check_features(features)
+        check_budget(budget, 1)
+        total = features.shape[:3].numel()
+        most = int(budget) if is_whole(budget) else token_limit(budget, total).most
+        if most >= total:
+            return merge_tokens(features, budget=1.0)
+        check_finite(features, features)
+        return merge(features.contiguous(), max(1, most))
+
+    return to_budget
+
+
+def chosen(features: torch.Tensor, cells: torch.Tensor) -> MergedTokens:
+    """Keep the cells [N] (flat indices, any order) of `features` [T, H, W, C], drop the others."""
+    names = torch.full((features.shape[:3].numel(),), -1, device=features.device)
+    names[cells] = cells
+    return grouped(features, names)
+
+
+def grouped(features: torch.Tensor, names: torch.Tensor) -> MergedTokens:
+    """Average the cells of each group.
+
+    `names` [T*H*W] int64: the flat index of the cell that stands for the group, -1 where a cell
+    is dropped.
+    """
+    used = names >= 0
+    roots, sizes = names[used].unique(return_counts=True)
+    place = torch.searchsorted(roots, names.clamp(min=0)).clamp(max=len(roots) - 1)
+    index = torch.where(used, place, -1)
+    weight = torch.where(used, sizes[place].float().reciprocal(), 0.0)
+    grid = features.shape[:3]
+    dropped = len(names) - int(sizes.sum())
+    sources = Sources(index.view(grid), weight.view(grid), len(roots), dropped)
+    return MergedTokens(
+        features=sources(features),
+        boxes=_boxes(index, roots, grid),
+        patch_counts=sizes.int(),
+        roots=roots,
+        sources=sources,
+        after_spatial=len(roots),
+        spatial_threshold=None,
+        temporal_threshold=None,
+    )
+
+
+def _boxes(index: torch.Tensor, roots: torch.Tensor, grid: torch.Size) -> torch.Tensor:
+    """Boxes [N, 5] int32: around a group's cells in the root's frame where these fill a rectangle
+    that begins at the root, else of the root alone. `index` [T*H*W] by cell, `roots` [N]."""
+    _, height, width = grid
+    frame = roots // (height * width)
+    cells = torch.arange(len(index), device=index.device)
+    cells = cells[(index >= 0) & (cells // (height * width) == frame[index])]
+    token, place = index[cells], cells % (height * width)
+    top, left = roots % (height * width) // width, roots % width
+    bottom = (top + 1).scatter_reduce(0, token, place // width + 1, "amax")
+    right = (left + 1).scatter_reduce(0, token, place % width + 1, "amax")
+    # Cells before the root, in a row above or a column to the left, are outside of the rectangle.
+    inside = (place // width >= top[token]) & (place % width >= left[token])
+    count = torch.zeros_like(roots)
+    filled = count.index_add(0, token, inside.long()) == (bottom - top) * (right - left)
+    whole = filled & (count.index_add(0, token, (~inside).long()) == 0)
+    ends = torch.where(whole, bottom, top + 1), torch.where(whole, right, left + 1)
+    return torch.stack([frame, top, left, *ends], 1).int()
+
+
+def evenly(count: int, total: int, device: torch.device | None = None) -> torch.Tensor:
+    """`count` of the numbers 0 to `total` - 1, as evenly spaced as they can be, ascending."""
+    return ((2 * torch.arange(count, device=device) + 1) * total) // (2 * count)
+
+
+def shared_out(weights: torch.Tensor, total: int, most: int) -> torch.Tensor:
+    """Whole numbers [T], each at most `most`, that sum to `total`, in proportion to `weights`.
+
+    What is lost by rounding down goes to the largest remainders.
+    """
+    shares = torch.zeros_like(weights, dtype=torch.float64)
+    open_, left = torch.ones_like(weights, dtype=torch.bool), float(total)
+    while left > 1e-9 and open_.any():
+        part = weights.double() * open_
+        shares += left * part / part.sum()
+        left = float((shares - most).clamp(min=0).sum())
+        shares = shares.clamp(max=most)
+        open_ = shares < most
+    whole = (shares + 1e-9).floor().long()
+    short = total - int(whole.sum())
+    rest = torch.where(whole < most, shares - whole, -1.0)
+    whole[rest.argsort(descending=True, stable=True)[:short]] += 1
+    return whole
+
+
+def cosines(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Cosine similarities along the last axis, in float32."""
+    return torch.nn.functional.cosine_similarity(one.float(), other.float(), dim=-1)

@@ -1,0 +1,28 @@
+"""The second half of the paper's method alone: merging in time only (arXiv 2507.07990)."""
+
+from __future__ import annotations
+
+import torch
+
+from sttm_cli.merge.grouping import follow
+from sttm_cli.merge.groups import cosines, evenly, grouped, within_budget
+from sttm_cli.merge.method import Method
+from sttm_cli.merge.tokens import MergedTokens
+
+
+def temporal_only(features: torch.Tensor, keep: int) -> MergedTokens:
+    """Link each cell of `features` [T, H, W, C] to the one before it in time, the most similar
+    first, as many as it takes; what is left of a single frame is thinned evenly."""
+    frames, cells = features.shape[0], features.shape[1] * features.shape[2]
+    names = torch.arange(frames * cells, device=features.device)
+    similar = cosines(features[1:], features[:-1]).flatten()
+    order = similar.argsort(descending=True, stable=True)[: frames * cells - keep]
+    names[order + cells] = order
+    names = follow(names, frames)
+    if keep < cells:
+        kept = torch.isin(names, evenly(keep, cells, names.device))
+        names = torch.where(kept, names, -1)
+    return grouped(features, names)
+
+
+METHOD = Method("temporal", 1, within_budget(temporal_only))

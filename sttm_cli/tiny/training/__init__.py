@@ -1,0 +1,1 @@
+"""The making of the embedded checkpoint; not part of an installed package."""

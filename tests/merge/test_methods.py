@@ -1,0 +1,245 @@
+"""The methods: exact in number, and right in cases worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sttm_cli.base.errors import UsageError
+from sttm_cli.merge import MergedTokens
+from sttm_cli.merge.groups import evenly, grouped, shared_out
+from sttm_cli.merge.method import find_method, method_names
+from tests.merge.footage import footage
+
+EAST, NORTH, WEST = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([-1.0, 0.0])
+NAMES = method_names()
+OTHERS = [name for name in NAMES if name != "sttm"]
+DROPPING = ("dycoke", "evs", "vidcom2", "frames", "random")
+
+
+def keep(name: str, features: torch.Tensor, count: int) -> MergedTokens:
+    return find_method(name).merge(features, count)
+
+
+def turned(degrees: float) -> torch.Tensor:
+    return torch.tensor([math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
+
+
+def row(*cells: torch.Tensor) -> torch.Tensor:
+    """One frame of one row."""
+    return torch.stack(cells)[None]
+
+
+def averages(merged: MergedTokens, values: torch.Tensor) -> torch.Tensor:
+    """`merged.sources(values)`, cell by cell."""
+    index, weight = merged.sources.index.flatten(), merged.sources.weight.flatten()
+    used = index >= 0
+    sums = values.new_zeros(len(merged), values.shape[3]).double()
+    rows = values.flatten(0, 2).double() * weight[:, None]
+    return sums.index_add_(0, index[used], rows[used])
+
+
+def test_all_methods_are_there_by_name() -> None:
+    published = {"sttm", "tome", "dycoke", "evs", "vidcom2"}
+    assert published | {"frames", "pooling", "random", "spatial", "temporal"} == set(NAMES)
+    assert find_method("sttm").identity == "sttm/2"
+    assert all(find_method(name).identity == f"{name}/1" for name in OTHERS)
+    with pytest.raises(UsageError, match="did you mean tome"):
+        find_method("tom")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("shape", [(8, 7, 7, 6), (5, 4, 6, 3), (1, 5, 5, 4)])
+def test_exactly_as_many_tokens_are_kept_as_the_budget_allows(
+    name: str, shape: tuple[int, int, int, int]
+) -> None:
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(1)) + 1
+    total, merge = features.shape[:3].numel(), find_method(name).merge
+    for count in {1, total - 1, total // 2, total // 10, min(shape[0] * 4, total)}:
+        assert len(merge(features, count)) == count
+        assert len(merge(features, (count + 0.5) / total)) == count
+    assert len(merge(features, 1e-9)) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("budget", [0.9, 0.5, 0.3, 0.15, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_kept_is_described_in_full_and_applies_to_other_tensors(
+    name: str, budget: float | int, dtype: torch.dtype
+) -> None:
+    features = footage(8, 7, 7, 16, noise=0.4).to(dtype)
+    merged, count = find_method(name).merge(features, budget), len(features) * 49
+    most = budget if isinstance(budget, int) else int(budget * count)
+    assert len(merged) == most
+    assert torch.equal(merged.sources(features), merged.features)
+    assert merged.features.dtype == dtype
+    other = torch.randn(8, 7, 7, 5)
+    torch.testing.assert_close(merged.sources(other).double(), averages(merged, other))
+    index = merged.sources.index.flatten()
+    assert torch.equal(torch.bincount(index[index >= 0]), merged.patch_counts.long())
+    assert (
+        merged.sources.dropped == int((index < 0).sum()) == count - int(merged.patch_counts.sum())
+    )
+    assert torch.equal(merged.sources.weight == 0, merged.sources.index < 0)
+    assert torch.equal(index[merged.roots], torch.arange(len(merged)))
+    assert torch.all(merged.roots[1:] > merged.roots[:-1])
+    t, top, left, bottom, right = merged.boxes.long().unbind(1)
+    assert torch.equal((t * 7 + top) * 7 + left, merged.roots)
+    assert bool(((bottom > top) & (right > left) & (bottom <= 7) & (right <= 7)).all())
+    assert merged.boxes.dtype == merged.patch_counts.dtype == torch.int32
+    if name in DROPPING:
+        assert torch.all(merged.patch_counts == 1)
+        assert torch.equal(merged.features, features.flatten(0, 2)[merged.roots])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_video_gives_the_same_tokens(name: str) -> None:
+    video = footage(6, 7, 7, 16, noise=0.4)
+    one, other = (find_method(name).merge(video.clone(), 0.3) for _ in range(2))
+    assert torch.equal(one.features, other.features)
+    assert torch.equal(one.sources.index, other.sources.index)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_budget_that_allows_all_tokens_changes_none(name: str) -> None:
+    # Cells that are equal would merge for nothing under any other budget.
+    features = torch.randn(4, 4, 4, 8).repeat(2, 1, 1, 1).half()
+    for budget in (1.0, 128, 500):
+        merged = find_method(name).merge(features, budget)
+        assert torch.equal(merged.features, features.flatten(0, 2))
+        assert torch.equal(merged.roots, torch.arange(128))
+        assert merged.sources.dropped == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("budget", [0, 0.0, -0.5, 1.5, True])
+def test_a_budget_that_is_none_is_refused(name: str, budget: float) -> None:
+    with pytest.raises(UsageError, match="budget"):
+        find_method(name).merge(torch.randn(2, 4, 4, 8), budget)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_that_are_not_finite_are_refused(name: str) -> None:
+    features = torch.randn(2, 4, 4, 8)
+    features[1, 2, 3, 4] = torch.nan
+    with pytest.raises(UsageError, match="is nan"):
+        find_method(name).merge(features, 0.5)
+
+
+def test_few_whole_tokens_are_a_number_for_our_own_method_too() -> None:
+    assert len(keep("sttm", torch.randn(1, 4, 4, 8), 4)) == 4
+    with pytest.raises(UsageError, match="least possible"):
+        keep("sttm", torch.randn(1, 4, 4, 8), 1)
+
+
+def test_boxes_are_those_of_whole_rectangles_else_of_the_root_alone() -> None:
+    names = torch.tensor([[0, 0, 2], [0, 0, 5], [6, 7, 7]]).flatten()
+    later = torch.tensor([[0, 0, 11], [0, 0, 11], [16, 16, 16]]).flatten()
+    # 16 stands for the cells around it, of which one is before it; 5 for one of each frame.
+    later[0] = 5
+    merged = grouped(torch.randn(2, 3, 3, 4), torch.cat([names, later]))
+    assert merged.boxes.tolist() == [
+        [0, 0, 0, 2, 2],
+        [0, 0, 2, 1, 3],
+        [0, 1, 2, 2, 3],
+        [0, 2, 0, 3, 1],
+        [0, 2, 1, 3, 3],
+        [1, 0, 2, 2, 3],
+        [1, 2, 1, 3, 2],
+    ]
+    assert merged.patch_counts.tolist() == [7, 1, 2, 1, 2, 2, 3]
+
+
+def test_tome_merges_the_most_similar_pair_across_the_two_sets() -> None:
+    # Cells 0 and 2 are in the first set, 1 and 3 in the second; 0 is most like 3.
+    features = row(EAST, NORTH, WEST, turned(10))[None]
+    kept = keep("tome", features, 3)
+    assert kept.roots.tolist() == [1, 2, 3]
+    assert torch.allclose(kept.features[2], (EAST + turned(10)) / 2)
+
+
+def test_tome_weighs_by_size_over_rounds() -> None:
+    features = row(EAST, 3 * EAST, 5 * EAST, 7 * EAST)[None]
+    assert torch.allclose(keep("tome", features, 1).features, 4 * EAST)
+
+
+def test_dycoke_drops_what_is_most_like_the_frame_it_is_compared_with() -> None:
+    # The second frame is compared with the first, the fourth with the third, the third with the
+    # first; each keeps one of its two cells: the one that changed.
+    frames = [row(EAST, NORTH), row(EAST, EAST), row(WEST, NORTH), row(WEST, WEST)]
+    kept = keep("dycoke", torch.stack(frames), 5)
+    assert kept.roots.tolist() == [0, 1, 3, 4, 7]
+
+
+def test_dycoke_below_a_quarter_doubles_its_groups_and_then_thins_the_first_frame() -> None:
+    features = torch.randn(8, 1, 4, 3)
+    assert keep("dycoke", features, 6).roots[:4].tolist() == [0, 1, 2, 3]
+    assert keep("dycoke", features, 2).roots.tolist() == [1, 3]
+
+
+def test_evs_drops_the_patches_that_change_least() -> None:
+    frames = [row(EAST, NORTH), row(turned(20), turned(80)), row(turned(25), turned(20))]
+    # Changes: 20 and 10 degrees, then 5 and 60.
+    assert keep("evs", torch.stack(frames), 4).roots.tolist() == [0, 1, 2, 5]
+
+
+def test_vidcom2_gives_the_odd_frame_more_and_keeps_its_odd_tokens() -> None:
+    same = row(EAST, EAST, EAST, EAST)
+    odd = row(EAST, EAST, NORTH, WEST)
+    kept = keep("vidcom2", torch.stack([same, same, odd, same]), 6)
+    frames = (kept.roots // 4).tolist()
+    assert frames.count(2) == 3
+    assert {10, 11} <= set(kept.roots.tolist())
+
+
+def test_fewer_frames_are_evenly_spaced_and_the_last_is_thinned() -> None:
+    kept = keep("frames", torch.randn(4, 1, 4, 2), 6)
+    assert kept.roots.tolist() == [4, 5, 6, 7, 13, 15]
+
+
+def test_pooling_averages_rectangles_of_every_frame() -> None:
+    features = torch.arange(32.0).view(2, 4, 4, 1)
+    kept = keep("pooling", features, 8)
+    assert kept.roots.tolist() == [0, 2, 8, 10, 16, 18, 24, 26]
+    assert kept.features[0].item() == (0 + 1 + 4 + 5) / 4
+
+
+def test_random_dropping_depends_on_the_video_alone() -> None:
+    one, other = torch.randn(2, 4, 4, 3), torch.randn(2, 4, 4, 3)
+    assert torch.equal(keep("random", one, 9).roots, keep("random", one, 9).roots)
+    assert not torch.equal(keep("random", one, 9).roots, keep("random", other, 9).roots)
+
+
+def test_spatial_only_never_merges_over_time_and_temporal_only_never_in_space() -> None:
+    features = torch.randn(1, 4, 4, 8).repeat(4, 1, 1, 1) + 0.01 * torch.randn(4, 4, 4, 8)
+    frames = torch.arange(4.0).repeat_interleave(16).view(4, 4, 4, 1)
+    places = torch.arange(16.0).repeat(4).view(4, 4, 4, 1)
+    spatial = keep("spatial", features, 23)
+    assert set(spatial.sources(frames).flatten().tolist()) == {0.0, 1.0, 2.0, 3.0}
+    temporal = keep("temporal", features, 16)
+    assert temporal.sources(places).flatten().tolist() == list(map(float, range(16)))
+    assert temporal.features.allclose(features.mean(0).flatten(0, 1), atol=1e-6)
+
+
+def test_temporal_only_links_the_most_similar_first() -> None:
+    frames = [row(EAST, NORTH), row(turned(5), turned(60)), row(turned(25), turned(61))]
+    kept = keep("temporal", torch.stack(frames), 4)
+    assert kept.roots.tolist() == [0, 1, 3, 4]
+    assert torch.allclose(kept.features[0], (EAST + turned(5)) / 2)
+
+
+def test_groups_are_averaged_and_dropped_cells_are_in_none() -> None:
+    features = torch.arange(4.0).view(1, 1, 4, 1)
+    kept = grouped(features, torch.tensor([-1, 1, 1, 3]))
+    assert kept.features.flatten().tolist() == [1.5, 3.0]
+    assert kept.roots.tolist() == [1, 3]
+
+
+def test_numbers_are_shared_out_exactly_and_evenly_spaced() -> None:
+    assert shared_out(torch.tensor([1.0, 1, 2]), 8, 8).tolist() == [2, 2, 4]
+    assert shared_out(torch.tensor([1.0, 1, 8]), 9, 5).tolist() == [2, 2, 5]
+    assert shared_out(torch.ones(3), 7, 9).tolist() == [3, 2, 2]
+    assert evenly(2, 4).tolist() == [1, 3]
+    assert evenly(3, 3).tolist() == [0, 1, 2]
