@@ -11,7 +11,6 @@ from typing import Any
 
 from sttm_cli.base.errors import VideoError
 
-
 SPECIAL = tuple(
     map(
         ipaddress.ip_network,
