@@ -34,8 +34,8 @@ from sttm_cli.models.placement import free_bytes
 from sttm_cli.prefill import ROOM, KVContinuation
 from sttm_cli.runtime.request import Request
 from sttm_cli.runtime.session import VideoQA
-from sttm_cli.settings.settings import cache_dir
-from sttm_cli.store import Store, pack
+from sttm_cli.settings.settings import cache_folder
+from sttm_cli.store import open_store, pack
 
 
 @dataclass
@@ -123,7 +123,7 @@ def measure_speed(
     each, encode_flops = _one_chunk(qa, requests[min(frames)])
     for count in frames:
         check_room(qa, tokens=count * each, frames=count)
-    folder = cache_dir(qa.settings.cache_dir)
+    folder = cache_folder(qa.settings.cache_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as place:
         rates = _rates(qa, Path(place))
@@ -210,12 +210,13 @@ class _Bench:
 
     def _restore(self, kv: PrefixKV) -> float:
         """Store the KV, read it back as a fresh process would, and remove it."""
-        with Store(self.place / "cache", max_bytes=1 << 62, warn=self.qa.warn) as store:
-            entry = store.save({"bench": "speed"}, pack(kv), label={})
+        identity, place = {"bench": "speed"}, self.place / "cache"
+        with open_store(place, max_bytes=1 << 62, warn=self.qa.warn) as store:
+            entry = store.save(identity, pack(kv), label={})
             if entry is None:
                 raise UsageError("the KV could not be stored", "choose another --cache-dir")
             started = time.perf_counter()
-            store.load(entry, device=self.device, room=ROOM)
+            store.load(store.find(identity), device=self.device, room=ROOM)
             wait_for(self.device)
             seconds = time.perf_counter() - started
             store.remove([entry.key])

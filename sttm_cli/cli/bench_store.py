@@ -9,7 +9,7 @@ import typer
 
 from sttm_cli.cli.flags import CACHE, KV_DTYPE, Output, takes, without
 from sttm_cli.cli.output import print_json, say, size
-from sttm_cli.settings.settings import Settings, cache_dir, parse_bytes
+from sttm_cli.settings.settings import Settings, cache_folder, parse_bytes
 
 if TYPE_CHECKING:
     from sttm_cli.bench.storage import Row, Timing
@@ -39,7 +39,7 @@ def store(
     from sttm_cli.base.device import resolve_device
     from sttm_cli.bench.storage import measure_store
 
-    device, folder = resolve_device(device), cache_dir(flags["cache_dir"]).absolute()
+    device, folder = resolve_device(device), cache_folder(flags["cache_dir"]).absolute()
     if not output.quiet:
         say(f"measuring in {folder}, restoring to {device}")
     rows = []

@@ -92,7 +92,7 @@ OUTPUT = (
 )  # fmt: skip
 
 CACHE = (
-    _flag("cache_dir", Path | None, "--cache-dir", envvar="STTM_CACHE_DIR",
+    _flag("cache_dir", str | None, "--cache-dir", envvar="STTM_CACHE_DIR", metavar="PATH",
           rich_help_panel=_CACHE, help="Folder of the cache. (default: the user's cache folder)",
           show_default=False),
     _flag("max_bytes", str | None, "--max-bytes", metavar="SIZE", rich_help_panel=_CACHE,

@@ -18,7 +18,7 @@ from sttm_cli.merge import MergedTokens
 from sttm_cli.prefill import ROOM, KVContinuation
 from sttm_cli.runtime.request import Request
 from sttm_cli.runtime.session import VideoQA
-from sttm_cli.store import Entry, PackedKV, Store, pack
+from sttm_cli.store import Entry, PackedKV, open_store, pack
 
 QUESTION = "what happens in the video?"
 """Asked to measure the time to a first token; its answer is thrown away."""
@@ -133,7 +133,7 @@ def survey(
         rows.append(
             replace(
                 cost,
-                stored=qa.store.find(_with_budget(request, budget).identity).entry,
+                stored=qa.store.stored(_with_budget(request, budget).identity),
                 seconds={**before, **cost.seconds},
                 speedup=_to_first_token(full) / _to_first_token(cost),
             )
@@ -195,12 +195,12 @@ def _restore(qa: VideoQA, packed: PackedKV, clock: Clock) -> None:
     """Write the KV to a cache of its own and read it back, timed."""
     with (
         tempfile.TemporaryDirectory(prefix="sttm-") as folder,
-        Store(Path(folder) / "cache", warn=qa.warn) as store,
+        open_store(Path(folder) / "cache", warn=qa.warn) as store,
     ):
-        entry = store.save({"survey": True}, packed, label={})
-        if entry is not None:
+        identity, devices = {"survey": True}, qa.model().layer_devices
+        if store.save(identity, packed, label={}) is not None:
             with clock.stage("restore"):
-                store.load(entry, device=qa.model().layer_devices, room=ROOM)
+                store.load(store.find(identity), device=devices, room=ROOM)
 
 
 def _sum(seconds: Seconds, *names: str) -> float | None:

@@ -113,7 +113,7 @@ class Looks:
             first = self._first.setdefault(request.key, video)
             if first != video:
                 return Twin(video, first)
-            entry = self._qa.store.find(request.identity).entry
+            entry = self._qa.store.stored(request.identity)
         except Exception as error:
             return _failed(video, error)
         if entry is None or self._qa.settings.refresh:

@@ -20,7 +20,7 @@ from sttm_cli.prefill import Merging, prefill
 from sttm_cli.runtime.model_host import Resident
 from sttm_cli.runtime.request import ModelChoice, Request, choose_model, make_request
 from sttm_cli.settings.settings import Settings, cache_dir
-from sttm_cli.store import NoStore, Store
+from sttm_cli.store import NoStore, Store, open_store
 
 if TYPE_CHECKING:
     from sttm_cli.models import VideoLLM
@@ -57,8 +57,8 @@ class Stages:
             self._resident.close()
 
     @property
-    def store(self) -> Store | NoStore:
-        """The cache on disk."""
+    def store(self) -> Store:
+        """The cache."""
         return self._resident.store
 
     def warn(self, line: str) -> None:
@@ -156,8 +156,6 @@ class Stages:
         self._progress("prefill", 1, 1)
         return kv
 
-    def _open_store(self) -> Store | NoStore:
-        if self.settings.no_cache:
-            return NoStore()
-        folder = cache_dir(self.settings.cache_dir)
-        return Store(folder, max_bytes=self.settings.max_bytes, warn=self.warn)
+    def _open_store(self) -> Store:
+        where = None if self.settings.no_cache else cache_dir(self.settings.cache_dir)
+        return open_store(where, max_bytes=self.settings.max_bytes, warn=self.warn)

@@ -8,15 +8,13 @@ from sttm_cli.base.types import Json
 from sttm_cli.models import VideoLLM, check_unchanged, load
 from sttm_cli.runtime.kv_memory import Tiers
 from sttm_cli.runtime.request import ModelChoice
-from sttm_cli.store import NoStore, Store
+from sttm_cli.store import Store
 
 
 class Resident:
     """One loaded model with its cache, which several `VideoQA` may share."""
 
-    def __init__(
-        self, store: Store | NoStore, *, device_bytes: int = 0, host_bytes: int = 0
-    ) -> None:
+    def __init__(self, store: Store, *, device_bytes: int = 0, host_bytes: int = 0) -> None:
         self.store = store
         self.tiers = Tiers(device_bytes=device_bytes, host_bytes=host_bytes)
         self._lock = threading.Lock()

@@ -166,8 +166,7 @@ class VideoQA(Stages):
         self._warned.clear()
         self.say_fewer(request)
         with self.store.computing(request.key, on_wait=self._say_waiting):
-            stored = self.store.find(request.identity).entry is not None
-            if stored and not self.settings.refresh:
+            if not self.settings.refresh and self.store.stored(request.identity) is not None:
                 return None
             return self._compute(request, clock, miss_reason="nothing stored", frames=frames)
 
@@ -245,13 +244,13 @@ class VideoQA(Stages):
         """The stored KV, or why there is none to use."""
         if self.settings.refresh:
             return "made anew, as --refresh asks"
-        lookup = self.store.find(request.identity)
-        if lookup.entry is None:
-            return lookup.miss_reason or "nothing stored"
-        # What is not needed to go on from a stored KV is not loaded.
-        entry, model = lookup.entry, self.model(clock, vision=False)
-        with clock.stage("restore"), memory_told():
-            kv = self.store.load(entry, device=model.layer_devices, room=ROOM)
+        with self.store.find(request.identity) as lookup:
+            if lookup.entry is None:
+                return lookup.miss_reason
+            # The vision encoder is not needed to continue from a stored KV.
+            entry, model = lookup.entry, self.model(clock, vision=False)
+            with clock.stage("restore"), memory_told():
+                kv = self.store.load(lookup, device=model.layer_devices, room=ROOM)
         if kv is None or not fits(kv, model.decoder.config, self.choice):
             self.warn(f"stored entry {entry.key[:12]} cannot be used; computing it anew")
             return "the stored entry is damaged"

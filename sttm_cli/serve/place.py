@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from sttm_cli.base.address import absolute
 from sttm_cli.base.locks import try_hold
 from sttm_cli.base.types import Json
 from sttm_cli.settings.settings import Settings, cache_dir
@@ -142,7 +143,7 @@ def pinned(settings: Settings) -> Json:
     return {
         **{name: getattr(settings, name) for name in PINNED},
         "model": str(model.resolve()) if model.is_dir() else settings.model,
-        "cache_dir": str(cache_dir(settings.cache_dir).absolute()),
+        "cache_dir": absolute(cache_dir(settings.cache_dir)),
     }
 
 

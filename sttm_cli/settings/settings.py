@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from sttm_cli.base.address import path_or_address
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Sampling
 
@@ -56,7 +57,7 @@ class Settings:
     device: str = "auto"
     dtype: DType = "auto"
     kv_dtype: KVDType = "auto"
-    cache_dir: Path | None = None
+    cache_dir: str | Path | None = None
     no_cache: bool = False
     refresh: bool = False
     max_bytes: int | None = None
@@ -93,7 +94,7 @@ class Settings:
         given = {name: getattr(self, name) for name in self.__dataclass_fields__}
         read: dict[str, Any] = {
             "model": os.fspath(self.model),
-            "cache_dir": None if self.cache_dir is None else Path(self.cache_dir),
+            "cache_dir": None if self.cache_dir is None else path_or_address(self.cache_dir),
             "budget": parse_budget(self.budget),
             "start": parse_seconds("--start", self.start),
             "end": parse_seconds("--end", self.end),
@@ -209,15 +210,23 @@ def parse_duration(flag: str, text: str) -> float:
     return float(value * (unit or 1))
 
 
-def cache_dir(given: Path | None = None) -> Path:
-    """The folder of the cache: as given, else STTM_CACHE_DIR, else the user's cache folder."""
-    if given is not None:
-        return given
-    if os.environ.get("STTM_CACHE_DIR"):
-        return Path(os.environ["STTM_CACHE_DIR"])
+def cache_dir(given: str | Path | None = None) -> str | Path:
+    """Where the cache is, a folder or the text of an address: as given, else STTM_CACHE_DIR, else
+    the user's cache folder."""
+    where = os.environ.get("STTM_CACHE_DIR") or None if given is None else given
+    if where is not None:
+        return path_or_address(where)
     from platformdirs import user_cache_path
 
     return user_cache_path("sttm")
+
+
+def cache_folder(given: str | Path | None = None) -> Path:
+    """As `cache_dir`; raises UsageError for an address, which is not a folder."""
+    where = cache_dir(given)
+    if isinstance(where, Path):
+        return where
+    raise UsageError(f"--cache-dir {where} is not a local folder", "give a folder to measure in")
 
 
 def _number(flag: str, text: str, hint: str) -> float:
