@@ -41,7 +41,7 @@ def remove_unheld(path: Path) -> None:
     """Remove a file unless a living process holds a lock on it, or that cannot be determined."""
     with suppress(OSError):
         if fcntl is None:
-            # Windows refuses to remove what is open.
+            # Windows refuses to remove an open file.
             path.unlink()
             return
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -1,6 +1,6 @@
 """The interface of a store; how to add one: docs/cache.md.
 
-A store is opened from a path or an address (`opening.py`). Only the store knows what it keeps its
+A store is opened from a path or an address (`opening.py`). Only the store knows how it keeps its
 artifacts in; callers see identities, entries and KVs. Methods do not raise for the state of the
 medium: the store's `warn` gets a line, and the answer is computed.
 """
@@ -136,7 +136,7 @@ class Store(Protocol):
         ...
 
     def close(self) -> None:
-        """Release what the store holds open."""
+        """Release the resources of the store."""
         ...
 
     def __enter__(self) -> Self:
