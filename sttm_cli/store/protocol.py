@@ -1,8 +1,8 @@
 """The interface of a store; how to add one: docs/cache.md.
 
-A store is opened from a path or an address (`opening.py`). Only the store knows how it keeps its
-artifacts in; callers see identities, entries and KVs. Methods do not raise for the state of the
-medium: the store's `warn` gets a line, and the answer is computed.
+A store is opened from a path or an address (`opening.py`). Only the store knows how its artifacts
+are kept; callers see identities, entries and KVs. Methods do not raise for the state of the medium:
+the store's `warn` gets a line, and the answer is computed.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ class Store(Protocol):
         ...
 
     def prune(self, limit: int) -> list[Removed]:
-        """Remove the least recently used entries until at most `limit` bytes remain, and whatever
-        killed processes left."""
+        """Remove the least recently used entries until at most `limit` bytes remain, and the files
+        that killed processes left."""
         ...
 
     def verify(

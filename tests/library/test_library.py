@@ -17,7 +17,6 @@ import pytest
 
 from sttm_cli.base.errors import CacheError, UsageError
 from sttm_cli.base.types import DecodeReport, FrameChunk
-from sttm_cli.library import space
 from sttm_cli.library.here import precompute
 from sttm_cli.library.outcome import Computed, Failed, Outcome, Skipped, Stopped
 from sttm_cli.library.paths import find_videos, share_of
@@ -326,7 +325,7 @@ def test_more_than_the_caches_bound_is_refused_before_the_work(videos: list[Path
 def test_more_than_the_disk_holds_is_refused_before_the_work(
     videos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(space, "disk_usage", lambda path: Disk(1 << 30, 1 << 30, 1 << 20))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Disk(1 << 30, 1 << 30, 1 << 20))
     with VideoQA(max_bytes=1 << 30) as qa, pytest.raises(CacheError, match="free"):
         check_space(qa, estimate(qa, videos))
     with VideoQA(max_bytes=1 << 30) as qa:
@@ -346,7 +345,7 @@ def test_the_run_stops_before_the_disk_is_full(
     stored: list[Outcome] = []
     left = {0: 10 << 20, 1: 5 << 20}
     disk = Disk(100 << 20, 0, 0)
-    monkeypatch.setattr(space, "disk_usage", lambda path: disk._replace(free=left[len(stored)]))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: disk._replace(free=left[len(stored)]))
     with VideoQA(max_bytes=1 << 30) as qa:
         for outcome in precompute(qa, videos):
             stored.append(outcome)
