@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sttm_cli.serve.place import pinned
+from sttm_cli.serve.server_files import pinned
 
 from sttm_cli.base.errors import UsageError
 from sttm_cli.settings.settings import Settings, cache_dir
