@@ -48,7 +48,7 @@ class SettingOption(OptionInfo):
             help=setting.help,
             metavar=setting.metavar,
             envvar=setting.env,
-            show_default=setting.default is not None,
+            show_default=bool(setting.default),
             rich_help_panel=setting.group.panel,
             autocompletion=_completion(setting),
         )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from sttm_cli.base.errors import VideoError
-from sttm_cli.base.filefacts import Memo, is_settled
+from sttm_cli.base.filefacts import FileFacts, is_settled
 from sttm_cli.decode.file import check_file, version_key
 
 
-def digest(path: Path, memo: Memo) -> str:
+def digest(path: Path, memo: FileFacts) -> str:
     """The blake3 of the file's bytes, in hex; looked up where the file was digested before.
 
     A file counts as the same while its path, size, times of modification and change, and inode

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sttm_cli.base.errors import VideoError
-from sttm_cli.base.filefacts import Memo, is_settled
+from sttm_cli.base.filefacts import FileFacts, is_settled
 from sttm_cli.decode.file import version_key
 
 FORMATS = {
@@ -43,7 +43,7 @@ def folder_version(folder: Path) -> str:
     return str(blake3(states.encode("utf-8", "surrogateescape")).hexdigest())
 
 
-def digest_folder(folder: Path, memo: Memo) -> str:
+def digest_folder(folder: Path, memo: FileFacts) -> str:
     """The blake3 of the images' names and bytes in order, in hex; remembered as for a file.
 
     Raises VideoError for an image that cannot be read or a folder that changes meanwhile.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sttm_cli.base.errors import VideoError
-from sttm_cli.base.filefacts import Memo, is_settled
+from sttm_cli.base.filefacts import FileFacts, is_settled
 from sttm_cli.base.types import VideoInfo
 from sttm_cli.decode.file import NEEDED, check_file, version_key
 
@@ -25,7 +25,7 @@ REVISION = 2
 """Changes whenever a remembered probe would have to be taken anew."""
 
 
-def remembered_probe(path: Path, memo: Memo, *, image_fps: float = 1.0) -> VideoInfo:
+def remembered_probe(path: Path, memo: FileFacts, *, image_fps: float = 1.0) -> VideoInfo:
     """As `probe`, but looked up where this version of the file was probed before.
 
     A folder counts as a video of its images, `image_fps` of them a second.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sttm_cli.base.errors import ModelError, UsageError
-from sttm_cli.base.filefacts import Memo, is_settled
+from sttm_cli.base.filefacts import FileFacts, is_settled
 from sttm_cli.base.spelling import did_you_mean
 from sttm_cli.base.types import Json
 
@@ -49,7 +49,7 @@ def find_checkpoint(
     repository: str,
     *,
     revision: str | None,
-    memo: Memo,
+    memo: FileFacts,
     aliases: Iterable[str] = (),
     tell: Callable[[str], None] = lambda line: None,
 ) -> Checkpoint:
@@ -104,7 +104,7 @@ def cached_folder(repository: str, revision: str | None = None) -> Path | None:
     return folder
 
 
-def check_unchanged(checkpoint: Checkpoint, memo: Memo) -> None:
+def check_unchanged(checkpoint: Checkpoint, memo: FileFacts) -> None:
     """Raise ModelError where a folder's files are no longer those that were fingerprinted."""
     if checkpoint.fingerprint.startswith("hub:"):
         return  # a commit's folder
@@ -115,7 +115,7 @@ def check_unchanged(checkpoint: Checkpoint, memo: Memo) -> None:
         )
 
 
-def folder_fingerprint(folder: Path, memo: Memo) -> str:
+def folder_fingerprint(folder: Path, memo: FileFacts) -> str:
     """blake3 over names and contents of all model files, remembered by their stat."""
     files = sorted(p for p in folder.iterdir() if p.suffix in _PART_OF_MODEL and p.is_file())
     stats = [path.stat() for path in files]

@@ -23,6 +23,7 @@ from sttm_cli.models.placement import Placement
 from sttm_cli.models.video_llm import VideoLLM
 
 GROUP = "sttm_cli.families"
+TINY_NAME = "tiny"
 TINY = Path(__file__).parent.parent / "tiny" / "checkpoint"
 
 
@@ -52,10 +53,18 @@ def find_family(model_type: str) -> Family | None:
 @cache
 def aliases() -> dict[str, str]:
     """Short names, such as qwen2.5-vl-7b, and the hub id or folder that each stands for."""
-    named = {"tiny": str(TINY)}
+    named = {TINY_NAME: str(TINY)}
     for family in families():
         named |= family.aliases
     return named
+
+
+def repository_of(name: str) -> str:
+    """The hub id or folder that `name` stands for: itself, unless it is a short name."""
+    if name == TINY_NAME:
+        return str(TINY)
+    # Ids and paths have a slash; short names have none.
+    return name if "/" in name else aliases().get(name, name)
 
 
 def family_of(checkpoint: Checkpoint) -> Family:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from sttm_cli.base.types import PrefixKV
-from sttm_cli.prefill.ragged import BufferLayer, filled, run
+from sttm_cli.prefill.ragged import BufferLayer, buffers_of, run
 
 
 class Decoding(Protocol):
@@ -118,8 +118,7 @@ class KVContinuation:
             )
         finally:
             # Buffers that had to grow take the place of the KV's: it holds no others beside.
-            self._kv.keys[:] = [filled(layer.keys) for layer in self._layers]
-            self._kv.values[:] = [filled(layer.values) for layer in self._layers]
+            self._kv.keys[:], self._kv.values[:] = buffers_of(self._layers)
         self._held += ids.tolist()
         self.appended = len(self._held)
         return hidden

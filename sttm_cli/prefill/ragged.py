@@ -174,11 +174,13 @@ def _rotary_input(positions: torch.Tensor) -> torch.Tensor:
     return positions if positions.shape[0] == 1 else positions[:, None]
 
 
-def filled(buffer: torch.Tensor | None) -> torch.Tensor:
-    """The buffer that a run has written to."""
-    if buffer is None:
+def buffers_of(layers: list[BufferLayer]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The buffers of keys and of values that a run has written to, layer by layer."""
+    keys = [layer.keys for layer in layers if layer.keys is not None]
+    values = [layer.values for layer in layers if layer.values is not None]
+    if not len(keys) == len(values) == len(layers):
         raise RuntimeError("a decoder layer wrote no keys and values")
-    return buffer
+    return keys, values
 
 
 def _buffer(states: torch.Tensor, capacity: int) -> torch.Tensor:

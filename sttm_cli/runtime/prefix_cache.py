@@ -9,7 +9,7 @@ from sttm_cli import __version__
 from sttm_cli.base.clock import Clock
 from sttm_cli.base.device import memory_told
 from sttm_cli.base.errors import OutOfMemoryError, VideoError
-from sttm_cli.base.filefacts import Memo
+from sttm_cli.base.filefacts import FileFacts
 from sttm_cli.base.results import CacheUse
 from sttm_cli.base.types import Continuation, Frames, Json, PrefixKV
 from sttm_cli.decode import Source, digest
@@ -220,7 +220,7 @@ class PrefixCache:
         self._warn("another process is preparing this video; waiting for it")
 
 
-def facts_for(source: Source, store: Memo) -> Memo:
+def facts_for(source: Source, store: FileFacts) -> FileFacts:
     """Where facts about a video's file are remembered: those of a temporary copy nowhere, since
     nobody will ask for them again."""
     return NoStore() if source.is_copy else store

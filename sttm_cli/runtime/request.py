@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sttm_cli.base.errors import UsageError
-from sttm_cli.base.filefacts import Memo
+from sttm_cli.base.filefacts import FileFacts
 from sttm_cli.base.types import FramePlan, Json, VideoInfo
 from sttm_cli.decode import Source, digest, plan_frames, remembered_probe
 from sttm_cli.models.counts import context_length, layer_bytes, token_count
@@ -38,7 +38,7 @@ class Request:
         return key_of(self.identity)
 
 
-def make_request(source: Source, model: ModelPlan, settings: Settings, facts: Memo) -> Request:
+def make_request(source: Source, model: ModelPlan, settings: Settings, facts: FileFacts) -> Request:
     """Read the video's header and digest its bytes; decodes nothing. Raises as `plan_video`."""
     info, plan = plan_video(source, model, settings, facts)
     with source.told_by_name():
@@ -51,7 +51,7 @@ def make_request(source: Source, model: ModelPlan, settings: Settings, facts: Me
 
 
 def plan_video(
-    source: Source, model: ModelPlan, settings: Settings, facts: Memo
+    source: Source, model: ModelPlan, settings: Settings, facts: FileFacts
 ) -> tuple[VideoInfo, FramePlan]:
     """Read the video's header and choose its frames.
 
