@@ -5,7 +5,7 @@ Imports torch only where it is used: a family's file must import without it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
@@ -146,6 +146,16 @@ class ChatFormat:
 
     def text(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def pieces(self) -> Callable[[int], str]:
+        # Imported here: only a streamed answer needs it.
+        from tokenizers.decoders import DecodeStream
+
+        stream, tokenizer = (
+            DecodeStream(skip_special_tokens=True),
+            self._tokenizer.backend_tokenizer,
+        )
+        return lambda token: stream.step(tokenizer, token) or ""
 
     def _render(self, messages: list[dict[str, Any]]) -> str:
         return str(

@@ -65,7 +65,10 @@ def said(content: Any, role: str = "user") -> dict[str, Any]:
         ({"max_tokens": "9"}, "'max_tokens' must be a whole number"),
         ({"max_tokens": 0}, "--max-new-tokens 0 is not possible"),
         ({"sttm": 5}, "'sttm' must be an object"),
-        ({"sttm": {"budgte": None}}, "'sttm': there is no 'budgte'; use budget, method, frames, fps"),
+        (
+            {"sttm": {"budgte": None}},
+            "'sttm': there is no 'budgte'; use budget, method, frames, fps",
+        ),
         ({"sttm": {"budget": [1]}}, "'sttm.budget': a budget is a share or a number"),
         ({"sttm": {"budget": 2}}, "'sttm.budget': budget 2 is not possible"),
         ({"sttm": {"frames": 1.5}}, "'sttm.frames' must be a whole number"),
