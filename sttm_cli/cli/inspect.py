@@ -128,10 +128,18 @@ def _print(found: Survey, show: bool | None) -> None:
 
 
 def _draw(found: Survey, path: Path) -> None:
+    from sttm_cli.cli.inspect_tables import facts
     from sttm_cli.inspect import draw
 
+    about = facts(found)
+    sheet = draw(
+        found.view,
+        _merged(found),
+        title=about["name"],
+        about=f"{about['model']}; {about['grid']}",
+    )
     try:
-        draw(found.view, _merged(found)).save(path)
+        sheet.save(path)
     except OSError as error:
         raise unwritable("--picture", path, error) from error
 
