@@ -18,7 +18,7 @@ from PIL import Image
 
 from sttm_cli.base.reports import InspectReport
 from sttm_cli.base.types import Json
-from sttm_cli.inspect.png import LEVELS
+from sttm_cli.inspect.png import LEVELS, SEAMS
 from sttm_cli.inspect.view import Frames, Kept, View, cell_colours
 
 QUALITY = 80
@@ -69,7 +69,8 @@ def _payload(report: InspectReport, view: View, budgets: Sequence[Kept]) -> Json
         "times": [round(float(time), 3) for time in view.times_s],
         "width": width,
         "height": height,
-        "levels": [f"rgb{level}" for level in LEVELS],
+        "levels": [f"rgb{colour}" for colour in LEVELS],
+        "seams": [f"rgb{colour}" for colour in SEAMS],
         "images": [_jpeg(frame) for frame in view.frames],
         "cells": _packed(cell_colours(view.frames, budgets[0].tokens)),
         # Tokens are numbered in the order of the cells: the steps between them are small.

@@ -46,9 +46,25 @@ class Kept:
         """How many tokens begin at this step."""
         return int(np.count_nonzero(self.boxes[:, 0] == step))
 
-    def caption(self, step: int, time_s: float) -> str:
-        """When, how many cells, and how many tokens begin: "00:12  196 -> 61"."""
-        return f"{clock(time_s)}  {self.tokens[step].size} -> {self.count(step)}"
+    def caption(self, step: int) -> str:
+        """How many cells, and how many tokens begin: "196 -> 61 tokens"."""
+        return f"{self.tokens[step].size} -> {self.count(step)} tokens"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every cell has a token of its own."""
+        return len(self.boxes) == self.tokens.size
+
+    @property
+    def carries(self) -> bool:
+        """Whether a token stands for cells of later frames too."""
+        steps = np.arange(len(self.tokens))[:, None, None]
+        return bool(((self.tokens >= 0) & (self.boxes[self.tokens, 0] != steps)).any())
+
+    @property
+    def drops(self) -> bool:
+        """Whether cells were dropped."""
+        return bool((self.tokens < 0).any())
 
     @property
     def title(self) -> str:
