@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sttm_cli.base.errors import ModelError, UsageError
 from sttm_cli.base.types import FrameChunk, Prompt, VisualTokens
+from sttm_cli.models.template import render
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,8 @@ class ChatFormat:
         tokenizer, video_token = processor.tokenizer, processor.video_token
         self._model = model
         self._tokenizer = tokenizer
-        self._template = template or processor.chat_template
+        self._template = _only(template or processor.chat_template or tokenizer.chat_template)
+        self._special = dict(tokenizer.special_tokens_map)
         self._video_token = video_token
         self._frames = processor.video_processor
         self._lm_head = model.lm_head
@@ -148,11 +150,7 @@ class ChatFormat:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _render(self, messages: list[dict[str, Any]]) -> str:
-        return str(
-            self._tokenizer.apply_chat_template(
-                messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
-            )
-        )
+        return render(self._template, messages, self._special)
 
     def _cut(self, rendered: str) -> tuple[str, str]:
         head, token, tail = rendered.partition(self._video_token)
@@ -192,6 +190,18 @@ def prompt_1d(
         positions=torch.arange(len(ids))[None],
         next_position=len(ids),
     )
+
+
+def _only(template: Any) -> str:
+    """A checkpoint's chat template, or the default one of several."""
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not isinstance(template, str):
+        raise ModelError(
+            "the model has no chat template",
+            "give a checkpoint whose chat template supports videos",
+        )
+    return template
 
 
 def _text(text: str) -> dict[str, str]:
