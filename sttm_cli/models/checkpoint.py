@@ -13,7 +13,7 @@ from sttm_cli.base.errors import ModelError, UsageError
 from sttm_cli.base.filefacts import Memo
 from sttm_cli.base.spelling import did_you_mean
 from sttm_cli.base.types import Json
-from sttm_cli.models.files import check_files, model_files
+from sttm_cli.models.files import check_files, model_files, weight_files
 from sttm_cli.models.fingerprint import fingerprint
 
 # The files of a checkpoint; anything else in a hub repository is not fetched.
@@ -87,36 +87,33 @@ def find_checkpoint(
 def _checkpoint(
     name: str, folder: Path, revision: str | None, memo: Memo, *, hub: str = ""
 ) -> Checkpoint:
-    return Checkpoint(
-        name=name,
-        folder=folder,
-        revision=revision,
-        config=check_files(name, folder),
-        fingerprint=_fingerprint(name, folder, memo, hub),
-        hub=hub,
-    )
-
-
-def _fingerprint(name: str, folder: Path, memo: Memo, hub: str) -> str:
     try:
-        return fingerprint(folder, model_files(name, folder), memo, hub=hub)
+        config = check_files(name, folder, memo)
+        files_hash = fingerprint(folder, model_files(name, folder), memo, hub=hub)
     except OSError as error:
         raise ModelError(f"model folder {name!r} cannot be read: {error}") from error
+    return Checkpoint(
+        name=name, folder=folder, revision=revision, fingerprint=files_hash, config=config, hub=hub
+    )
 
 
 def cached_folder(repository: str, revision: str | None = None) -> Path | None:
     """The snapshot folder in the hub's own cache, None where it is missing or incomplete."""
     try:
         folder = _snapshot(repository, revision, offline=True)
-        check_files(repository, folder)
+        needed = [folder / "config.json", *weight_files(repository, folder)]
     except (OSError, ModelError, ValueError):
         return None
-    return folder
+    return folder if all(path.is_file() for path in needed) else None
 
 
 def check_unchanged(checkpoint: Checkpoint, memo: Memo) -> None:
     """Raise ModelError where the files are no longer those that were fingerprinted."""
-    now = _fingerprint(checkpoint.name, checkpoint.folder, memo, checkpoint.hub)
+    try:
+        files = model_files(checkpoint.name, checkpoint.folder)
+        now = fingerprint(checkpoint.folder, files, memo, hub=checkpoint.hub)
+    except (OSError, ModelError):
+        now = ""
     if now != checkpoint.fingerprint:
         raise ModelError(
             f"model folder {checkpoint.name!r} changed while it was read",

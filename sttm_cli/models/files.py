@@ -1,28 +1,43 @@
-"""The files of a checkpoint folder that are loaded, and its JSON read through schemas."""
+"""The files of a checkpoint folder that are loaded, and its JSON checked against schemas."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import os
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sttm_cli.base.errors import ModelError
+from sttm_cli.base.filefacts import Memo, is_settled
 from sttm_cli.base.types import Json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+CHECKED = (
+    "config.json",
+    INDEX,
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer_config.json",
+)
+"""The files that have a schema."""
+SCHEMAS = 1
+"""Version of the schemas: what an earlier one passed is checked again."""
+LARGEST_JSON = 64 << 20
 _SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model", ".bin")
 _TOKENIZER = ("tokenizer", "tiktoken", "vocab", "spiece", "merges")
 """Starts of the names of vocabularies, whose suffixes differ (tokenizer.model.v3)."""
 _TEMPLATES = "additional_chat_templates"
-LARGEST_JSON = 64 << 20
+_FETCH = "fetch the model again"
 
 
 def model_files(name: str, folder: Path) -> list[Path]:
     """Every file of a checkpoint that loading it may open, sorted.
 
     Those at the folder's top, the chat templates below it, and the shards that the index names,
-    wherever they are in it. `name` is the model's, for messages. Raises ModelError for an index
+    wherever in the folder. `name` is the model's, for messages. Raises ModelError for an index
     that is damaged or names a file outside the folder.
     """
     top = (path for path in folder.iterdir() if _is_of_model(path.name))
@@ -36,19 +51,29 @@ def weight_files(name: str, folder: Path) -> list[Path]:
 
     Raises ModelError as `model_files`.
     """
-    if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
+    index = folder / INDEX
+    if (folder / WEIGHTS).is_file() or not index.is_file():
         return [folder / WEIGHTS]
-    shards = set(read(name, folder / INDEX)["weight_map"].values())
-    return [folder / shard for shard in sorted(shards)]
+    named = read(name, index).get("weight_map")
+    shards = list(named.values()) if isinstance(named, dict) else []
+    if not shards:
+        raise ModelError(f"model {name!r}: {INDEX}: weight_map names no file", _FETCH)
+    for shard in shards:
+        if not isinstance(shard, str) or not shard.endswith(".safetensors"):
+            reason = f"weight_map names {shard!r:.80}, which is not a .safetensors file"
+            raise ModelError(f"model {name!r}: {INDEX}: {reason}", _FETCH)
+        if not is_inside(shard):
+            reason = f"weight_map names {shard!r:.80}, which is outside the folder"
+            raise ModelError(f"model {name!r}: {INDEX}: {reason}", "give a complete folder")
+    return [folder / shard for shard in sorted(set(shards))]
 
 
-def check_files(name: str, folder: Path) -> Json:
-    """config.json of a whole checkpoint; the weights themselves are not read.
+def check_files(name: str, folder: Path, memo: Memo) -> Json:
+    """config.json of a complete checkpoint; the weights themselves are not read.
 
-    Raises ModelError for a missing file, or one whose fields are not of their types.
+    A file that passed is remembered in `memo` by its stat. Raises ModelError for a missing file,
+    or one whose fields are not of their types.
     """
-    from sttm_cli.models.schema import FILES
-
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"model folder {name!r} has no config.json", "give a transformers checkpoint folder"
@@ -60,24 +85,44 @@ def check_files(name: str, folder: Path) -> Json:
             f"model folder {name!r} lacks its weights: {listed}",
             "give a folder with *.safetensors weights",
         )
-    values = {file: read(name, folder / file) for file in FILES if (folder / file).is_file()}
-    return values["config.json"]
+    paths = [folder / file for file in CHECKED if (folder / file).is_file()]
+    stats = [path.stat() for path in paths]
+    key = f"schemas:{SCHEMAS}:{json.dumps([*map(_version, paths, stats)])}"
+    config = read(name, paths[0])
+    if memo.get(key) is None:
+        _check_fields(name, paths)
+        if is_settled(*stats):
+            memo.set(key, {"passed": True})
+    return config
 
 
 def read(name: str, path: Path) -> Json:
-    """A JSON file of a checkpoint, checked against its schema where it has one.
-
-    Raises ModelError that names the file and the field.
-    """
-    from sttm_cli.models.schema import FILES, problem
-
+    """A JSON file of a checkpoint. Raises ModelError where it is damaged or not an object."""
     value = _parsed(name, path)
     if not isinstance(value, dict):
-        raise ModelError(f"model {name!r}: {path.name} is not a JSON object", "fetch it again")
-    wrong = problem(FILES[path.name], value) if path.name in FILES else None
-    if wrong:
-        raise ModelError(f"model {name!r}: {path.name}: {wrong}", "fetch the model again")
+        raise ModelError(f"model {name!r}: {path.name} is not a JSON object", _FETCH)
     return value
+
+
+def is_inside(name: str) -> bool:
+    """Whether a file's name in a JSON file stays in the folder on every system."""
+    path = PurePosixPath(name)
+    odd = "\\" in name or ":" in name or not name.isprintable()
+    return not odd and not path.is_absolute() and ".." not in path.parts
+
+
+def _check_fields(name: str, paths: list[Path]) -> None:
+    from sttm_cli.models.schema import problem
+
+    for path in paths:
+        wrong = problem(path.name, read(name, path))
+        if wrong:
+            raise ModelError(f"model {name!r}: {path.name}: {wrong}", _FETCH)
+
+
+def _version(path: Path, stat: os.stat_result) -> tuple[str, int, int, int, int, int]:
+    where = os.fspath(path.resolve())
+    return where, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _parsed(name: str, path: Path) -> Any:
@@ -87,9 +132,7 @@ def _parsed(name: str, path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
-        raise ModelError(
-            f"model {name!r}: {path.name} cannot be read: {reason}", "fetch the model again"
-        ) from error
+        raise ModelError(f"model {name!r}: {path.name} cannot be read: {reason}", _FETCH) from error
 
 
 def _is_of_model(name: str) -> bool:

@@ -129,6 +129,6 @@ def _most_pixels(checkpoint: Checkpoint) -> int | None:
         try:
             stated = read(checkpoint.name, checkpoint.folder / name)
             return int(stated.get("video_processor", stated)["size"]["longest_edge"])
-        except (ModelError, KeyError, TypeError):
+        except (ModelError, KeyError, TypeError, AttributeError):
             continue
     return None

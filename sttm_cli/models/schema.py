@@ -7,29 +7,17 @@ tens of milliseconds.
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-
-def _inside(name: str) -> str:
-    path = PurePosixPath(name)
-    odd = "\\" in name or ":" in name or not name.isprintable()
-    if odd or path.is_absolute() or ".." in path.parts:
-        raise ValueError("names a file outside the folder")
-    return name
-
-
-def _shard(name: str) -> str:
-    if not name.endswith(".safetensors"):
-        raise ValueError("does not name a .safetensors file")
-    return _inside(name)
+from sttm_cli.base.types import Json
+from sttm_cli.models.files import INDEX, is_inside
 
 
 def _beside(name: str) -> str:
-    if len(PurePosixPath(_inside(name)).parts) != 1:
-        raise ValueError("names a file in another folder")
+    if not is_inside(name) or "/" in name:
+        raise ValueError("must be the name of a file in the same folder")
     return name
 
 
@@ -105,9 +93,10 @@ class Config(Text):
 
 
 class Index(Part):
-    """model.safetensors.index.json: the file of each weight."""
+    """model.safetensors.index.json; the names of files in it are checked where they are used."""
 
-    weight_map: Annotated[dict[str, Annotated[str, AfterValidator(_shard)]], Field(min_length=1)]
+    weight_map: dict[str, str]
+    metadata: dict[str, Any] | None = None
 
 
 class Generation(Part):
@@ -143,9 +132,9 @@ class Tokenizer(Part):
     fast_tokenizer_files: list[Beside] | None = None
 
 
-FILES: dict[str, type[Part]] = {
+_FILES: dict[str, type[Part]] = {
     "config.json": Config,
-    "model.safetensors.index.json": Index,
+    INDEX: Index,
     "generation_config.json": Generation,
     "processor_config.json": Processor,
     "preprocessor_config.json": Processor,
@@ -154,10 +143,10 @@ FILES: dict[str, type[Part]] = {
 }
 
 
-def problem(model: type[Part], value: Any) -> str | None:
-    """A line that names the first field of `value` that does not fit `model`, None for none."""
+def problem(file: str, value: Json) -> str | None:
+    """A line that names the first field of the file's `value` that does not fit its schema."""
     try:
-        model.model_validate(value)
+        _FILES[file].model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         text = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
