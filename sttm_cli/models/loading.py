@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sttm_cli.base.device import is_out_of_memory
 from sttm_cli.base.errors import ModelError, OutOfMemoryError, SttmError
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.placement import WAY_OUT, Placement, place
@@ -82,17 +83,15 @@ def _config(checkpoint: Checkpoint, placement: Placement, config: Any) -> Any:
 @contextmanager
 def reworded(checkpoint: Checkpoint, device: str) -> Iterator[None]:
     """Raise ModelError or OutOfMemoryError for any failure to load `checkpoint`."""
-    import torch
-
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemoryError(
-            f"the memory of {device} does not suffice for model {checkpoint.name!r}", WAY_OUT
-        ) from error
     except SttmError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(
+                f"the memory of {device} does not suffice for model {checkpoint.name!r}", WAY_OUT
+            ) from error
         # A config can make a library fail anywhere: whatever it raises is about this checkpoint.
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(

@@ -130,6 +130,7 @@ class Tokenizer(Part):
     """tokenizer_config.json."""
 
     fast_tokenizer_files: list[Beside] | None = None
+    model_max_length: Annotated[float, Field(ge=1)] | None = None
 
 
 _FILES: dict[str, type[Part]] = {
