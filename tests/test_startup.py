@@ -8,7 +8,10 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "torchvision", "transformers", "numpy", "av", "decord", "diskcache", "PIL"}
+HEAVY = {
+    "torch", "torchvision", "transformers", "numpy", "av", "decord", "diskcache", "PIL", "pydantic",
+    "jinja2",
+}  # fmt: skip
 
 
 def modules_after(code: str) -> set[str]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from sttm_cli.base.errors import ModelError
 from sttm_cli.base.filefacts import Memo, is_settled
 from sttm_cli.base.types import Json
+from sttm_cli.models.names import INDEX, TEMPLATES, WEIGHTS, is_inside, is_of_model
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 CHECKED = (
     "config.json",
     INDEX,
@@ -26,10 +25,6 @@ CHECKED = (
 SCHEMAS = 1
 """Version of the schemas: what an earlier one passed is checked again."""
 LARGEST_JSON = 64 << 20
-_SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model", ".bin")
-_TOKENIZER = ("tokenizer", "tiktoken", "vocab", "spiece", "merges")
-"""Starts of the names of vocabularies, whose suffixes differ (tokenizer.model.v3)."""
-_TEMPLATES = "additional_chat_templates"
 _FETCH = "fetch the model again"
 
 
@@ -40,8 +35,8 @@ def model_files(name: str, folder: Path) -> list[Path]:
     wherever in the folder. `name` is the model's, for messages. Raises ModelError for an index
     that is damaged or names a file outside the folder.
     """
-    top = (path for path in folder.iterdir() if _is_of_model(path.name))
-    below = (folder / _TEMPLATES).glob("*.jinja")
+    top = (path for path in folder.iterdir() if is_of_model(path.name))
+    below = (folder / TEMPLATES).glob("*.jinja")
     found = {path for path in (*top, *below, *weight_files(name, folder)) if path.is_file()}
     return sorted(found)
 
@@ -104,13 +99,6 @@ def read(name: str, path: Path) -> Json:
     return value
 
 
-def is_inside(name: str) -> bool:
-    """Whether a file's name in a JSON file stays in the folder on every system."""
-    path = PurePosixPath(name)
-    odd = "\\" in name or ":" in name or not name.isprintable()
-    return not odd and not path.is_absolute() and ".." not in path.parts
-
-
 def _check_fields(name: str, paths: list[Path]) -> None:
     from sttm_cli.models.schema import problem
 
@@ -133,7 +121,3 @@ def _parsed(name: str, path: Path) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
         raise ModelError(f"model {name!r}: {path.name} cannot be read: {reason}", _FETCH) from error
-
-
-def _is_of_model(name: str) -> bool:
-    return name.endswith(_SUFFIXES) or name.startswith(_TOKENIZER)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from sttm_cli.base.types import Json
-from sttm_cli.models.files import INDEX, is_inside
+from sttm_cli.models.names import INDEX, is_inside
 
 
 def _beside(name: str) -> str:
