@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from sttm_cli.answer.sampling import Sampler
+from sttm_cli.base.errors import ModelError
 from sttm_cli.base.types import GREEDY, Continuation, Ending, OnToken, Sampling
 
 
@@ -65,6 +66,11 @@ def generate(
     prompt = [*prefix.token_ids, *question.tolist()]
     try:
         logits = prefix.extend(question)
+        if bool(logits.isnan().any()):
+            raise ModelError(
+                "the model computes logits that are not numbers",
+                "its weights are damaged, or need another --dtype",
+            )
         for count in range(max_new_tokens):
             if stop():
                 ending = Ending.STOPPED

@@ -217,8 +217,8 @@ def _tables(about: Json, measured: list[Speed]) -> None:
 
     rates = measured[0].rates
     print(
-        f"{model_words(about)}; merged by {about['method']} before layer {about['merge_layer']} of {about['layers']}, "
-        f"{about['positions']} positions\n"
+        f"{model_words(about)}; merged by {about['method']} before layer {about['merge_layer']} of "
+        f"{about['layers']}, {about['positions']} positions\n"
         f"{about['device']}, {about['threads']} threads, {about['dtype']}, torch {about['torch']}; "
         f"video {about['video']}\n"
         f"measured here: {rates.flops / 1e12:.3g} TFLOP/s, memory {rates.memory / 1e9:.3g} GB/s, "

@@ -164,9 +164,7 @@ def check_keep_alive(
 
 def check_serving() -> None:
     """Raise SttmError where what a server needs is not installed."""
-    missing = [
-        m for m in ("starlette", "uvicorn", "prometheus_client", "pydantic") if find_spec(m) is None
-    ]
+    missing = [m for m in ("starlette", "uvicorn", "prometheus_client") if find_spec(m) is None]
     if missing:
         raise SttmError(
             f"a server needs what is not installed: {', '.join(missing)}",

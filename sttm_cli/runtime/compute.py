@@ -12,6 +12,7 @@ import torch
 
 from sttm_cli.base.clock import Clock
 from sttm_cli.base.device import memory_told, wait_for
+from sttm_cli.base.errors import ModelError
 from sttm_cli.base.types import (
     DecodeReport,
     FrameChunk,
@@ -89,6 +90,7 @@ class Compute:
             features = torch.cat([part.features for part in parts])
             deep = tuple(torch.cat(level) for level in zip(*(p.deep for p in parts), strict=True))
             wait_for(features.device)
+        self._check_numbers(features)
         times, duration = tuple(report.times_s), request.info.duration_s
         return VisualTokens(features, deep, times, duration), report
 
@@ -105,11 +107,14 @@ class Compute:
 
         `merge` in place of the method, `layer` in place of the plan's merge layer.
         """
-        merging = Merging(
-            self.plan.merge_layer if layer is None else layer,
-            merge or (lambda features: self.plan.method.merge(features, budget)),
-            self.plan.positions,
-        )
+        chosen = merge or (lambda features: self.plan.method.merge(features, budget))
+
+        def checked(features: torch.Tensor) -> Merged:
+            self._check_numbers(features)
+            return chosen(features)
+
+        where = self.plan.merge_layer if layer is None else layer
+        merging = Merging(where, checked, self.plan.positions)
         if self._decoder_thread is None:
             return self._prefill(tokens, clock, merging)
         return self._decoder_thread.submit(self._prefill, tokens, clock, merging).result()
@@ -128,8 +133,18 @@ class Compute:
                 merging_stage=partial(clock.stage, "merge", within="prefill"),
             )
             wait_for(kv.keys[-1].device)
+        # What is no number in a layer is none in those above it.
+        self._check_numbers(kv.keys[-1][: kv.lengths[-1]])
         self._progress("prefill", 1, 1)
         return kv
+
+    def _check_numbers(self, tensor: torch.Tensor) -> None:
+        if not bool(tensor.isfinite().all()):
+            raise ModelError(
+                f"model {self.plan.checkpoint.name!r} computes values that are not numbers in "
+                f"{self.plan.dtype}",
+                "its weights are damaged, or need another --dtype",
+            )
 
     @contextmanager
     def _loading(self, clock: Clock) -> Iterator[None]:
