@@ -56,7 +56,7 @@ def generate(
     """Answer `question` (token ids [n]); the prefix is wound back in any case.
 
     `on_text` receives the text in pieces as it grows, `on_token` each of its tokens. `stop` is
-    asked before each token and ends the answer where it stands; an exception that `on_text`
+    called before each token and ends the answer there; an exception that `on_text`
     raises is passed on.
     """
     started = time.perf_counter()

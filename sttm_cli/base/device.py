@@ -1,4 +1,4 @@
-"""Which device and number format to use, and its memory running out told in our words."""
+"""Which device and number format to use, and one clear error where its memory runs out."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ ALLOCATORS = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 @contextmanager
-def memory_told() -> Iterator[None]:
+def reporting_memory() -> Iterator[None]:
     """Turn an allocator's failure into OutOfMemoryError with the way out."""
     try:
         yield

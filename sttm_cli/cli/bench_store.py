@@ -1,4 +1,4 @@
-"""`sttm bench store`: storing and restoring KVs beside plain writes and reads."""
+"""`sttm bench store`: storing and restoring KVs compared with plain writes and reads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def store(
     flags: dict[str, Any],
     output: Output,
 ) -> None:
-    """Measure storing and restoring beside plain writes and reads of the same bytes.
+    """Measure storing and restoring, compared with plain writes and reads of the same bytes.
 
     Works in a folder of its own inside the cache folder and removes it.
     """
@@ -48,8 +48,10 @@ def store(
         if not output.as_json:
             _show(row)
     if output.as_json:
-        told = [{**asdict(r), "warm_share": r.warm_share, "cold_share": r.cold_share} for r in rows]
-        print_json({"schema": "sttm.bench.store/1", "device": device, "sizes": told})
+        sizes = [
+            {**asdict(r), "warm_share": r.warm_share, "cold_share": r.cold_share} for r in rows
+        ]
+        print_json({"schema": "sttm.bench.store/1", "device": device, "sizes": sizes})
 
 
 def _show(row: Row) -> None:

@@ -1,4 +1,4 @@
-"""What `sttm inspect` tells: what was sampled, what budgets keep, and what they take."""
+"""The tables of `sttm inspect`: the frames sampled, what each budget keeps, and what it takes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sttm_cli.store import Entry
 
 ENTRIES = 3
-"""Stored entries that are named; of the others the number is told."""
+"""Stored entries that are named; the others are counted."""
 TOKENS = ("budget", "spatial", "kept", "share", "thresholds", "KV", "in cache")
 KEEPS = "spatial, kept: tokens after the spatial step, and after the temporal step too."
 THRESHOLDS = "thresholds: cosine similarities found for the budget."

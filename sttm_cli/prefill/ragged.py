@@ -106,8 +106,8 @@ def run(
     [N, C] of the tokens that reached the end; `layers` have grown accordingly. Several
     sequences at the same positions may run as one batch, [B, L, C] -> [B, N, C].
 
-    `sees` [L, M] bool: which of the last M tokens, these L included, each of them sees beside
-    all that lie before; each sees those up to itself without it.
+    `sees` [L, M] bool: which of the last M tokens, these L included, each token attends to; it
+    attends to all tokens before those as well. Without it, attention is causal.
     """
     batch = embeds.reshape(-1, *embeds.shape[-2:])
     with _deeper_layers(decoder, layers, merge_layer, deeper, sees):

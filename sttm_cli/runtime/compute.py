@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sttm_cli.base.clock import Clock
-from sttm_cli.base.device import memory_told, wait_for
+from sttm_cli.base.device import reporting_memory, wait_for
 from sttm_cli.base.errors import ModelError
 from sttm_cli.base.types import (
     DecodeReport,
@@ -79,14 +79,14 @@ class Compute:
         model = self.model(clock)
         chunks, report = frames or self.frames(request, clock)
         planned, done, parts = len(request.plan.times_s), 0, []
-        with request.source.told_by_name():
+        with request.source.naming_it():
             for chunk in chunks:
-                with clock.stage("encode"), memory_told():
+                with clock.stage("encode"), reporting_memory():
                     parts.append(model.encode(chunk, planned))
                 on_chunk(chunk)
                 done += len(chunk.times_s)
                 self._progress("decode", done, planned)
-        with clock.stage("encode"), memory_told():
+        with clock.stage("encode"), reporting_memory():
             features = torch.cat([part.features for part in parts])
             deep = tuple(torch.cat(level) for level in zip(*(p.deep for p in parts), strict=True))
             wait_for(features.device)
@@ -122,7 +122,7 @@ class Compute:
     def _prefill(self, tokens: VisualTokens, clock: Clock, merging: Merging) -> PrefixKV:
         model = self.model(clock)
         self._progress("prefill", 0, 1)
-        with clock.stage("prefill"), memory_told():
+        with clock.stage("prefill"), reporting_memory():
             prompt = model.prompt(tokens)
             kv = prefill(
                 model.decoder,

@@ -41,10 +41,10 @@ class Request:
 def make_request(source: Source, model: ModelPlan, settings: Settings, facts: FileFacts) -> Request:
     """Read the video's header and digest its bytes; decodes nothing. Raises as `plan_video`."""
     info, plan = plan_video(source, model, settings, facts)
-    with source.told_by_name():
+    with source.naming_it():
         video_digest = digest(source.path, facts)
-    # The header is read by a program of which another version may find other facts: those that
-    # frames and prompts depend on count beside the bytes.
+    # Another version of the header's reader may give other values: those that shape frames or
+    # prompts are part of the identity, not only the bytes.
     video = {"digest": video_digest, "duration_s": info.duration_s}
     identity = identity_of(video, plan, model, settings)
     return Request(source=source, digest=video_digest, info=info, plan=plan, identity=identity)
@@ -58,7 +58,7 @@ def plan_video(
     Raises VideoError for a file that is not a readable video, UsageError for a range outside of
     it and for more frames than the model's context takes.
     """
-    with source.told_by_name():
+    with source.naming_it():
         info = remembered_probe(source.path, facts, image_fps=settings.fps or 1.0)
     plan = plan_frames(
         info,
