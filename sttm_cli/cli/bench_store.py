@@ -48,10 +48,9 @@ def store(
         if not output.as_json:
             _show(row)
     if output.as_json:
-        sizes = [
-            {**asdict(r), "warm_share": r.warm_share, "cold_share": r.cold_share} for r in rows
-        ]
-        print_json({"schema": "sttm.bench.store/1", "device": device, "sizes": sizes})
+        shares = [{"warm_share": r.warm_share, "cold_share": r.cold_share} for r in rows]
+        measured = [{**asdict(row), **share} for row, share in zip(rows, shares, strict=True)]
+        print_json({"schema": "sttm.bench.store/1", "device": device, "sizes": measured})
 
 
 def _show(row: Row) -> None:

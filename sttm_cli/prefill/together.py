@@ -1,9 +1,9 @@
 """Several questions behind one prefix at once: one run of the decoder for all of them.
 
-Their tokens follow the prefix in the order in which they arrive; each attends to the prefix and to
-its own question. Prefix and weights are read once for all of them. Each question runs in a thread of
-its own, as if it were alone; a step of the decoder runs as soon as every question has handed in its
-next tokens.
+Their tokens follow the prefix in the order in which they arrive; each attends to the prefix and
+to its own question. Prefix and weights are read once for all of them. Each question runs in a
+thread of its own, as if it were alone; a step of the decoder runs as soon as every question has
+handed in its next tokens.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Together:
         self.parts = [Part(self, base, number) for number in range(count)]
 
     def extend(self, part: int, ids: torch.Tensor) -> torch.Tensor:
-        """Logits [n, V] after each of `part`'s next tokens `ids` [n], once every part has handed in its own."""
+        """Logits [n, V] after each of `part`'s next tokens `ids` [n]; waits for the other parts'."""
         with self._turn:
             self._wanted[part] = ids
             self._run_if_complete()

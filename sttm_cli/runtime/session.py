@@ -81,7 +81,7 @@ class VideoQA:
             self._prefixes.release()
 
     def close(self) -> None:
-        """Release the video and its copy, and the model and the store unless they were passed in."""
+        """Release the video and its copy, and the model and the store unless they were given."""
         self.release()
         self._sources.close()
         if self._owner:
