@@ -48,8 +48,10 @@ def store(
         if not output.as_json:
             _show(row)
     if output.as_json:
-        told = [{**asdict(r), "warm_share": r.warm_share, "cold_share": r.cold_share} for r in rows]
-        print_json({"schema": "sttm.bench.store/1", "device": device, "sizes": told})
+        measured = [
+            {**asdict(r), "warm_share": r.warm_share, "cold_share": r.cold_share} for r in rows
+        ]
+        print_json({"schema": "sttm.bench.store/1", "device": device, "sizes": measured})
 
 
 def _show(row: Row) -> None:

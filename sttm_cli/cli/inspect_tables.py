@@ -1,4 +1,4 @@
-"""What `sttm inspect` tells: what was sampled, what budgets keep, and what they take."""
+"""The tables of `sttm inspect`: the sampled frames, the tokens that budgets keep, their seconds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sttm_cli.store import Entry
 
 ENTRIES = 3
-"""Stored entries that are named; of the others the number is told."""
+"""Stored entries that are named; the others are counted."""
 TOKENS = ("budget", "spatial", "kept", "share", "thresholds", "KV", "in cache")
 KEEPS = "spatial, kept: tokens after the spatial step, and after the temporal step too."
 THRESHOLDS = "thresholds: cosine similarities found for the budget."
@@ -30,7 +30,7 @@ TAKES = (
 
 
 def facts(found: Survey) -> dict[str, str]:
-    """What was looked at, by what, and what the cache holds of it."""
+    """The video, the model, and the entries of the video in the cache."""
     info, model, grid = found.request.info, found.model, found.grid
     first = found.rows[0].seconds
     return {
@@ -56,7 +56,7 @@ def _kept_as(found: Survey) -> dict[str, str]:
 
 
 def tables(found: Survey) -> tuple[Table, Table]:
-    """What the budgets keep, and the seconds they take."""
+    """The tokens that the budgets keep, and their seconds."""
     return (
         _tokens(found.rows),
         (SECONDS, [_second_cells(row) for row in found.rows], TAKES.format(repeat=found.repeat)),
@@ -64,7 +64,7 @@ def tables(found: Survey) -> tuple[Table, Table]:
 
 
 def _tokens(rows: Sequence[BudgetCost]) -> Table:
-    """What the budgets keep; without thresholds where the method has none."""
+    """The tokens that the budgets keep; no column of thresholds where there are none."""
     cells = [_token_cells(row) for row in rows]
     at = TOKENS.index("thresholds")
     if any(line[at] for line in cells):
