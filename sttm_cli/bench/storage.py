@@ -1,8 +1,8 @@
 """How long storing and restoring a KV takes, beside plain writes and reads of the same file.
 
 The KV has the shape of a 7B model's (28 layers, 4 heads of 128, bfloat16: 56 KiB a token). "Cold"
-means that this machine's page cache was emptied of the file; what disks and hosts below cache of
-their own is not in our hands.
+means that the file was dropped from this machine's page cache; caches of disks and hosts below
+are beyond our control.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds by the clock, and of processors, all threads together, which other work on the
-    machine changes less."""
+    """Wall-clock seconds, and processor seconds of all threads, which depend less on other work
+    on the machine."""
 
     seconds: float
     processor: float
@@ -41,10 +41,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class Row:
-    """One size, in bytes on disk, and what took how long, each the best of the repeats.
+    """One size in bytes on disk, and the seconds of each step, the best of the repeats.
 
-    `checked` is a restore that computes the checksum, `warm` and `cold` one that need not any
-    more. The floors are plain writes and reads of as many bytes; `copy` is the way from pinned
+    `checked` is a restore that computes the checksum, `warm` and `cold` are restores without
+    it. The floors are plain writes and reads of as many bytes; `copy` is the way from pinned
     memory to the device. None where it cannot be measured here.
     """
 
@@ -174,9 +174,9 @@ def plain_read(path: Path) -> None:
 
 
 def drop_from_page_cache(path: Path) -> bool:
-    """Empty the page cache of one file; False where that is not possible or did not help.
+    """Drop one file from the page cache; False where that is not possible or had no effect.
 
-    Only this file is dropped: emptying the whole cache needs root and slows everybody down.
+    Only this file: dropping the whole cache needs root and slows everything down.
     """
     if not hasattr(os, "posix_fadvise") or not hasattr(os, "RWF_NOWAIT"):
         return False

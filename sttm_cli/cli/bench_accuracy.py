@@ -59,7 +59,7 @@ def accuracy(
             "--scenes",
             metavar="FOLDER",
             show_default=False,
-            help="Keep the scenes' videos here, and use those that are there already.",
+            help="Keep the scenes' videos here, and use those that already exist.",
         ),
     ] = None,
     plot: Annotated[

@@ -48,8 +48,9 @@ def store(
         if not output.as_json:
             _show(row)
     if output.as_json:
-        shares = [{"warm_share": r.warm_share, "cold_share": r.cold_share} for r in rows]
-        measured = [{**asdict(row), **share} for row, share in zip(rows, shares, strict=True)]
+        measured = [
+            {**asdict(r), "warm_share": r.warm_share, "cold_share": r.cold_share} for r in rows
+        ]
         print_json({"schema": "sttm.bench.store/1", "device": device, "sizes": measured})
 
 

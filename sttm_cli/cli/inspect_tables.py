@@ -30,7 +30,7 @@ TAKES = (
 
 
 def facts(found: Survey) -> dict[str, str]:
-    """What was looked at, by what, and what the cache holds of it."""
+    """The video, the model, and the entries of the video in the cache."""
     info, model, grid = found.request.info, found.model, found.grid
     first = found.rows[0].seconds
     return {
@@ -56,7 +56,7 @@ def _kept_as(found: Survey) -> dict[str, str]:
 
 
 def tables(found: Survey) -> tuple[Table, Table]:
-    """What the budgets keep, and the seconds they take."""
+    """The tokens that the budgets keep, and their seconds."""
     return (
         _tokens(found.rows),
         (SECONDS, [_second_cells(row) for row in found.rows], TAKES.format(repeat=found.repeat)),
@@ -64,7 +64,7 @@ def tables(found: Survey) -> tuple[Table, Table]:
 
 
 def _tokens(rows: Sequence[BudgetCost]) -> Table:
-    """What the budgets keep; without thresholds where the method has none."""
+    """The tokens that the budgets keep; no column of thresholds where there are none."""
     cells = [_token_cells(row) for row in rows]
     at = TOKENS.index("thresholds")
     if any(line[at] for line in cells):

@@ -39,7 +39,7 @@ def report_page(
     """The page's HTML: with time slider and budget switch, needing nothing from elsewhere.
 
     `report` is the object that `sttm inspect --json` prints; `budgets` go with its rows. The page
-    holds a small picture of each step of the grid, the mean colour of each finest cell once, and
+    contains a small picture of each step of the grid, the mean colour of each finest cell once, and
     the token of each cell and the box of each token once per budget: its script draws the rest
     from them.
     """
@@ -58,7 +58,7 @@ def report_page(
         "got": _times(report["sampled"]["times_s"]),
         "data": _json(_payload(report, view, budgets)),
     }
-    # In one pass: nothing that is put in is looked at again.
+    # In one pass: a value is never searched for fields.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: fields[found[1]], _part("page.html"))
 
 
@@ -100,7 +100,7 @@ def _times(times: Sequence[float]) -> str:
 
 
 def _json(value: Json) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """JSON that cannot end the script element around it."""
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 

@@ -1,4 +1,4 @@
-"""Seconds that a KV takes: to be restored from disk, and to give its first tokens."""
+"""Seconds to restore a KV from the store, and to its first tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sampled video and what a budget left of it, as every picture takes them."""
+"""A sampled video and the tokens that a budget kept, as every picture takes them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """What one budget kept: `tokens` [T, h, w] int64, the token that each finest cell went to, -1
-    where it was dropped; `boxes` [N, 5] int32 where the tokens begin (t, top, left, bottom,
-    right)."""
+    """The tokens that one budget kept: `tokens` [T, h, w] int64, the token that each finest cell
+    went to, -1 where it was dropped; `boxes` [N, 5] int32 where the tokens begin (t, top, left,
+    bottom, right)."""
 
     budget: float | int
     tokens: Index

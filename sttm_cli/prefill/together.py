@@ -34,7 +34,7 @@ class Together:
         self.parts = [Part(self, base, number) for number in range(count)]
 
     def extend(self, part: int, ids: torch.Tensor) -> torch.Tensor:
-        """Logits [n, V] after each of `part`'s next tokens `ids` [n]; waits for the other parts'."""
+        """Logits [n, V] after each of `part`'s next tokens `ids` [n], run with the other parts'."""
         with self._turn:
             self._wanted[part] = ids
             self._run_if_complete()
