@@ -96,7 +96,7 @@ class ChatFormat:
         the indices of the video tokens in them."""
         import torch
 
-        ids = torch.tensor(self._ids(text))
+        ids = torch.tensor(self._ids(text), dtype=torch.long)
         ids = ids.repeat_interleave(torch.where(ids == self.video_id, each, 1))
         return ids, (ids == self.video_id).nonzero()[:, 0]
 
@@ -113,13 +113,19 @@ class ChatFormat:
             if index < len(turns) - 1:
                 messages.append({"role": "assistant", "content": [_text(answer)]})
         _, tail = self._cut(self._render(messages))
-        return torch.tensor(self.ids_after(tail))
+        ids = self.ids_after(tail)
+        if not ids:
+            raise ModelError(
+                "the model's chat template puts no question into the prompt",
+                "give a checkpoint whose chat template supports videos",
+            )
+        return torch.tensor(ids)
 
     def answer(self, text: str) -> torch.Tensor:
         import torch
 
         self._check(text)
-        return torch.tensor(self.ids_after(text))
+        return torch.tensor(self.ids_after(text), dtype=torch.long)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self._embedding(ids.to(self._embedding.weight.device))
