@@ -18,3 +18,14 @@ def environment() -> dict[str, str]:
     package = str(Path(__file__).parents[2])
     seen = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": seen}
+
+
+def bound_memory(most_bytes: int) -> None:
+    """Bound the memory of this process and of those that it starts; not on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    bound = most_bytes if most == resource.RLIM_INFINITY else min(most_bytes, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (bound, most))
