@@ -74,10 +74,13 @@ class _TextOnly(diskcache.Disk):  # type: ignore[misc]
 
 
 class Index:
-    """str -> JSON object, shared by processes; after any failure a row reads as missing."""
+    """str -> JSON object, shared by processes; after any failure a row reads as missing.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    `allowed`: asked before the folder is touched.
+    """
+
+    def __init__(self, folder: Path, *, allowed: Callable[[], bool]) -> None:
+        self._folder, self._allowed = folder, allowed
         self._cache: Any = None
         self._paused_until = 0.0
 
@@ -136,7 +139,7 @@ class Index:
 
     def _try(self, action: Callable[[Any], Any], *, write: bool = False) -> Any:
         paused = time.monotonic() < self._paused_until
-        if paused or not (write or os.path.isdir(self._folder)):
+        if paused or not self._allowed() or not (write or os.path.isdir(self._folder)):
             return None
         for attempt in range(2):
             try:

@@ -46,7 +46,7 @@ class LocalStore(Store):
         if self._refusal:
             self._warn(f"the cache is not used: {self._refusal}")
         self._folder = Folder(self.path)
-        self._index = Index(self.path / "index")
+        self._index = Index(self.path / "index", allowed=lambda: not self._refusal)
         self._records = Records(self._index, self._folder)
         self._bound = Bound(self._folder, self._records, warn=self._warn, max_bytes=max_bytes)
 
@@ -86,7 +86,7 @@ class LocalStore(Store):
     # ---- small rows
 
     def get(self, key: str) -> Json | None:
-        return None if self._refusal else self._index.get(key)
+        return self._index.get(key)
 
     def set(self, key: str, value: Json) -> None:
         if self._make_folder(quiet=True):
