@@ -57,7 +57,6 @@ def store(
 def _show(row: Row) -> None:
     lines = [
         ("write", row.write, row.write_floor, row.write_floor.seconds / row.write.seconds),
-        ("restore, with its checksum", row.checked, row.warm_floor, None),
         ("restore, page cache warm", row.warm, row.warm_floor, row.warm_share),
         ("restore, page cache cold", row.cold, row.cold_floor, row.cold_share),
     ]
