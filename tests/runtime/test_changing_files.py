@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from sttm_cli.base.errors import ModelError, VideoError
-from sttm_cli.decode import digest
+from sttm_cli.decode import digest, file
 from sttm_cli.runtime import request
 from sttm_cli.runtime.compute import Compute
 from sttm_cli.runtime.session import VideoQA
@@ -46,8 +45,7 @@ def test_a_byte_changed_behind_an_unchanged_time_is_a_miss(tmp_path: Path) -> No
 def test_a_second_change_within_a_step_of_the_file_systems_clock_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = sys.modules[digest.__module__]
-    monkeypatch.setattr(module, "version_key", lambda path, found: str(path))
+    monkeypatch.setattr(file, "version_key", lambda path, found: str(path))
     video, memo = tmp_path / "video.mp4", NoStore()
     video.write_bytes(b"one")
     first = digest(video, memo)
