@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from sttm_cli.base.errors import ModelError, VideoError
-from sttm_cli.decode import digest, file
+from sttm_cli.base.errors import DisturbedError, ModelError, VideoError
+from sttm_cli.base.types import DecodeReport
+from sttm_cli.decode import digest, file, plan_frames, read_frames, video_version
+from sttm_cli.decode.isolated import probe_isolated
 from sttm_cli.runtime import request
 from sttm_cli.runtime.compute import Compute
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.store import NoStore
-from tests.decode.made import Make
+from tests.attack import swaps
+from tests.decode.made import Make, numbered
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 QUESTION = "how many shapes are there?"
@@ -118,3 +122,55 @@ def test_a_name_that_is_no_text_is_a_name(tmp_path: Path) -> None:
         assert [entry.label["video"] for entry in qa.store.entries()]
     with VideoQA() as qa:
         assert qa.ask(video, QUESTION).cache_hit
+
+
+
+def test_files_swapped_while_they_are_read_give_right_answers_or_an_error(tmp_path: Path) -> None:
+    videos = swaps.two_videos(tmp_path)
+    with swaps.swapping(*videos, every_s=0.05):
+        asked = [swaps.ask(videos[number % 2]) for number in range(24)]
+    assert len({ended.code for ended in asked} - {0, 3}) == 0
+    # Each in its own folder, where nothing swaps them and nothing is stored yet.
+    right = swaps.cold_answers(videos, tmp_path)
+    for ended in asked:
+        if ended.code == 0:
+            assert swaps.answered(ended) == right[ended.json["video"]["digest"]]
+        else:
+            assert "changed while it was read" in ended.json["error"]["message"]
+    # What is stored under a digest is what that digest's bytes give.
+    assert swaps.wrongly_stored(videos) == []
+
+
+def test_images_swapped_while_they_are_read_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(4):
+        Image.fromarray(numbered(number)).save(folder / f"{number}.png")
+    seen, plan = video_version(folder), plan_frames(probe_isolated(folder), max_frames=4)
+    chunks = read_frames(folder, plan, report=DecodeReport(), version=seen, max_chunk_bytes=1)
+    next(chunks)
+    swaps.swap(folder / "2.png", folder / "3.png")
+    with pytest.raises(DisturbedError, match="changed while it was read"):
+        list(chunks)
+
+
+@pytest.mark.parametrize("reader", ["av", "decord"])
+def test_a_file_swapped_while_its_frames_are_read_gives_no_frames_of_the_other(
+    tmp_path: Path, reader: str
+) -> None:
+    videos = swaps.two_videos(tmp_path)
+    seen = video_version(videos[0])
+    plan = plan_frames(probe_isolated(videos[0]), max_frames=8, decoder=reader)
+    swaps.swap(*videos)
+    with pytest.raises(DisturbedError, match="changed while it was read"):
+        list(read_frames(videos[0], plan, report=DecodeReport(), version=seen))
+
+
+def test_a_file_that_was_only_linked_since_it_was_digested_is_read(tmp_path: Path) -> None:
+    video = Path(shutil.copy(SAMPLE, tmp_path / "video.mp4"))
+    with VideoQA(no_cache=True) as qa:
+        request = qa.request(video)
+        os.link(video, tmp_path / "backup.mp4")
+        assert not qa.prepare(request).cache.hit
