@@ -35,8 +35,8 @@ from sttm_cli.models.placement import free_bytes
 from sttm_cli.prefill import KVContinuation
 from sttm_cli.runtime.request import Request
 from sttm_cli.runtime.session import VideoQA
-from sttm_cli.settings.settings import cache_dir
-from sttm_cli.store import Store, pack
+from sttm_cli.settings.settings import cache_folder
+from sttm_cli.store import open_store, pack
 
 
 @dataclass
@@ -124,7 +124,7 @@ def measure_speed(
     each, encode_flops = _one_chunk(qa, requests[min(frames)])
     for count in frames:
         check_room(qa, tokens=count * each, frames=count)
-    folder = cache_dir(qa.settings.cache_dir)
+    folder = cache_folder(qa.settings.cache_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as place:
         rates = _rates(qa, Path(place))
@@ -193,7 +193,7 @@ class _Bench:
         with watch_memory(self.device) as peak:
             kv = self.qa.compute.prefill(tokens, clock, budget=budget)
             wait_for(self.device)
-        with Store(self.place / "cache", max_bytes=1 << 62, warn=self.qa.warn) as store:
+        with open_store(self.place / "cache", max_bytes=1 << 62, warn=self.qa.warn) as store:
             restore = restore_seconds(store, pack(kv), model)
         if restore is None:
             raise UsageError("the KV could not be stored", "choose another --cache-dir")

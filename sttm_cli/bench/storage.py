@@ -20,7 +20,7 @@ import torch
 from sttm_cli.base.device import wait_for
 from sttm_cli.base.errors import CacheError
 from sttm_cli.base.types import PrefixKV, TokenCounts
-from sttm_cli.store import Entry, PackedKV, Store, pack
+from sttm_cli.store import LocalStore, PackedKV, pack
 
 LAYERS, HEADS, DIM = 28, 4, 128
 ROW = LAYERS * 2 * HEADS * DIM * 2
@@ -107,16 +107,18 @@ def _check_room(folder: Path, size: int) -> None:
 
 def _measure(place: Path, kv: PackedKV, device: str, repeat: int) -> Row:
     size = kv.nbytes
-    with Store(place / "cache", warn=_fail, max_bytes=4 * size) as store:
-        write = _least(repeat, lambda: store.save({"bench": size}, kv, label={}))
-        entry = store.find({"bench": size}).entry
+    identity = {"bench": size}
+    with LocalStore(place / "cache", warn=_fail, max_bytes=4 * size) as store:
+        write = _least(repeat, lambda: store.save(identity, kv, label={}))
+        entry = store.stored(identity)
         if entry is None:
-            raise CacheError("what was stored is not there")
+            raise CacheError("the stored entry does not exist")
+        path = Path(entry.location)
         write_floor = _least(repeat, lambda: plain_write(place / "plain", entry.bytes))
         (place / "plain").unlink()
 
         def restore() -> None:
-            store.load(entry, device=device, room=ROOM)
+            store.load(store.find(identity), device=device, room=ROOM)
             wait_for(device)
 
         def forget() -> None:
@@ -124,11 +126,14 @@ def _measure(place: Path, kv: PackedKV, device: str, repeat: int) -> Row:
 
         checked = _least(repeat, restore, before=forget)
         warm = _least(repeat, restore)
-        warm_floor = _least(repeat, lambda: plain_read(entry.path))
+        warm_floor = _least(repeat, lambda: plain_read(path))
         cold = cold_floor = None
-        if drop_from_page_cache(entry.path):
-            drop = _dropper(entry)
-            cold_floor = _least(repeat, lambda: plain_read(entry.path), before=drop)
+        if drop_from_page_cache(path):
+
+            def drop() -> None:
+                drop_from_page_cache(path)
+
+            cold_floor = _least(repeat, lambda: plain_read(path), before=drop)
             cold = _least(repeat, restore, before=drop)
         store.remove([entry.key])
     copy = None if device == "cpu" else _copy(size, device, repeat)
@@ -191,13 +196,6 @@ def _is_cached(descriptor: int, offset: int) -> bool:
     except OSError:
         return True
     return True
-
-
-def _dropper(entry: Entry) -> Callable[[], None]:
-    def drop() -> None:
-        drop_from_page_cache(entry.path)
-
-    return drop
 
 
 def _copy(size: int, device: str, repeat: int) -> Timing:

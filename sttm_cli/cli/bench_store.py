@@ -10,7 +10,7 @@ import typer
 from sttm_cli.cli.flags import RUN, Output, only, settings_from, takes
 from sttm_cli.cli.output import print_json, say, size
 from sttm_cli.settings.parse import parse_bytes
-from sttm_cli.settings.settings import cache_dir
+from sttm_cli.settings.settings import cache_folder
 
 if TYPE_CHECKING:
     from sttm_cli.bench.storage import Row, Timing
@@ -37,7 +37,7 @@ def store(
     from sttm_cli.base.device import resolve_device
     from sttm_cli.bench.storage import measure_store
 
-    device, folder = resolve_device(settings.device), cache_dir(settings.cache_dir).absolute()
+    device, folder = resolve_device(settings.device), cache_folder(settings.cache_dir).absolute()
     if not output.quiet:
         say(f"measuring in {folder}, restoring to {device}")
     rows = []

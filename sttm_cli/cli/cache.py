@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,7 @@ from sttm_cli.cli.output import print_json, say, size, warn
 from sttm_cli.settings.settings import cache_dir
 
 if TYPE_CHECKING:
-    from sttm_cli.store import Entry, Store
+    from sttm_cli.store import Entry, Finding, Store
 
 app = typer.Typer(
     help="Show and tidy what is stored.",
@@ -109,10 +109,10 @@ def verify(
     with _store(flags) as store:
         checked, findings = store.verify(repair=repair)
     if output.as_json:
-        rows = [asdict(finding) | {"path": str(finding.path)} for finding in findings]
+        rows = [_finding_json(finding) for finding in findings]
         print_json({"schema": "sttm.verify/1", "checked": checked, "damaged": rows})
     for finding in findings if not output.as_json else ():
-        typer.echo(f"{finding.path}: {finding.problem}")
+        typer.echo(f"{finding.location}: {finding.problem}")
     if not output.quiet:
         ending = f", {sum(f.removed for f in findings)} removed" if repair else ""
         say(f"{checked:,} checked, {len(findings)} damaged{ending}")
@@ -124,18 +124,20 @@ def verify(
 @takes(CACHE)
 def path(*, flags: dict[str, Any], output: Output) -> None:
     """Print the folder of the cache."""
-    folder = cache_dir(settings_from(flags).cache_dir).absolute()
+    with _store(flags, warn=lambda line: None) as store:
+        location = store.location
     if output.as_json:
-        print_json({"path": str(folder)})
+        print_json({"path": location})
     else:
-        typer.echo(str(folder))
+        typer.echo(location)
 
 
-def _store(flags: dict[str, Any]) -> Store:
-    from sttm_cli.store import Store
+def _store(flags: dict[str, Any], *, warn: Callable[[str], None] = warn) -> Store:
+    from sttm_cli.store import open_store
 
     settings = settings_from(flags)
-    return Store(cache_dir(settings.cache_dir), max_bytes=settings.max_bytes, warn=warn)
+    where = cache_dir(settings.cache_dir)
+    return open_store(where, max_bytes=settings.max_bytes, warn=warn)
 
 
 def _entry(store: Store, key: str) -> Entry:
@@ -154,10 +156,14 @@ def _removed(summary: Json, output: Output) -> None:
         say(f"{len(summary['removed']):,} removed, {size(summary['bytes'])}")
 
 
+def _finding_json(finding: Finding) -> Json:
+    return {"path": finding.location, "problem": finding.problem, "removed": finding.removed}
+
+
 def _entry_json(entry: Entry) -> CacheEntryReport:
     return {
         "key": entry.key,
-        "path": str(entry.path),
+        "path": entry.location,
         "bytes": entry.bytes,
         "kv_dtype": entry.kv_dtype,
         "saved_bytes": entry.saved_bytes,

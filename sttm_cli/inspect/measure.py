@@ -20,7 +20,7 @@ from sttm_cli.merge import MergedTokens
 from sttm_cli.prefill import KVContinuation
 from sttm_cli.runtime.request import Request
 from sttm_cli.runtime.session import VideoQA
-from sttm_cli.store import Entry, Store, pack
+from sttm_cli.store import Entry, Store, open_store, pack
 
 Seconds = dict[str, float | None]
 
@@ -130,7 +130,7 @@ def survey(
         rows.append(
             replace(
                 cost,
-                stored=qa.store.find(_with_budget(request, budget).identity).entry,
+                stored=qa.store.stored(_with_budget(request, budget).identity),
                 seconds={**before, **cost.seconds},
                 speedup=_to_first_token(full) / _to_first_token(cost),
             )
@@ -155,7 +155,7 @@ def _costs(
     """What each budget costs, budget 1 in any case."""
     with (
         tempfile.TemporaryDirectory(prefix="sttm-") as folder,
-        Store(Path(folder) / "cache", warn=qa.warn) as store,
+        open_store(Path(folder) / "cache", warn=qa.warn) as store,
     ):
         # The first run pays for lazy initialisation: it warms up and is not counted.
         _measure(qa, store, tokens, 1.0)

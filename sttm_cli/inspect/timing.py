@@ -19,11 +19,12 @@ QUESTION = "what happens in the video?"
 def restore_seconds(store: Store, packed: PackedKV, model: VideoLLM) -> float | None:
     """Store a KV, read it back as a fresh process would, remove it; seconds of the reading, None
     where it could not be stored."""
-    entry = store.save({"measured": True}, packed, label={})
+    identity = {"measured": True}
+    entry = store.save(identity, packed, label={})
     if entry is None:
         return None
     started = time.perf_counter()
-    store.load(entry, device=model.layer_devices, room=ROOM)
+    store.load(store.find(identity), device=model.layer_devices, room=ROOM)
     wait_for(model.layer_devices[-1])
     seconds = time.perf_counter() - started
     store.remove([entry.key])

@@ -57,8 +57,7 @@ class PrefixCache:
         """Compute and store a video's KV from `frames` that are read elsewhere; None where
         another process has just done so."""
         with self._store.computing(request.key, on_wait=self._say_waiting):
-            stored = self._store.find(request.identity).entry is not None
-            if stored and not self._settings.refresh:
+            if not self._settings.refresh and self._store.stored(request.identity) is not None:
                 return None
             return self._computed(request, clock, miss_reason="nothing stored", frames=frames)
 
@@ -138,13 +137,13 @@ class PrefixCache:
         """The stored KV, or why there is none to use."""
         if self._settings.refresh:
             return "made anew, as --refresh asks"
-        lookup = self._store.find(request.identity)
-        if lookup.entry is None:
-            return lookup.miss_reason or "nothing stored"
-        # What is not needed to go on from a stored KV is not loaded.
-        entry, model = lookup.entry, self._compute.model(clock, vision=False)
-        with clock.stage("restore"), memory_told():
-            kv = self._store.load(entry, device=model.layer_devices, room=ROOM)
+        with self._store.find(request.identity) as lookup:
+            if lookup.entry is None:
+                return lookup.miss_reason
+            # The vision encoder is not needed to continue from a stored KV.
+            entry, model = lookup.entry, self._compute.model(clock, vision=False)
+            with clock.stage("restore"), memory_told():
+                kv = self._store.load(lookup, device=model.layer_devices, room=ROOM)
         if kv is None or not fits(kv, model.decoder.config, self._compute.plan):
             self._warn(f"stored entry {entry.key[:12]} cannot be used; computing it anew")
             return "the stored entry is damaged"

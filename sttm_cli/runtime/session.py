@@ -24,7 +24,7 @@ from sttm_cli.runtime.request import Request, make_request
 from sttm_cli.runtime.resources import Resources
 from sttm_cli.settings.question import check_question
 from sttm_cli.settings.settings import Settings, cache_dir
-from sttm_cli.store import NoStore, Store
+from sttm_cli.store import Store, open_store
 
 if TYPE_CHECKING:
     from sttm_cli.models.video_llm import VideoLLM
@@ -202,7 +202,7 @@ class VideoQA:
         return self._settings
 
     @property
-    def store(self) -> Store | NoStore:
+    def store(self) -> Store:
         """Where prefilled KVs are kept."""
         return self._resources.store
 
@@ -261,7 +261,6 @@ class VideoQA:
         return PrefixCache(self.settings, self._resources, self.compute, warn=self.warn)
 
 
-def _open_store(settings: Settings, warn: Callable[[str], None]) -> Store | NoStore:
-    if settings.no_cache:
-        return NoStore()
-    return Store(cache_dir(settings.cache_dir), max_bytes=settings.max_bytes, warn=warn)
+def _open_store(settings: Settings, warn: Callable[[str], None]) -> Store:
+    where = None if settings.no_cache else cache_dir(settings.cache_dir)
+    return open_store(where, max_bytes=settings.max_bytes, warn=warn)

@@ -1,4 +1,4 @@
-"""The small rows beside the artifacts: remembered digests, and what each entry is.
+"""The small rows beside the artifacts: remembered digests, and a description of each entry.
 
 Nothing depends on them: a lost or damaged index costs time, never an answer.
 """
@@ -21,18 +21,18 @@ from diskcache.core import MODE_RAW
 from sttm_cli.base.types import Json
 
 PATIENCE_S = 5.0
-"""Other processes hold the index for milliseconds; one that is held longer is done without."""
+"""Other processes hold the index for milliseconds; an index that is held longer is not used."""
 PAUSE_S = 60.0
 """Until an index that failed is tried again: a server must not go without it for days."""
 MEMORY_S = 90 * 86400.0
-"""How long a row is kept that `set` wrote: of files that are gone or changed, nobody asks again."""
+"""How long a row is kept that `set` wrote: nobody asks again for removed or changed files."""
 
 
 class _TextOnly(diskcache.Disk):  # type: ignore[misc]
-    """Keys and values are text, in the row itself; whatever else a row holds is not there.
+    """Keys and values are text, in the row itself; a row that holds anything else reads as empty.
 
-    diskcache's own Disk unpickles what a row tells it to (CVE-2025-69872): code execution for
-    whoever can write the folder. This one has no way to read or write a pickle or a file.
+    diskcache's own Disk unpickles rows (CVE-2025-69872): code execution for anybody who can write
+    the folder. This one has no way to read or write a pickle or a file.
     """
 
     def put(self, key: Any) -> tuple[str, bool]:
@@ -61,7 +61,7 @@ class _TextOnly(diskcache.Disk):  # type: ignore[misc]
 
 
 class Index:
-    """str -> JSON object, shared by processes; every failure reads as "not there"."""
+    """str -> JSON object, shared by processes; after any failure a row reads as missing."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -71,19 +71,17 @@ class Index:
     def get(self, key: str) -> Json | None:
         return _object(self._try(lambda cache: cache.get(key)))
 
+    def get_all(self, *keys: str) -> list[Json | None]:
+        """The rows of several keys, from one query."""
+        marks = ", ".join("?" * len(keys))
+        found = self._select(f"key IN ({marks})", *keys)
+        return [found.get(key) for key in keys]
+
     def rows(self, prefix: str) -> dict[str, Json]:
-        """All rows whose key begins with `prefix`, by what follows it: one query, for many."""
-
-        def query(cache: Any) -> list[tuple[Any, Any]]:
-            # Keys are compared as text; U+10FFFF sorts behind all that may follow.
-            bounds = (MODE_RAW, prefix, prefix + "\U0010ffff")
-            select = (
-                "SELECT key, value FROM Cache WHERE raw = 1 AND mode = ? AND key > ? AND key < ?"
-            )
-            return list(cache._sql(select, bounds))
-
-        found = {key: _object(text) for key, text in self._try(query) or [] if type(key) is str}
-        return {key[len(prefix) :]: row for key, row in found.items() if row is not None}
+        """All rows whose key begins with `prefix`, by the rest of the key, from one query."""
+        # Keys are compared as text; U+10FFFF sorts behind all that may follow.
+        found = self._select("key > ? AND key < ?", prefix, prefix + "\U0010ffff")
+        return {key[len(prefix) :]: row for key, row in found.items()}
 
     def set(self, key: str, value: Json) -> None:
         """Remember a row for some months."""
@@ -100,7 +98,7 @@ class Index:
         self._try(write, write=True)
 
     def change(self, key: str, change: Callable[[Json | None], Json]) -> None:
-        """Replace a row by what `change` makes of it; no other process comes between."""
+        """Replace a row by the result of `change`, in one transaction."""
 
         def write(cache: Any) -> None:
             with cache.transact():
@@ -117,13 +115,23 @@ class Index:
         self._try(write, write=True)
 
     def forget_old(self) -> None:
-        """Remove the rows whose time is over."""
+        """Remove the expired rows."""
         self._try(lambda cache: cache.expire())
 
     def close(self) -> None:
         if self._cache is not None:
             self._cache.close()
             self._cache = None
+
+    def _select(self, where: str, *values: str) -> dict[str, Json]:
+        select = (
+            "SELECT key, value FROM Cache WHERE raw = 1 AND mode = ? "
+            f"AND (expire_time IS NULL OR expire_time > ?) AND {where}"
+        )
+        bounds = (MODE_RAW, time.time(), *values)
+        found = self._try(lambda cache: list(cache._sql(select, bounds))) or []
+        rows = {key: _object(text) for key, text in found if type(key) is str}
+        return {key: row for key, row in rows.items() if row is not None}
 
     def _try(self, action: Callable[[Any], Any], *, write: bool = False) -> Any:
         paused = time.monotonic() < self._paused_until
@@ -132,9 +140,9 @@ class Index:
         for attempt in range(2):
             try:
                 return action(self._open())
-            except Exception as error:  # diskcache passes on whatever SQLite makes of a bad file
+            except Exception as error:  # diskcache passes on every error of SQLite
                 self.close()
-                if attempt or not _is_no_database(error):
+                if attempt or not _is_not_a_database(error):
                     # A read-only or full disk: go on without memory rather than fail.
                     self._paused_until = time.monotonic() + PAUSE_S
                     return None
@@ -163,7 +171,7 @@ class Index:
 
 
 def _object(text: Any) -> Json | None:
-    """A row's JSON object, None for whatever else it holds."""
+    """A row's JSON object, None for anything else."""
     try:
         value = json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError):
@@ -171,5 +179,5 @@ def _object(text: Any) -> Json | None:
     return value if isinstance(value, dict) else None
 
 
-def _is_no_database(error: Exception) -> bool:
+def _is_not_a_database(error: Exception) -> bool:
     return "malformed" in str(error) or "not a database" in str(error)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from sttm_cli.store import Store
+from sttm_cli.store import LocalStore
 from tests.cli.process import Ended, sttm_here
 from tests.cli.test_ask import QUESTION, SAMPLE
 from tests.cli.warm import Warm
@@ -66,7 +66,7 @@ def test_a_kill_at_any_of_50_moments_leaves_a_whole_cache_and_the_next_run_right
     for arguments, begin, after in moments:
         ended, _ = warm.run(*arguments, cache=cache, kill_from=begin, kill_after=after)
         killed += ended.code == -9
-        with Store(cache, warn=pytest.fail) as store:
+        with LocalStore(cache, warn=pytest.fail) as store:
             assert store.verify()[1] == []
     # A loaded machine may end before the moment comes.
     assert killed > 15

@@ -104,7 +104,7 @@ def test_the_client_imports_nothing_heavy(found: Running) -> None:
         "from sttm_cli.cli import main\n"
         "try: main()\nexcept SystemExit as end: assert not end.code, end.code"
     )
-    assert not modules_after(code) & {*HEAVY, "starlette", "uvicorn", "pydantic", "asyncio"}
+    assert not modules_after(code) & {*HEAVY, "starlette", "uvicorn", "httpx", "asyncio"}
 
 
 def test_other_settings_of_the_model_are_not_that_servers(found: Running) -> None:
