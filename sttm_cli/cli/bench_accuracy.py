@@ -11,7 +11,7 @@ from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Json
 from sttm_cli.cli.bench_speed import check_plot
 from sttm_cli.cli.flags import RUN, Output, only, settings_from, takes
-from sttm_cli.cli.output import StageProgress, columns, print_json, warn
+from sttm_cli.cli.output import StageProgress, columns, print_json, print_text, warn
 from sttm_cli.settings.parse import parse_budget
 
 BUDGETS = "1,0.5,0.3,0.15,0.1"
@@ -125,13 +125,13 @@ def _share(text: str) -> float:
 
 
 def _tables(told: Json) -> None:
-    print(
+    print_text(
         f"{told['model']}, merged before layer {told['merge_layer']}, {told['positions']} "
         f"positions; {told['split']} split, {told['questions']['all']:,} questions and "
         f"{told['questions'].get('follow-up', 0):,} follow-ups about {told['videos']:,} scenes of "
         f"{told['frames']} frames over {_backgrounds(told)}\n"
     )
-    print("accuracy in %; of full: as a share of that at budget 1; [95 % interval]")
+    print_text("accuracy in %; of full: as a share of that at budget 1; [95 % interval]")
     head = ("budget", "method", "kept", "accuracy", "of full", "sttm ahead by", "follow-ups")
     rows = [
         (
@@ -145,7 +145,7 @@ def _tables(told: Json) -> None:
         )
         for row in told["rows"]
     ]
-    print(columns(head, rows), end="\n\n")
+    print_text(columns(head, rows), "")
     kinds = list(told["rows"][0]["kinds"])
     by_kind = [
         (
@@ -157,8 +157,8 @@ def _tables(told: Json) -> None:
     ]
     by_kind.append(("", "chance", *(f"{100 * told['chance'][kind]:.1f}" for kind in kinds)))
     by_kind.append(("", "questions", *(str(told["questions"][kind]) for kind in kinds)))
-    print("accuracy by kind in %")
-    print(columns(("budget", "method", *kinds), by_kind))
+    print_text("accuracy by kind in %")
+    print_text(columns(("budget", "method", *kinds), by_kind))
 
 
 def _backgrounds(told: Json) -> str:
