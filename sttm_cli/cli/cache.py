@@ -16,7 +16,7 @@ from sttm_cli.base.errors import CacheError, UsageError
 from sttm_cli.base.reports import CacheEntryReport, CacheListReport
 from sttm_cli.base.types import Json
 from sttm_cli.cli.flags import CACHE, Output, settings_from, takes
-from sttm_cli.cli.output import print_json, say, size, warn
+from sttm_cli.cli.output import print_json, print_text, printable, say, size, warn
 from sttm_cli.settings.settings import cache_dir
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def verify(
         rows = [_finding_json(finding) for finding in findings]
         print_json({"schema": "sttm.verify/1", "checked": checked, "damaged": rows})
     for finding in findings if not output.as_json else ():
-        typer.echo(f"{finding.location}: {finding.problem}")
+        print_text(f"{finding.location}: {finding.problem}")
     if not output.quiet:
         ending = f", {sum(f.removed for f in findings)} removed" if repair else ""
         say(f"{checked:,} checked, {len(findings)} damaged{ending}")
@@ -130,7 +130,7 @@ def path(*, flags: dict[str, Any], output: Output) -> None:
     if output.as_json:
         print_json({"path": location})
     else:
-        typer.echo(location)
+        print_text(location)
 
 
 def _store(flags: dict[str, Any], *, warn: Callable[[str], None] = warn) -> Store:
@@ -199,7 +199,7 @@ def _table(entries: list[Entry]) -> None:
         for name, cell, width in zip(COLUMNS, row, widths, strict=True):
             gap = " " * (width - cell_len(cell))
             cells.append(cell + gap if name in LEFT else gap + cell)
-        typer.echo("  ".join(cells).rstrip())
+        print_text("  ".join(cells).rstrip())
 
 
 def _cells(entry: Entry) -> tuple[str, ...]:
@@ -219,6 +219,6 @@ def _cells(entry: Entry) -> tuple[str, ...]:
 def _name(value: Any) -> str:
     """The last part of a path, of which nothing can move the cursor."""
     name = Path(str(value or "?")).name
-    shown = "".join(c if c.isprintable() else "?" for c in name)
+    shown = printable(name)
     long = sys.stdout.isatty() and len(shown) > LONGEST
     return f"{shown[: LONGEST - 1]}…" if long else shown

@@ -20,7 +20,7 @@ from sttm_cli.cli.flags import (
     typed,
     without,
 )
-from sttm_cli.cli.output import print_json, say, size
+from sttm_cli.cli.output import print_json, print_text, say, size
 from sttm_cli.settings.parse import parse_bytes, parse_duration
 from sttm_cli.settings.settings import Settings
 
@@ -177,7 +177,7 @@ def _others(output: Output, *, stop: bool) -> None:
         return
     for server in servers:
         if not stop:
-            print(_line(server))
+            print_text(_line(server))
         elif not output.quiet:
             say(f"ended: {_line(server)}")
     if not servers and not output.quiet:

@@ -26,7 +26,7 @@ from sttm_cli.decode import read_frames
 from sttm_cli.prefill import Merging, prefill
 from sttm_cli.runtime.model_host import ModelHost
 from sttm_cli.runtime.model_plan import ModelPlan
-from sttm_cli.runtime.request import Request
+from sttm_cli.runtime.request import Request, version_to_read
 
 if TYPE_CHECKING:
     from sttm_cli.models.video_llm import VideoLLM
@@ -62,10 +62,16 @@ class Compute:
     def frames(self, request: Request, clock: Clock) -> Frames:
         """The video's frames, read as their chunks are asked for; needs no model."""
         report = DecodeReport()
-        chunks = read_frames(
-            request.path, request.plan, report=report, multiple=self.plan.family.multiple
+        return Frames(clock.each("decode", self._chunks(request, report)), report)
+
+    def _chunks(self, request: Request, report: DecodeReport) -> Iterator[FrameChunk]:
+        yield from read_frames(
+            request.path,
+            request.plan,
+            report=report,
+            version=version_to_read(request),
+            multiple=self.plan.family.multiple,
         )
-        return Frames(clock.each("decode", chunks), report)
 
     def visual_tokens(
         self,

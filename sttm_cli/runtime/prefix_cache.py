@@ -8,18 +8,18 @@ from dataclasses import replace
 from sttm_cli import __version__
 from sttm_cli.base.clock import Clock
 from sttm_cli.base.device import reporting_memory
-from sttm_cli.base.errors import OutOfMemoryError, VideoError
+from sttm_cli.base.errors import OutOfMemoryError
 from sttm_cli.base.filefacts import FileFacts
 from sttm_cli.base.results import CacheUse
 from sttm_cli.base.types import Continuation, Frames, Json, PrefixKV
-from sttm_cli.decode import Source, digest
+from sttm_cli.decode import Source
 from sttm_cli.models.placement import check_room
 from sttm_cli.prefill import ROOM, KVContinuation
 from sttm_cli.runtime.compute import Compute
 from sttm_cli.runtime.kv_checks import fits
 from sttm_cli.runtime.kv_memory import DEVICE, DISK, Held
 from sttm_cli.runtime.prepared import seconds_to_prefix
-from sttm_cli.runtime.request import Request, kv_bytes
+from sttm_cli.runtime.request import Request, check_unchanged, kv_bytes
 from sttm_cli.runtime.resources import Resources
 from sttm_cli.settings.settings import Settings
 from sttm_cli.store import NoStore, pack
@@ -179,7 +179,8 @@ class PrefixCache:
         if frames is None:
             # Of frames that were read ahead of time nobody waited so long.
             kv.facts["waited_s"] = clock.total() - clock.spent("load_model")
-        self._check_unchanged(request)
+        # A file replaced meanwhile must not lend its frames.
+        check_unchanged(request, facts_for(request.source, self._store))
         label = self._label(request)
         # What another reader than the identity's gave is not kept.
         entry = None if report.fallback else self._store.save(request.identity, packed, label=label)
@@ -198,14 +199,6 @@ class PrefixCache:
         if not self._host.has(plan, vision=True):
             size = kv_bytes(request.plan, plan, self._settings.budget, dtype=plan.dtype)
             check_room(plan.checkpoint, plan.placement(), size or 0)
-
-    def _check_unchanged(self, request: Request) -> None:
-        # Digested before it was decoded: a file replaced meanwhile must not lend its frames.
-        facts = facts_for(request.source, self._store)
-        if digest(request.path, facts) != request.digest:
-            raise VideoError(
-                f"{request.source.name} changed while it was read", "ask again once it is whole"
-            )
 
     def _label(self, request: Request) -> Json:
         return {
