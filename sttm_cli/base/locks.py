@@ -1,4 +1,4 @@
-"""One process at a time per key; the lock is gone with the process that held it."""
+"""One process at a time per key; the lock ends with the process that held it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# Without it (Windows) two processes may compute the same video; both results are right.
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 fcntl: Any = None
 if sys.platform != "win32":
     import fcntl
@@ -23,40 +25,23 @@ def single_flight(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     Where no lock can be made (a read-only folder, a file system without locks) the work is done
     without one.
     """
-    descriptor = _acquire(path, on_wait)
+    lock = _acquired(path, on_wait)
     try:
         yield
     finally:
-        if descriptor is not None:
-            # A disk that cannot be written any more: the lock goes with the descriptor.
+        if lock is not None:
+            # Removed while it is held: a process that waits for this file then makes a new one.
             with suppress(OSError):
                 path.unlink(missing_ok=True)
-            os.close(descriptor)
-
-
-def is_held(path: Path) -> bool:
-    """Whether a living process holds a lock on the file itself."""
-    if fcntl is None:
-        return True
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except OSError:
-        # Held by another, or on a file system without locks: it may be in use.
-        return True
-    finally:
-        os.close(descriptor)
+            with suppress(OSError):
+                lock.release()
 
 
 def remove_unheld(path: Path) -> None:
-    """Remove a file unless a living process holds a lock on it, or nobody can tell."""
+    """Remove a file unless a living process holds a lock on it, or that cannot be determined."""
     with suppress(OSError):
         if fcntl is None:
-            # Windows refuses to remove what is open.
+            # Windows refuses to remove an open file.
             path.unlink()
             return
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -77,7 +62,7 @@ def hold(descriptor: int) -> None:
 def try_hold(descriptor: int, *, patience_s: float = 0.2) -> bool:
     """Mark an open file as in use until it is closed, unless a living process holds it.
 
-    `patience_s`: someone who only looks (`is_held`) holds it for a moment too.
+    `patience_s`: a process that only checks whether it is held holds it for a moment too.
     """
     if fcntl is None:
         return True
@@ -92,37 +77,18 @@ def try_hold(descriptor: int, *, patience_s: float = 0.2) -> bool:
             time.sleep(0.01)
 
 
-def _acquire(path: Path, on_wait: Callable[[], None]) -> int | None:
-    if fcntl is None:
-        return None
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        except OSError:
-            return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            on_wait = _silent
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:
-            # A file system without locks.
-            os.close(descriptor)
-            return None
-        # The last holder unlinks the file: only a lock on the one that is still there counts.
-        if _same_file(descriptor, path):
-            return descriptor
-        os.close(descriptor)
+def _acquired(path: Path, on_wait: Callable[[], None]) -> FileLock | None:
+    """The lock, once this process holds it; None where there can be none."""
+    from filelock import FileLock, Timeout
 
-
-def _same_file(descriptor: int, path: Path) -> bool:
+    lock = FileLock(path, mode=0o600, fallback_to_soft=False)
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False))
-    except OSError:
-        return False
-
-
-def _silent() -> None:
-    return
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            on_wait()
+            lock.acquire()
+    except (OSError, NotImplementedError):
+        return None
+    return lock

@@ -8,8 +8,8 @@ from pathlib import Path
 
 
 def command(module: str) -> list[str]:
-    """What runs a module of this package, and looks for none where the user is: beside a video may
-    lie an `av.py`."""
+    """The command that runs a module of this package. The working folder is not searched for
+    modules: there may be an `av.py` next to a video."""
     return [sys.executable, "-P", "-m", module]
 
 

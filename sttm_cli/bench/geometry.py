@@ -1,4 +1,4 @@
-"""The sizes of released checkpoints, and the transformers configs that they come to."""
+"""The sizes of released checkpoints, and the transformers configs made from them."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from sttm_cli.merge import MergedTokens
 from sttm_cli.prefill import KVContinuation
 from sttm_cli.runtime.request import Request
 from sttm_cli.runtime.session import VideoQA
-from sttm_cli.store import Entry, Store, pack
+from sttm_cli.store import Entry, Store, open_store, pack
 
 Seconds = dict[str, float | None]
 
@@ -29,8 +29,8 @@ Seconds = dict[str, float | None]
 class BudgetCost:
     """One budget on one video. `seconds`: stages as in the contract, medians of the repeats, with
     `first_token` counted from the question; `speedup`: to the first token, of budget 1 over this
-    one, frames and tokens being there; `stored`: this very KV, in the user's cache; `kv_bytes`
-    as kept on disk, `saved_bytes` less than in memory."""
+    one, frames and tokens being available; `stored`: this very KV, in the user's cache; `kv_bytes`
+    as stored, `saved_bytes` less than in memory."""
 
     tokens: TokenCounts
     kv_bytes: int
@@ -75,8 +75,8 @@ class BudgetCost:
 @dataclass(frozen=True)
 class Survey:
     """A video under several budgets. `model`: what ran; `view`: its frames, small;
-    `entries`: all that the user's cache holds of this video, the last used first; decode and encode
-    are measured apart from the budgets and stand in each of the `rows`."""
+    `entries`: all entries of this video in the user's cache, the last used first; decode and encode
+    are measured apart from the budgets and repeated in each of the `rows`."""
 
     request: Request
     report: DecodeReport
@@ -130,7 +130,7 @@ def survey(
         rows.append(
             replace(
                 cost,
-                stored=qa.store.find(_with_budget(request, budget).identity).entry,
+                stored=qa.store.stored(_with_budget(request, budget).identity),
                 seconds={**before, **cost.seconds},
                 speedup=_to_first_token(full) / _to_first_token(cost),
             )
@@ -152,10 +152,10 @@ def survey(
 def _costs(
     qa: VideoQA, tokens: VisualTokens, budgets: Sequence[float | int], repeat: int
 ) -> dict[float | int, BudgetCost]:
-    """What each budget costs, budget 1 in any case."""
+    """The cost of each budget, and of budget 1 in any case."""
     with (
         tempfile.TemporaryDirectory(prefix="sttm-") as folder,
-        Store(Path(folder) / "cache", warn=qa.warn) as store,
+        open_store(Path(folder) / "cache", warn=qa.warn) as store,
     ):
         # The first run pays for lazy initialisation: it warms up and is not counted.
         _measure(qa, store, tokens, 1.0)

@@ -1,11 +1,11 @@
-"""Seconds that a KV takes: to be restored from disk, and to give its first tokens."""
+"""Seconds to restore a KV from the store, and to its first tokens."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
 
-from sttm_cli.base.device import memory_told, wait_for
+from sttm_cli.base.device import reporting_memory, wait_for
 from sttm_cli.prefill import ROOM, KVContinuation
 from sttm_cli.store import PackedKV, Store
 
@@ -19,11 +19,12 @@ QUESTION = "what happens in the video?"
 def restore_seconds(store: Store, packed: PackedKV, model: VideoLLM) -> float | None:
     """Store a KV, read it back as a fresh process would, remove it; seconds of the reading, None
     where it could not be stored."""
-    entry = store.save({"measured": True}, packed, label={})
+    identity = {"measured": True}
+    entry = store.save(identity, packed, label={})
     if entry is None:
         return None
     started = time.perf_counter()
-    store.load(entry, device=model.layer_devices, room=ROOM)
+    store.load(store.find(identity), device=model.layer_devices, room=ROOM)
     wait_for(model.layer_devices[-1])
     seconds = time.perf_counter() - started
     store.remove([entry.key])
@@ -34,7 +35,7 @@ def token_seconds(
     model: VideoLLM, prefix: KVContinuation, *, new_tokens: int = 0
 ) -> tuple[float, float]:
     """Seconds from a question to its first token, and for each of `new_tokens` after it."""
-    with memory_told():
+    with reporting_memory():
         started = time.perf_counter()
         token = prefix.extend(model.question(QUESTION)).argmax()[None].cpu()
         first = time.perf_counter()

@@ -32,7 +32,7 @@ def look(qa: VideoQA, video: Path) -> Job | Skipped | Failed:
     """What a video needs: reads its header and its bytes, decodes nothing."""
     try:
         request = qa.request(video)
-        entry = qa.store.find(request.identity).entry
+        entry = qa.store.stored(request.identity)
         if entry is not None and not qa.settings.refresh:
             return Skipped(video, STORED, bytes=entry.bytes, key=request.key)
         return Job(request, needed_bytes(qa, request.plan))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from shutil import disk_usage
-from typing import Any
 
 from sttm_cli.base.errors import CacheError, SttmError, UsageError
 from sttm_cli.base.types import FramePlan
@@ -35,7 +32,7 @@ class Estimate:
 
 
 def needed_bytes(qa: VideoQA, plan: FramePlan) -> int | None:
-    """About how many bytes this video's KV takes on disk; None where the model does not tell."""
+    """About how many bytes this video's KV takes on disk; None where the config does not say."""
     asked = qa.settings.kv_dtype
     dtype = qa.model_plan.dtype if asked == "auto" else asked
     size = kv_bytes(plan, qa.model_plan, qa.settings.budget, dtype=dtype)
@@ -43,7 +40,7 @@ def needed_bytes(qa: VideoQA, plan: FramePlan) -> int | None:
 
 
 def estimate(qa: VideoQA, videos: Sequence[Path]) -> Estimate | None:
-    """What all of `videos` take, from a sample of them; None where nothing can be told.
+    """What all of `videos` take, from a sample of them; None where that is unknown.
 
     Reads the sample's headers, which are remembered; decodes and digests nothing.
     """
@@ -60,10 +57,10 @@ def estimate(qa: VideoQA, videos: Sequence[Path]) -> Estimate | None:
 
 
 def store_of(qa: VideoQA) -> Store:
-    """The cache, to which all work is meant; raises UsageError where it is switched off."""
-    if isinstance(qa.store, Store):
-        return qa.store
-    raise UsageError("--no-cache would keep nothing", "leave it out")
+    """The cache, the purpose of all work here; raises UsageError where it is switched off."""
+    if qa.store.keeps_nothing:
+        raise UsageError("--no-cache would keep nothing", "leave it out")
+    return qa.store
 
 
 def check_space(qa: VideoQA, wanted: Estimate | None) -> None:
@@ -73,7 +70,7 @@ def check_space(qa: VideoQA, wanted: Estimate | None) -> None:
     """
     store = store_of(qa)
     if not store.writable:
-        raise CacheError(f"nothing can be stored in {store.path}", "give another --cache-dir")
+        raise CacheError(f"nothing can be stored in {store.location}", "give another --cache-dir")
     if wanted is None:
         return
     what = f"{wanted.videos:,} videos need about {_gib(wanted.bytes)}"
@@ -83,10 +80,10 @@ def check_space(qa: VideoQA, wanted: Estimate | None) -> None:
             "out the first",
             f"give --max-bytes {_rounded_up(wanted.bytes)}, a smaller --budget or fewer videos",
         )
-    free = _disk(store.path).free
-    if wanted.bytes > free + store.bytes:
+    free = store.space().free
+    if free is not None and wanted.bytes > free + store.bytes:
         raise CacheError(
-            f"{what}, and the disk of {store.path} has {_gib(free)} free",
+            f"{what}, and the disk of {store.location} has {_gib(free)} free",
             "make room, or give a smaller --budget, fewer videos or another --cache-dir",
         )
 
@@ -97,7 +94,7 @@ class Room:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._bound = store.max_bytes
-        self._reserve = min(RESERVE, _disk(store.path).total // 20)
+        self._reserve = min(RESERVE, (store.space().total or 0) // 20)
         self._own = 0
         self._reserved: dict[Path, int] = {}
 
@@ -123,17 +120,10 @@ class Room:
                 f"the cache's bound of {_gib(self._bound)} is reached (--max-bytes): more videos "
                 "would push out those before them"
             )
-        free = _disk(self._store.path).free
-        if free - ahead - need < self._reserve:
-            return f"the disk of {self._store.path} is nearly full: {_gib(free)} are left"
+        free = self._store.space().free
+        if free is not None and free - ahead - need < self._reserve:
+            return f"the disk of {self._store.location} is nearly full: {_gib(free)} are left"
         return None
-
-
-def _disk(folder: Path) -> Any:
-    """Bytes of the disk that `folder` is, or will be, on: .total, .free."""
-    while not os.path.exists(folder):
-        folder = folder.parent
-    return disk_usage(folder)
 
 
 def _gib(count: float) -> str:

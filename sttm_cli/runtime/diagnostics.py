@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -47,7 +46,7 @@ class Check:
         return self.problem is not None and self.needed
 
 
-def examine(cache: Path | None, max_bytes: int | None) -> Iterator[Check]:
+def examine(cache: str | Path | None, max_bytes: int | None) -> Iterator[Check]:
     """Every check, as it is done; `cache` and `max_bytes` as asked for, None for the usual ones."""
     yield _python()
     for distribution, module in NEEDED.items():
@@ -198,18 +197,17 @@ def _hub() -> Check:
     return Check("models", f"{place}, {size / 1e9:.1f} GB{mode}", facts=facts)
 
 
-def _store(folder: Path | None, max_bytes: int | None) -> Check:
-    from sttm_cli.store import Store
+def _store(where: str | Path | None, max_bytes: int | None) -> Check:
+    from sttm_cli.store import open_store
 
     said: list[str] = []
-    with Store(cache_dir(folder), max_bytes=max_bytes, warn=said.append) as store:
+    with open_store(cache_dir(where), max_bytes=max_bytes, warn=said.append) as store:
         entries, damaged = store.verify(limit=VERIFIED)
         held = store.bytes
         writable, limit = store.writable, store.max_bytes
-        there = next(p for p in (store.path, *store.path.parents) if p.exists())
-        free = shutil.disk_usage(there).free
+        free = store.space().free
         facts = {
-            "path": str(store.path), "entries": entries, "bytes": held, "max_bytes": limit,
+            "path": store.location, "entries": entries, "bytes": held, "max_bytes": limit,
             "free": free, "verified": min(entries, VERIFIED), "damaged": len(damaged),
         }  # fmt: skip
     problem, hint = None, ""
@@ -219,12 +217,13 @@ def _store(folder: Path | None, max_bytes: int | None) -> Check:
     elif damaged:
         problem = f"{len(damaged)} entries cannot be used, such as: {damaged[0].problem}"
         hint = "sttm cache verify --repair removes them"
-    elif free < LEAST_FREE:
+    elif free is not None and free < LEAST_FREE:
         problem = f"{free / 2**20:.0f} MiB of disk are left"
         hint = "sttm cache prune --max-bytes 1G, or another folder with --cache-dir"
+    left = "" if free is None else f"{free / 1e9:.0f} GB free, "
     found = (
         f"{facts['path']}, {entries} entries, {held / 1e9:.2f} of at most {limit / 1e9:.2f} GB, "
-        f"{free / 1e9:.0f} GB free, {facts['verified']} checked"
+        f"{left}{facts['verified']} checked"
     )
     return Check("cache", found, problem, hint, facts=facts)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sttm_cli.runtime.kv_memory import KVMemory
 from sttm_cli.runtime.model_host import ModelHost
-from sttm_cli.store import NoStore, Store
+from sttm_cli.store import Store
 
 
 class Resources:
@@ -16,7 +16,7 @@ class Resources:
 
     def __init__(
         self,
-        store: Store | NoStore,
+        store: Store,
         *,
         device_bytes: int = 0,
         host_bytes: int = 0,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sttm_cli.base.clock import Clock
-from sttm_cli.base.device import memory_told
+from sttm_cli.base.device import reporting_memory
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.results import Answer, CacheUse, Choice
 from sttm_cli.base.types import Frames, OnToken, PrefixKV, Progress, Sampling
@@ -24,7 +24,7 @@ from sttm_cli.runtime.request import Request, make_request
 from sttm_cli.runtime.resources import Resources
 from sttm_cli.settings.question import check_question
 from sttm_cli.settings.settings import Settings, cache_dir
-from sttm_cli.store import NoStore, Store
+from sttm_cli.store import Store, open_store
 
 if TYPE_CHECKING:
     from sttm_cli.models.video_llm import VideoLLM
@@ -76,13 +76,12 @@ class VideoQA:
         self.close()
 
     def release(self) -> None:
-        """Let go of the video's KV, which is restored when it is asked about again."""
+        """Release the video's KV; it is restored when the video is asked about again."""
         if "_prefixes" in self.__dict__:
             self._prefixes.release()
 
     def close(self) -> None:
-        """Let go of the video and its copy, and of the model and the store unless they are
-        another's."""
+        """Release the video and its copy, and the model and the store unless they were given."""
         self.release()
         self._sources.close()
         if self._owner:
@@ -162,7 +161,7 @@ class VideoQA:
         top_p = prepared.model.top_p
         if sampling.temperature and not sampling.top_p and top_p < NARROW:
             self.warn(f"the model's own top-p of {top_p} draws the likeliest tokens only")
-        with memory_told():
+        with reporting_memory():
             return answer(
                 prepared,
                 Asked(question, history),
@@ -185,7 +184,7 @@ class VideoQA:
 
         Raises UsageError as `answer`, and for fewer than two options or equal ones.
         """
-        with memory_told():
+        with reporting_memory():
             return choose(prepared, Asked(question, history), options)
 
     def check(self, prepared: Prepared, questions: Sequence[str]) -> None:
@@ -202,7 +201,7 @@ class VideoQA:
         return self._settings
 
     @property
-    def store(self) -> Store | NoStore:
+    def store(self) -> Store:
         """Where prefilled KVs are kept."""
         return self._resources.store
 
@@ -261,7 +260,6 @@ class VideoQA:
         return PrefixCache(self.settings, self._resources, self.compute, warn=self.warn)
 
 
-def _open_store(settings: Settings, warn: Callable[[str], None]) -> Store | NoStore:
-    if settings.no_cache:
-        return NoStore()
-    return Store(cache_dir(settings.cache_dir), max_bytes=settings.max_bytes, warn=warn)
+def _open_store(settings: Settings, warn: Callable[[str], None]) -> Store:
+    where = None if settings.no_cache else cache_dir(settings.cache_dir)
+    return open_store(where, max_bytes=settings.max_bytes, warn=warn)

@@ -33,7 +33,7 @@ from sttm_cli.serve.logprobs import LogProbs
 from sttm_cli.serve.metrics import Metrics
 from sttm_cli.serve.options import Options
 from sttm_cli.settings.settings import Settings, cache_dir
-from sttm_cli.store import Store
+from sttm_cli.store import open_store
 
 
 class Engine:
@@ -45,7 +45,7 @@ class Engine:
         self.keep_alive = options.keep_alive
         self.last_used, self.answered = time.monotonic(), 0
         self._loaded = asyncio.get_running_loop().create_future()
-        self._store = Store(
+        self._store = open_store(
             cache_dir(settings.cache_dir), max_bytes=settings.max_bytes, warn=lambda line: None
         )
         self.metrics = Metrics(queue=lambda: len(self._runs), held=self._held)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sttm_cli.base.address import absolute
 from sttm_cli.base.locks import try_hold
 from sttm_cli.base.reports import ServerFacts
 from sttm_cli.base.shapes import shaped
@@ -140,7 +141,7 @@ def pinned(settings: Settings) -> Json:
     return {
         **{name: getattr(settings, name) for name in in_scope(Scope.MODEL, Scope.SERVER)},
         "model": str(model.resolve()) if model.is_dir() else settings.model,
-        "cache_dir": str(cache_dir(settings.cache_dir).absolute()),
+        "cache_dir": absolute(cache_dir(settings.cache_dir)),
     }
 
 

@@ -13,6 +13,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from sttm_cli.base.address import path_or_address
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.plugins import METHODS
 from sttm_cli.base.spelling import did_you_mean
@@ -39,9 +40,18 @@ def parse_text(flag: str, value: Any) -> str:
     return text
 
 
-def parse_folder(flag: str, value: Any) -> Path:
-    """The path of a folder, which need not exist."""
-    return Path(parse_text(flag, value))
+def parse_place(flag: str, value: Any) -> str | Path:
+    """The path of a folder, which need not exist, or the text of an address."""
+    return path_or_address(parse_text(flag, value))
+
+
+def parse_names(flag: str, value: Any) -> tuple[str, ...]:
+    """Names, as a text with commas or as a sequence; sorted, each once."""
+    if isinstance(value, str):
+        value = [name for name in value.split(",") if name.strip()]
+    if not isinstance(value, list | tuple | set | frozenset):
+        raise UsageError(f"{flag} {value!r} is not a list of names", "give NAME,NAME")
+    return tuple(sorted({parse_text(flag, name).strip() for name in value}))
 
 
 def parse_switch(flag: str, value: Any) -> bool:

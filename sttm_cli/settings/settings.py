@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
+from sttm_cli.base.address import path_or_address
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Sampling
 from sttm_cli.settings.fields import Group, Scope, Setting, declare, setting
@@ -15,9 +16,10 @@ from sttm_cli.settings.parse import (
     parse_budget,
     parse_bytes,
     parse_duration,
-    parse_folder,
     parse_fps,
     parse_method,
+    parse_names,
+    parse_place,
     parse_real,
     parse_seconds,
     parse_switch,
@@ -85,10 +87,10 @@ class Settings:
         help="Rotary positions after merging: counted anew (reassigned), kept (survivors), or as "
         "suits the model (auto).",
     )
-    newlines: bool = setting(
-        False, "--newlines", parse=parse_switch, group=Group.MODEL, scope=Scope.MODEL,
-        in_config=False,
-        help="Put a newline token after each row of tokens, as LLaVA-Video was trained.",
+    options: tuple[str, ...] = setting(
+        "", "--options", parse=parse_names, group=Group.MODEL, scope=Scope.MODEL,
+        metavar="NAME,...",
+        help="Options that the model's family has, such as newlines for llava-video.",
     )
     fps: float | None = setting(
         None, "--fps", parse=parse_fps, group=Group.FRAMES, metavar="RATE",
@@ -125,9 +127,9 @@ class Settings:
         help="Number format of what is stored: auto (as computed), bfloat16, float16 or int8. New "
         "videos are answered from it as well.",
     )
-    cache_dir: Path | None = setting(
-        None, "--cache-dir", parse=parse_folder, group=Group.STORE, scope=Scope.SERVER,
-        metavar="FOLDER", env="STTM_CACHE_DIR",
+    cache_dir: str | Path | None = setting(
+        None, "--cache-dir", parse=parse_place, group=Group.STORE, scope=Scope.SERVER,
+        metavar="PATH", env="STTM_CACHE_DIR",
         help="Folder of the cache. (default: the user's cache folder)",
     )
     no_cache: bool = setting(
@@ -169,9 +171,11 @@ class Settings:
     # fmt: on
 
     def __post_init__(self) -> None:
-        for name, declared in SETTINGS.items():
-            # Read here, where they are made; from then on they are frozen.
-            object.__setattr__(self, name, declared.read(getattr(self, name)))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not field.default:
+                # Read here, where they are made; from then on they are frozen.
+                object.__setattr__(self, field.name, SETTINGS[field.name].read(value))
         self._check_combinations()
 
     @property
@@ -211,13 +215,23 @@ def in_scope(*scopes: Scope) -> tuple[str, ...]:
     return tuple(name for name, declared in SETTINGS.items() if declared.scope in scopes)
 
 
-def cache_dir(given: Path | None = None) -> Path:
-    """The folder of the cache: as given, else STTM_CACHE_DIR, else the user's cache folder."""
+def cache_dir(given: str | Path | None = None) -> str | Path:
+    """Where the cache is, a folder or the text of an address: as given, else STTM_CACHE_DIR, else
+    the user's cache folder."""
     if given is not None:
-        return given
+        return path_or_address(given)
     declared = SETTINGS["cache_dir"]
     if typed := os.environ.get(declared.env or ""):
-        return Path(declared.read(typed))
+        place: str | Path = declared.read(typed)
+        return place
     from platformdirs import user_cache_path
 
     return user_cache_path("sttm")
+
+
+def cache_folder(given: str | Path | None = None) -> Path:
+    """As `cache_dir`; raises UsageError for an address, which is not a folder."""
+    where = cache_dir(given)
+    if isinstance(where, Path):
+        return where
+    raise UsageError(f"--cache-dir {where} is not a local folder", "give a folder to measure in")

@@ -1,22 +1,54 @@
-"""The KV of each prefilled video on disk: found by identity, checked in full before it is used."""
+"""The KV of each prefilled video, found by identity, checked in full before it is used.
+
+Importing the package imports neither torch nor diskcache.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from sttm_cli.store.artifact import FORMAT
-from sttm_cli.store.entry import Entry, Finding, Lookup
+from sttm_cli.store.entry import Entry, Finding, Lookup, Removed, Space
 from sttm_cli.store.identity import difference, key_of
-from sttm_cli.store.local import Store
-from sttm_cli.store.none import NoStore
-from sttm_cli.store.packing import STORED, PackedKV, pack
+from sttm_cli.store.opening import open_store
+from sttm_cli.store.protocol import Store
+
+if TYPE_CHECKING:
+    from sttm_cli.store.local import LocalStore
+    from sttm_cli.store.none import NoStore
+    from sttm_cli.store.packing import STORED, PackedKV, pack
 
 __all__ = [
     "FORMAT",
     "STORED",
     "Entry",
     "Finding",
+    "LocalStore",
     "Lookup",
     "NoStore",
     "PackedKV",
+    "Removed",
+    "Space",
     "Store",
     "difference",
     "key_of",
+    "open_store",
     "pack",
 ]
+
+# Imported on demand (PEP 562): listing what is stored needs no torch.
+_MODULES = {
+    "LocalStore": "local",
+    "NoStore": "none",
+    "PackedKV": "packing",
+    "STORED": "packing",
+    "pack": "packing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

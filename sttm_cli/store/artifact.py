@@ -1,207 +1,193 @@
-"""One stored KV as one safetensors file, its own checksum inside; docs/cache-format.md.
+"""The format of one stored KV: a safetensors file with a record and a checksum of its own;
+docs/cache-format.md.
 
-safetensors has no checksum, and a KV half as long as its header says must not be read, so header
-and sizes are checked here against the file before a byte of memory is taken.
+safetensors has no checksum, and a KV shorter than its header says must not be read: header and
+sizes are checked here against the size of the bytes before any memory is taken. Imports no torch.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import stat
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
-from pathlib import Path
-from typing import IO, Any, NamedTuple
-
-import torch
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from sttm_cli.base.types import Json, TokenCounts
-from sttm_cli.store.identity import canonical, key_of
-from sttm_cli.store.packing import SCALED, STORED, PackedKV
+from sttm_cli.store.identity import Spelled, spell
 
 FORMAT = 2
 """Version of the file's layout; part of every identity, so that a file of another one is a miss."""
 
-MOST_HEADER = 16 << 20
+MOST_HEADER = 4 << 20
+"""Bytes of a header. One of 1,024 layers with scales, and of a prefix of 200,000 tokens, is half
+as long."""
+MOST_LAYERS = 1024
+"""Checked before the tensors of a header are laid out, each of which takes memory and time."""
 MOST_ROW = 1 << 16
 """Numbers in one token's key: bounds the memory that a header can ask for beyond its file."""
-ALIGN = 64
-NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int8: "I8"}
+MOST_COUNT = 1 << 40
+"""Bounds every number of tokens and every position."""
+FIRST_READ = 32 << 10
+"""Bytes that are read at once for the header; most headers are shorter."""
+CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
+"""safetensors' names of the types that numbers are stored as."""
+SCALED = "int8"
+"""The type that is stored with scales and offsets."""
+_ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1}
+_MALFORMED = (ValueError, KeyError, TypeError, RecursionError, AttributeError, IndexError)
 
 
 class Damaged(Exception):
-    """The file is not an artifact that may be used; the message says why."""
+    """The bytes are not an artifact that may be used; the message gives the reason."""
+
+
+class Blob(Protocol):
+    """The bytes of one stored artifact, open for reading, wherever a store keeps them."""
+
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+        ...
+
+    def read_into(self, target: memoryview, offset: int) -> int:
+        """Read from `offset` on into the front of `target`; return the number of bytes, 0 at the
+        end. Several threads call it at once. Raises OSError."""
+        ...
+
+    def close(self) -> None:
+        """Release the bytes; a second call does nothing."""
+        ...
 
 
 class Place(NamedTuple):
-    """One tensor in the file: its name, type and shape, and the byte that it begins with,
-    counted from the end of the header."""
+    """One tensor in the file: its name, type, shape, and first and last byte + 1, counted from
+    the end of the header."""
 
     name: str
-    dtype: torch.dtype
+    code: str
     shape: list[int]
     begin: int
+    end: int
 
-    @property
-    def end(self) -> int:
-        return self.begin + prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def described(self) -> Json:
+    def to_json(self) -> Json:
         """As safetensors has it in its header."""
-        offsets = [self.begin, self.end]
-        return {"dtype": NAMES[self.dtype], "shape": self.shape, "data_offsets": offsets}
+        return {"dtype": self.code, "shape": self.shape, "data_offsets": [self.begin, self.end]}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an artifact says of itself, checked against the file's real size.
+    """An artifact's own description, checked against its real size.
 
-    `meta` is the project's own record; the tensors in `places` lie one after another from byte
-    `start` on and end with the file.
+    `meta` is the whole record, of which other fields are parts. `dtype` and `kv_dtype` name the
+    type that keys and values are restored to and the one they are stored as. `scales` are scale
+    and offset of each tensor, empty where there are none; `tensors` are layer 0 key, layer 0
+    value, layer 1 key, ... All lie one after another from byte `start` to byte `end`.
+    `saved_bytes`: how many fewer bytes they take than as they are restored.
     """
 
     meta: Json
+    key: str
+    identity: Json
+    tokens: TokenCounts
+    dtype: str
+    kv_dtype: str
+    scales: list[Place]
+    tensors: list[Place]
     start: int
-    places: list[Place]
+    end: int
+    saved_bytes: int
 
-    @property
-    def lengths(self) -> list[int]:
-        return list(self.meta["lengths"])
 
-    @property
-    def tokens(self) -> TokenCounts:
-        return TokenCounts(**self.meta["tokens"])
+B = TypeVar("B", bound=Blob)
+B_co = TypeVar("B_co", bound=Blob, covariant=True)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type that keys and values are restored to."""
-        return STORED[self.meta["dtype"]]
 
-    @property
-    def scales(self) -> list[Place]:
-        """Scale and offset of each key and value, in their order; empty where there are none."""
-        return self.places[: -2 * len(self.lengths)]
+class Artifact(NamedTuple, Generic[B_co]):
+    """An open artifact whose header was checked."""
 
-    @property
-    def tensors(self) -> list[Place]:
-        """Layer 0 key, layer 0 value, layer 1 key, ..."""
-        return self.places[-2 * len(self.lengths) :]
+    blob: B_co
+    header: Header
 
-    @property
-    def saved_bytes(self) -> int:
-        """How many fewer bytes the tensors take than as they are restored."""
-        whole = sum(prod(place.shape) for place in self.tensors) * self.dtype.itemsize
-        return whole - self.places[-1].end
+
+def open_artifact(blob: B, wanted: Spelled | None = None) -> Artifact[B]:
+    """Read and check everything but the tensors' bytes; raises Damaged or OSError, and closes
+    the blob then. With `wanted`, the stored identity must be equal to it in full."""
+    try:
+        return Artifact(blob, read_header(blob, wanted))
+    except BaseException:
+        blob.close()
+        raise
+
+
+def read_header(blob: Blob, wanted: Spelled | None = None) -> Header:
+    """As `open_artifact`, and leaves the blob open."""
+    size = blob.size
+    first = _read(blob, 0, min(size, FIRST_READ))
+    length = int.from_bytes(first[:8], "little")
+    if not 2 <= length <= min(MOST_HEADER, size - 8):
+        raise Damaged(f"its header cannot be {length} bytes long")
+    start = 8 + length
+    text = first[8:start] + _read(blob, len(first), max(0, start - len(first)))
+    try:
+        header = json.loads(text)
+        meta = _record(header.pop("__metadata__"))
+        _check_meta(meta, wanted)
+        return _check_tensors(header, meta, start, size)
+    except _MALFORMED as error:
+        raise Damaged(f"its header is damaged ({type(error).__name__})") from error
+
+
+def fill(blob: Blob, target: memoryview, offset: int) -> None:
+    """Fill `target` with the bytes from `offset` on; raises Damaged where they end before that."""
+    done = 0
+    while done < len(target):
+        count = blob.read_into(target[done:], offset + done)
+        if not count:
+            raise Damaged("it ends before its tensors do")
+        done += count
 
 
 def layout(lengths: list[int], heads: int, dim: int, kv_dtype: str) -> list[Place]:
     """All tensors in the order in which they are read: scales and offsets first, as float32,
-    so that what follows can be turned into numbers at once."""
+    so that whatever follows can be turned into numbers at once."""
     named = [
         (f"layers.{layer}.{name}", length)
         for layer, length in enumerate(lengths)
         for name in ("key", "value")
     ]
-    wanted = [(name, STORED[kv_dtype], [length, heads, dim]) for name, length in named]
-    if STORED[kv_dtype] is SCALED:
+    wanted = [(name, CODES[kv_dtype], [length, heads, dim]) for name, length in named]
+    if kv_dtype == SCALED:
         wanted = [
-            (f"{name}.{part}", torch.float32, [1, heads, dim])
+            (f"{name}.{part}", CODES["float32"], [1, heads, dim])
             for name, _ in named
             for part in ("scale", "offset")
         ] + wanted
     places, begin = list[Place](), 0
-    for name, dtype, shape in wanted:
-        places.append(Place(name, dtype, shape, begin))
-        begin = places[-1].end
+    for name, code, shape in wanted:
+        end = begin + prod(shape) * _ITEM_BYTES[code]
+        places.append(Place(name, code, shape, begin, end))
+        begin = end
     return places
 
 
-def write(file: IO[bytes], identity: Json, packed: PackedKV, label: Json) -> None:
-    """Write a KV with its identity; the caller owns fsync and rename."""
-    kv, parts = packed.kv, list(_parts(packed))
-    meta = {
-        "format": FORMAT,
-        "identity": identity,
-        "key": key_of(identity),
-        "lengths": list(kv.lengths),
-        "dtype": str(kv.keys[0].dtype).removeprefix("torch."),
-        "kv_dtype": packed.kv_dtype,
-        "merge_layer": kv.merge_layer,
-        "next_positions": list(kv.next_positions),
-        "tokens": asdict(kv.tokens),
-        "grid": list(kv.grid),
-        "facts": kv.facts,
-        "label": label,
-        "checksum": _checksum(parts),
-    }
-    record = canonical(meta)
-    header: Json = {"__metadata__": {"sttm": record.decode(), "seal": _seal(record)}}
-    _, heads, dim = kv.keys[0].shape
-    places = layout(list(kv.lengths), heads, dim, packed.kv_dtype)
-    header |= {place.name: place.described for place in places}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-(len(text) + 8) % ALIGN)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for part in parts:
-        file.write(flat(part))
+class Checksum:
+    """blake3 of all tensor bytes in the file's order: `update` with each, then `str`."""
+
+    def __init__(self) -> None:
+        from blake3 import blake3
+
+        self._total = blake3(max_threads=blake3.AUTO)
+        self.update = self._total.update
+
+    def __str__(self) -> str:
+        return f"blake3:{self._total.hexdigest()}"
 
 
-def open_artifact(path: Path) -> IO[bytes]:
-    """Open for reading; raises OSError, and Damaged for what is no plain file.
+def seal_of(record: bytes) -> str:
+    """The record's own checksum."""
+    from blake3 import blake3
 
-    A symbolic link is not followed, a pipe not waited for.
-    """
-    flags = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
-    descriptor = os.open(path, os.O_RDONLY | flags)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise Damaged("it is not a plain file")
-    # Unbuffered: tensors are read in one piece straight into their place.
-    return os.fdopen(descriptor, "rb", buffering=0)
-
-
-def read_header(file: IO[bytes], identity: Json | None = None) -> Header:
-    """Read and check everything but the tensors' bytes; raises Damaged.
-
-    With `identity`, the stored one must be equal to it in full.
-    """
-    size = os.fstat(file.fileno()).st_size
-    try:
-        length = int.from_bytes(_exactly(file, 8), "little")
-        if not 2 <= length <= min(MOST_HEADER, size - 8):
-            raise Damaged(f"its header cannot be {length} bytes long")
-        header = json.loads(_exactly(file, length))
-        record = header["__metadata__"]["sttm"].encode()
-        if header["__metadata__"]["seal"] != _seal(record):
-            raise Damaged("its record does not have its checksum")
-        meta = json.loads(record)
-        _check_meta(meta, identity)
-        return _check_tensors(header, meta, 8 + length, size)
-    except (ValueError, KeyError, TypeError, RecursionError, AttributeError, IndexError) as error:
-        raise Damaged(f"its header is damaged ({type(error).__name__})") from error
-
-
-def _check_meta(meta: Json, identity: Json | None) -> None:
-    if meta["format"] != FORMAT:
-        raise Damaged(f"its format is {meta['format']!r}, not {FORMAT}")
-    if key_of(meta["identity"]) != meta["key"]:
-        raise Damaged("its key is not that of its identity")
-    if identity is not None and canonical(meta["identity"]) != canonical(identity):
-        raise Damaged("its identity is another's")
-    numbers = [*meta["lengths"], *meta["next_positions"], *meta["grid"], meta["merge_layer"]]
-    if not all(type(n) is int and 0 <= n < 2**40 for n in numbers):
-        raise Damaged("its lengths are damaged")
-    shapes = len(meta["next_positions"]) == 2 and len(meta["grid"]) == 3
-    if not shapes or not meta["lengths"] or min(meta["lengths"]) < 1:
-        raise Damaged("its lengths are damaged")
-    facts, counts = meta["facts"], TokenCounts(**meta["tokens"])
-    if not isinstance(facts, dict) or not isinstance(meta["identity"], dict):
-        raise Damaged("its record is damaged")
-    check_counts(counts)
-    check_label(meta["label"])
+    return f"blake3:{blake3(record).hexdigest()}"
 
 
 def check_label(label: Json) -> None:
@@ -212,78 +198,79 @@ def check_label(label: Json) -> None:
 
 
 def check_counts(counts: TokenCounts) -> None:
-    """Raise Damaged unless they are counts that can be."""
+    """Raise Damaged unless they are possible counts."""
     numbers = [counts.video_full, counts.video_kept, counts.prefix, counts.after_spatial or 0]
     thresholds = [counts.spatial_threshold, counts.temporal_threshold]
-    if not all(type(n) is int and n >= 0 for n in numbers) or not counts.video_full:
+    whole = all(type(n) is int and 0 <= n < MOST_COUNT for n in numbers)
+    if not whole or not counts.video_full:
         raise Damaged("its token counts are damaged")
     if not all(value is None or isinstance(value, (int, float)) for value in thresholds):
         raise Damaged("its thresholds are damaged")
 
 
+def _read(blob: Blob, offset: int, count: int) -> bytes:
+    data = bytearray(count)
+    fill(blob, memoryview(data), offset)
+    return bytes(data)
+
+
+def _record(metadata: Json) -> Json:
+    record = metadata["sttm"].encode()
+    if metadata["seal"] != seal_of(record):
+        raise Damaged("its record does not have its checksum")
+    meta: Json = json.loads(record)
+    return meta
+
+
+def _check_meta(meta: Json, wanted: Spelled | None) -> None:
+    if meta["format"] != FORMAT:
+        raise Damaged(f"its format is {meta['format']!r}, not {FORMAT}")
+    stored = spell(meta["identity"])
+    if stored.key != meta["key"]:
+        raise Damaged("its key is not that of its identity")
+    if wanted is not None and stored.text != wanted.text:
+        raise Damaged("its identity is another's")
+    if not 1 <= len(meta["lengths"]) <= MOST_LAYERS:
+        raise Damaged(f"it cannot have {len(meta['lengths']):,} layers")
+    if len(meta["next_positions"]) != 2 or len(meta["grid"]) != 3:
+        raise Damaged("its lengths are damaged")
+    numbers = [*meta["lengths"], *meta["next_positions"], *meta["grid"], meta["merge_layer"]]
+    if not all(type(n) is int and 0 <= n < MOST_COUNT for n in numbers) or 0 in meta["lengths"]:
+        raise Damaged("its lengths are damaged")
+    if not isinstance(meta["facts"], dict) or not isinstance(meta["identity"], dict):
+        raise Damaged("its record is damaged")
+    check_label(meta["label"])
+
+
 def _check_tensors(header: Json, meta: Json, start: int, size: int) -> Header:
-    lengths, kv_dtype = meta["lengths"], meta["kv_dtype"]
+    lengths, dtype, kv_dtype = meta["lengths"], meta["dtype"], meta["kv_dtype"]
     heads, dim = header["layers.0.key"]["shape"][1:]
     if not (type(heads) is int and type(dim) is int and 0 < heads * dim <= MOST_ROW and heads > 0):
         raise Damaged("its tensors' shapes are damaged")
-    if meta["dtype"] not in STORED or STORED[meta["dtype"]] is SCALED:
-        raise Damaged("its numbers are of no known type")
+    if dtype not in CODES or dtype == SCALED:
+        raise Damaged("its numbers are of an unknown type")
     places = layout(lengths, heads, dim, kv_dtype)
-    if [name for name in header if name != "__metadata__"] != [place.name for place in places]:
+    if list(header) != [place.name for place in places]:
         raise Damaged("its tensors are not those of its layers")
     for place in places:
-        if header[place.name] != place.described:
+        if header[place.name] != place.to_json():
             raise Damaged(f"tensor {place.name} has another place or shape than it should")
-    if start + places[-1].end != size:
-        raise Damaged(f"it is {size} bytes long, its header says {start + places[-1].end}")
-    return Header(meta, start, places)
-
-
-def _parts(packed: PackedKV) -> Iterator[torch.Tensor]:
-    """All tensors on the CPU, in the file's order."""
-    scales = [part for tensor in packed.tensors for part in tensor.parts[:-1]]
-    for part in (*scales, *(tensor.stored for tensor in packed.tensors)):
-        yield part.contiguous().cpu()
-
-
-def flat(tensor: torch.Tensor) -> Any:
-    """The tensor's own memory as a flat array of bytes; bfloat16 has no numpy type."""
-    return tensor.reshape(-1).view(torch.uint8).numpy()
-
-
-class Checksum:
-    """blake3 over all tensor bytes in the file's order."""
-
-    def __init__(self) -> None:
-        from blake3 import blake3
-
-        self._total = blake3(max_threads=blake3.AUTO)
-
-    def add(self, data: Any) -> None:
-        self._total.update(data)
-
-    def __str__(self) -> str:
-        return f"blake3:{self._total.hexdigest()}"
-
-
-def _checksum(parts: list[torch.Tensor]) -> str:
-    total = Checksum()
-    for part in parts:
-        total.add(flat(part))
-    return str(total)
-
-
-def _seal(record: bytes) -> str:
-    from blake3 import blake3
-
-    return f"blake3:{blake3(record).hexdigest()}"
-
-
-def _exactly(file: IO[bytes], count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        piece = file.read(count - len(data))
-        if not piece:
-            raise Damaged("it ends inside its header")
-        data += piece
-    return data
+    end = start + places[-1].end
+    if end != size:
+        raise Damaged(f"it is {size} bytes long, its header says {end}")
+    tokens, count = TokenCounts(**meta["tokens"]), 2 * len(lengths)
+    check_counts(tokens)
+    restored = 2 * sum(lengths) * heads * dim * _ITEM_BYTES[CODES[dtype]]
+    return Header(
+        meta=meta,
+        key=meta["key"],
+        identity=meta["identity"],
+        tokens=tokens,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        scales=places[:-count],
+        tensors=places[-count:],
+        start=start,
+        end=end,
+        saved_bytes=restored - places[-1].end,
+    )

@@ -1,45 +1,48 @@
-"""What the store hands out."""
+"""The records that a store returns: entries, lookups, and results of its upkeep."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from sttm_cli.base.types import Json, TokenCounts
-from sttm_cli.store.artifact import Damaged, Header, check_counts, check_label
-from sttm_cli.store.files import Stored
+from sttm_cli.store.artifact import Artifact, Header
 
 
 @dataclass(frozen=True)
 class Uses:
-    """How often an entry was restored, what that saved in all, and when it was last;
-    `last_used` is in seconds since the epoch."""
+    """How often an entry was restored, the seconds that saved in all, and the last time, in
+    seconds since the epoch."""
 
     hits: int = 0
     saved_s: float = 0.0
     last_used: float = 0.0
 
     @classmethod
-    def of(cls, row: Json | None) -> Uses:
-        """As the index has it; whatever else stands there is no use."""
+    def from_row(cls, row: Json | None) -> Uses:
+        """As a store remembers it; a malformed row counts as no use."""
         row = row or {}
         numbers = [row.get(name) for name in ("hits", "saved_s", "at")]
         if not all(isinstance(n, (int, float)) and abs(n) < 1e11 for n in numbers):
             return cls()
         return cls(int(row["hits"]), float(row["saved_s"]), float(row["at"]))
 
+    def plus(self, *, saved_s: float, now: float) -> Json:
+        """The row after one use more."""
+        return {"at": now, "hits": self.hits + 1, "saved_s": self.saved_s + saved_s}
+
 
 @dataclass(frozen=True)
 class Entry:
     """One stored KV. Times are seconds since the epoch.
 
-    `video` is the digest of the video; `saved_bytes` is what `kv_dtype` makes it smaller than
-    the KV it is restored to; `identity` and `facts` (what came of making it) are None where only
-    what the index remembers was asked for.
+    `location`: where its bytes are, for people; `video`: the digest of the video; `saved_bytes`:
+    how much smaller `kv_dtype` makes it than the KV that is restored from it. `identity` and
+    `facts` (the outcome of its computation) are None in a listing.
     """
 
     key: str
-    path: Path
+    location: str
     bytes: int
     video: str
     label: Json
@@ -55,74 +58,65 @@ class Entry:
     def last_used(self) -> float:
         return max(self.uses.last_used, self.created)
 
-    def to_row(self, stored: Stored) -> Json:
-        """What the index remembers of it, for as long as the file stays as it is."""
-        return {
-            "seal": list(stored.seal),
-            "video": self.video,
-            "label": self.label,
-            "tokens": asdict(self.tokens),
-            "kv_dtype": self.kv_dtype,
-            "saved_bytes": self.saved_bytes,
-        }
 
-
-def entry_of(stored: Stored, header: Header, uses: Uses) -> Entry:
-    """An entry as its file says."""
-    meta, video = header.meta, header.meta["identity"].get("video")
-    digest = video.get("digest") if isinstance(video, dict) else None
+def entry_of(header: Header, *, location: str, created: float, uses: Uses | None = None) -> Entry:
+    """An entry as its artifact describes it."""
+    video = header.identity.get("video")
     return Entry(
-        stored.key,
-        stored.path,
-        stored.bytes,
-        str(digest),
-        meta["label"],
-        header.tokens,
-        meta["kv_dtype"],
-        header.saved_bytes,
-        stored.changed,
-        uses,
-        meta["identity"],
-        meta["facts"],
+        key=header.key,
+        location=location,
+        bytes=header.end,
+        video=str(video.get("digest") if isinstance(video, dict) else None),
+        label=header.meta["label"],
+        tokens=header.tokens,
+        kv_dtype=header.kv_dtype,
+        saved_bytes=header.saved_bytes,
+        created=created,
+        uses=uses or Uses(),
+        identity=header.identity,
+        facts=header.meta["facts"],
     )
-
-
-def remembered(stored: Stored, row: Json | None, uses: Uses) -> Entry | None:
-    """An entry as the index has it; None unless the file is still the one that was meant."""
-    try:
-        if row is None or row["seal"] != list(stored.seal):
-            return None
-        tokens = TokenCounts(**row["tokens"])
-        check_counts(tokens)
-        check_label(row["label"])
-        return Entry(
-            stored.key,
-            stored.path,
-            stored.bytes,
-            str(row["video"]),
-            row["label"],
-            tokens,
-            str(row["kv_dtype"]),
-            int(row["saved_bytes"]),
-            stored.changed,
-            uses,
-        )
-    except (Damaged, KeyError, TypeError, ValueError, AttributeError):
-        return None
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """An entry, or why there is none."""
+    """The result of `Store.find`: an entry, open until it is loaded or closed, or the reason why
+    there is none."""
 
-    entry: Entry | None
-    miss_reason: str | None
+    entry: Entry | None = None
+    artifact: Artifact[Any] | None = None
+    miss_reason: str = ""
+
+    def __enter__(self) -> Lookup:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the artifact; a second call does nothing."""
+        if self.artifact is not None:
+            self.artifact.blob.close()
+
+
+class Removed(NamedTuple):
+    """An entry that was removed to make room."""
+
+    key: str
+    bytes: int
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A file in the cache that is damaged, how, and whether it was removed."""
+    """A damaged artifact: where it is, its damage, and whether it was removed."""
 
-    path: Path
+    location: str
     problem: str
     removed: bool
+
+
+class Space(NamedTuple):
+    """Bytes of the disk below a store; None where it has no such bound."""
+
+    free: int | None = None
+    total: int | None = None

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
-from sttm_cli.base.types import Json, PrefixKV
-from sttm_cli.store.entry import Entry, Lookup
-from sttm_cli.store.packing import PackedKV
+from sttm_cli.base.types import Json
+from sttm_cli.store.entry import Entry, Finding, Lookup, Removed
+from sttm_cli.store.protocol import Store
+
+if TYPE_CHECKING:
+    from sttm_cli.base.types import PrefixKV
+    from sttm_cli.store.packing import PackedKV
 
 
-class NoStore:
-    """The cache switched off: remembers within the process, stores nothing."""
+class NoStore(Store):
+    """Remembers rows within the process, stores no KV."""
+
+    location = "--no-cache"
+    keeps_nothing = True
+    writable = False
+    bytes = 0
+    max_bytes = 0
 
     def __init__(self) -> None:
         self._rows: dict[str, Json] = {}
@@ -23,9 +34,9 @@ class NoStore:
         self._rows[key] = value
 
     def find(self, identity: Json) -> Lookup:
-        return Lookup(None, "the cache is off (--no-cache)")
+        return Lookup(miss_reason="the cache is off (--no-cache)")
 
-    def load(self, entry: Entry, *, device: str | Sequence[str], room: int) -> PrefixKV | None:
+    def load(self, lookup: Lookup, *, device: str | Sequence[str], room: int) -> PrefixKV | None:
         return None
 
     def count_use(self, entry: Entry, *, saved_s: float) -> None:
@@ -34,11 +45,22 @@ class NoStore:
     def entries(self) -> list[Entry]:
         return []
 
+    def beginning(self, key: str) -> list[Entry]:
+        return []
+
     def save(self, identity: Json, packed: PackedKV, *, label: Json) -> Entry | None:
         return None
 
-    def computing(self, key: str, on_wait: Callable[[], None]) -> AbstractContextManager[None]:
-        return nullcontext()
+    def remove(self, keys: Iterable[str]) -> list[str]:
+        return []
+
+    def prune(self, limit: int) -> list[Removed]:
+        return []
+
+    def verify(
+        self, *, repair: bool = False, limit: int | None = None
+    ) -> tuple[int, list[Finding]]:
+        return 0, []
 
     def telling(self, warn: Callable[[str], None]) -> AbstractContextManager[None]:
         return nullcontext()

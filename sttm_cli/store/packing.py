@@ -1,7 +1,7 @@
-"""How a KV's numbers lie on disk: as they are, in half precision, or as bytes with scales.
+"""How a KV's numbers are stored: as they are, in half precision, or as bytes with scales.
 
-Whoever computed a KV goes on with the numbers that a later process will restore: `pack` rounds
-them in place, so that a cold run and a hit give the same answer.
+The process that computed a KV continues with the numbers that a later process will restore: `pack`
+rounds them in place, so that a cold run and a hit give the same answer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STORED = {
     "int8": torch.int8,
 }
 SCALED = torch.int8
-"""The stored type that has scales and offsets."""
+"""The stored type with scales and offsets."""
 TOKENS, DIM = 0, 2
 """Axes of [n, heads, dim]: one scale for all entries along TOKENS is one per channel."""
 BLOCK = 1 << 15
@@ -31,7 +31,7 @@ _STEPS = 127
 
 @dataclass(frozen=True)
 class Packed:
-    """One tensor as it lies on disk: `stored` [n, heads, dim], a number as stored * scale + offset.
+    """One tensor as it is stored: `stored` [n, heads, dim], a number as stored * scale + offset.
 
     `scale` and `offset` are float32, one per channel: [1, heads, dim]; None for stored types other
     than int8.
@@ -43,7 +43,7 @@ class Packed:
 
     @property
     def parts(self) -> list[torch.Tensor]:
-        """Scale and offset where there are any, then what is stored."""
+        """Scale and offset where there are any, then the stored numbers."""
         return [t for t in (self.scale, self.offset, self.stored) if t is not None]
 
     @property
@@ -53,7 +53,7 @@ class Packed:
     def unpack(self, out: torch.Tensor) -> None:
         """Write the numbers to `out` [n, heads, dim]; bit for bit the same for any rows."""
         if self.scale is None or self.offset is None:
-            # Elsewhere nothing says when the copy is done and `stored` may be written again.
+            # Other devices do not report when the copy is done and `stored` may be written again.
             out.copy_(self.stored, non_blocking=out.is_cuda)
         elif out.dtype is torch.float32:
             # Two rounded operations, never one fused: rows must not depend on their neighbours.
@@ -67,7 +67,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class PackedKV:
-    """A KV as it is restored, `kv`, and as it lies on disk: `tensors`, layer 0 key, layer 0 value,
+    """A KV as it is restored, `kv`, and as it is stored: `tensors`, layer 0 key, layer 0 value,
     layer 1 key, ..."""
 
     kv: PrefixKV
@@ -76,7 +76,7 @@ class PackedKV:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors on disk."""
+        """Bytes of all stored tensors."""
         return sum(packed.nbytes for packed in self.tensors)
 
     @property
@@ -99,17 +99,22 @@ def pack(kv: PrefixKV, kv_dtype: str = "auto") -> PackedKV:
     return PackedKV(kv, kv_dtype, tensors)
 
 
-def pack_tensor(tensor: torch.Tensor, stored: torch.dtype, *, axis: int = TOKENS) -> Packed:
-    """One tensor [n, heads, dim] as it will lie on disk.
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU; bfloat16 has no numpy type."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
-    `axis`: what an int8 scale is for all entries of. Keys and values are stored with TOKENS, which
-    was measured to lose least (docs/cache.md); DIM is there to be compared with.
+
+def pack_tensor(tensor: torch.Tensor, stored: torch.dtype, *, axis: int = TOKENS) -> Packed:
+    """One tensor [n, heads, dim] as it will be stored.
+
+    `axis`: the axis whose entries share an int8 scale. Keys and values are stored with TOKENS,
+    which was measured to lose least (docs/cache.md); DIM is for comparison.
     """
     if stored is SCALED:
         return _as_bytes(tensor.float(), axis)
     if stored is tensor.dtype:
         return Packed(tensor)
-    # What half precision cannot hold becomes its largest number, never infinity.
+    # Numbers beyond half precision become its largest one, never infinity.
     most = torch.finfo(stored).max
     return Packed(tensor.float().clamp(-most, most).to(stored))
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from sttm_cli.store import Store
+from sttm_cli.store import LocalStore
+from sttm_cli.store.claim import claim
 from tests.cli.process import Ended, sttm_here
 from tests.cli.test_ask import QUESTION, SAMPLE
 from tests.cli.warm import Warm
@@ -66,7 +67,7 @@ def test_a_kill_at_any_of_50_moments_leaves_a_whole_cache_and_the_next_run_right
     for arguments, begin, after in moments:
         ended, _ = warm.run(*arguments, cache=cache, kill_from=begin, kill_after=after)
         killed += ended.code == -9
-        with Store(cache, warn=pytest.fail) as store:
+        with LocalStore(cache, warn=pytest.fail) as store:
             assert store.verify()[1] == []
     # A loaded machine may end before the moment comes.
     assert killed > 15
@@ -181,7 +182,7 @@ def index_cannot_be_written(index: Path) -> None:
 def test_without_an_index_everything_is_right(place: Path, break_it) -> None:
     """As where SQLite cannot be trusted: entries are found by their keys alone."""
     cache = Path(os.environ["STTM_CACHE_DIR"])
-    cache.mkdir(mode=0o700)
+    claim(cache)
     break_it(cache / "index")
     cold, warm = (sttm_here("ask", place / "video.mp4", QUESTION, "--json") for _ in range(2))
     assert [run.json["cache"]["hit"] for run in (cold, warm)] == [False, True]

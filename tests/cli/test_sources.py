@@ -259,12 +259,30 @@ def test_stdin_cannot_hold_the_video_and_the_questions() -> None:
     assert "QUESTION -" in ended.err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_removes_the_copy(temporary: Path, number: int) -> None:
+    process = reading_stdin(temporary)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else 128 + number)
+    assert b"Traceback" not in err
+    said = "interrupted" if number == signal.SIGINT else f"ended by signal {int(number)}"
+    assert said.encode() in err
+
+
+def test_a_hangup_that_the_caller_ignores_stays_ignored(temporary: Path) -> None:
+    process = reading_stdin(temporary, "nohup")
+    process.send_signal(signal.SIGHUP)
+    out, _ = process.communicate(timeout=120)
+    assert (process.returncode, out) == (0, b"three\n")
+
+
+def reading_stdin(temporary: Path, *before: str) -> subprocess.Popen[bytes]:
+    """The command in a process of its own that has begun to copy a video from stdin."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "sttm_cli", "ask", "-", QUESTION],
+        [*before, sys.executable, "-m", "sttm_cli", "ask", "-", QUESTION],
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ.copy(),
     )
@@ -275,11 +293,7 @@ def test_a_signal_removes_the_copy(temporary: Path, number: int) -> None:
     while not list(temporary.glob("sttm-*/video")) and time.monotonic() < waited:
         time.sleep(0.05)
     assert list(temporary.glob("sttm-*/video"))
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == (130 if number == signal.SIGINT else 143)
-    assert b"Traceback" not in err
-    assert (b"interrupted" if number == signal.SIGINT else b"ended by signal 15") in err
+    return process
 
 
 def test_images_in_natural_order_are_a_video(images: Path) -> None:

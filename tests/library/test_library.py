@@ -17,7 +17,6 @@ import pytest
 
 from sttm_cli.base.errors import CacheError, UsageError
 from sttm_cli.base.types import DecodeReport, FrameChunk
-from sttm_cli.library import space
 from sttm_cli.library.local import LocalRunner
 from sttm_cli.library.loop import prepare_library
 from sttm_cli.library.outcome import Computed, Failed, Outcome, Skipped, Stopped
@@ -193,7 +192,7 @@ def test_what_is_stored_is_what_ask_would_have_stored(videos: list[Path], tmp_pa
             else:
                 outcomes(qa, videos)
             (entry,) = [e for e in qa.store.beginning("") if e.label["video"] == str(videos[2])]
-            kv = qa.store.load(entry, device="cpu", room=0)
+            kv = qa.store.load(qa.store.find(entry.identity), device="cpu", room=0)
         assert kv is not None
         assert all(kv.facts["seconds"][s] > 0 for s in ("decode", "encode", "merge", "prefill"))
         numbers = [tensor.tolist() for tensor in kv.keys + kv.values]
@@ -332,7 +331,7 @@ def test_more_than_the_caches_bound_is_refused_before_the_work(videos: list[Path
 def test_more_than_the_disk_holds_is_refused_before_the_work(
     videos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(space, "disk_usage", lambda path: Disk(1 << 30, 1 << 30, 1 << 20))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Disk(1 << 30, 1 << 30, 1 << 20))
     with VideoQA(max_bytes=1 << 30) as qa, pytest.raises(CacheError, match="free"):
         check_space(qa, estimate(qa, videos))
     with VideoQA(max_bytes=1 << 30) as qa:
@@ -352,7 +351,7 @@ def test_the_run_stops_before_the_disk_is_full(
     stored: list[Outcome] = []
     left = {0: 10 << 20, 1: 5 << 20}
     disk = Disk(100 << 20, 0, 0)
-    monkeypatch.setattr(space, "disk_usage", lambda path: disk._replace(free=left[len(stored)]))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: disk._replace(free=left[len(stored)]))
     with VideoQA(max_bytes=1 << 30) as qa:
         for outcome in precompute(qa, videos):
             stored.append(outcome)

@@ -24,7 +24,7 @@ from sttm_cli.serve.http_errors import Refused, refusal
 from sttm_cli.serve.job import Job, Piece
 from sttm_cli.serve.options import Options
 from sttm_cli.settings.settings import Settings, cache_dir
-from sttm_cli.store import Store
+from sttm_cli.store import LocalStore
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 COUNT = "how many shapes are there?"
@@ -155,7 +155,7 @@ def test_a_kv_in_host_memory_that_finds_the_device_full_gets_room_or_comes_from_
         return copied(kv, devices, room)
 
     monkeypatch.setattr(kv_memory, "_copied", scarce)
-    store = Store(cache_dir(None), max_bytes=SETTINGS.max_bytes, warn=lambda line: None)
+    store = LocalStore(cache_dir(None), max_bytes=SETTINGS.max_bytes, warn=lambda line: None)
     resources = Resources(store, device_bytes=1 << 30, host_bytes=1 << 30)
 
     def tier(settings: Settings) -> str | None:

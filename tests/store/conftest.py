@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sttm_cli.store import Store
+from sttm_cli.store import LocalStore
 
 
 @pytest.fixture
@@ -15,5 +15,5 @@ def warnings() -> list[str]:
 
 
 @pytest.fixture
-def store(tmp_path: Path, warnings: list[str]) -> Store:
-    return Store(tmp_path / "cache", warn=warnings.append)
+def store(tmp_path: Path, warnings: list[str]) -> LocalStore:
+    return LocalStore(tmp_path / "cache", warn=warnings.append)

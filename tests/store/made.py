@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from sttm_cli.base.types import PrefixKV, TokenCounts
-from sttm_cli.store import Store
+from sttm_cli.store import LocalStore, Store
 
 IDENTITY = {"format": 1, "video": {"digest": "d1"}, "merge": {"budget": 0.3}, "model": {"w": "m1"}}
 
@@ -31,6 +31,11 @@ def same(a: PrefixKV, b: PrefixKV) -> bool:
     return a.lengths == b.lengths and all(torch.equal(x[:n], y[:n]) for x, y, n in pairs)
 
 
-def another(store: Store, warn: Callable[[str], None] = print) -> Store:
+def restored(store: Store, room: int = 0, device: str = "cpu") -> PrefixKV | None:
+    """What is stored under IDENTITY, read as a hit reads it."""
+    return store.load(store.find(IDENTITY), device=device, room=room)
+
+
+def another(store: LocalStore, warn: Callable[[str], None] = print) -> LocalStore:
     """The same folder as another process would open it."""
-    return Store(store.path, warn=warn)
+    return LocalStore(store.path, warn=warn)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sttm_cli.store import Store, key_of, pack
+from sttm_cli.store import LocalStore, key_of, pack
 from tests.store.made import IDENTITY, another, kv
 
 
@@ -30,7 +30,7 @@ def identity(number: int) -> dict[str, object]:
 
 
 def save_for_ever(root: Path, begun: Event) -> None:
-    store = Store(root, warn=print)
+    store = LocalStore(root, warn=print)
     begun.set()
     for number in itertools.count():
         made = kv(number % 5, (900, 900, 300))
@@ -39,21 +39,20 @@ def save_for_ever(root: Path, begun: Event) -> None:
 
 def compute_four(root: Path) -> None:
     """As `ask` does; each computation leaves a file beside the cache."""
-    store = Store(root / "cache", warn=print)
+    store = LocalStore(root / "cache", warn=print)
     for number in range(4):
         wanted = identity(number)
         with store.computing(key_of(wanted), on_wait=lambda: None):
-            entry = store.find(wanted).entry
-            if entry is None:
+            if store.stored(wanted) is None:
                 time.sleep(0.1)
                 (root / f"{number} by {multiprocessing.current_process().pid}").touch()
                 store.save(wanted, pack(kv(number)), label={})
-            elif store.load(entry, device="cpu", room=0) is None:
+            elif store.load(store.find(wanted), device="cpu", room=0) is None:
                 raise AssertionError(f"{number} is stored and cannot be read")
 
 
 def hold_for_ever(root: Path, begun: Event) -> None:
-    with Store(root, warn=print).computing("k", on_wait=print):
+    with LocalStore(root, warn=print).computing("k", on_wait=print):
         begun.set()
         time.sleep(600)
 
@@ -70,9 +69,9 @@ def test_a_killed_writer_leaves_whole_entries_only(
         time.sleep(rng.uniform(0.0, 0.3))
         process.kill()
         process.join()
-        with Store(tmp_path, warn=pytest.fail) as store:
+        with LocalStore(tmp_path, warn=pytest.fail) as store:
             assert not store.verify()[1]
-    with Store(tmp_path, warn=pytest.fail) as store:
+    with LocalStore(tmp_path, warn=pytest.fail) as store:
         store.prune(store.max_bytes)
         assert not list(tmp_path.rglob("*.part"))
         store.save(IDENTITY, pack(kv()), label={})
@@ -98,16 +97,18 @@ def test_whoever_waits_takes_over_when_the_holder_is_killed(
     holder = processes.Process(target=hold_for_ever, args=(tmp_path, begun))
     holder.start()
     assert begun.wait(60)
-    with Store(tmp_path, warn=print) as store, store.computing("k", on_wait=holder.kill):
+    with LocalStore(tmp_path, warn=print) as store, store.computing("k", on_wait=holder.kill):
         assert (tmp_path / "locks" / "k").exists()
     holder.join()
     assert holder.exitcode == -signal.SIGKILL
 
 
-def test_only_what_the_dead_left_behind_is_swept(store: Store) -> None:
+def test_only_what_the_dead_left_behind_is_swept(store: LocalStore) -> None:
     store.save(IDENTITY, pack(kv()), label={})
-    left = [store.path / "kv" / "ab" / "x.part", store.path / "locks" / ("d" * 64)]
-    theirs = [store.path / "kv" / "ab" / "theirs.safetensors", store.path / "locks" / "theirs"]
+    folder, part = store.path / "kv" / "ab", f"ab{'0' * 62}.{'1' * 16}.part"
+    left = [folder / part, folder / "ab000000tmp_name.part", store.path / "locks" / ("d" * 64)]
+    theirs = [folder / name for name in ("theirs.safetensors", "movie.part", "0" * 64 + ".part")]
+    theirs += [store.path / "kv" / "zz" / part, store.path / "locks" / "theirs"]
     for path in left + theirs:
         path.parent.mkdir(exist_ok=True)
         path.touch()

@@ -12,7 +12,7 @@ import pytest
 from sttm_cli.base.types import PrefixKV
 from sttm_cli.runtime.resources import Resources
 from sttm_cli.runtime.session import VideoQA
-from sttm_cli.store import Store, pack
+from sttm_cli.store import LocalStore, pack
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 QUESTION = "how many shapes are there?"
@@ -59,7 +59,7 @@ CHANGES: dict[str, Callable[[PrefixKV], PrefixKV]] = {
 @pytest.fixture(scope="module")
 def resources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resources]:
     """One loaded model for all, which keeps no KV in memory."""
-    resources = Resources(Store(tmp_path_factory.mktemp("cache"), warn=print))
+    resources = Resources(LocalStore(tmp_path_factory.mktemp("cache"), warn=print))
     yield resources
     resources.close()
 
@@ -71,7 +71,7 @@ def test_what_no_run_can_have_stored_is_a_miss(
     store, said = resources.store, list[str]()
     with VideoQA(resources=resources) as qa:
         right, identity = qa.ask(SAMPLE, QUESTION), qa.request(SAMPLE).identity
-    kv = store.load(store.find(identity).entry, device="cpu", room=0)
+    kv = store.load(store.find(identity), device="cpu", room=0)
     store.save(identity, pack(change(kv)), label={})
     with VideoQA(resources=resources, warn=said.append) as qa:
         again = qa.ask(SAMPLE, QUESTION)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import random
 import sqlite3
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sttm_cli.store import Store, pack
-from tests.store.made import IDENTITY, another, kv
+from sttm_cli.store import LocalStore, pack
+from sttm_cli.store.artifact import seal_of
+from sttm_cli.store.identity import canonical
+from tests.store.made import IDENTITY, another, kv, restored
 
 
 def mutations(data: bytes, other: bytes) -> list[tuple[str, bytes]]:
@@ -55,47 +59,46 @@ def mutations(data: bytes, other: bytes) -> list[tuple[str, bytes]]:
 
 @pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
 def test_500_damaged_files_are_misses_and_never_a_crash_or_other_numbers(
-    store: Store, warnings: list[str], kv_dtype: str
+    store: LocalStore, warnings: list[str], kv_dtype: str
 ) -> None:
     entry = store.save(IDENTITY, pack(kv(), kv_dtype), label={})
     elsewhere = store.save({**IDENTITY, "video": {"digest": "d2"}}, pack(kv(1)), label={})
-    data, used = entry.path.read_bytes(), list[str]()
-    cases = mutations(data, elsewhere.path.read_bytes())
+    data, used = Path(entry.location).read_bytes(), list[str]()
+    cases = mutations(data, Path(elsewhere.location).read_bytes())
     assert len(cases) >= 500
     fresh = another(store, warnings.append)
     for name, damaged in cases:
-        entry.path.write_bytes(damaged)
-        found = fresh.find(IDENTITY).entry
-        if found and fresh.load(found, device="cpu", room=1) is not None:
+        Path(entry.location).write_bytes(damaged)
+        if restored(fresh, room=1) is not None:
             used.append(name)
     assert not used
     assert len(warnings) >= len(cases)
 
 
-def test_a_link_out_of_the_folder_is_not_followed(store: Store, tmp_path: Path) -> None:
+def test_a_link_out_of_the_folder_is_not_followed(store: LocalStore, tmp_path: Path) -> None:
     entry = store.save(IDENTITY, pack(kv()), label={})
-    entry.path.rename(tmp_path / "outside")
-    entry.path.symlink_to(tmp_path / "outside")
+    Path(entry.location).rename(tmp_path / "outside")
+    Path(entry.location).symlink_to(tmp_path / "outside")
     assert another(store).find(IDENTITY).entry is None
 
 
-def test_verify_names_each_damage_and_repair_removes_it(store: Store) -> None:
+def test_verify_names_each_damage_and_repair_removes_it(store: LocalStore) -> None:
     entries = [
         store.save({**IDENTITY, "video": {"digest": f"d{i}"}}, pack(kv(i)), label={})
         for i in range(3)
     ]
-    data = bytearray(entries[1].path.read_bytes())
+    data = bytearray(Path(entries[1].location).read_bytes())
     data[-3] ^= 1
-    entries[1].path.write_bytes(data)
-    entries[2].path.write_bytes(b"short")
+    Path(entries[1].location).write_bytes(data)
+    Path(entries[2].location).write_bytes(b"short")
     checked, found = another(store).verify()
-    findings = {f.path: f.problem for f in found}
+    findings = {Path(f.location): f.problem for f in found}
     assert checked == 3
-    assert set(findings) == {entries[1].path, entries[2].path}
-    assert "checksum" in findings[entries[1].path]
+    assert set(findings) == {Path(entries[1].location), Path(entries[2].location)}
+    assert "checksum" in findings[Path(entries[1].location)]
     assert len(another(store).verify(repair=True)[1]) == 2
     assert another(store).verify() == (1, [])
-    assert entries[0].path.exists()
+    assert Path(entries[0].location).exists()
 
 
 class Payload:
@@ -108,7 +111,7 @@ class Payload:
         return (Path.touch, (self.marker,))
 
 
-def test_pickles_planted_in_the_index_are_never_loaded(store: Store, tmp_path: Path) -> None:
+def test_pickles_planted_in_the_index_are_never_loaded(store: LocalStore, tmp_path: Path) -> None:
     marker = tmp_path / "executed"
     store.set("known", {"a": 1})
     store.save(IDENTITY, pack(kv()), label={})
@@ -124,39 +127,82 @@ def test_pickles_planted_in_the_index_are_never_loaded(store: Store, tmp_path: P
     other = another(store)
     assert other.get("known") is None
     entry = other.find(IDENTITY).entry
-    assert other.load(entry, device="cpu", room=0) is not None
+    assert restored(other) is not None
     other.set("known", {"a": 2})
     assert other.find({**IDENTITY, "model": {"w": "m2"}}).entry is None
     other.remove([entry.key])
     assert not marker.exists()
 
 
-def test_a_byte_changed_behind_an_unchanged_time_is_found(store: Store) -> None:
+def test_a_byte_changed_behind_an_unchanged_time_is_found(store: LocalStore) -> None:
     entry = store.save(IDENTITY, pack(kv()), label={})
-    assert store.load(entry, device="cpu", room=0) is not None
-    before = entry.path.stat()
-    with entry.path.open("r+b") as file:
+    assert restored(store) is not None
+    before = Path(entry.location).stat()
+    with Path(entry.location).open("r+b") as file:
         file.seek(-3, os.SEEK_END)
         file.write(b"\x01")
-    os.utime(entry.path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert another(store).load(entry, device="cpu", room=0) is None
+    os.utime(Path(entry.location), ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert restored(another(store)) is None
+
+
+def test_damage_under_an_unchanged_stat_is_found_at_every_restore(
+    store: LocalStore, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a disk does that returns other bytes: neither a time nor the inode tells."""
+    entry = store.save(IDENTITY, pack(kv()), label={})
+    assert restored(store) is not None
+    assert restored(store) is not None
+    place = Path(entry.location)
+    whole, before = place.read_bytes(), os.stat(place)
+    place.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    monkeypatch.setattr(os, "fstat", lambda descriptor: before)
+    assert restored(store) is None
+    assert "checksum" in warnings[-1]
+
+
+def test_a_header_of_millions_of_layers_is_refused_before_they_are_laid_out(
+    store: LocalStore,
+) -> None:
+    entry = store.save(IDENTITY, pack(kv()), label={})
+    place = Path(entry.location)
+    data, layers = place.read_bytes(), 1_750_000
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    record = json.loads(header["__metadata__"]["sttm"])
+    record["lengths"] = [1] * layers
+    text = canonical(record)
+    header["__metadata__"] = {"sttm": text.decode(), "seal": seal_of(text)}
+    written = json.dumps(header, separators=(",", ":")).encode()
+    place.write_bytes(len(written).to_bytes(8, "little") + written)
+    store.close()
+    (store.path / "index" / "cache.db").unlink()
+    tracemalloc.start()
+    assert another(store).entries() == []
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 100 << 20
+
+
+def test_the_number_of_layers_is_bounded(store: LocalStore) -> None:
+    assert store.save(IDENTITY, pack(kv(lengths=(1,) * 1024)), label={}) is not None
+    assert restored(store) is not None
+    assert store.save(IDENTITY, pack(kv(lengths=(1,) * 1025)), label={}) is None
 
 
 @pytest.mark.parametrize("plant", [os.mkfifo, os.mkdir])
-def test_what_is_no_file_is_a_miss_and_not_waited_for(
-    store: Store, warnings: list[str], plant: Callable[[Path], None]
+def test_anything_but_a_regular_file_is_a_miss_and_not_waited_for(
+    store: LocalStore, warnings: list[str], plant: Callable[[Path], None]
 ) -> None:
     entry = store.save(IDENTITY, pack(kv()), label={})
-    entry.path.unlink()
-    plant(entry.path)
-    assert "no plain file" in store.find(IDENTITY).miss_reason
+    Path(entry.location).unlink()
+    plant(Path(entry.location))
+    assert "not a regular file" in store.find(IDENTITY).miss_reason
     assert store.entries() == []
     (finding,) = store.verify(repair=True)[1]
-    assert finding.removed is not entry.path.exists()
-    assert ("cannot be removed" in warnings[-1]) is entry.path.exists()
+    assert finding.removed is not Path(entry.location).exists()
+    assert ("cannot be removed" in warnings[-1]) is Path(entry.location).exists()
 
 
-def test_files_behind_a_linked_folder_are_not_removed(store: Store, tmp_path: Path) -> None:
+def test_files_behind_a_linked_folder_are_not_removed(store: LocalStore, tmp_path: Path) -> None:
     store.save(IDENTITY, pack(kv()), label={})
     (tmp_path / "weights").mkdir()
     theirs = [tmp_path / "weights" / name for name in (f"{'a' * 64}.safetensors", "other.part")]

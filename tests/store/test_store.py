@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sttm_cli.store import Store, difference, key_of, pack
-from tests.store.made import IDENTITY, another, kv, same
+from sttm_cli.store import LocalStore, difference, key_of, pack
+from tests.store.made import IDENTITY, another, kv, restored, same
 
 
-def test_a_miss_names_the_field_that_differs(store: Store) -> None:
+def test_a_miss_names_the_field_that_differs(store: LocalStore) -> None:
     store.save(IDENTITY, pack(kv()), label={})
     other = {**IDENTITY, "merge": {"budget": 0.5}}
     lookup = store.find(other)
@@ -32,8 +34,8 @@ def test_numbers_and_their_look_alikes_are_different_identities() -> None:
 def test_the_bound_removes_the_least_recently_used_and_never_the_one_just_written(
     tmp_path: Path,
 ) -> None:
-    one = Store(tmp_path / "size", warn=print).save(IDENTITY, pack(kv()), label={}).bytes
-    store = Store(tmp_path / "cache", warn=print, max_bytes=int(2.5 * one))
+    one = LocalStore(tmp_path / "size", warn=print).save(IDENTITY, pack(kv()), label={}).bytes
+    store = LocalStore(tmp_path / "cache", warn=print, max_bytes=int(2.5 * one))
     identities = [{**IDENTITY, "video": {"digest": f"d{i}"}} for i in range(3)]
     for identity in identities[:2]:
         store.save(identity, pack(kv()), label={})
@@ -41,37 +43,118 @@ def test_the_bound_removes_the_least_recently_used_and_never_the_one_just_writte
     store.save(identities[2], pack(kv()), label={})
     assert [store.find(i).entry is not None for i in identities] == [True, False, True]
     assert store.bytes <= store.max_bytes
-    tight = Store(tmp_path / "cache", warn=print, max_bytes=one)
+    tight = LocalStore(tmp_path / "cache", warn=print, max_bytes=one)
     assert len(tight.prune(tight.max_bytes)) == 1
     assert store.bytes == sum(e.bytes for e in store.entries()) <= one
 
 
 def test_an_entry_larger_than_the_bound_is_not_stored(tmp_path: Path, warnings) -> None:
-    store = Store(tmp_path / "cache", warn=warnings.append, max_bytes=100)
+    store = LocalStore(tmp_path / "cache", warn=warnings.append, max_bytes=100)
     assert store.save(IDENTITY, pack(kv()), label={}) is None
     assert "--max-bytes" in warnings[0]
 
 
-def test_an_entry_removed_while_it_is_read_stays_readable(store: Store) -> None:
-    from sttm_cli.store.artifact import open_artifact, read_header
-    from sttm_cli.store.reading import read_tensors
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let the disk have so many free bytes."""
 
+    def has(count: int) -> None:
+        monkeypatch.setattr(
+            "sttm_cli.store.files.shutil.disk_usage", lambda place: usage(1 << 40, 0, count)
+        )
+
+    usage = namedtuple("usage", "total used free")
+    return has
+
+
+def test_a_disk_that_fills_up_evicts_nothing_of_what_is_stored(
+    store: LocalStore, warnings: list[str], free: Callable[[int], None]
+) -> None:
+    free(1 << 30)
+    identities = [{**IDENTITY, "video": {"digest": f"d{i}"}} for i in range(6)]
+    entries = [store.save(identity, pack(kv()), label={}) for identity in identities[:5]]
+    stored = store.bytes
+    free(0)
+    assert store.max_bytes == stored
+    assert another(store).prune(another(store).max_bytes) == []
+    assert warnings == []
+    another(store, warnings.append).save(identities[5], pack(kv()), label={})
+    assert store.stored(identities[0]) is None
+    assert all(store.stored(identity) for identity in identities[1:])
+    assert len(warnings) == 1
+    assert (
+        f"removed 1 of the least recently used entries ({entries[0].bytes:,} bytes)"
+        in (warnings[0])
+    )
+    assert "automatic bound" in warnings[0]
+    assert "--max-bytes" not in warnings[0]
+
+
+def test_a_message_names_the_bound_that_was_given_or_that_there_was_none(
+    tmp_path: Path, warnings: list[str], free: Callable[[int], None]
+) -> None:
+    free(100)
+    for max_bytes, named in ((None, "the automatic bound of 10 bytes"), (50, "--max-bytes 50")):
+        store = LocalStore(tmp_path / "cache", warn=warnings.append, max_bytes=max_bytes)
+        assert store.save(IDENTITY, pack(kv()), label={}) is None
+        assert named in warnings.pop()
+
+
+def test_an_entry_removed_while_it_is_read_stays_readable(store: LocalStore) -> None:
     saved = kv()
     entry = store.save(IDENTITY, pack(saved), label={})
-    with open_artifact(entry.path) as file:
-        another(store).remove([entry.key])
-        assert same(read_tensors(file, read_header(file), device="cpu", room=0), saved)
+    lookup = store.find(IDENTITY)
+    another(store).remove([entry.key])
+    assert same(store.load(lookup, device="cpu", room=0), saved)
+    assert store.find(IDENTITY).entry is None
+
+
+def test_an_entry_replaced_while_the_model_loads_is_read_as_it_was_found(store: LocalStore) -> None:
+    saved = kv()
+    store.save(IDENTITY, pack(saved), label={})
+    assert restored(store) is not None
+    lookup = store.find(IDENTITY)
+    another(store).save(IDENTITY, pack(kv(1)), label={})
+    assert same(store.load(lookup, device="cpu", room=0), saved)
+    assert same(restored(store), kv(1))
+
+
+def test_a_file_overwritten_in_place_while_the_model_loads_is_not_used(
+    store: LocalStore, warnings: list[str]
+) -> None:
+    entry = store.save(IDENTITY, pack(kv()), label={})
+    assert restored(store) is not None
+    lookup = store.find(IDENTITY)
+    data = bytearray(Path(entry.location).read_bytes())
+    data[-3] ^= 1
+    Path(entry.location).write_bytes(data)
+    assert store.load(lookup, device="cpu", room=0) is None
+    assert "checksum" in warnings[-1]
+
+
+def test_nothing_stays_open_after_a_lookup(store: LocalStore) -> None:
+    store.save(IDENTITY, pack(kv()), label={})
+    store.close()
+    before = len(os.listdir("/proc/self/fd"))
+    assert store.stored(IDENTITY) is not None
+    store.find(IDENTITY).close()
+    with store.find(IDENTITY) as lookup:
+        assert lookup.entry is not None
+    assert restored(store) is not None
+    assert store.find({**IDENTITY, "model": {}}).miss_reason
+    store.close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_reading_from_a_missing_folder_creates_nothing(tmp_path: Path) -> None:
-    store = Store(tmp_path / "none", warn=print)
+    store = LocalStore(tmp_path / "none", warn=print)
     assert store.find(IDENTITY).entry is None
     assert store.get("x") is None
     assert store.entries() == []
     assert not (tmp_path / "none").exists()
 
 
-def test_the_folder_is_private(store: Store) -> None:
+def test_the_folder_is_private(store: LocalStore) -> None:
     store.save(IDENTITY, pack(kv()), label={})
     assert store.path.stat().st_mode & 0o077 == 0
 
@@ -79,13 +162,13 @@ def test_the_folder_is_private(store: Store) -> None:
 def test_a_folder_that_everybody_may_write_is_not_used(tmp_path: Path, warnings) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
-    store = Store(tmp_path / "open", warn=warnings.append)
+    store = LocalStore(tmp_path / "open", warn=warnings.append)
     assert store.save(IDENTITY, pack(kv()), label={}) is None
     assert store.find(IDENTITY).entry is None
     assert len(warnings) == 1
 
 
-def test_a_full_disk_is_a_warning_and_leaves_what_was_there(store: Store, warnings) -> None:
+def test_a_full_disk_is_a_warning_and_leaves_what_was_there(store: LocalStore, warnings) -> None:
     import resource
 
     kept = store.save(IDENTITY, pack(kv()), label={})
@@ -97,23 +180,23 @@ def test_a_full_disk_is_a_warning_and_leaves_what_was_there(store: Store, warnin
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert len(warnings) == 1
-    assert [p.name for p in (store.path / "kv").rglob("*.*")] == [kept.path.name]
+    assert [p.name for p in (store.path / "kv").rglob("*.*")] == [Path(kept.location).name]
     assert store.verify() == (1, [])
 
 
-def test_names_that_are_no_text_are_kept(store: Store) -> None:
+def test_names_that_are_no_text_are_kept(store: LocalStore) -> None:
     made, name = kv(), os.fsdecode(b"a\xff.png")
     made.facts["decode"]["warnings"] = [f"{name} is damaged"]
-    entry = store.save(IDENTITY, pack(made), label={"model": name})
+    store.save(IDENTITY, pack(made), label={"model": name})
     other = another(store)
     assert other.find(IDENTITY).entry.label == {"model": name}
-    assert other.load(entry, device="cpu", room=0).facts == made.facts
+    assert restored(other).facts == made.facts
     assert store.verify() == (1, [])
 
 
 def test_the_bound_holds_though_not_every_save_looks_at_all_files(tmp_path: Path) -> None:
-    one = Store(tmp_path / "size", warn=print).save(IDENTITY, pack(kv()), label={}).bytes
-    store = Store(tmp_path / "cache", warn=print, max_bytes=100 * one)
+    one = LocalStore(tmp_path / "size", warn=print).save(IDENTITY, pack(kv()), label={}).bytes
+    store = LocalStore(tmp_path / "cache", warn=print, max_bytes=100 * one)
     looks, scan = [], store._folder.scan
     store._folder.scan = lambda: looks.append(1) or scan()
     for n in range(110):
