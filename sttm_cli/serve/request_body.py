@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from sttm_cli.serve.http_errors import Refused
-from sttm_cli.serve.json_bounds import TooDeep, TooLarge, check_json
+from sttm_cli.serve.json_bounds import MOST_DEPTH, TooDeep, TooLarge, check_json
 
 Whole = Annotated[int, Field(gt=-(2**63), lt=2**63)]
 Number = Annotated[float, Field(ge=-1e15, le=1e15)]
@@ -76,7 +76,7 @@ def read_body(
         message = "the body has more than 1 MiB, or 50,000 parts, of JSON beside its data: url"
         raise Refused(413, message, code="too_large") from None
     except TooDeep:
-        bad("the body's JSON has too many levels")
+        bad(f"{_NOT_JSON}, or has more than {MOST_DEPTH} levels")
     except ValidationError as error:
         bad(_line(error.errors(include_url=False, include_input=False)[0]))
     except (ValueError, RecursionError):
