@@ -8,7 +8,17 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "torchvision", "transformers", "numpy", "av", "decord", "diskcache", "PIL", "matplotlib"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "transformers",
+    "numpy",
+    "av",
+    "decord",
+    "diskcache",
+    "PIL",
+    "matplotlib",
+}
 
 
 def modules_after(code: str) -> set[str]:
