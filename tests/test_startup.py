@@ -18,6 +18,8 @@ HEAVY = {
     "diskcache",
     "PIL",
     "matplotlib",
+    "pydantic",
+    "jinja2",
 }
 
 

@@ -4,6 +4,7 @@ SttmError                 1   anything that is not below
 ├── UsageError            2   a setting that is not possible
 │   └── ContextError      2   a question that does not fit the model's context
 ├── VideoError            3   the video cannot be read
+│   └── DisturbedError    3   its reading was disturbed; asking again may succeed
 ├── ModelError            4   the model is missing or not supported
 ├── OutOfMemoryError      5   out of memory
 └── CacheError            1   the cache cannot be used as asked
@@ -45,6 +46,11 @@ class VideoError(SttmError):
 
     kind = "video"
     exit_code = 3
+
+
+class DisturbedError(VideoError):
+    """The file changed, or its reader was ended, while it was read: the frames read so far say
+    nothing about the file, and nothing made of them may be kept."""
 
 
 class ModelError(SttmError):

@@ -43,15 +43,14 @@ class Timing:
 class Row:
     """One size in bytes on disk, and the seconds of each step, the best of the repeats.
 
-    `checked` is a restore that computes the checksum, `warm` and `cold` are restores without
-    it. The floors are plain writes and reads of as many bytes; `copy` is the way from pinned
+    `warm` and `cold` are restores, with their checksum, from a file that is and is not in the page
+    cache. The floors are plain writes and reads of as many bytes; `copy` is the way from pinned
     memory to the device. None where it cannot be measured here.
     """
 
     bytes: int
     write: Timing
     write_floor: Timing
-    checked: Timing
     warm: Timing
     warm_floor: Timing
     cold: Timing | None
@@ -121,10 +120,6 @@ def _measure(place: Path, kv: PackedKV, device: str, repeat: int) -> Row:
             store.load(store.find(identity), device=device, room=ROOM)
             wait_for(device)
 
-        def forget() -> None:
-            store.set(f"verified:{entry.key}", {})
-
-        checked = _least(repeat, restore, before=forget)
         warm = _least(repeat, restore)
         warm_floor = _least(repeat, lambda: plain_read(path))
         cold = cold_floor = None
@@ -137,7 +132,7 @@ def _measure(place: Path, kv: PackedKV, device: str, repeat: int) -> Row:
             cold = _least(repeat, restore, before=drop)
         store.remove([entry.key])
     copy = None if device == "cpu" else _copy(size, device, repeat)
-    return Row(entry.bytes, write, write_floor, checked, warm, warm_floor, cold, cold_floor, copy)
+    return Row(entry.bytes, write, write_floor, warm, warm_floor, cold, cold_floor, copy)
 
 
 def made_up_kv(size: int) -> PrefixKV:

@@ -13,7 +13,7 @@ import typer
 from sttm_cli.base.errors import UsageError
 from sttm_cli.cli import ask, bench, cache, chat, config, doctor, inspect, models, precompute, serve
 from sttm_cli.cli.flags import examples
-from sttm_cli.cli.output import show_failure
+from sttm_cli.cli.output import print_text, show_failure
 from sttm_cli.settings.config_file import read_config
 
 app = typer.Typer(
@@ -57,7 +57,7 @@ def _root(
     if version:
         from sttm_cli import __version__
 
-        typer.echo(f"sttm {__version__}")
+        print_text(f"sttm {__version__}")
         raise typer.Exit()
 
 
@@ -67,7 +67,7 @@ def main() -> NoReturn:
     # Importing a model makes a million objects that stay. By default they are looked through for
     # garbage over and over, which takes a sixth of the time.
     gc.set_threshold(50_000)
-    _end_on(signal.SIGTERM)
+    _end_on("SIGTERM", "SIGHUP")
     try:
         code = app(arguments, standalone_mode=False, default_map=_defaults(arguments))
         if code == INTERRUPTED:
@@ -101,12 +101,17 @@ def _by_command(group: typer.Typer, given: dict[str, str]) -> dict[str, Any]:
     return defaults
 
 
-def _end_on(number: int) -> None:
-    """End in good order when a signal asks for it: what is temporary is removed."""
+def _end_on(*names: str) -> None:
+    """End in good order when one of these signals asks for it: temporary files are removed."""
 
     def end(number: int, frame: object) -> NoReturn:
         raise SystemExit(128 + number)
 
-    # Anywhere but in the main thread Python takes no handlers.
-    with contextlib.suppress(ValueError):
-        signal.signal(number, end)
+    for name in names:
+        # Windows has no SIGHUP.
+        number = getattr(signal, name, None)
+        # nohup starts commands with the signal ignored: then it stays so.
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            # Anywhere but in the main thread Python takes no handlers.
+            with contextlib.suppress(ValueError):
+                signal.signal(number, end)

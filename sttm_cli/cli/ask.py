@@ -41,6 +41,7 @@ from sttm_cli.cli.output import (
     StageProgress,
     cut_off,
     one_line,
+    print_answer,
     print_json,
     say,
     share,
@@ -53,7 +54,7 @@ from sttm_cli.settings.question import check_question, parse_choices
 from sttm_cli.settings.settings import DEFAULT_MODEL, STDIN
 
 GENERATING = ("--temperature", "--seed", "--top-p", "--max-new-tokens")
-"""Flags that would mean nothing beside --choices."""
+"""Flags that mean nothing together with --choices."""
 
 EXAMPLES = examples(
     'sttm ask talk.mp4 "what is it about?" "who speaks?" -m llava-onevision-7b',
@@ -148,7 +149,7 @@ def _questions(given: list[str], file: Path | None) -> list[str]:
     if file is None and "-" not in given:
         return given
     if file is None and given != ["-"]:
-        raise UsageError("'-' stands among other questions", "give '-' alone, or none")
+        raise UsageError("'-' cannot be combined with other questions", "give '-' alone, or none")
     lines = _lines(file) if file else list(sys.stdin)
     asked = [stripped for line in lines if (stripped := line.strip())]
     if not asked:
@@ -191,14 +192,14 @@ class _Screen:
                 self._restart(why)
             case TextPiece(text) if self._streamed and not self._skip:
                 self._open = True
-                _write(one_line(text))
+                print_answer(one_line(text))
             case Answered(answer):
                 self._answer(answer)
 
     def _restart(self, why: str) -> None:
         """All answers come once more: those that were printed already are skipped."""
         if self._open:
-            _write("\n")
+            print_answer("\n")
         warn(why)
         self._skip, self._open = self._printed, False
 
@@ -208,7 +209,7 @@ class _Screen:
             return
         self._printed += 1
         if not self._output.as_json:
-            _write(self._ending(answer))
+            print_answer(self._ending(answer))
         self._open = False
         if not self._output.quiet and (cut := cut_off(answer.get("ending"), self._limit)):
             warn(cut)
@@ -219,11 +220,6 @@ class _Screen:
             best = max(choices, key=lambda option: option["probability"])
             return f"{best['text']}\t{best['probability']:.3f}\n"
         return "\n" if self._streamed else one_line(answer["answer"]) + "\n"
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def _explain(report: AskReport) -> None:

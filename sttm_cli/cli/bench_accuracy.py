@@ -11,7 +11,7 @@ from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Json
 from sttm_cli.cli.files import check_plot
 from sttm_cli.cli.flags import RUN, Output, only, settings_from, takes
-from sttm_cli.cli.output import StageProgress, columns, print_json, warn
+from sttm_cli.cli.output import StageProgress, columns, print_json, print_text, warn
 from sttm_cli.settings.parse import parse_budget
 
 BUDGETS = "1,0.5,0.3,0.15,0.1"
@@ -135,13 +135,13 @@ def _tables(report: Json) -> None:
     from sttm_cli.bench.charts import backgrounds
 
     asked = report["questions"]
-    print(
+    print_text(
         f"{report['model']}, merged before layer {report['merge_layer']}, {report['positions']} "
         f"positions; {report['split']} split, {asked['all']:,} questions and "
         f"{asked.get('follow-up', 0):,} follow-ups about {report['videos']:,} scenes of "
         f"{report['frames']} frames over {backgrounds(report)}\n"
     )
-    print("accuracy in %; of full: as a share of that at budget 1; [95 % interval]")
+    print_text("accuracy in %; of full: as a share of that at budget 1; [95 % interval]")
     head = ("budget", "method", "kept", "accuracy", "of full", "sttm ahead by", "follow-ups")
     rows = [
         (
@@ -155,7 +155,7 @@ def _tables(report: Json) -> None:
         )
         for row in report["rows"]
     ]
-    print(columns(head, rows), end="\n\n")
+    print_text(columns(head, rows), "")
     kinds = list(report["rows"][0]["kinds"])
     by_kind = [
         (
@@ -167,8 +167,8 @@ def _tables(report: Json) -> None:
     ]
     by_kind.append(("", "chance", *(f"{100 * report['chance'][kind]:.1f}" for kind in kinds)))
     by_kind.append(("", "questions", *(str(report["questions"][kind]) for kind in kinds)))
-    print("accuracy by kind in %")
-    print(columns(("budget", "method", *kinds), by_kind))
+    print_text("accuracy by kind in %")
+    print_text(columns(("budget", "method", *kinds), by_kind))
 
 
 def _percent(estimate: dict[str, float]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from sttm_cli.cli.flags import RUN, Output, only, settings_from, takes
-from sttm_cli.cli.output import print_json
+from sttm_cli.cli.output import print_json, print_text
 
 
 @takes(only(RUN, "device"))
@@ -38,5 +38,5 @@ def merge(
     if output.as_json:
         print_json({"schema": "sttm.bench.merge/1", "rows": [asdict(row) for row in rows]})
         return
-    print(f"torch {torch.__version__}, {there}, {torch.get_num_threads()} threads\n")
-    print(table(rows), *growths(rows), sep="\n")
+    print_text(f"torch {torch.__version__}, {there}, {torch.get_num_threads()} threads\n")
+    print_text(table(rows), *growths(rows))

@@ -14,7 +14,7 @@ from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Json
 from sttm_cli.cli.files import check_plot
 from sttm_cli.cli.flags import RUN, Output, settings_from, takes, without
-from sttm_cli.cli.output import StageProgress, columns, print_json, say, size, warn
+from sttm_cli.cli.output import StageProgress, columns, print_json, print_text, say, size, warn
 from sttm_cli.settings.parse import parse_budget
 from sttm_cli.settings.settings import DEFAULT_MODEL
 
@@ -216,19 +216,19 @@ def _tables(about: Json, measured: list[Speed]) -> None:
     from sttm_cli.bench.charts import model_words
 
     rates = measured[0].rates
-    print(
-        f"{model_words(about)}; merged before layer {about['merge_layer']} of {about['layers']}, "
-        f"{about['positions']} positions\n"
+    print_text(
+        f"{model_words(about)}; merged by {about['method']} before layer {about['merge_layer']} of "
+        f"{about['layers']}, {about['positions']} positions\n"
         f"{about['device']}, {about['threads']} threads, {about['dtype']}, torch {about['torch']}; "
         f"video {about['video']}\n"
         f"measured here: {rates.flops / 1e12:.3g} TFLOP/s, memory {rates.memory / 1e9:.3g} GB/s, "
         f"cache file {rates.disk / 1e9:.3g} GB/s\n"
     )
-    print(_seconds(measured), _ratios(measured), sep="\n\n", end="\n\n")
+    print_text(_seconds(measured), "", _ratios(measured), "")
     for part in measured:
         if part.alone is not None:
             before = sum(part.rows[0].seconds[name] for name in ("decode", "encode"))
-            print(
+            print_text(
                 f"transformers alone, {part.rows[0].frames} frames: generate on the full tokens "
                 f"{part.alone.generate:.3f} s (from the file {before + part.alone.generate:.3f}), "
                 f"its prompt cache {part.alone.prompt_cache:.3f} s a question, in one process"

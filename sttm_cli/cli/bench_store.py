@@ -1,4 +1,4 @@
-"""`sttm bench store`: storing and restoring KVs beside plain writes and reads."""
+"""`sttm bench store`: storing and restoring KVs compared with plain writes and reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sttm_cli.cli.flags import RUN, Output, only, settings_from, takes
-from sttm_cli.cli.output import print_json, say, size
+from sttm_cli.cli.output import print_json, print_text, say, size
 from sttm_cli.settings.parse import parse_bytes
 from sttm_cli.settings.settings import cache_folder
 
@@ -28,7 +28,7 @@ def store(
     flags: dict[str, Any],
     output: Output,
 ) -> None:
-    """Measure storing and restoring beside plain writes and reads of the same bytes.
+    """Measure storing and restoring, compared with plain writes and reads of the same bytes.
 
     Works in a folder of its own inside the cache folder and removes it.
     """
@@ -57,21 +57,20 @@ def store(
 def _show(row: Row) -> None:
     lines = [
         ("write", row.write, row.write_floor, row.write_floor.seconds / row.write.seconds),
-        ("restore, with its checksum", row.checked, row.warm_floor, None),
         ("restore, page cache warm", row.warm, row.warm_floor, row.warm_share),
         ("restore, page cache cold", row.cold, row.cold_floor, row.cold_share),
     ]
-    typer.echo(f"{size(row.bytes):<28} seconds (cpu)        speed   floor (cpu)     of the floor")
+    print_text(f"{size(row.bytes):<28} seconds (cpu)        speed   floor (cpu)     of the floor")
     for name, took, floor, share in lines:
         if took is None or floor is None:
-            typer.echo(f"  {name:<26} the page cache cannot be emptied of a file here")
+            print_text(f"  {name:<26} the page cache cannot be emptied of a file here")
             continue
         speed = size(row.bytes / took.seconds) + "/s"
         shown = "" if share is None else f"{share:8.0%}"
-        typer.echo(f"  {name:<26} {_both(took)} {speed:>12}  {_both(floor)} {shown}".rstrip())
+        print_text(f"  {name:<26} {_both(took)} {speed:>12}  {_both(floor)} {shown}".rstrip())
     if row.copy is not None:
         speed = size(row.bytes / row.copy.seconds) + "/s"
-        typer.echo(f"  {'host to device':<26} {_both(row.copy)} {speed:>12}")
+        print_text(f"  {'host to device':<26} {_both(row.copy)} {speed:>12}")
 
 
 def _both(timing: Timing) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,7 @@ from sttm_cli.base.errors import CacheError, UsageError
 from sttm_cli.base.reports import CacheEntryReport, CacheListReport
 from sttm_cli.base.types import Json
 from sttm_cli.cli.flags import CACHE, Output, settings_from, takes
-from sttm_cli.cli.output import print_json, say, size, warn
+from sttm_cli.cli.output import print_json, print_text, printable, say, size, warn
 from sttm_cli.settings.settings import cache_dir
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def show(
 @takes(CACHE)
 def rm(keys: Keys, *, flags: dict[str, Any], output: Output) -> None:
     """Remove entries by key."""
-    with _store(flags) as store:
+    with _store_to_change(flags) as store:
         entries = {entry.key: entry for entry in (_entry(store, key) for key in keys)}
         gone = store.remove(entries)
     _removed({"removed": gone, "bytes": sum(entries[key].bytes for key in gone)}, output)
@@ -92,7 +93,7 @@ def rm(keys: Keys, *, flags: dict[str, Any], output: Output) -> None:
 @takes(CACHE)
 def prune(*, flags: dict[str, Any], output: Output) -> None:
     """Remove the least recently used entries until the cache fits --max-bytes."""
-    with _store(flags) as store:
+    with _store_to_change(flags) as store:
         gone = store.prune(store.max_bytes)
     _removed({"removed": [e.key for e in gone], "bytes": sum(e.bytes for e in gone)}, output)
 
@@ -106,13 +107,13 @@ def verify(
     output: Output,
 ) -> None:
     """Check every byte of every entry; ends with 1 if something is damaged and still there."""
-    with _store(flags) as store:
+    with _store_to_change(flags) if repair else _store(flags) as store:
         checked, findings = store.verify(repair=repair)
     if output.as_json:
         rows = [_finding_json(finding) for finding in findings]
         print_json({"schema": "sttm.verify/1", "checked": checked, "damaged": rows})
     for finding in findings if not output.as_json else ():
-        typer.echo(f"{finding.location}: {finding.problem}")
+        print_text(f"{finding.location}: {finding.problem}")
     if not output.quiet:
         ending = f", {sum(f.removed for f in findings)} removed" if repair else ""
         say(f"{checked:,} checked, {len(findings)} damaged{ending}")
@@ -129,7 +130,7 @@ def path(*, flags: dict[str, Any], output: Output) -> None:
     if output.as_json:
         print_json({"path": location})
     else:
-        typer.echo(location)
+        print_text(location)
 
 
 def _store(flags: dict[str, Any], *, warn: Callable[[str], None] = warn) -> Store:
@@ -138,6 +139,15 @@ def _store(flags: dict[str, Any], *, warn: Callable[[str], None] = warn) -> Stor
     settings = settings_from(flags)
     where = cache_dir(settings.cache_dir)
     return open_store(where, max_bytes=settings.max_bytes, warn=warn)
+
+
+@contextmanager
+def _store_to_change(flags: dict[str, Any]) -> Iterator[Store]:
+    """As `_store`; raises CacheError where the store does not use its place."""
+    with _store(flags, warn=lambda line: None) as store, store.telling(warn):
+        if store.refusal:
+            raise CacheError(f"the cache is not used: {store.refusal}", "give another --cache-dir")
+        yield store
 
 
 def _entry(store: Store, key: str) -> Entry:
@@ -181,7 +191,7 @@ def _entry_json(entry: Entry) -> CacheEntryReport:
 
 
 def _table(entries: list[Entry]) -> None:
-    """Columns as wide as what stands in them; a hundred thousand rows are no matter."""
+    """Columns as wide as their widest cell; fast for a hundred thousand rows."""
     rows = [COLUMNS, *(_cells(entry) for entry in entries)]
     widths = [max(cell_len(row[n]) for row in rows) for n in range(len(COLUMNS))]
     for row in rows if entries else ():
@@ -189,7 +199,7 @@ def _table(entries: list[Entry]) -> None:
         for name, cell, width in zip(COLUMNS, row, widths, strict=True):
             gap = " " * (width - cell_len(cell))
             cells.append(cell + gap if name in LEFT else gap + cell)
-        typer.echo("  ".join(cells).rstrip())
+        print_text("  ".join(cells).rstrip())
 
 
 def _cells(entry: Entry) -> tuple[str, ...]:
@@ -209,6 +219,6 @@ def _cells(entry: Entry) -> tuple[str, ...]:
 def _name(value: Any) -> str:
     """The last part of a path, of which nothing can move the cursor."""
     name = Path(str(value or "?")).name
-    shown = "".join(c if c.isprintable() else "?" for c in name)
+    shown = printable(name)
     long = sys.stdout.isatty() and len(shown) > LONGEST
     return f"{shown[: LONGEST - 1]}…" if long else shown

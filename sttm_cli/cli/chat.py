@@ -35,6 +35,7 @@ from sttm_cli.cli.output import (
     StageProgress,
     cut_off,
     one_line,
+    print_answer,
     print_json,
     say,
     share,
@@ -132,14 +133,12 @@ class _Screen:
             turn = talk.ask(question)
         self._write("\n")
         if not self._streamed and not self._output.as_json:
-            sys.stdout.write(one_line(turn.answer) + "\n")
-            sys.stdout.flush()
+            print_answer(one_line(turn.answer) + "\n")
         return turn
 
     def _write(self, text: str) -> None:
         if self._streamed:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            print_answer(text)
 
 
 class _Chat:
@@ -267,8 +266,8 @@ class _Chat:
 
 @contextmanager
 def stoppable(waits: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
-    """Yields what tells whether Ctrl-C was pressed. It interrupts as ever where it is pressed
-    again, and where nothing `waits` to be kept."""
+    """Yields a function that says whether Ctrl-C was pressed. It interrupts as usual where it is
+    pressed again, and where nothing `waits` to be kept."""
     pressed = False
 
     def press(number: int, frame: object) -> None:

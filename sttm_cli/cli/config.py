@@ -10,7 +10,7 @@ import typer
 
 from sttm_cli.base.types import Json
 from sttm_cli.cli.flags import Output, takes
-from sttm_cli.cli.output import print_json, say
+from sttm_cli.cli.output import console, print_json, print_text, say
 from sttm_cli.settings.config_file import CONFIG_KEYS, config_path, read_config
 from sttm_cli.settings.fields import Setting
 
@@ -36,7 +36,7 @@ def path(*, flags: dict[str, Any], output: Output) -> None:
     if output.as_json:
         print_json({"path": str(config_path()), "exists": config_path().is_file()})
     else:
-        typer.echo(str(config_path()))
+        print_text(str(config_path()))
 
 
 @app.command("show")
@@ -53,7 +53,6 @@ def show(*, flags: dict[str, Any], output: Output) -> None:
         rows = [{"key": key, **held._asdict()} for key, held in found.items()]
         print_json({"schema": "sttm.config/1", **_file(config_path()), "settings": rows})
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 1))
@@ -61,7 +60,7 @@ def show(*, flags: dict[str, Any], output: Output) -> None:
         table.add_column(name, overflow="fold")
     for key, held in found.items():
         table.add_row(key, "-" if held.value is None else held.value, held.origin)
-    Console(highlight=False, markup=False).print(table)
+    console().print(table)
     if not output.quiet:
         say(f"file: {config_path()}" + ("" if config_path().is_file() else " (not there)"))
         say("-: the model, the video or the machine decides")

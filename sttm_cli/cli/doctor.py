@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from sttm_cli.cli.flags import CACHE, Output, settings_from, takes
-from sttm_cli.cli.output import print_json, say
+from sttm_cli.cli.output import print_json, print_text, say
 
 
 @takes(CACHE)
@@ -26,9 +26,9 @@ def doctor(*, flags: dict[str, Any], output: Output) -> None:
         checks.append(check)
         if not output.as_json:
             mark = "ok" if check.problem is None else "BROKEN" if check.needed else "note"
-            typer.echo(f"{mark:<7}{check.name:<20}{check.problem or check.found}")
+            print_text(f"{mark:<7}{check.name:<20}{check.problem or check.found}")
             if check.problem is not None and check.hint:
-                typer.echo(f"{'':<7}{'':<20}-> {check.hint}")
+                print_text(f"{'':<7}{'':<20}-> {check.hint}")
     broken = sum(check.broken for check in checks)
     if output.as_json:
         rows = [asdict(check) for check in checks]

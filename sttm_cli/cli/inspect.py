@@ -10,7 +10,7 @@ import typer
 from sttm_cli.base.errors import UsageError
 from sttm_cli.cli.files import check_file, unwritable
 from sttm_cli.cli.flags import RUN, SOURCE, VIDEO, Output, examples, settings_from, takes, without
-from sttm_cli.cli.output import StageProgress, print_json, say, warn
+from sttm_cli.cli.output import StageProgress, console, print_json, say, warn
 from sttm_cli.settings.parse import parse_budget
 
 if TYPE_CHECKING:
@@ -114,17 +114,15 @@ def _merged(found: Survey) -> list[Kept]:
 
 
 def _print(found: Survey, show: bool | None) -> None:
-    from rich.console import Console
-
     from sttm_cli.cli.inspect_tables import print_survey
 
-    console = Console(highlight=False, markup=False, emoji=False)
-    print_survey(console, found)
-    if console.is_terminal if show is None else show:
+    screen = console()
+    print_survey(screen, found)
+    if screen.is_terminal if show is None else show:
         from sttm_cli.inspect import print_frames
 
-        console.print()
-        print_frames(console, found.view, _merged(found)[0])
+        screen.print()
+        print_frames(screen, found.view, _merged(found)[0])
 
 
 def _draw(found: Survey, path: Path) -> None:

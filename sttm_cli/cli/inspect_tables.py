@@ -1,4 +1,4 @@
-"""The tables of `sttm inspect`: the sampled frames, the tokens that budgets keep, their seconds."""
+"""The tables of `sttm inspect`: the frames sampled, what each budget keeps, and what it takes."""
 
 from __future__ import annotations
 

@@ -7,12 +7,12 @@ import time
 from typing import Any
 
 from sttm_cli.cli.flags import Output
-from sttm_cli.cli.output import STAGES, say, size, warn
+from sttm_cli.cli.output import STAGES, console, printable, say, size, warn
 from sttm_cli.library.outcome import Computed, Failed, Outcome, Skipped, Stopped, Tally, Wanted
 
 
 class LibraryProgress:
-    """A context manager; called with each stage's progress, and told every outcome."""
+    """A context manager; called with each stage's progress, and with every outcome."""
 
     def __init__(self, output: Output, total: int) -> None:
         self._output, self.total = output, total
@@ -41,11 +41,11 @@ class LibraryProgress:
             count = f" {done}/{total}" if total > 1 else ""
             self._bar.update(0, stage=STAGES.get(name, name) + count)
 
-    def told(self, outcome: Outcome, tally: Tally) -> None:
+    def show(self, outcome: Outcome, tally: Tally) -> None:
         """A video is through."""
         if isinstance(outcome, Computed):
             for line in outcome.warnings:
-                self._say(f"warning: {outcome.path}: {line}")
+                self._say(f"warning: {printable(str(outcome.path))}: {line}")
         if self._output.debug and isinstance(outcome, Failed) and outcome.traceback:
             self._say(outcome.traceback)
         if self._bar is not None:
@@ -53,7 +53,8 @@ class LibraryProgress:
         # Among the bar's thousands of videos only what needs a look is worth a line.
         worth = not self._bar and not isinstance(outcome, Stopped)
         if isinstance(outcome, Failed) or (worth and not self._output.quiet):
-            self._say(f"[{tally.settled}/{self.total}] {outcome.path}: {told(outcome)}")
+            what = printable(f"{outcome.path}: {outcome_words(outcome)}")
+            self._say(f"[{tally.settled}/{self.total}] {what}")
 
     def finish(self, tally: Tally, done: str) -> None:
         """Say all of it in a line, and why it ended early if it did."""
@@ -74,7 +75,7 @@ class LibraryProgress:
         if self._bar is None:
             say(line)
         else:
-            self._bar.console.print(line, soft_wrap=True, markup=False, highlight=False)
+            self._bar.console.print(line, soft_wrap=True)
 
     def _rate(self, tally: Tally) -> str:
         seconds, rates = self.seconds, [f"{60 * tally.settled / self.seconds:.1f} videos/min"]
@@ -86,8 +87,8 @@ class LibraryProgress:
         return ", ".join([*rates, f"{duration(left)} left"])
 
 
-def told(outcome: Outcome) -> str:
-    """What became of a video, in a few words."""
+def outcome_words(outcome: Outcome) -> str:
+    """The outcome of a video in a few words."""
     if isinstance(outcome, Computed):
         tokens = outcome.tokens
         spent = sum(outcome.seconds[name] or 0.0 for name in ("decode", "encode", "merge"))
@@ -113,7 +114,6 @@ def duration(seconds: float) -> str:
 
 
 def _bar() -> Any:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     return Progress(
@@ -121,6 +121,6 @@ def _bar() -> Any:
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TextColumn("{task.fields[stage]}", style="dim"),
-        console=Console(stderr=True),
+        console=console(stderr=True),
         transient=True,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sttm_cli.cli.flags import Output, takes
-from sttm_cli.cli.output import print_json, say, size
+from sttm_cli.cli.output import console, print_json, say, size
 
 if TYPE_CHECKING:
     from sttm_cli.models.known import Known
@@ -35,7 +35,6 @@ def models(*, flags: dict[str, Any], output: Output) -> None:
 
 
 def _table(found: list[Known]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 1))
@@ -44,4 +43,4 @@ def _table(found: list[Known]) -> None:
     for model in found:
         here = "" if model.bytes is None else size(model.bytes)
         table.add_row(model.name, here, model.repository if model.alias else f"({model.family})")
-    Console(highlight=False, markup=False).print(table)
+    console().print(table)

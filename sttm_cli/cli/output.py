@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sttm_cli.base.errors import SttmError
 from sttm_cli.base.reports import ErrorReport, SecondsReport
 from sttm_cli.cli.flags import Output
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 NAME_A_MODEL = (
     "using the small embedded model 'tiny', which knows generated scenes of coloured shapes only; "
@@ -26,25 +31,84 @@ BYTES = {"download", "stdin"}
 """Stages that count bytes."""
 
 
+STEERING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and line feed, DEL, C1
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks and overrides of writing direction
+    "\u2028\u2029\ud800-\udfff]"  # line and paragraph separators, bytes that are not text
+)
+"""Characters that steer a terminal, reorder a line or break it. Names of files, labels, answers of
+models and of servers may contain them."""
+
+
 def print_json(value: Mapping[str, object], *, indent: int | None = None) -> None:
-    """One JSON object on stdout; file names that are no text come as escapes."""
+    """One JSON object on stdout; what could steer a terminal comes as escapes."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        text = json.dumps(value, indent=indent)
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    # The serializer has escaped tabs and line feeds: those left are its own.
+    _write(STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
-def say(line: str) -> None:
-    """A line for the person, on stderr, or several."""
-    sys.stderr.write("\n".join(map(printable, line.split("\n"))) + "\n")
-    sys.stderr.flush()
+def print_text(*lines: str) -> None:
+    """Lines of data on stdout: as they are for a program, without what steers for a terminal."""
+    text = "\n".join(lines) + "\n"
+    _write(without_steering(text) if sys.stdout.isatty() else text)
+
+
+def print_answer(text: str) -> None:
+    """A part of an answer on stdout, at once: one answer is one line, whatever its text."""
+    _write(without_steering(text))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console of rich that prints no markup, no emoji codes and nothing that steers."""
+    from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+    from rich.segment import Segment
+
+    class Filtered:
+        """A renderable whose own styling is left, and whose text is filtered."""
+
+        def __init__(self, inner: ConsoleRenderable) -> None:
+            self.inner = inner
+
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            for segment in console.render(self.inner, options):
+                if segment.control:
+                    yield segment
+                else:
+                    yield Segment(without_steering(segment.text), segment.style)
+
+    class Filter(RenderHook):
+        def process_renderables(
+            self, renderables: list[ConsoleRenderable]
+        ) -> list[ConsoleRenderable]:
+            return [Filtered(renderable) for renderable in renderables]
+
+    made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    made.push_render_hook(Filter())
+    return made
+
+
+def say(*lines: str) -> None:
+    """Lines for the person, on stderr; a line feed begins another one."""
+    text = "\n".join(printable(part) for line in lines for part in line.split("\n"))
+    # A terminal may be gone: the end of the process must not depend on it.
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def printable(text: str) -> str:
-    """The text without what could steer a terminal, or cannot be written: names of files and
-    what servers say may hold anything."""
+    """A name or message for one line of a terminal: nothing in it breaks or steers the line."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def without_steering(text: str) -> str:
+    """The text with its tabs, line feeds and joined letters, and `?` for what steers a terminal."""
+    return STEERING.sub("?", text)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def warn(line: str) -> None:
@@ -52,13 +116,13 @@ def warn(line: str) -> None:
 
 
 def show_failure(error: BaseException, *, as_json: bool, debug: bool) -> int:
-    """Say what went wrong in a line and return the exit code of the contract."""
-    kind, message, hint, code = _told(error)
+    """Print the failure in a line and return the exit code of the contract."""
+    kind, message, hint, code = _facts(error)
     if debug and kind != "interrupted":
         import traceback
 
-        traceback.print_exception(error)
-    # Nothing is told to a reader that is gone.
+        say("".join(traceback.format_exception(error)).rstrip("\n"))
+    # A reader that is gone gets no message.
     if as_json and message:
         report: ErrorReport = {
             "schema": "sttm.error/1",
@@ -77,7 +141,7 @@ def _is_interrupt(error: BaseException | None) -> bool:
     return _is_interrupt(error.__cause__ or error.__context__)
 
 
-def _told(error: BaseException) -> tuple[str, str, str, int]:
+def _facts(error: BaseException) -> tuple[str, str, str, int]:
     if _is_interrupt(error):
         return "interrupted", "interrupted", "", 130
     if isinstance(error, SttmError):
@@ -107,7 +171,7 @@ def _drop_stdout() -> None:
 
 
 def one_line(text: str) -> str:
-    # One answer a line: a script reads the lines, a line break within would shift them.
+    """An answer as one line: scripts count lines, and one within an answer would shift them."""
     return text.replace("\r", " ").replace("\n", " ")
 
 
@@ -156,7 +220,6 @@ class StageProgress:
 
 
 def _bar() -> Any:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     return Progress(
@@ -164,7 +227,7 @@ def _bar() -> Any:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console(stderr=True),
         transient=True,
     )
 

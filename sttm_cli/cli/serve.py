@@ -20,7 +20,7 @@ from sttm_cli.cli.flags import (
     typed,
     without,
 )
-from sttm_cli.cli.output import print_json, say, size
+from sttm_cli.cli.output import print_json, print_text, say, size
 from sttm_cli.settings.parse import parse_bytes, parse_duration
 from sttm_cli.settings.settings import Settings
 
@@ -148,8 +148,8 @@ def serve(
 
 
 def _check_beside(context: typer.Context, flag: str, flags: Sequence[str]) -> None:
-    """Raise UsageError where `flag` was typed beside one of `flags`, or, where these are none,
-    beside anything but how to speak."""
+    """Raise UsageError where `flag` was typed together with one of `flags`, or, where `flags` is
+    empty, with any other flag but those of the output."""
     every = (p.opts[-1] for p in context.command.params)
     others = flags or [name for name in every if name not in (flag, *_SPEAKING)]
     if typed(context, (flag,)) and (beside := typed(context, tuple(others))):
@@ -177,7 +177,7 @@ def _others(output: Output, *, stop: bool) -> None:
         return
     for server in servers:
         if not stop:
-            print(_line(server))
+            print_text(_line(server))
         elif not output.quiet:
             say(f"ended: {_line(server)}")
     if not servers and not output.quiet:

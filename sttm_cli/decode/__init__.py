@@ -1,9 +1,20 @@
 """Video file -> frames: what the file is, which frames to take, and reading them."""
 
-from sttm_cli.decode.digest import digest
+from sttm_cli.decode.digest import digest, video_version
+from sttm_cli.decode.file import changed
 from sttm_cli.decode.plan import plan_frames
 from sttm_cli.decode.probe import probe, remembered_probe
 from sttm_cli.decode.read import read_frames
 from sttm_cli.decode.source import Source, Sources
 
-__all__ = ["Source", "Sources", "digest", "plan_frames", "probe", "read_frames", "remembered_probe"]
+__all__ = [
+    "Source",
+    "Sources",
+    "changed",
+    "digest",
+    "plan_frames",
+    "probe",
+    "read_frames",
+    "remembered_probe",
+    "video_version",
+]

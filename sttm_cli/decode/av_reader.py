@@ -16,13 +16,13 @@ ROUNDING_S = 2e-6
 """Asked times are rounded to microseconds."""
 
 
-def read_sound(path: Path, plan: FramePlan) -> Iterator[Reading]:
+def read_sound(path: Path, plan: FramePlan, version: str = "") -> Iterator[Reading]:
     """For each of the plan's times the frame on show and its true time, up to the first damage.
 
     Ends early, without the reading that damage could have touched, where a packet does not
-    decode. Raises VideoError where the file cannot be opened.
+    decode. Raises as `open_video`.
     """
-    with open_video(path) as (container, stream):
+    with open_video(path, version) as (container, stream):
         cursor = Cursor(container, stream)
         for found in _readings(cursor, plan):
             if cursor.damaged:
@@ -30,13 +30,13 @@ def read_sound(path: Path, plan: FramePlan) -> Iterator[Reading]:
             yield found
 
 
-def read_damaged(path: Path, plan: FramePlan) -> Iterator[Reading]:
+def read_damaged(path: Path, plan: FramePlan, version: str = "") -> Iterator[Reading]:
     """For each of the plan's times the frame on show, or why it is lost.
 
     Decodes one frame after the other: several frame threads lose more of a damaged stream, and
-    how much depends on their number. Raises VideoError where the file cannot be opened.
+    how much depends on their number. Raises as `open_video`.
     """
-    with open_video(path, threads="SLICE") as (container, stream):
+    with open_video(path, version, threads="SLICE") as (container, stream):
         yield from _readings(Cursor(container, stream), plan)
 
 

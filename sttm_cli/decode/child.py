@@ -1,11 +1,12 @@
 """Run as a process of its own: whatever is done with a decoder, of videos or images, is done here.
 
 A file can make them hang, crash or ask for all memory there is: here that takes nothing with it.
-Input: jobs, a JSON line each: {"do": "probe", "path", "image_fps"} or {"do": "read", "path",
-"plan"}.
+Input: jobs, a JSON line each: {"do": "probe", "path", "version", "image_fps"} or {"do": "read",
+"path", "version", "plan"}; a file of another version is refused.
 Output: for a probe {"info"}; for reading and each time {"time_s", "shape"} followed by the raw RGB
 bytes, or {"lost"}, and {"damaged"} before the first one of a damaged file that is read once more.
-Each job ends with {"done", "warnings"} or {"error", "hint"}; hint is None for no error of ours.
+Each job ends with {"done", "warnings"}, {"changed"} or {"error", "hint"}; hint is None unless the
+error is one of ours.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sttm_cli.base.errors import SttmError
+from sttm_cli.base.errors import DisturbedError, SttmError
+from sttm_cli.base.subprocesses import bound_memory
 from sttm_cli.base.types import DecodeReport, FramePlan, VideoInfo
 from sttm_cli.decode.lost import Lost, Reading
 
@@ -33,10 +35,12 @@ def main() -> None:
     os.dup2(2, 1)
     # Ctrl-C reaches the whole group of processes; the parent ends its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _bound_memory()
+    bound_memory(MEMORY_BYTES)
     for line in sys.stdin:
         try:
             _line(out, {"done": True, "warnings": _do(json.loads(line), out)})
+        except DisturbedError:
+            _line(out, {"changed": True})
         except SttmError as error:
             _line(out, {"error": error.message, "hint": error.hint})
         except Exception as error:
@@ -47,26 +51,15 @@ def main() -> None:
             return
 
 
-def _bound_memory() -> None:
-    try:
-        import resource
-    except ImportError:
-        # Windows has no such limit.
-        return
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    bound = MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MEMORY_BYTES, most)
-    resource.setrlimit(resource.RLIMIT_DATA, (bound, most))
-
-
 def _do(job: dict[str, Any], out: BinaryIO) -> list[str]:
     """Write the job's answer to `out`; returns what a user should be told of it."""
     path = Path(os.fsdecode(bytes.fromhex(job["path"])))
     if job["do"] == "probe":
-        _line(out, {"info": asdict(_probed(path, job["image_fps"]))})
+        _line(out, {"info": asdict(_probed(path, job["version"], job["image_fps"]))})
         return []
     report = DecodeReport()
     plan = FramePlan(**{**job["plan"], "size": tuple(job["plan"]["size"])})
-    for found in _readings(path, plan, report, out):
+    for found in _readings(path, job["version"], plan, report=report, out=out):
         if isinstance(found, Lost):
             _line(out, {"lost": found.cause})
         else:
@@ -76,39 +69,39 @@ def _do(job: dict[str, Any], out: BinaryIO) -> list[str]:
     return report.warnings
 
 
-def _probed(path: Path, image_fps: float) -> VideoInfo:
+def _probed(path: Path, version: str, image_fps: float) -> VideoInfo:
     if path.is_dir():
         from sttm_cli.decode.images import probe_images
 
-        return probe_images(path, image_fps)
+        return probe_images(path, image_fps, version)
     from sttm_cli.decode.probe import probe
 
-    return probe(path)
+    return probe(path, version)
 
 
 def _readings(
-    path: Path, plan: FramePlan, report: DecodeReport, out: BinaryIO
+    path: Path, version: str, plan: FramePlan, *, report: DecodeReport, out: BinaryIO
 ) -> Iterator[Reading]:
     """Fast while all is well; from the first damage on as read_damaged does it."""
     if plan.reader == "images":
         from sttm_cli.decode.images import read_images
 
-        yield from read_images(path, plan, report)
+        yield from read_images(path, plan, report, version)
         return
     if plan.reader == "decord":
         from sttm_cli.decode.decord_reader import read_decord
 
-        yield from read_decord(path, plan)
+        yield from read_decord(path, plan, version)
         return
     from sttm_cli.decode.av_reader import read_damaged, read_sound
 
     done = 0
-    for found in read_sound(path, plan):
+    for found in read_sound(path, plan, version):
         yield found
         done += 1
     if done < len(plan.times_s):
         _line(out, {"damaged": True})
-        yield from read_damaged(path, replace(plan, times_s=plan.times_s[done:]))
+        yield from read_damaged(path, replace(plan, times_s=plan.times_s[done:]), version)
 
 
 def _line(out: BinaryIO, value: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import av
 
 from sttm_cli.base.errors import VideoError
-from sttm_cli.decode.file import NEEDED, check_file
+from sttm_cli.decode.file import NEEDED, OpenFile, open_file
 
 FORMATS = (
     # Files and streams with several tracks.
@@ -36,6 +36,8 @@ OPTIONS = {
     "format_whitelist": ",".join(FORMATS),
     "max_pixels": str(MAX_PIXELS),
 }
+READ_BYTES = 256 << 10
+"""How much FFmpeg reads of a file at once."""
 PATIENCE_S = (60.0, 60.0)
 """How long one call that opens, and one that reads, may take."""
 
@@ -45,28 +47,34 @@ FRAME_THREADS_BYTES = 512 << 20
 
 
 @contextmanager
-def open_video(path: Path, *, threads: str = "AUTO") -> Iterator[tuple[Any, Any]]:
+def open_video(
+    path: Path, version: str = "", *, threads: str = "AUTO"
+) -> Iterator[tuple[Any, Any]]:
     """Open `path` and yield the container and its best video stream, ready to decode.
 
     `threads` as in FFmpeg: "AUTO" decodes several frames at once, "SLICE" parts of one. Raises
-    VideoError for what is no video, has no video stream or an unknown codec.
+    VideoError for a file that is not a video, has no video stream or an unknown codec,
+    DisturbedError as `open_file`.
     """
-    check_file(path)
-    try:
-        container = av.open(f"file:{path}", options=dict(OPTIONS), timeout=PATIENCE_S)
-    except av.ArgumentError:
-        raise VideoError(f"{path} is not a video of a format that is read", NEEDED) from None
-    except (av.FFmpegError, UnicodeError, ValueError) as error:
-        raise VideoError(f"{path} is not a video: {reason(error)}", NEEDED) from None
-    with container:
+    with open_file(path, version) as file, _container(path, file) as container:
         stream = _video_stream(path, container)
         # Never av.logging.set_level: with frame threads it can wait for ever when a decode is left.
         stream.thread_type = threads
         yield container, stream
 
 
+def _container(path: Path, file: OpenFile) -> Any:
+    # FFmpeg reads the open file; it gets the name for the ending, which tells some formats.
+    try:
+        return av.open(file, options=dict(OPTIONS), timeout=PATIENCE_S, buffer_size=READ_BYTES)
+    except av.ArgumentError:
+        raise VideoError(f"{path} is not a video of a format that is read", NEEDED) from None
+    except (av.FFmpegError, UnicodeError, ValueError) as error:
+        raise VideoError(f"{path} is not a video: {reason(error)}", NEEDED) from None
+
+
 def reason(error: Exception) -> str:
-    """What FFmpeg says of an error, without its number and the path."""
+    """FFmpeg's text of an error, without its number and the path."""
     return (getattr(error, "strerror", None) or str(error)).lower()
 
 

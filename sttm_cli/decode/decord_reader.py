@@ -10,23 +10,42 @@ from numpy.typing import NDArray
 
 from sttm_cli.base.errors import VideoError
 from sttm_cli.base.types import FramePlan
+from sttm_cli.decode.file import OpenFile, changed, file_version, open_file
 from sttm_cli.decode.hidden import hides_frames
 from sttm_cli.decode.lost import Reading
 from sttm_cli.decode.pixels import RGB, fitted
 
 
-def read_decord(path: Path, plan: FramePlan) -> Iterator[Reading]:
+def read_decord(path: Path, plan: FramePlan, version: str = "") -> Iterator[Reading]:
     """For each of the plan's times the frame on show and its true time.
 
-    Raises VideoError for a file whose frames or times decord gets wrong, and whatever decord
-    raises.
+    Raises VideoError for a file whose frames or times decord gets wrong, DisturbedError as
+    `open_file`, and whatever decord raises.
     """
+    with open_file(path, version) as file:
+        if hides_frames(path, file.version):
+            raise VideoError("it has hidden frames, which decord counts as shown ones")
+        yield from _readings(_name(file), plan)
+        _check_path(file)
+
+
+def _name(file: OpenFile) -> str:
+    """A name by which decord opens the file again: that of the descriptor, where there is one."""
+    own = Path(f"/proc/self/fd/{file.fileno()}")
+    return str(own if own.exists() else file.path.absolute())
+
+
+def _check_path(file: OpenFile) -> None:
+    # Where decord opened the path, another file may have been there.
+    if file_version(file.path) != file.version:
+        raise changed(file.path)
+
+
+def _readings(name: str, plan: FramePlan) -> Iterator[Reading]:
     import decord
 
-    if hides_frames(path):
-        raise VideoError("it has hidden frames, which decord counts as shown ones")
     decord.logging.set_level(decord.logging.QUIET)
-    reader = decord.VideoReader(str(path.absolute()))
+    reader = decord.VideoReader(name)
     shown = _times(reader)
     last: tuple[int, RGB] | None = None
     for time in plan.times_s:

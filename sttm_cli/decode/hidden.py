@@ -7,12 +7,12 @@ from pathlib import Path
 from sttm_cli.decode.container import open_video, packets_of
 
 
-def hides_frames(path: Path) -> bool:
+def hides_frames(path: Path, version: str = "") -> bool:
     """Whether a packet of the stream shows nothing; packets are read, not decoded.
 
-    Raises VideoError where the file cannot be opened.
+    Raises as `open_video`.
     """
-    with open_video(path) as (container, stream):
+    with open_video(path, version) as (container, stream):
         shows = {"vp8": _vp8_shows, "vp9": _vp9_shows}.get(
             stream.codec_context.codec.canonical_name
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sttm_cli.base.errors import VideoError
-from sttm_cli.base.filefacts import Memo, is_settled
-from sttm_cli.decode.file import version_key
+from sttm_cli.base.filefacts import FileFacts
+from sttm_cli.decode.file import OpenFile, blake3_of, changed, version_key
 
 FORMATS = {
     ".avif": "AVIF", ".bmp": "BMP", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".ppm": "PPM",
@@ -32,42 +34,73 @@ def images_of(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (_natural(path.name), path.name))
 
 
-def folder_version(folder: Path) -> str:
+def versions_of(folder: Path) -> dict[Path, str]:
+    """The images in their order, each with its version (`version_key`)."""
+    try:
+        return {path: version_key(path, path.stat()) for path in images_of(folder)}
+    except OSError:
+        raise changed(folder) from None
+
+
+def folder_version(folder: Path, versions: dict[Path, str] | None = None) -> str:
     """What tells one state of the folder from another without reading the images."""
     from blake3 import blake3
 
-    try:
-        states = "\n".join(version_key(path, path.stat()) for path in images_of(folder))
-    except OSError:
-        raise VideoError(f"{folder} changed while it was read", "wait until it is done") from None
+    states = "\n".join((versions or versions_of(folder)).values())
     return str(blake3(states.encode("utf-8", "surrogateescape")).hexdigest())
 
 
-def digest_folder(folder: Path, memo: Memo) -> str:
+def checked_versions(folder: Path, version: str) -> dict[Path, str]:
+    """As `versions_of`; raises DisturbedError where the folder is not in the state `version`."""
+    versions = versions_of(folder)
+    if version and folder_version(folder, versions) != version:
+        raise changed(folder)
+    return versions
+
+
+def digest_folder(folder: Path, memo: FileFacts, version: str = "") -> str:
     """The blake3 of the images' names and bytes in order, in hex; remembered as for a file.
 
-    Raises VideoError for an image that cannot be read or a folder that changes meanwhile.
+    Raises VideoError for an image that cannot be read, DisturbedError for a folder that changes
+    meanwhile or is not in the state `version` (if given).
     """
     from blake3 import blake3
 
-    version = folder_version(folder)
-    key = f"digest:{version}"
+    versions = checked_versions(folder, version)
+    key = f"digest:{folder_version(folder, versions)}"
     known = memo.get(key)
     if known is not None and isinstance(known.get("blake3"), str):
         return str(known["blake3"])
-    whole, images = blake3(), images_of(folder)
-    for image in images:
-        try:
-            content = blake3(max_threads=blake3.AUTO).update_mmap(image).digest()
-        except OSError as error:
-            raise VideoError(f"{image} cannot be read: {error.strerror}", "check it") from None
+    whole, settled = blake3(), True
+    for image, seen in versions.items():
+        with open_image(folder, image, seen) as file:
+            content = blake3_of(file)
+        settled = settled and file.is_settled
         # Digests have one length: no two folders give the same bytes here.
         whole.update(blake3(image.name.encode("utf-8", "surrogateescape")).digest() + content)
-    if folder_version(folder) != version:
-        raise VideoError(f"{folder} changed while it was read", "wait until it is complete")
-    if is_settled(*(path.stat() for path in images)):
+    if versions_of(folder) != versions:
+        raise changed(folder)
+    if settled:
         memo.set(key, {"blake3": whole.hexdigest()})
     return str(whole.hexdigest())
+
+
+@contextmanager
+def open_image(folder: Path, image: Path, version: str) -> Iterator[OpenFile]:
+    """Open an image of the folder; raises DisturbedError where it is not, or no longer, the one of
+    `version`."""
+    try:
+        file = OpenFile(image)
+    except FileNotFoundError:
+        raise changed(folder) from None
+    except OSError as error:
+        raise VideoError(f"{image} cannot be read: {error.strerror}", "check it") from None
+    with file:
+        if file.version != version:
+            raise changed(folder)
+        yield file
+        if not file.is_unchanged:
+            raise changed(folder)
 
 
 def _natural(name: str) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 from collections.abc import Iterator
@@ -10,17 +11,22 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from sttm_cli.base.errors import VideoError
+from sttm_cli.base.errors import DisturbedError, VideoError
 from sttm_cli.base.types import DecodeReport, FramePlan, VideoInfo
-from sttm_cli.decode.image_folder import FORMATS, HINT, images_of
+from sttm_cli.decode.image_folder import FORMATS, HINT, checked_versions, open_image
 from sttm_cli.decode.lost import ENDED, Lost, Reading
 from sttm_cli.decode.pixels import RGB
 
 
-def probe_images(folder: Path, fps: float) -> VideoInfo:
-    """What the folder is as a video of `fps` images a second, of the first readable one's size."""
-    images = images_of(folder)
-    first = next((picture for path in images if (picture := _opened(path)) is not None), None)
+def probe_images(folder: Path, fps: float, version: str = "") -> VideoInfo:
+    """The folder as a video of `fps` images a second, of the first readable one's size.
+
+    Raises VideoError where no image can be read, DisturbedError where the folder changes or is not
+    in the state `version` (of `folder_version`, if given).
+    """
+    images = checked_versions(folder, version)
+    pictures = (_opened(folder, path, seen) for path, seen in images.items())
+    first = next((picture for picture in pictures if picture is not None), None)
     if first is None:
         raise VideoError(f"none of the {len(images)} images in {folder} can be read", HINT)
     return VideoInfo(
@@ -34,22 +40,25 @@ def probe_images(folder: Path, fps: float) -> VideoInfo:
     )
 
 
-def read_images(folder: Path, plan: FramePlan, report: DecodeReport) -> Iterator[Reading]:
+def read_images(
+    folder: Path, plan: FramePlan, report: DecodeReport, version: str = ""
+) -> Iterator[Reading]:
     """For each of the plan's times the image on show then, or why it is lost.
 
     Images of another size are fitted into the plan's, with black beside them, and counted in a
-    warning.
+    warning. Raises as `probe_images`.
     """
-    images, other = images_of(folder), 0
+    images, other = list(checked_versions(folder, version).items()), 0
     for time in plan.times_s:
         # Asked times are rounded to microseconds.
         index = math.floor(round(time * plan.image_fps, 2))
         if index >= len(images):
             yield Lost(ENDED)
             continue
-        found = _opened(images[index])
+        image, seen = images[index]
+        found = _opened(folder, image, seen)
         if found is None:
-            yield Lost(f"{images[index].name} cannot be read")
+            yield Lost(f"{image.name} cannot be read")
             continue
         other += found.size != plan.size
         yield round(index / plan.image_fps, 6), _fitted(found, plan.size)
@@ -60,15 +69,19 @@ def read_images(folder: Path, plan: FramePlan, report: DecodeReport) -> Iterator
         )
 
 
-def _opened(path: Path) -> Image.Image | None:
-    """The decoded image, upright RGB, or None where it is damaged, too large or no image."""
+def _opened(folder: Path, path: Path, version: str) -> Image.Image | None:
+    """The decoded image, upright RGB, or None where it is damaged, too large or not an image."""
     try:
-        with warnings.catch_warnings(), path.open("rb") as file:
+        with warnings.catch_warnings(), open_image(folder, path, version) as file:
             # Pillow refuses decompression bombs, and warns of images half as large.
             warnings.simplefilter("ignore")
-            picture: Image.Image = Image.open(file, formats=_formats())
+            # Named, so that it lives, and leaves the file open, until the file is checked.
+            buffered = io.BufferedReader(file)
+            picture: Image.Image = Image.open(buffered, formats=_formats())
             upright = ImageOps.exif_transpose(picture)
             return _eight_bit(upright).convert("RGB")
+    except DisturbedError:
+        raise
     except Exception:
         # Hostile images make Pillow raise all sorts of errors.
         return None

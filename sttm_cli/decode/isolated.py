@@ -9,6 +9,7 @@ import atexit
 import json
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,22 +20,26 @@ from typing import IO, Any
 
 import numpy as np
 
-from sttm_cli.base.errors import VideoError
+from sttm_cli.base.errors import DisturbedError, VideoError
 from sttm_cli.base.subprocesses import command, environment
 from sttm_cli.base.types import DecodeReport, FramePlan, VideoInfo
-from sttm_cli.decode.file import NEEDED, check_file
+from sttm_cli.decode.digest import video_version
+from sttm_cli.decode.file import NEEDED, changed, file_version
 from sttm_cli.decode.lost import DAMAGED, Lost, Reading
 
 PATIENCE_S = 60.0
 """How long a child may take for one frame, or to open a file, before it counts as hanging."""
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP) if os.name == "posix" else ()
+"""Signals that a process gets from the system or a person, and never from its own fault."""
+KILLED = "the system kills processes where memory runs out: free some, and ask again"
 
 
-def probe_isolated(path: Path, *, image_fps: float = 1.0) -> VideoInfo:
+def probe_isolated(path: Path, *, image_fps: float = 1.0, version: str = "") -> VideoInfo:
     """As `probe`, for a folder as `probe_images`. Raises VideoError, also where opening the file
     crashes, hangs or asks for too much memory."""
     _check(path)
     with _child() as child:
-        child.start({"do": "probe", "image_fps": image_fps}, path)
+        child.start({"do": "probe", "image_fps": image_fps}, path, version)
         head = child.line()
         if "info" in head:
             child.finish()
@@ -42,14 +47,18 @@ def probe_isolated(path: Path, *, image_fps: float = 1.0) -> VideoInfo:
         raise child.failure(head, f"{path} cannot be read", NEEDED)
 
 
-def read_isolated(path: Path, plan: FramePlan, report: DecodeReport) -> Iterator[Reading]:
-    """For each of the plan's times what its reader gives; `report` learns of damage.
+def read_isolated(
+    path: Path, plan: FramePlan, report: DecodeReport, version: str = ""
+) -> Iterator[Reading]:
+    """For each of the plan's times a reading of the plan's reader; `report` collects damage.
 
-    Raises VideoError where the reader refuses the file, fails, crashes or hangs.
+    Raises VideoError where the reader refuses the file, fails, crashes or hangs; DisturbedError
+    where the file is not of `version`, changes until the last frame is read, or the reader is
+    killed: then the frames that were read count for nothing.
     """
     _check(path)
     with _child() as child:
-        child.start({"do": "read", "plan": asdict(plan)}, path)
+        child.start({"do": "read", "plan": asdict(plan)}, path, version)
         done = 0
         while done < len(plan.times_s):
             head = child.line()
@@ -68,9 +77,9 @@ def read_isolated(path: Path, plan: FramePlan, report: DecodeReport) -> Iterator
 
 
 def _check(path: Path) -> None:
-    """Say what is wrong with a file before a process is started for it."""
+    """Report a fault of the file before a process is started for it."""
     if not path.is_dir():
-        check_file(path)
+        file_version(path)
 
 
 _idle: list[_Child] = []
@@ -89,20 +98,21 @@ class _Child:
             env=environment(),
         )
         self._out = _pipe(self._process.stdout)
-        self.busy, self._path = False, Path()
+        self.busy, self._path, self._version = False, Path(), ""
+        self._hung = False
 
     @property
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def start(self, job: dict[str, Any], path: Path) -> None:
-        self.busy, self._path = True, path
-        job["path"] = os.fsencode(path.absolute()).hex()
+    def start(self, job: dict[str, Any], path: Path, version: str) -> None:
+        self.busy, self._path, self._version = True, path, version
+        job |= {"path": os.fsencode(path.absolute()).hex(), "version": version}
         try:
             _pipe(self._process.stdin).write(json.dumps(job).encode() + b"\n")
             _pipe(self._process.stdin).flush()
         except BrokenPipeError:
-            # It is told where its answer is read.
+            # Reading the answer raises the error.
             return
 
     def line(self) -> dict[str, Any]:
@@ -114,31 +124,42 @@ class _Child:
         size = int(np.prod(shape))
         data = self._patiently(lambda: self._out.read(size))
         if len(data) < size:
-            raise VideoError(f"{self._path} cannot be read: {self._ending()}", NEEDED)
+            start = f"{self._path} cannot be read"
+            raise self.failure({"ended": self._ending()}, start, NEEDED)
         return np.frombuffer(data, np.uint8).reshape(shape)
 
     def finish(self) -> list[str]:
-        """Read the end of a job that went well: the child can take another one. Returns what a
-        user should be told."""
+        """Read the end of a job that gave its whole answer, and return its warnings; the child can
+        take another one if it ended well. Raises DisturbedError for an answer of another file."""
         end = self.line()
-        self.busy = "done" not in end
-        return list(end.get("warnings", ()))
+        if "done" not in end:
+            failure = self.failure(end, f"{self._path} cannot be read", NEEDED)
+            if isinstance(failure, DisturbedError):
+                raise failure
+            return []
+        self.busy = False
+        return list(end["warnings"])
 
     def failure(self, head: dict[str, Any], start: str, hint: str) -> VideoError:
-        """The error that the end of a job tells."""
-        self.busy = head.get("hint") is None
+        """The error for the end `head` of a job that failed."""
+        self.busy = "changed" not in head and head.get("hint") is None
+        if "changed" in head or self._is_changed():
+            return changed(self._path)
         if head.get("hint"):
             named = head["error"].replace(str(self._path.absolute()), str(self._path))
             return VideoError(named, head["hint"])
-        why = _plain(head["error"]) if "error" in head else head["ended"]
-        return VideoError(f"{start}: {why}", hint)
+        if "error" in head:
+            return VideoError(f"{start}: {_plain(head['error'])}", hint)
+        if self._is_killed:
+            return DisturbedError(f"{start}: {head['ended']}", KILLED)
+        return VideoError(f"{start}: {head['ended']}", hint)
 
     def end(self) -> None:
         self._process.kill()
         self._process.communicate()
 
     def _patiently(self, read: Any) -> bytes:
-        watch = Timer(PATIENCE_S, self._process.kill)
+        watch = Timer(PATIENCE_S, self._give_up)
         watch.start()
         try:
             data: bytes = read()
@@ -146,11 +167,36 @@ class _Child:
             watch.cancel()
         return data
 
+    def _give_up(self) -> None:
+        self._hung = True
+        self._process.kill()
+
+    @property
+    def _is_killed(self) -> bool:
+        """Whether another one than this process ended the child: no fault of the file."""
+        return not self._hung and self._process.poll() in {-number for number in FROM_OUTSIDE}
+
+    def _is_changed(self) -> bool:
+        try:
+            return bool(self._version) and video_version(self._path) != self._version
+        except VideoError:
+            return True
+
     def _ending(self) -> str:
         code = self._process.wait()
-        if code == -9:
+        if self._hung:
             return f"nothing came for {PATIENCE_S:.0f} s"
-        return "the reader crashed" if code else "the reader ended without a frame"
+        if code >= 0:
+            return "the reader crashed" if code else "the reader ended without a frame"
+        name = _signal_name(-code)
+        return f"the reader {'was killed' if self._is_killed else 'crashed'} ({name})"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sttm_cli.base.errors import VideoError
-from sttm_cli.base.filefacts import Memo, is_settled
+from sttm_cli.base.filefacts import FileFacts
 from sttm_cli.base.types import VideoInfo
-from sttm_cli.decode.file import NEEDED, check_file, version_key
+from sttm_cli.decode.file import NEEDED, changed, open_file
 
 NO_SOUND = "the video's sound is ignored: a model sees its frames only"
 
@@ -25,19 +25,25 @@ REVISION = 2
 """Changes whenever a remembered probe would have to be taken anew."""
 
 
-def remembered_probe(path: Path, memo: Memo, *, image_fps: float = 1.0) -> VideoInfo:
+def remembered_probe(
+    path: Path, memo: FileFacts, *, image_fps: float = 1.0, version: str = ""
+) -> VideoInfo:
     """As `probe`, but looked up where this version of the file was probed before.
 
-    A folder counts as a video of its images, `image_fps` of them a second.
+    A folder counts as a video of its images, `image_fps` of them a second. Raises DisturbedError
+    where the file is not of `version` (of `video_version`, if given).
     """
     if path.is_dir():
         from sttm_cli.decode.image_folder import folder_version
 
-        version, settled = f"{folder_version(path)}|{image_fps}", True
+        seen, settled = folder_version(path), True
+        key = f"probe:{REVISION}:{seen}|{image_fps}"
     else:
-        found = check_file(path)
-        version, settled = version_key(path, found), is_settled(found)
-    key = f"probe:{REVISION}:{version}"
+        with open_file(path, version) as file:
+            seen, settled = file.version, file.is_settled
+        key = f"probe:{REVISION}:{seen}"
+    if version and seen != version:
+        raise changed(path)
     known = memo.get(key)
     if known is not None:
         try:
@@ -46,32 +52,33 @@ def remembered_probe(path: Path, memo: Memo, *, image_fps: float = 1.0) -> Video
             pass
     from sttm_cli.decode.isolated import probe_isolated
 
-    info = probe_isolated(path, image_fps=image_fps)
+    info = probe_isolated(path, image_fps=image_fps, version=seen)
     if settled:
         memo.set(key, {**asdict(info), "notes": list(info.notes)})
     return info
 
 
-def probe(path: Path) -> VideoInfo:
-    """Read the header of the best video stream, and its first frame for what no header tells.
+def probe(path: Path, version: str = "") -> VideoInfo:
+    """Read the header of the best video stream, and its first frame for facts outside of headers.
 
-    Raises VideoError, saying what was given and what is wrong with it.
+    Raises VideoError, saying what was given and what is wrong with it, DisturbedError as
+    `open_file`.
     """
     from sttm_cli.decode.container import open_video
 
-    with open_video(path) as (container, stream):
+    with open_video(path, version) as (container, stream):
         # Everything is read before the file is closed: its streams are gone afterwards.
         first = _first_frame(container, stream)
         start = _start_s(stream, first)
         duration = _duration_s(container, stream, start)
         facts = _facts(path, container, stream) | _picture_facts(stream, first)
     if duration is None:
-        with open_video(path) as (container, stream):
+        with open_video(path, version) as (container, stream):
             duration = _scanned_s(container, stream, start)
     if not duration:
         raise VideoError(f"{path} has no duration: it holds no video data", NEEDED)
     if not (facts["width"] and facts["height"]):
-        raise VideoError(f"{path} does not tell the size of its picture", NEEDED)
+        raise VideoError(f"{path} does not give the size of its picture", NEEDED)
     return VideoInfo(**facts, duration_s=duration, start_s=start)
 
 

@@ -1,4 +1,4 @@
-"""Frames in chunks of bounded size, with a report of what came of it."""
+"""Frames in chunks of bounded size, with a report of their losses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sttm_cli.base.errors import VideoError
+from sttm_cli.base.errors import DisturbedError, VideoError
 from sttm_cli.base.types import DecodeReport, FrameChunk, FramePlan
 from sttm_cli.decode.lost import DAMAGED, ENDED, Lost, Reading
 
@@ -20,6 +20,7 @@ def read_frames(
     plan: FramePlan,
     *,
     report: DecodeReport,
+    version: str = "",
     multiple: int = 1,
     max_chunk_bytes: int = 64 << 20,
 ) -> Iterator[FrameChunk]:
@@ -27,15 +28,16 @@ def read_frames(
 
     Frames are [T, H, W, 3] uint8 RGB as `FrameChunk` says, at most `max_chunk_bytes` of them at
     once unless `multiple` frames take more. A frame that cannot be decoded is left out and
-    counted in `report`, which is complete after the last chunk. Raises VideoError where not a
-    single frame can be had.
+    counted in `report`, which is complete after the last chunk. Raises VideoError where no frame
+    can be decoded, DisturbedError where the file changes before the last chunk or is not of
+    `version` (of `video_version`, if given): then no chunk counts.
     """
     import numpy as np
 
     width, height = plan.size
     count = max(multiple, max_chunk_bytes // (width * height * 3) // multiple * multiple)
     pictures: list[Any] = []
-    for time, picture in _kept(_readings(path, plan, report), report):
+    for time, picture in _kept(_readings(path, plan, report, version), report):
         pictures.append(picture)
         report.times_s.append(time)
         if len(pictures) == count:
@@ -52,7 +54,7 @@ def read_frames(
 
 
 def _kept(readings: Iterator[Reading], report: DecodeReport) -> Iterator[tuple[float, Any]]:
-    """The frames that can be had, with their times; the others are counted by cause."""
+    """The decoded frames with their times; the others are counted by cause."""
     for found in readings:
         if isinstance(found, Lost):
             report.lost += 1
@@ -61,33 +63,39 @@ def _kept(readings: Iterator[Reading], report: DecodeReport) -> Iterator[tuple[f
             yield found
 
 
-def _readings(path: Path, plan: FramePlan, report: DecodeReport) -> Iterator[Reading]:
+def _readings(path: Path, plan: FramePlan, report: DecodeReport, version: str) -> Iterator[Reading]:
     """One reading per asked time, from the plan's reader or from the one that takes over."""
     report.reader = plan.reader
     from sttm_cli.decode.isolated import read_isolated
 
     done = 0
     try:
-        for found in read_isolated(path, plan, report):
+        for found in read_isolated(path, plan, report, version):
             yield found
             done += 1
+    except DisturbedError:
+        raise
     except VideoError as error:
         if done and plan.reader != "decord":
             yield from (Lost(DAMAGED) for _ in plan.times_s[done:])
         elif plan.fallback:
-            yield from _taken_over(path, plan, report, error)
+            yield from _taken_over(path, plan, report, version, error=error)
         else:
             raise
 
 
 def _taken_over(
-    path: Path, plan: FramePlan, report: DecodeReport, error: VideoError
+    path: Path, plan: FramePlan, report: DecodeReport, version: str, *, error: VideoError
 ) -> Iterator[Reading]:
-    """What the other reader gives where the plan's ended with `error`, which is raised if that
-    one fails too."""
+    """The other reader's readings after the plan's reader ended with `error`, which is raised if
+    the other one fails too."""
     report.fallback = error.message
     try:
-        yield from _readings(path, replace(plan, reader=plan.fallback, fallback=""), report)
+        yield from _readings(
+            path, replace(plan, reader=plan.fallback, fallback=""), report, version
+        )
+    except DisturbedError:
+        raise
     except VideoError:
         raise error from None
     report.warnings.append(f"read with {plan.fallback}, as {plan.reader} failed; it is not stored")

@@ -37,8 +37,8 @@ class Source:
         return os.fsencode(self.path.absolute()).decode(errors="backslashreplace")
 
     @contextmanager
-    def told_by_name(self) -> Iterator[None]:
-        """Errors tell of the video as the user named it, not of its copy."""
+    def naming_it(self) -> Iterator[None]:
+        """Errors name the video as the user did, not its copy."""
         try:
             yield
         except VideoError as error:
@@ -46,7 +46,7 @@ class Source:
                 raise
             name = "stdin" if self.name == STDIN else self.name
             message = error.message.replace(str(self.path), name)
-            raise VideoError(message, error.hint) from error
+            raise type(error)(message, error.hint) from error
 
 
 class Sources:

@@ -7,19 +7,19 @@ from dataclasses import replace
 
 from sttm_cli import __version__
 from sttm_cli.base.clock import Clock
-from sttm_cli.base.device import memory_told
-from sttm_cli.base.errors import OutOfMemoryError, VideoError
-from sttm_cli.base.filefacts import Memo
+from sttm_cli.base.device import reporting_memory
+from sttm_cli.base.errors import OutOfMemoryError
+from sttm_cli.base.filefacts import FileFacts
 from sttm_cli.base.results import CacheUse
 from sttm_cli.base.types import Continuation, Frames, Json, PrefixKV
-from sttm_cli.decode import Source, digest
+from sttm_cli.decode import Source
 from sttm_cli.models.placement import check_room
 from sttm_cli.prefill import ROOM, KVContinuation
 from sttm_cli.runtime.compute import Compute
 from sttm_cli.runtime.kv_checks import fits
 from sttm_cli.runtime.kv_memory import DEVICE, DISK, Held
 from sttm_cli.runtime.prepared import seconds_to_prefix
-from sttm_cli.runtime.request import Request, kv_bytes
+from sttm_cli.runtime.request import Request, check_unchanged, kv_bytes
 from sttm_cli.runtime.resources import Resources
 from sttm_cli.settings.settings import Settings
 from sttm_cli.store import NoStore, pack
@@ -91,7 +91,7 @@ class PrefixCache:
         """What memory holds of `key`; None also where the device has no room for it."""
         for _ in range(2):
             try:
-                with memory_told():
+                with reporting_memory():
                     return self._memory.take(key, self._continued)
             except OutOfMemoryError:
                 self.release()
@@ -142,7 +142,7 @@ class PrefixCache:
                 return lookup.miss_reason
             # The vision encoder is not needed to continue from a stored KV.
             entry, model = lookup.entry, self._compute.model(clock, vision=False)
-            with clock.stage("restore"), memory_told():
+            with clock.stage("restore"), reporting_memory():
                 kv = self._store.load(lookup, device=model.layer_devices, room=ROOM)
         if kv is None or not fits(kv, model.decoder.config, self._compute.plan):
             self._warn(f"stored entry {entry.key[:12]} cannot be used; computing it anew")
@@ -168,7 +168,7 @@ class PrefixCache:
         self._check_room(request)
         tokens, report = self._compute.visual_tokens(request, clock, frames)
         kv = self._compute.prefill(tokens, clock, budget=self._settings.budget)
-        with clock.stage("prefill"), memory_told():
+        with clock.stage("prefill"), reporting_memory():
             # Rounds the KV to what a later process will restore: both give the same answer.
             packed = pack(kv, self._settings.kv_dtype)
         kv.facts |= {
@@ -179,7 +179,8 @@ class PrefixCache:
         if frames is None:
             # Of frames that were read ahead of time nobody waited so long.
             kv.facts["waited_s"] = clock.total() - clock.spent("load_model")
-        self._check_unchanged(request)
+        # A file replaced meanwhile must not lend its frames.
+        check_unchanged(request, facts_for(request.source, self._store))
         label = self._label(request)
         # What another reader than the identity's gave is not kept.
         entry = None if report.fallback else self._store.save(request.identity, packed, label=label)
@@ -199,14 +200,6 @@ class PrefixCache:
             size = kv_bytes(request.plan, plan, self._settings.budget, dtype=plan.dtype)
             check_room(plan.checkpoint, plan.placement(), size or 0)
 
-    def _check_unchanged(self, request: Request) -> None:
-        # Digested before it was decoded: a file replaced meanwhile must not lend its frames.
-        facts = facts_for(request.source, self._store)
-        if digest(request.path, facts) != request.digest:
-            raise VideoError(
-                f"{request.source.name} changed while it was read", "ask again once it is whole"
-            )
-
     def _label(self, request: Request) -> Json:
         return {
             "video": request.source.origin,
@@ -220,7 +213,7 @@ class PrefixCache:
         self._warn("another process is preparing this video; waiting for it")
 
 
-def facts_for(source: Source, store: Memo) -> Memo:
+def facts_for(source: Source, store: FileFacts) -> FileFacts:
     """Where facts about a video's file are remembered: those of a temporary copy nowhere, since
     nobody will ask for them again."""
     return NoStore() if source.is_copy else store

@@ -8,20 +8,31 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sttm_cli.base.errors import UsageError
-from sttm_cli.base.filefacts import Memo
+from sttm_cli.base.filefacts import FileFacts
 from sttm_cli.base.types import FramePlan, Json, VideoInfo
-from sttm_cli.decode import Source, digest, plan_frames, remembered_probe
+from sttm_cli.decode import (
+    Source,
+    changed,
+    digest,
+    plan_frames,
+    remembered_probe,
+    video_version,
+)
 from sttm_cli.models.counts import context_length, layer_bytes, token_count
 from sttm_cli.runtime.model_plan import ModelPlan
 from sttm_cli.settings.settings import Settings
-from sttm_cli.store import FORMAT, STORED, key_of
+from sttm_cli.store import FORMAT, STORED, NoStore, key_of
 
 
 @dataclass(frozen=True)
 class Request:
-    """A video and everything that shapes its KV. `identity`: all of it, as it is stored."""
+    """A video and everything that shapes its KV. `identity`: all of it, as it is stored.
+
+    `version`: that of the file whose bytes have the digest (`decode.video_version`).
+    """
 
     source: Source
+    version: str
     digest: str
     info: VideoInfo
     plan: FramePlan
@@ -38,28 +49,40 @@ class Request:
         return key_of(self.identity)
 
 
-def make_request(source: Source, model: ModelPlan, settings: Settings, facts: Memo) -> Request:
-    """Read the video's header and digest its bytes; decodes nothing. Raises as `plan_video`."""
-    info, plan = plan_video(source, model, settings, facts)
-    with source.told_by_name():
-        video_digest = digest(source.path, facts)
+def make_request(source: Source, model: ModelPlan, settings: Settings, facts: FileFacts) -> Request:
+    """Read the video's header and digest its bytes; decodes nothing.
+
+    Raises as `plan_video`, and DisturbedError where the file changes meanwhile.
+    """
+    with source.naming_it():
+        seen = video_version(source.path)
+    info, plan = plan_video(source, model, settings, facts, version=seen)
+    with source.naming_it():
+        video_digest = digest(source.path, facts, version=seen)
     # The header is read by a program of which another version may find other facts: those that
     # frames and prompts depend on count beside the bytes.
     video = {"digest": video_digest, "duration_s": info.duration_s}
     identity = identity_of(video, plan, model, settings)
-    return Request(source=source, digest=video_digest, info=info, plan=plan, identity=identity)
+    return Request(
+        source=source,
+        version=seen,
+        digest=video_digest,
+        info=info,
+        plan=plan,
+        identity=identity,
+    )
 
 
 def plan_video(
-    source: Source, model: ModelPlan, settings: Settings, facts: Memo
+    source: Source, model: ModelPlan, settings: Settings, facts: FileFacts, *, version: str = ""
 ) -> tuple[VideoInfo, FramePlan]:
     """Read the video's header and choose its frames.
 
     Raises VideoError for a file that is not a readable video, UsageError for a range outside of
     it and for more frames than the model's context takes.
     """
-    with source.told_by_name():
-        info = remembered_probe(source.path, facts, image_fps=settings.fps or 1.0)
+    with source.naming_it():
+        info = remembered_probe(source.path, facts, image_fps=settings.fps or 1.0, version=version)
     plan = plan_frames(
         info,
         # What the user asks for may exceed the model's default.
@@ -72,6 +95,30 @@ def plan_video(
     )
     _check_context(plan, model)
     return info, plan
+
+
+def version_to_read(request: Request) -> str:
+    """The version of the request's file now; raises DisturbedError unless it has the digest.
+
+    A file that was only moved, linked or given another mode since the request was made counts as
+    the same.
+    """
+    with request.source.naming_it():
+        seen = video_version(request.path)
+        if seen != request.version:
+            _check_digest(request, NoStore(), version=seen)
+    return seen
+
+
+def check_unchanged(request: Request, facts: FileFacts) -> None:
+    """Raise DisturbedError where the path leads to other bytes than the request's digest."""
+    with request.source.naming_it():
+        _check_digest(request, facts)
+
+
+def _check_digest(request: Request, facts: FileFacts, version: str = "") -> None:
+    if digest(request.path, facts, version=version) != request.digest:
+        raise changed(request.path)
 
 
 def kv_bytes(plan: FramePlan, model: ModelPlan, budget: float, *, dtype: str) -> int | None:

@@ -15,12 +15,13 @@ _CODES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[=>]|\x1b\][^\x07]*\x07|[\r\x07
 
 
 class Terminal:
-    """`sttm ARGUMENTS` on a terminal; `screen` is all that it has shown, without codes."""
+    """`sttm ARGUMENTS` on a terminal; `screen` is all that it has shown, without codes, and
+    `raw` with them."""
 
-    def __init__(self, *arguments: object, **env: str) -> None:
-        command = [sys.executable, "-m", "sttm_cli", *map(str, arguments)]
+    def __init__(self, *arguments: object, module: str = "sttm_cli", **env: str) -> None:
+        command = [sys.executable, "-m", module, *map(str, arguments)]
         self.screen, self._seen = "", 0
-        self._raw = b""
+        self.raw = b""
         self._pid, self._fd = pty.fork()
         if self._pid == 0:
             plain = {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "100", "LINES": "40"}
@@ -57,6 +58,6 @@ class Terminal:
             block = os.read(self._fd, 1 << 16)
         except OSError:
             return False
-        self._raw += block
-        self.screen = _CODES.sub("", self._raw.decode(errors="replace"))
+        self.raw += block
+        self.screen = _CODES.sub("", self.raw.decode(errors="replace"))
         return bool(block)

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
-from sttm_cli.base.errors import VideoError
+from sttm_cli.base.errors import DisturbedError, VideoError
 from sttm_cli.base.types import DecodeReport
 from sttm_cli.decode import isolated, plan_frames, read_frames
 from sttm_cli.decode.isolated import end_children, probe_isolated
@@ -64,7 +65,8 @@ def stand_in(folder: Path, script: str) -> str:
     ("script", "part"),
     [
         ("exec sleep 60", "nothing came for"),
-        ("kill -SEGV $$", "crashed"),
+        ("kill -SEGV $$", r"crashed \(SIGSEGV\)"),
+        ("kill -KILL $$", r"was killed \(SIGKILL\)"),
         ("exit 0", "ended without"),
     ],
 )
@@ -77,6 +79,25 @@ def test_what_hangs_or_crashes_is_told(
         probe_isolated(video)
     assert str(video) in told.value.message
     assert told.value.hint
+
+
+def test_a_reader_that_the_system_kills_is_not_taken_for_a_damaged_video(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_frames(probe_isolated(video), max_frames=COUNT)
+    chunks = read_frames(video, plan, report=DecodeReport(), max_chunk_bytes=1)
+    line = isolated._Child.line
+
+    def killed(child: isolated._Child) -> dict[str, Any]:
+        head = line(child)
+        child._process.kill()
+        return head
+
+    # What the pipe holds of later frames still comes: 12 frames are more than it takes.
+    with monkeypatch.context() as patched:
+        patched.setattr(isolated._Child, "line", killed)
+        with pytest.raises(DisturbedError, match=r"killed \(SIGKILL\).*memory"):
+            list(chunks)
 
 
 def test_one_process_serves_many_videos_and_bad_files_between(

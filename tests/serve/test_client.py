@@ -29,6 +29,7 @@ from sttm_cli.serve.http_errors import Refused
 from sttm_cli.settings.settings import Settings
 from tests.base.test_events import ANSWER, BROKEN, REPORT
 from tests.cli.process import sttm_here
+from tests.test_startup import HEAVY, modules_after
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 COUNT = "how many shapes are there?"
@@ -69,6 +70,11 @@ def asked(server: Server, show: Show = lambda event: None) -> AskReport:
 
 def lines(*events: Sent) -> bytes:
     return "".join(map(to_line, events)).encode()
+
+
+def test_the_clients_own_modules_import_nothing_of_a_server() -> None:
+    loaded = modules_after("import sttm_cli.serve.client, sttm_cli.serve.local_servers")
+    assert not loaded & {*HEAVY, "pydantic", "starlette", "uvicorn", "asyncio", "psutil"}
 
 
 def test_events_come_in_order_and_end_with_the_report() -> None:

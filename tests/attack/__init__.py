@@ -1,0 +1,1 @@
+"""Attacks on the whole program, by group: `python -m tests.attack --help`."""
