@@ -165,7 +165,7 @@ def layout(lengths: list[int], heads: int, dim: int, kv_dtype: str) -> list[Plac
     places, begin = list[Place](), 0
     for name, code, shape in wanted:
         end = begin + prod(shape) * _ITEM_BYTES[code]
-        places.append(Place(name, code, shape, begin, end))
+        places.append(Place(name=name, code=code, shape=shape, begin=begin, end=end))
         begin = end
     return places
 
