@@ -52,14 +52,18 @@ def weight_files(name: str, folder: Path) -> list[Path]:
     named = read(name, index).get("weight_map")
     shards = list(named.values()) if isinstance(named, dict) else []
     if not shards:
-        raise ModelError(f"model {name!r}: {INDEX}: weight_map names no file", _FETCH)
+        raise ModelError(f"model {name!r}: {INDEX} is not valid: weight_map names no file", _FETCH)
     for shard in shards:
         if not isinstance(shard, str) or not shard.endswith(".safetensors"):
-            reason = f"weight_map names {shard!r:.80}, which is not a .safetensors file"
-            raise ModelError(f"model {name!r}: {INDEX}: {reason}", _FETCH)
-        if not is_inside(shard):
-            reason = f"weight_map names {shard!r:.80}, which is outside the folder"
-            raise ModelError(f"model {name!r}: {INDEX}: {reason}", "give a complete folder")
+            reason = "which is not a .safetensors file"
+        elif not is_inside(shard):
+            reason = "which is outside the folder"
+        else:
+            continue
+        raise ModelError(
+            f"model {name!r}: {INDEX} is not valid: weight_map names {shard!r:.80}, {reason}",
+            _FETCH,
+        )
     return [folder / shard for shard in sorted(set(shards))]
 
 
@@ -105,7 +109,7 @@ def _check_fields(name: str, paths: list[Path]) -> None:
     for path in paths:
         wrong = problem(path.name, read(name, path))
         if wrong:
-            raise ModelError(f"model {name!r}: {path.name}: {wrong}", _FETCH)
+            raise ModelError(f"model {name!r}: {path.name} is not valid: {wrong}", _FETCH)
 
 
 def _version(path: Path, stat: os.stat_result) -> tuple[str, int, int, int, int, int]:
