@@ -32,6 +32,8 @@ class ChatFormat:
 
     def __init__(self, model: Any, processor: Any, *, template: str | None = None) -> None:
         tokenizer, video_token = processor.tokenizer, processor.video_token
+        if not isinstance(video_token, str) or not video_token:
+            raise ModelError("the model has no video token", "give a checkpoint made for videos")
         self._model = model
         self._tokenizer = tokenizer
         self._template = _only(template or processor.chat_template or tokenizer.chat_template)

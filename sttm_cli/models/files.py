@@ -49,8 +49,8 @@ def weight_files(name: str, folder: Path) -> list[Path]:
     index = folder / INDEX
     if (folder / WEIGHTS).is_file() or not index.is_file():
         return [folder / WEIGHTS]
-    named = read(name, index).get("weight_map")
-    shards = list(named.values()) if isinstance(named, dict) else []
+    weights = read(name, index).get("weight_map")
+    shards = list(weights.values()) if isinstance(weights, dict) else []
     if not shards:
         raise ModelError(f"model {name!r}: {INDEX} is not valid: weight_map names no file", _FETCH)
     for shard in shards:

@@ -135,9 +135,7 @@ def test_a_shard_outside_the_folder_is_refused_though_it_is_there(
     for place in (tmp_path / "model.safetensors", tmp_path / "a.safetensors"):
         shutil.copy(next(folder.glob("*.safetensors")), place)
     wanted = str(tmp_path / "a.safetensors") if shard == "/a.safetensors" else shard
-    with pytest.raises(
-        ModelError, match=r"index\.json is not valid: weight_map names .* outside the folder"
-    ):
+    with pytest.raises(ModelError, match=r"index\.json .* names .* outside the folder"):
         found(naming(folder, wanted))
 
 
