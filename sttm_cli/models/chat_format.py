@@ -1,4 +1,4 @@
-"""What all families share: frames without gradients, chat template, token ids, logits.
+"""Shared by all families: frames without gradients, chat template, token ids, logits.
 
 Imports torch only where it is used: a family's file must import without it.
 """
@@ -182,7 +182,7 @@ class ChatFormat:
         if typed:
             start = shorten(text, 60)
             raise UsageError(
-                f"{start!r} holds {typed[0]!r}, which the model reads as a control token",
+                f"{start!r} contains {typed[0]!r}, which the model reads as a control token",
                 "write it differently",
             )
 

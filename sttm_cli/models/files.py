@@ -37,8 +37,8 @@ def model_files(name: str, folder: Path) -> list[Path]:
     """
     top = (path for path in folder.iterdir() if is_of_model(path.name))
     below = (folder / TEMPLATES).glob("*.jinja")
-    found = {path for path in (*top, *below, *weight_files(name, folder)) if path.is_file()}
-    return sorted(found)
+    loaded = {path for path in (*top, *below, *weight_files(name, folder)) if path.is_file()}
+    return sorted(loaded)
 
 
 def weight_files(name: str, folder: Path) -> list[Path]:

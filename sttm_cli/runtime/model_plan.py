@@ -73,7 +73,7 @@ def plan_model(
         revision=settings.revision,
         memo=facts,
         aliases=known,
-        tell=on_fetch,
+        on_fetch=on_fetch,
     )
     family = family_of(checkpoint)
     layer, positions = settings.merge_layer, settings.positions
