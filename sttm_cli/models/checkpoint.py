@@ -60,8 +60,8 @@ def find_checkpoint(
     """The checkpoint in a local folder or of a hub id, which is fetched if need be.
 
     `name` is the model as typed, `repository` the folder or hub id that it stands for, `aliases`
-    the names to suggest for a misspelt one; `on_fetch` gets a line before a model is fetched. Raises
-    ModelError for a folder without weights, an unknown id, or a hub that cannot be reached,
+    the names to suggest for a misspelt one; `on_fetch` gets a line before a model is fetched.
+    Raises ModelError for a malformed folder, an unknown id, or a hub that cannot be reached,
     UsageError for a revision of a folder.
     """
     local = Path(repository).expanduser()
