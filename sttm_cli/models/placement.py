@@ -25,7 +25,7 @@ HEADER = 100_000_000
 class Placement:
     """Where and how a model runs: "cuda:0", "bfloat16", "sdpa" (transformers' names).
 
-    `spread`: it may be divided among all accelerators of this kind where one cannot hold it.
+    `spread`: it may be divided among all accelerators of this kind where one is too small.
     Without `vision` the tower's layers are not loaded: a stored KV needs none.
     """
 

@@ -79,7 +79,7 @@ def plan_model(
         revision=settings.revision,
         memo=facts,
         aliases=_known_names(),
-        tell=on_fetch,
+        on_fetch=on_fetch,
     )
     family = family_of(checkpoint)
     layer, positions = settings.merge_layer, settings.positions
