@@ -20,7 +20,7 @@ PAGE = "text/html"
 
 
 def download(address: str, target: Path, *, max_bytes: int, progress: Progress) -> None:
-    """Write what `address` gives to `target`; what a web page shows comes by yt-dlp.
+    """Write the file at `address` to `target`; the video of a web page comes by yt-dlp.
 
     Raises VideoError where it cannot be reached, is too large, stalls or breaks off.
     """
@@ -151,5 +151,5 @@ def _reason(error: Exception) -> str:
 
 
 def _line(text: str) -> str:
-    """The first line of what a server says, where it is not too long."""
+    """The first line of a server's text, cut to 120 letters."""
     return next(iter(text.splitlines()), "")[:120]

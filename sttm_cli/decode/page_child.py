@@ -60,7 +60,7 @@ def _bound(max_bytes: int) -> None:
         # Windows has no such limits.
         return
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # One byte more, so that a file that is too large can be told from one that fits.
+    # One byte more, so that a file that is too large differs from one that fits.
     bound = max_bytes + 1 if most == resource.RLIM_INFINITY else min(max_bytes + 1, most)
     resource.setrlimit(resource.RLIMIT_FSIZE, (bound, most))
 

@@ -9,7 +9,7 @@ from sttm_cli.base.errors import VideoError
 
 BLOCK = 1 << 20
 TIMEOUT_S = 30.0
-"""How long a connection may give nothing, and how long one may be as good as stalled."""
+"""How long a connection may send nothing, and how long one may be slower than `LEAST_SPEED`."""
 LEAST_SPEED = 1000
 """Bytes a second on average below which a download counts as stalled."""
 

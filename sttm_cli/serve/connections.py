@@ -11,7 +11,7 @@ from sttm_cli.serve.http_errors import Refused
 from sttm_cli.serve.service import problem
 
 FIRST_BYTE_S = 5.0
-"""How long a new connection may say nothing."""
+"""How long a new connection may send nothing."""
 HEAD_S = 15.0
 """How long a client may take to send a request's head."""
 MOST = 512

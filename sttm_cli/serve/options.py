@@ -45,7 +45,7 @@ class Options:
                 "give --api-key or STTM_API_KEY, or leave --host out",
             )
         if self.port is not None and not 0 <= self.port <= 65535:
-            raise UsageError(f"--port {self.port} is not possible", "it lies from 0 to 65535")
+            raise UsageError(f"--port {self.port} is not possible", "give one from 0 to 65535")
         for folder in self.allow_path:
             if not folder.is_dir():
                 raise UsageError(

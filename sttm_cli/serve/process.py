@@ -133,14 +133,14 @@ async def _idle(engine: Engine) -> None:
 
 
 def _sockets(files: ServerFiles | None, options: Options) -> dict[str, socket.socket]:
-    found: dict[str, socket.socket] = {}
+    sockets: dict[str, socket.socket] = {}
     if files is not None:
-        found["unix"] = _unix_socket(files)
+        sockets["unix"] = _unix_socket(files)
     if options.port is not None:
-        found["tcp"] = _tcp_socket(options.host, options.port)
-    if not found:
+        sockets["tcp"] = _tcp_socket(options.host, options.port)
+    if not sockets:
         raise SttmError("there is nothing to listen on", "give a --port")
-    return found
+    return sockets
 
 
 def _unix_socket(files: ServerFiles) -> socket.socket:

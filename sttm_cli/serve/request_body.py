@@ -88,7 +88,7 @@ def bad(message: str) -> NoReturn:
 
 
 def _line(error: ErrorDetails) -> str:
-    """One line that names the field and what is wrong with it."""
+    """One line that names the field and its fault."""
     name, text = _field(error["loc"]), error["msg"]
     if error["type"] == "json_invalid":
         return _NOT_JSON

@@ -127,10 +127,10 @@ def runtime_folder() -> Path | None:
         folder = user_runtime_path("sttm")
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        found = folder.stat()
+        state = folder.stat()
     except OSError:
         return None
-    ours = found.st_uid == os.geteuid() and not found.st_mode & 0o077
+    ours = state.st_uid == os.geteuid() and not state.st_mode & 0o077
     # Longer paths do not fit into a socket's address.
     return folder if ours and len(os.fsencode(folder)) < 80 else None
 

@@ -24,13 +24,13 @@ _MOST_FILES = 65_536
 _MOST_LETTERS = 65_536
 """Of an address or a path."""
 _HELD = "held/"
-"""Marks the name of a video that came with a request, among the urls that uuids stand for."""
+"""Marks the name of a video that came with a request, among the urls of uuids."""
 
 
 class Videos:
     """Opens the videos that clients name, as local files for as long as they are used.
 
-    A uuid stands for the video that it was last sent with; a known uuid needs no url.
+    A uuid names the video that it was last sent with; a known uuid needs no url.
     """
 
     def __init__(self, options: Options) -> None:
@@ -149,7 +149,7 @@ def _is_data(url: str) -> bool:
 
 
 def _check(url: str) -> None:
-    """Refuse what is not a url; the content of a data: url is checked where it is read."""
+    """Refuse a text that is not a url; the content of a data: url is checked where it is read."""
     if _is_data(url):
         return
     try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import json
 import os
+import random
 import socket
 import time
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ from sttm_cli.serve.options import Options
 from sttm_cli.serve.server_files import of_the_model
 from sttm_cli.serve.videos import Videos
 from sttm_cli.settings.settings import Settings
+from tests.attack import requests as hostile
 from tests.serve.many import Case
 from tests.serve.running import Running
 from tests.serve.running import serving as running
@@ -470,3 +473,18 @@ def test_another_address_than_loopback_needs_a_key() -> None:
     told = sttm_here("serve", "--host", "0.0.0.0", "--port", "0")
     assert told.code == 2
     assert "--api-key" in told.err
+
+
+def test_hostile_requests_are_refused_and_stop_nobody(tight: Running) -> None:
+    host, port = tight.url.removeprefix("http://").split(":")
+    slowest, answered = 0.0, 0
+    with tight.http() as http:
+        for name, raw in itertools.islice(hostile.cases(random.Random(1)), 260):
+            status = hostile.exchange(host, int(port), raw, key="secret")
+            assert status in hostile.STATUSES, (name, status, raw[:400])
+            answered += status > 0
+            started = time.monotonic()
+            assert http.get("/health").status_code == 200
+            slowest = max(slowest, time.monotonic() - started)
+    assert answered > 200
+    assert slowest < 1

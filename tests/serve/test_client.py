@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -169,6 +172,69 @@ def test_a_refusal_of_the_question_is_the_error_that_it_is_here() -> None:
 def test_a_malformed_status_is_a_server_that_is_gone(body: bytes) -> None:
     with replying(body) as server, pytest.raises(ServerGone):
         server.status()
+
+
+HEADS = (
+    *(
+        b"HTTP/1.1 200 OK",
+        b"HTTP/1.0 200 OK",
+        b"HTTP/1.1 400 Bad",
+        b"HTTP/1.1 abc",
+        b"HTTP/9.9 200 OK",
+    ),
+    *(b"", b"\0", b"HTTP/1.1 999 x", b"HTTP/1.1 99 x", b"HTTP/1.1 204 N", b"HTTP/1.1 304 N"),
+    *(b"HTTP/1.1 103 E", b"HTTP/1.1 101 S", b"HTTP/1.1 302 F\r\nLocation: file:///x"),
+    *(b"HTTP/1.1 100 C\r\n\r\nHTTP/1.1 200 OK", b"HTTP/1.1 200 OK" + b"\r\nX: a" * 120),
+    b"HTTP/1.1 200 " + b"a" * 70_000,
+)
+HEADERS = (
+    *(b"X: a", b"Content-Length: 5", b"Content-Length: -1", b"Content-Length: abc", b": a", b"X"),
+    *(
+        b"Content-Length: 99999999999999999999",
+        b"Transfer-Encoding: chunked",
+        b"X: \xff",
+        b"\xff: a",
+    ),
+    *(b"Transfer-Encoding: gzip", b"Connection: close", b"Content-Encoding: gzip", b"X: \0"),
+)
+
+
+def mutated(random: Random, data: bytes) -> bytes:
+    """`data` with a few other bytes."""
+    changed = bytearray(data)
+    for _ in range(random.choice((1, 2, 8))):
+        changed[random.randrange(len(changed))] = random.randrange(256)
+    return bytes(changed)
+
+
+def hostile_reply(random: Random) -> bytes:
+    """A whole HTTP reply whose status, headers or body are not what a server sends."""
+    good = lines(Heard("1"), TextPiece("three"), Answered(PLAIN), Reported(REPORTED))
+    refusal = json.dumps(Refused(400, "it is wrong", code="usage").to_json()).encode()
+    cut = good[: random.randrange(len(good))]
+    body = random.choice((good, refusal, b"", cut, mutated(random, good), mutated(random, refusal)))
+    head = random.choice(HEADS[:3] if random.random() < 0.6 else HEADS)
+    raw = b"\r\n".join([head, random.choice(HEADERS), b"", body])
+    return mutated(random, raw) if random.random() < 0.2 else raw
+
+
+def test_no_reply_of_a_server_raises_anything_else() -> None:
+    random, replies = Random(3), list[bytes]()
+
+    def reply(listener: socket.socket) -> None:
+        while True:
+            client, _ = listener.accept()
+            with client, contextlib.suppress(OSError):
+                client.recv(1 << 16)
+                client.sendall(replies.pop())
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=reply, args=(listener,), daemon=True).start()
+        server = Server(None, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        for number in range(1500):
+            replies[:] = [hostile_reply(random)]
+            with contextlib.suppress(ServerGone, UsageError):
+                (lambda: asked(server), server.status, server.stop)[number % 3]()
 
 
 @pytest.mark.parametrize(
