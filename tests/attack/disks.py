@@ -31,7 +31,8 @@ def _full(warm: Warm, rng: random.Random, folder: Path) -> Iterator[Tried]:
     other = folder / "other.mp4"
     for number in range(1 << 62):
         other.write_bytes(SAMPLE.read_bytes() + number.to_bytes(8, "little"))
-        room = rng.choice([rng.randrange(size + 4096), rng.randrange(40_000), 0])
+        # Its answer goes to a file as well, which must have room for it.
+        room = 4096 + rng.choice([rng.randrange(size), rng.randrange(40_000), 0])
         ended, _ = warm.run("ask", other, QUESTION, cache=cache, file_bytes=room)
         yield Tried(f"files of at most {room:,} bytes", _problem(ended, cache, before))
         # What did fit is taken away again, so that the next case has something to store.
