@@ -174,7 +174,7 @@ def _row(flags: Sequence[str], about: str, env: str | None, default: Any) -> str
     about = " ".join(about.split())
     if env:
         about += f" Environment: `{env}`."
-    if default not in (None, False):
+    if default not in (None, False, ""):
         about += f" Default: `{default}`."
     return f"| {names} | {about} |".replace("A|B", "A\\|B")
 

@@ -8,7 +8,19 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "torchvision", "transformers", "numpy", "av", "decord", "diskcache", "PIL"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "transformers",
+    "numpy",
+    "av",
+    "decord",
+    "diskcache",
+    "PIL",
+    "matplotlib",
+    "pydantic",
+    "jinja2",
+}
 
 
 def modules_after(code: str) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +11,9 @@ from pathlib import Path
 from threading import Thread
 
 PAGE = b"<html><head><title>film</title></head><body><video src='/video.mp4'></video></body></html>"
+PLAYLIST = "application/vnd.apple.mpegurl"
+ENDLESS = ("/endless-page", "/endless-redirect", "/endless-playlist.m3u8")
+SEGMENT = b"#EXTINF:1,\n/video.mp4\n"
 
 
 class Site:
@@ -63,15 +67,28 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if not body:
             return
+        try:
+            self._send(data)
+        except OSError:
+            # The client had enough.
+            return
+
+    def _send(self, data: bytes) -> None:
+        if self.path == "/endless-playlist.m3u8":
+            self.wfile.write(b"#EXTM3U\n")
+        while self.path in ENDLESS:
+            self.wfile.write(data)
+        if self.path == "/dripping-page":
+            while True:
+                self.wfile.write(b" ")
+                time.sleep(0.1)
+        if self.path == "/bomb-page":
+            self._send_bomb()
         if self.path == "/dripping":
             data = self._drip()
         elif self.path == "/silent":
             time.sleep(3)
-        try:
-            self.wfile.write(data)
-        except OSError:
-            # The client had enough.
-            return
+        self.wfile.write(data)
 
     def _page(self) -> tuple[str, bytes, dict[str, str]]:
         """Content type, body and headers of the path that was asked for."""
@@ -88,9 +105,37 @@ class _Handler(BaseHTTPRequestHandler):
             "/endless": ("video/mp4", bytes(5 << 20), {}),
             "/huge": ("video/mp4", b"", {"Content-Length": str(10**12)}),
             "/text": ("text/plain", b"no video at all\n" * 100, {}),
+            "/endless-page": ("text/html", PAGE * 1000, {}),
+            "/dripping-page": ("text/html", PAGE, {}),
+            "/bomb-page": ("text/html", b"", {"Content-Encoding": "gzip"}),
+            "/endless-redirect": ("text/html", bytes(1 << 16), {"Location": "/video.mp4"}),
+            "/page-of-a-playlist": (
+                "text/html",
+                PAGE.replace(b"video.mp4", b"endless-playlist.m3u8"),
+                {},
+            ),
+            "/endless-playlist.m3u8": (PLAYLIST, SEGMENT * 1000, {}),
+            "/page-of-a-long-playlist": (
+                "text/html",
+                PAGE.replace(b"video.mp4", b"long-playlist.m3u8"),
+                {},
+            ),
+            "/long-playlist.m3u8": (
+                PLAYLIST,
+                b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n" + SEGMENT * 5000 + b"#EXT-X-ENDLIST\n",
+                {},
+            ),
             "/page": ("text/html; charset=utf-8", PAGE, {}),
             "/empty": ("video/mp4", b"", {}),
         }.get(self.path, ("video/mp4", video, whole))
+
+    def _send_bomb(self) -> None:
+        """A page of 16 GiB, compressed to 16 MiB."""
+        packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+        head = packer.flush(zlib.Z_FULL_FLUSH)
+        # After a full flush, a block stands for itself.
+        block = packer.compress(bytes(1 << 24)) + packer.flush(zlib.Z_FULL_FLUSH)
+        self.wfile.write(head + block * 1024)
 
     def _drip(self) -> bytes:
         for byte in self.site.video[:30]:

@@ -10,18 +10,20 @@ from typing import Protocol
 import torch
 
 from sttm_cli.answer.sampling import Sampler
+from sttm_cli.base.errors import ModelError
 from sttm_cli.base.types import GREEDY, Continuation, Ending, OnToken, Sampling
 
 
 class Reading(Protocol):
     """What the loop needs of a model: when to stop, how tokens are weighed and the share of them
-    that is drawn from (1.0 for all), and ids as text."""
+    that is drawn from (1.0 for all), and ids as text, all at once or as they come."""
 
     @property
     def end_ids(self) -> frozenset[int]: ...
     @property
     def top_p(self) -> float: ...
     def text(self, ids: Sequence[int]) -> str: ...
+    def pieces(self) -> Callable[[int], str]: ...
     def weighed(
         self, logits: torch.Tensor, prompt: Sequence[int], made: Sequence[int]
     ) -> torch.Tensor: ...
@@ -54,7 +56,7 @@ def generate(
     """Answer `question` (token ids [n]); the prefix is wound back in any case.
 
     `on_text` receives the text in pieces as it grows, `on_token` each of its tokens. `stop` is
-    asked before each token and ends the answer where it stands; an exception that `on_text`
+    called before each token and ends the answer there; an exception that `on_text`
     raises is passed on.
     """
     started = time.perf_counter()
@@ -64,6 +66,11 @@ def generate(
     prompt = [*prefix.token_ids, *question.tolist()]
     try:
         logits = prefix.extend(question)
+        if bool(logits.isnan().any()):
+            raise ModelError(
+                "the model computes logits that are not numbers",
+                "its weights are damaged, or need another --dtype",
+            )
         for count in range(max_new_tokens):
             if stop():
                 ending = Ending.STOPPED
@@ -81,33 +88,37 @@ def generate(
     finally:
         prefix.rewind()
     text, seconds = stream.close(), time.perf_counter() - started
-    return Generated(text, tuple(stream.ids), ending, first, seconds, choose.seed)
+    return Generated(
+        text=text,
+        ids=tuple(stream.ids),
+        ending=ending,
+        first_token_s=first,
+        seconds=seconds,
+        seed=choose.seed,
+    )
 
 
 class _TextStream:
-    """Token ids -> text pieces; holds back what later tokens may still change."""
+    """Token ids -> text pieces. White space is held back: answers begin and end without it."""
 
     def __init__(self, model: Reading, on_text: Callable[[str], None] | None) -> None:
         self._model, self._on_text = model, on_text
-        self._shown = ""
+        self._read = model.pieces()
+        self._text = self._shown = ""
         self.ids: list[int] = []
 
     def add(self, token: int) -> None:
         self.ids.append(token)
-        if self._on_text is None:
-            return
-        text = self._model.text(self.ids).lstrip()
-        # An unfinished multi-byte character decodes to U+FFFD until its last token is there;
-        # white space may turn out to be the end, and answers end without it.
-        if not text.endswith("�"):
-            self._emit(text.rstrip())
+        if self._on_text is not None:
+            self._text = (self._text + self._read(token)).lstrip()
+            self._show(self._text.rstrip())
 
     def close(self) -> str:
         text = self._model.text(self.ids).strip()
-        self._emit(text)
+        self._show(text)
         return text
 
-    def _emit(self, text: str) -> None:
+    def _show(self, text: str) -> None:
         if self._on_text is not None and len(text) > len(self._shown):
             self._on_text(text[len(self._shown) :])
             self._shown = text

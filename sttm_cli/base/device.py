@@ -1,4 +1,4 @@
-"""Which device and number format to use, and its memory running out told in our words."""
+"""Which device and number format to use, and one clear error where its memory runs out."""
 
 from __future__ import annotations
 
@@ -69,20 +69,26 @@ ALLOCATORS = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 @contextmanager
-def memory_told() -> Iterator[None]:
+def reporting_memory() -> Iterator[None]:
     """Turn an allocator's failure into OutOfMemoryError with the way out."""
-    import torch
-
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # torch's CPU allocator raises a plain RuntimeError; so does much that is no want of memory.
-        if type(error) is RuntimeError and not any(s in str(error) for s in ALLOCATORS):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
             "the memory does not suffice for this video with these settings",
             "use fewer --frames, a smaller --budget or --dtype bfloat16",
         ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch's CPU allocator raises a plain RuntimeError."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return type(error) is RuntimeError and any(s in str(error) for s in ALLOCATORS)
 
 
 def _count(kind: str) -> int:

@@ -1,4 +1,4 @@
-"""What is remembered of files between processes, so that no byte is read twice for nothing."""
+"""Facts about files (digests, headers, fingerprints), remembered between processes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ STEP_S = 2.0
 """The longest steps in which file systems count times: a second change within one does not show."""
 
 
-class Memo(Protocol):
-    """A small persistent memory: str -> JSON object."""
+class FileFacts(Protocol):
+    """A small persistent table: str -> JSON object."""
 
     def get(self, key: str) -> Json | None: ...
     def set(self, key: str, value: Json) -> None: ...

@@ -147,7 +147,7 @@ class PrecomputeReport(TypedDict):
 
 class CacheEntryReport(TypedDict):
     """A stored KV; times in seconds since the epoch. `video`, `model`, `budget` and `method`
-    stand as the entry's label has them."""
+    are those of the entry's label."""
 
     key: str
     path: str

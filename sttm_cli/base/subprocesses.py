@@ -8,8 +8,8 @@ from pathlib import Path
 
 
 def command(module: str) -> list[str]:
-    """What runs a module of this package, and looks for none where the user is: beside a video may
-    lie an `av.py`."""
+    """The command that runs a module of this package. The working folder is not searched for
+    modules: there may be an `av.py` next to a video."""
     return [sys.executable, "-P", "-m", module]
 
 
@@ -18,3 +18,14 @@ def environment() -> dict[str, str]:
     package = str(Path(__file__).parents[2])
     seen = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": seen}
+
+
+def bound_memory(most_bytes: int) -> None:
+    """Bound the memory of this process and of those that it starts; not on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    bound = most_bytes if most == resource.RLIM_INFINITY else min(most_bytes, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (bound, most))

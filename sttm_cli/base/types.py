@@ -21,7 +21,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video's header and its first frame tell of its best video stream.
+    """The best video stream of a file, from the header and the first frame.
 
     `width` and `height` are as shown: after rotation and with square pixels. `start_s` is the
     presentation time of the first frame on the file's own clock; all other times in this package
@@ -272,7 +272,7 @@ class PrefixKV:
     Token-major, so that a stored prefix is read in one piece and a token is appended in one
     piece. Layers below `merge_layer` hold every video token, the others the merged ones.
     `next_positions` are the rotary ids with which the next token continues, below and from the
-    merge layer on. `facts` is what the entry records beside: decode report, seconds, tool version,
+    merge layer on. `facts` go into the entry's record: decode report, seconds, tool version,
     and `token_ids`, the distinct token ids of the prefix.
     """
 

@@ -36,7 +36,7 @@ Cell = tuple[str, float]
 class Results:
     """Every question with its video, its kind, and which of the cells answered it right.
 
-    `kept` holds the share of tokens that each cell kept of each video.
+    `kept`: the share of tokens that each cell kept of each video.
     """
 
     video: list[int] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Results:
 
     @property
     def asked(self) -> int:
-        """Questions that stand by themselves."""
+        """The number of questions without the follow-ups."""
         return sum(kind != FOLLOW_UP for kind in self.kind)
 
 
@@ -110,8 +110,8 @@ def _bound(entrant: Entrant, budget: float, kept: int) -> Callable[[torch.Tensor
 
 
 def report(results: Results) -> Json:
-    """Rows by method and budget, with 95 % intervals, and chance: what always giving the most
-    frequent answer of each kind would reach."""
+    """Rows by method and budget, with 95 % intervals, and chance: the accuracy of always giving the
+    most frequent answer of each kind."""
     video, kind = np.array(results.video), np.array(results.kind)
     truth = np.array(results.truth)
     boot, first = Bootstrap(video), kind != FOLLOW_UP

@@ -1,4 +1,4 @@
-"""What sits the exam: methods by the names to give, and the layers before which they merge."""
+"""The methods that `bench accuracy` compares, by name, and the layers before which they merge."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def _find(name: str, layers: int, variants: Mapping[str, Shorten]) -> Entrant:
     if layer and layers and int(layer) >= layers:
         raise UsageError(f"--methods {name!r}: the model has {layers} layers")
     shorten = variants.get(method) or _by_method(method)
-    found = Entrant(name, shorten)
-    return replace(found, layer=int(layer)) if at else found
+    entrant = Entrant(name, shorten)
+    return replace(entrant, layer=int(layer)) if at else entrant
 
 
 def _by_method(name: str) -> Shorten:

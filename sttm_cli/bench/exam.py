@@ -16,16 +16,16 @@ from sttm_cli.tiny.textures import Backdrop, filmed, textured
 from sttm_cli.tiny.video import FPS, SIDE, film_frames, write_video
 
 FIRST_SEED = {"test": 500_000_000, "dev": 600_000_000}
-"""Held out: training draws its seeds from far above (batches.FIRST_TRAINING_SEED)."""
+"""Held out: training draws its seeds from a distant range (batches.FIRST_TRAINING_SEED)."""
 LONG = 16
-"""Seconds from which on scenes are written at 2 frames per second: one a second is sampled."""
+"""From this length on, scenes are written at 2 frames per second: one frame a second is sampled."""
 _FILM_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".gif", ".3gp")
 _LARGEST_FILM = 1920 * 1920
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A video, and a question of each kind that has a clear answer in it."""
+    """A video with one question of each kind that it answers unambiguously."""
 
     seed: int
     path: Path
@@ -42,12 +42,12 @@ class Exam:
     films: dict[str, np.ndarray] | None = None
 
     def sheets(self, folder: Path) -> Iterator[Sheet]:
-        """Endless; each video is written to `folder` unless it is there."""
+        """Endless; each video is written to `folder` unless the file already exists."""
         for seed in count(FIRST_SEED[self.split]):
             yield self.sheet(seed, folder)
 
     def sheet(self, seed: int, folder: Path) -> Sheet:
-        """The scene of one seed."""
+        """The scene of one seed, with its questions."""
         scene = make_scene(seed, seconds=self.seconds)
         rng = np.random.default_rng((seed, 7))
         backdrop: Backdrop = textured(rng, side=SIDE)
@@ -61,7 +61,7 @@ class Exam:
             write_video(unfinished, scene, backdrop, fps=2 if self.seconds >= LONG else FPS)
             unfinished.rename(path)
         asked = ask_about(scene, range(scene.seconds), rng)
-        return Sheet(seed, path, name, _one_of_each(asked))
+        return Sheet(seed=seed, path=path, background=name, questions=_one_of_each(asked))
 
 
 def films(folder: Path, *, seconds: float = 8) -> dict[str, np.ndarray]:
@@ -85,7 +85,7 @@ def films(folder: Path, *, seconds: float = 8) -> dict[str, np.ndarray]:
         if len(frames) >= 2 * FPS:
             found[path.name] = frames
     if not found:
-        raise UsageError(f"--films {folder} holds no film that can be read", "give another folder")
+        raise UsageError(f"--films {folder} contains no readable film", "give another folder")
     return found
 
 

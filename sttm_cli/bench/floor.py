@@ -18,7 +18,7 @@ from sttm_cli.base.types import Json, PrefixKV
 
 TRIES = 5
 MOVED = 256 * 2**20
-"""Bytes copied to measure the bandwidth; more than caches hold."""
+"""Bytes copied to measure the bandwidth; more than fit into processor caches."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Accuracy and its differences with 95 % intervals: a paired bootstrap over videos.
 
-Questions about one video stand or fall together, so that videos are drawn, not questions; and
-every method meets the same draw, so that what they share cancels in a difference.
+Questions about one video are not independent, so videos are drawn, not questions; and every method
+is scored on the same draws, so that what they share cancels in a difference.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ DRAWS = 2000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and the borders of its 95 % interval."""
+    """A value and the ends of its 95 % interval."""
 
     value: float
     low: float
@@ -26,7 +26,7 @@ class Estimate:
 
 
 class Bootstrap:
-    """Draws of videos with repetition, the same for everything that is asked of it.
+    """Draws of videos with replacement, the same for every estimate.
 
     `video` [Q]: the number of the video of each question, from 0 on.
     """

@@ -1,6 +1,6 @@
 """How long merging takes, how much memory, and how near that is to reading the input twice.
 
-The videos are made up: scenes that persist, in which a share of the cells changes in each frame.
+The videos are synthetic: static scenes in which a share of the cells changes in each frame.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ SHAPES: tuple[Shape, ...] = (
 )
 DTYPES = (torch.float32, torch.bfloat16)
 BUDGETS = (None, 0.3)
-"""The thresholds 0.8 and 0.6, and a budget."""
+"""None: the thresholds 0.8 and 0.6; otherwise a budget."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One measurement. Seconds: `best` and `median` of the repeats; `cpu` of processors, all
     threads together, the least of the repeats; `floor` is reading the input twice. `extra` is the
-    peak memory beyond the input, in inputs; None where it cannot be told."""
+    peak memory beyond the input, in inputs; None where it cannot be measured."""
 
     shape: Shape
     dtype: str
@@ -107,12 +107,12 @@ def _measure(video: torch.Tensor, budget: float | None, floor: float, repeat: in
 
 
 def _read(video: torch.Tensor) -> torch.Tensor:
-    # Read as float32 whatever it holds: summing bfloat16 would measure arithmetic.
+    # Read as float32 whatever the dtype: summing bfloat16 would measure arithmetic.
     return video.flatten().view(torch.float32).sum()
 
 
 def _times(run: Callable[[], object], repeat: int, device: str) -> tuple[list[float], list[float]]:
-    """Seconds by the clock, and of processors, of each run after a first one."""
+    """Wall-clock and processor seconds of each run after a first one."""
     run()
     times, cpu = [], []
     for _ in range(repeat):
@@ -128,7 +128,7 @@ def _times(run: Callable[[], object], repeat: int, device: str) -> tuple[list[fl
 def growth(rows: Sequence[Row]) -> float | None:
     """The exponent with which time grows with T, by least squares; 1 is linear.
 
-    Of processor time on a CPU: that is the same beside other work.
+    Of processor time on a CPU, which other work on the machine does not change.
     """
     points = [
         (math.log(row.shape[0]), math.log(row.cpu if row.device == "cpu" else row.best))
@@ -149,7 +149,7 @@ def table(rows: Sequence[Row]) -> str:
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
-        extra = "not told" if row.extra is None else f"{row.extra:.2f} x input"
+        extra = "not measured" if row.extra is None else f"{row.extra:.2f} x input"
         lines.append(
             f"| {' x '.join(map(str, row.shape))} | {row.dtype} "
             f"| {'0.8, 0.6' if row.budget is None else row.budget} | {row.kept:.1%} "

@@ -14,14 +14,14 @@ import torch
 @dataclass
 class Peak:
     """Bytes in use before a run and the most while it ran, weights included; None where that
-    cannot be told. On a GPU those of its memory, on a CPU those of the process."""
+    cannot be measured. On a GPU those of its memory, on a CPU those of the process."""
 
     before: int | None = None
     most: int | None = None
 
     @property
     def extra(self) -> int | None:
-        """The most beyond what was there before."""
+        """The most beyond the bytes in use before the run."""
         if self.most is None or self.before is None:
             return None
         return self.most - self.before
@@ -29,7 +29,7 @@ class Peak:
 
 @contextmanager
 def watch_memory(device: str) -> Iterator[Peak]:
-    """Watch what runs inside; the peak is there afterwards."""
+    """Watch the code inside; the peak is available afterwards."""
     peak = Peak()
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()

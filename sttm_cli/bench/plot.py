@@ -1,123 +1,284 @@
-"""A line chart as PNG, drawn with Pillow: enough for a benchmark, and no further dependency."""
+"""Line charts as PNG, SVG or PDF: labelled lines, intervals, logarithmic axes."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-
-from PIL import Image, ImageDraw, ImageFont
+from typing import TYPE_CHECKING
 
 from sttm_cli.base.errors import SttmError
 
-WIDTH, HEIGHT = 960, 600
-LEFT, TOP, RIGHT, BOTTOM = 90, 60, 240, 70
-INK, PALE = (40, 40, 48), (222, 222, 228)
-COLOURS = (
-    (0, 92, 230), (230, 80, 30), (20, 150, 80), (150, 60, 180), (200, 150, 0), (0, 160, 190),
-    (210, 40, 110), (110, 110, 120), (120, 80, 40), (90, 170, 20), (60, 60, 160), (240, 140, 160),
-)  # fmt: skip
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
 
-Points = Sequence[tuple[float, float]]
+ENDINGS = (".png", ".svg", ".pdf")
+DPI = 200
+"""Of a PNG: twice the pixels of a plain screen."""
+INCHES = (8.4, 5.4)
+INK, SOFT, GRID = "#222226", "#66666e", "#e2e2e8"
+# Distinguishable with every kind of colour vision, on white (Wong 2011; then Tol's "muted").
+FIRST = "#0072b2"
+COLOURS = (
+    "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#332288", "#882255", "#999933",
+    "#44aa99", "#66666e",
+)  # fmt: skip
+MARKERS = "s^DvPX<>ph*d"
+LABEL_GAP = 16
+"""Points between the right edge of the axes and the labels."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measured `value` at `at`, with the ends of its interval where there is one."""
+
+    at: float
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points in any order; `emphasised`: drawn over the others, with a band as its interval."""
+
+    name: str
+    points: Sequence[Point]
+    emphasised: bool = False
+    dashed: bool = False
+    colour: int | None = None
+    """Lines with the same number share a colour; None: a colour of its own."""
+
+    @property
+    def ordered(self) -> list[Point]:
+        return sorted(self.points, key=lambda point: point.at)
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines by name, the first above the others; points in any order.
+    """Lines over a logarithmic horizontal axis whose ticks are the points' own places.
 
-    `log`: whether the vertical axis is logarithmic.
+    `log`: whether the vertical axis is logarithmic too; `falling`: large values of `across` are
+    on the left.
     """
 
     title: str
+    note: str
     across: str
     up: str
-    lines: Mapping[str, Points]
+    lines: Sequence[Line]
     log: bool = False
+    falling: bool = False
 
     def save(self, path: Path) -> None:
-        """Write the chart as PNG; raises SttmError where that cannot be."""
-        picture = Image.new("RGB", (WIDTH, HEIGHT), (255, 255, 255))
-        draw = ImageDraw.Draw(picture)
-        x = _Axis.of([p[0] for line in self.lines.values() for p in line], False)
-        y = _Axis.of([p[1] for line in self.lines.values() for p in line], self.log)
-        self._frame(draw, x, y)
-        for line, colour in reversed(list(zip(self.lines.values(), _colours(), strict=False))):
-            self._line(draw, [_place(x.at(a), y.at(b)) for a, b in sorted(line)], colour)
-        self._names(draw)
+        """Write the chart in the format of the file's ending; raises SttmError."""
+        undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+        metadata = undated.get(path.suffix.lower())
         try:
-            picture.quantize(64).save(path, "PNG", optimize=True)
+            with warnings.catch_warnings():
+                # Letters of a name that the font lacks are drawn as boxes.
+                warnings.filterwarnings("ignore", "Glyph", UserWarning)
+                self.figure().savefig(path, dpi=DPI, metadata=metadata)
         except OSError as error:
             raise SttmError(f"{path} cannot be written: {error.strerror or error}") from error
 
-    def _frame(self, draw: ImageDraw.ImageDraw, x: _Axis, y: _Axis) -> None:
-        font = _font(15)
-        for value in x.ticks():
-            here, _ = _place(x.at(value), 0)
-            draw.line((here, TOP, here, HEIGHT - BOTTOM), PALE)
-            draw.text((here, HEIGHT - BOTTOM + 8), f"{value:g}", INK, font, anchor="ma")
-        for value in y.ticks():
-            _, there = _place(0, y.at(value))
-            draw.line((LEFT, there, WIDTH - RIGHT, there), PALE)
-            draw.text((LEFT - 8, there), f"{value:g}", INK, font, anchor="rm")
-        draw.rectangle((LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM), outline=INK)
-        draw.text((LEFT, 16), self.title, INK, _font(20))
-        draw.text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 34), self.across, INK, font, anchor="ma")
-        draw.text((LEFT, TOP - 20), self.up, INK, font)
+    def figure(self) -> Figure:
+        """The drawn chart; its labels are the annotations of its only axes."""
+        from matplotlib.figure import Figure
 
-    def _line(
-        self, draw: ImageDraw.ImageDraw, points: list[tuple[float, float]], colour: tuple[int, ...]
-    ) -> None:
-        draw.line([c for point in points for c in point], fill=colour, width=3, joint="curve")
-        for a, b in points:
-            draw.ellipse((a - 4, b - 4, a + 4, b + 4), fill=colour)
+        width, height = INCHES
+        figure = Figure(figsize=(width, max(height, 1.6 + 0.18 * len(self.lines))))
+        axes = figure.add_subplot()
+        self._style(axes)
+        for line, colour, marker in self._pens():
+            _draw_line(axes, line, colour, marker)
+        self._scale(axes)
+        self._write(figure, axes)
+        return figure
 
-    def _names(self, draw: ImageDraw.ImageDraw) -> None:
-        for row, (name, colour) in enumerate(zip(self.lines, _colours(), strict=False)):
-            left, middle = WIDTH - RIGHT + 16, TOP + 12 + 22 * row
-            draw.line((left, middle, left + 22, middle), fill=colour, width=3)
-            draw.text((left + 30, middle), name, INK, _font(14), anchor="lm")
+    def _pens(self) -> Iterator[tuple[Line, str, str]]:
+        number = 0
+        for line in self.lines:
+            if line.emphasised:
+                yield line, FIRST, "o"
+                continue
+            own = number if line.colour is None else line.colour
+            yield line, COLOURS[own % len(COLOURS)], MARKERS[own % len(MARKERS)]
+            number += 1
 
+    def _style(self, axes: Axes) -> None:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color=GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(colors=INK, labelsize=9)
+        axes.set_xlabel(self.across, color=INK)
+        axes.set_ylabel(self.up, color=INK)
 
-@dataclass(frozen=True)
-class _Axis:
-    low: float
-    high: float
-    log: bool
+    def _scale(self, axes: Axes) -> None:
+        from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
-    @classmethod
-    def of(cls, values: Sequence[float], log: bool) -> _Axis:
-        low, high = min(values), max(values)
-        if log:
-            low, high = 10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high))
-            return cls(low, high if high > low else 10 * low, True)
-        margin = 0.05 * (high - low) or 0.5
-        return cls(low - margin, high + margin, False)
-
-    def at(self, value: float) -> float:
-        """0 at the lower end, 1 at the upper one."""
+        places = sorted({point.at for line in self.lines for point in line.points})
+        axes.set_xscale("log")
+        margins = [1.06, 1.06] if len(places) > 1 else [1.06, 2] if self.falling else [2, 1.06]
+        axes.set_xlim(places[0] / margins[0], places[-1] * margins[1])
+        axes.xaxis.set_major_locator(FixedLocator(_readable(places)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:g}")
+        if self.falling:
+            axes.invert_xaxis()
         if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter("{x:g}")
 
-    def ticks(self) -> list[float]:
-        if self.log:
-            count = round(math.log10(self.high / self.low))
-            return [self.low * 10**power for power in range(count + 1)]
-        rough = (self.high - self.low) / 6
-        power = 10 ** math.floor(math.log10(rough))
-        step = next(power * f for f in (1, 2, 5, 10) if power * f >= rough)
-        first = math.ceil(self.low / step)
-        return [round(n * step, 10) for n in range(first, math.floor(self.high / step) + 1)]
+    def _write(self, figure: Figure, axes: Axes) -> None:
+        """Title, note and labels, with as much room as they need."""
+        width, height = (72 * side for side in figure.get_size_inches())
+        top = 12.0
+        for text, wrapped, size, colour in ((self.title, 80, 13, INK), (self.note, 118, 9, SOFT)):
+            lines = textwrap.wrap(text, wrapped, break_on_hyphens=False)
+            figure.text(
+                14 / width,
+                1 - top / height,
+                "\n".join(lines),
+                size=size,
+                color=colour,
+                va="top",
+                parse_math=False,
+            )
+            top += 1.3 * size * len(lines) + 4
+        labels = [_label(axes, line, colour) for line, colour, _ in self._pens()]
+        widest = max(_size(label)[0] for label in labels) * 72 / figure.dpi
+        figure.subplots_adjust(
+            left=56 / width,
+            bottom=44 / height,
+            right=1 - min(widest + LABEL_GAP + 10, 0.45 * width) / width,
+            top=1 - (top + 8) / height,
+        )
+        ends = [line.ordered[0 if self.falling else -1] for line in self.lines]
+        axes.get_ylim()  # The limits are settled when they are first asked for.
+        _place_labels(axes, labels, ends)
 
 
-def _place(x: float, y: float) -> tuple[float, float]:
-    return LEFT + x * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y * (HEIGHT - TOP - BOTTOM)
+def require_matplotlib() -> None:
+    """Raise SttmError where charts cannot be drawn."""
+    if find_spec("matplotlib") is None:
+        raise SttmError("--plot needs matplotlib, which is not installed", "pip install matplotlib")
 
 
-def _colours() -> tuple[tuple[int, int, int], ...]:
-    return COLOURS * 3
+def _draw_line(axes: Axes, line: Line, colour: str, marker: str) -> None:
+    points = line.ordered
+    above = 3 if line.emphasised else 2
+    axes.plot(
+        [point.at for point in points],
+        [point.value for point in points],
+        color=colour,
+        marker=marker,
+        linestyle="--" if line.dashed else "-",
+        linewidth=2.8 if line.emphasised else 1.4,
+        markersize=7.5 if line.emphasised else 6.5,
+        markeredgecolor="white",
+        markeredgewidth=0.5,
+        zorder=above,
+    )
+    known = [(p.at, p.value, p.low, p.high) for p in points if p.low is not None and p.high]
+    if not known:
+        return
+    at, value, low, high = zip(*known, strict=True)
+    if line.emphasised:
+        axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0, zorder=1)
+    errors = [
+        [max(0.0, v - end) for v, end in zip(value, low, strict=True)],
+        [max(0.0, end - v) for v, end in zip(value, high, strict=True)],
+    ]
+    axes.errorbar(
+        at, value, errors, fmt="none", ecolor=colour, elinewidth=1, capsize=2.5, zorder=above
+    )
 
 
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
+def _label(axes: Axes, line: Line, colour: str) -> Annotation:
+    """The line's name, still at the line's end; a thin leader connects them."""
+    return axes.annotate(
+        line.name,
+        (0.0, 0.0),
+        xytext=(0.0, 0.0),
+        textcoords="axes fraction",
+        va="center",
+        size=9,
+        color=INK,
+        weight="bold" if line.emphasised else "normal",
+        parse_math=False,
+        annotation_clip=False,
+        arrowprops={
+            "arrowstyle": "-",
+            "color": colour,
+            "linewidth": 0.8,
+            "relpos": (0, 0.5),
+            "shrinkA": 2,
+            "shrinkB": 5,
+        },
+    )
+
+
+def _place_labels(axes: Axes, labels: Sequence[Annotation], ends: Sequence[Point]) -> None:
+    """Beside the lines' ends, pushed apart so that none overlaps another."""
+    to_fraction = axes.transAxes.inverted()
+    box = axes.get_window_extent()
+    places = axes.transData.transform([(end.at, end.value) for end in ends])
+    heights = [_size(label)[1] / box.height for label in labels]
+    wanted = [float(y) for _, y in to_fraction.transform(places)]
+    gap = 1.05 * max(heights)
+    scale = axes.figure.dpi / 72
+    for label, end, y in zip(labels, ends, spread(wanted, gap, (0.0, 1.0)), strict=True):
+        label.xy = (end.at, end.value)
+        label.xyann = (1 + LABEL_GAP * scale / box.width, y)
+
+
+def _size(label: Annotation) -> tuple[float, float]:
+    """Width and height of the text in pixels, without its leader."""
+    from matplotlib.text import Text
+
+    box = Text.get_window_extent(label)
+    return box.width, box.height
+
+
+def _readable(places: Sequence[float]) -> list[float]:
+    """The places without those whose tick labels would run into the one before, from the largest
+    down."""
+    least = (places[-1] / places[0]) ** (1 / 18)
+    shown = [places[-1]]
+    for place in reversed(places[:-1]):
+        if shown[-1] / place >= least:
+            shown.append(place)
+    return shown
+
+
+def spread(wanted: Sequence[float], gap: float, within: tuple[float, float]) -> list[float]:
+    """Places at least `gap` apart, in the order of the wanted ones and as near to them as possible,
+    inside `within` where that has room for all of them.
+
+    Least squares: with i * gap taken off the i-th, the nearest rising sequence (pool adjacent
+    violators), and i * gap put back.
+    """
+    order = sorted(range(len(wanted)), key=wanted.__getitem__)
+    pools: list[tuple[float, int]] = []
+    for rank, index in enumerate(order):
+        mean, count = wanted[index] - rank * gap, 1
+        while pools and pools[-1][0] > mean:
+            other, others = pools.pop()
+            mean = (mean * count + other * others) / (count + others)
+            count += others
+        pools.append((mean, count))
+    low, high = within
+    most = max(low, high - (len(wanted) - 1) * gap)
+    placed = [0.0] * len(wanted)
+    flat = [min(max(mean, low), most) for mean, count in pools for _ in range(count)]
+    for rank, (index, mean) in enumerate(zip(order, flat, strict=True)):
+        placed[index] = mean + rank * gap
+    return placed

@@ -1,4 +1,4 @@
-"""Models of true sizes with random weights: what a machine would do, before any download.
+"""Models of true sizes with random weights, to measure a machine before any download.
 
 The transformers classes and our own code around them are those of the real checkpoints; only the
 numbers in the weights and the words of the tokenizer are made up, and speed depends on neither.
@@ -39,10 +39,10 @@ TEMPLATE = (
 def random_qa(
     name: str, settings: Settings, *, device: str, dtype: str, layers: int | None, scale: int
 ) -> VideoQA:
-    """A session with geometry `name`, its random weights made where they will be.
+    """A session with geometry `name`, its random weights created on the device that runs them.
 
-    Raises UsageError for an unknown name or a size that cannot be, OutOfMemoryError where the
-    weights cannot fit.
+    Raises UsageError for an unknown name or an impossible size, OutOfMemoryError where the
+    weights do not fit.
     """
     if name not in GEOMETRIES:
         raise UsageError(f"--geometry {name} is not known", f"known: {', '.join(GEOMETRIES)}")
@@ -79,7 +79,7 @@ def random_qa(
 
 
 def _filled(geometry: Geometry, plan: ModelPlan) -> Any:
-    """A model with weights drawn where it will run, after a look at whether they fit."""
+    """A model with random weights created on its device, after a check that they fit."""
     from transformers.initialization import no_init_weights
     from transformers.utils import logging
 
@@ -144,7 +144,7 @@ def _qwen(geometry: Geometry, model: Any) -> VideoLLM:
 
 
 def _processor(frames: Any, video_token: str, video: str) -> Any:
-    """What a family reads of a processor; `video` is the video's text in the prompt."""
+    """The attributes of a processor that a family reads; `video`: its text in the prompt."""
     return SimpleNamespace(
         tokenizer=_tokenizer(),
         chat_template=TEMPLATE.replace("VIDEO", video),
@@ -156,7 +156,7 @@ def _processor(frames: Any, video_token: str, video: str) -> Any:
 
 
 def _tokenizer() -> Any:
-    """Words, digits and punctuation, a token each: about as many as a real one gives."""
+    """Words, digits and punctuation, a token each: about as many as of a real tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,7 +1,7 @@
 """Whether greedy decoding would give exactly the true answers, without decoding them.
 
 Greedy decoding gives the truth if and only if each token of the truth, and the end after it, is
-the most likely one behind those before it. One pass over question and truth tells that for all
+the most likely one behind those before it. One pass over question and truth decides that for all
 questions about a video at once.
 """
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asked:
-    """Token ids [n] behind a video, and the spans in them that hold true answers: (start, end),
-    `end` being where the end token is to come."""
+    """Token ids [n] behind a video, and the spans of the true answers in them: (start, end),
+    `end` being the place of the end token."""
 
     ids: torch.Tensor
     answers: tuple[tuple[int, int], ...]
@@ -74,7 +74,7 @@ def _right(
     likely: torch.Tensor, ids: torch.Tensor, span: tuple[int, int], ends: frozenset[int]
 ) -> bool:
     start, end = span
-    # The token at i - 1 tells the one at i.
+    # The logits at i - 1 predict the token at i.
     same = torch.equal(likely[start - 1 : end - 1], ids[start:end])
     return same and int(likely[end - 1]) in ends
 

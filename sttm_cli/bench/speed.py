@@ -1,7 +1,7 @@
 """How long each stage takes, by frames and budget, how much memory, and how near to the floor.
 
 Every budget is measured on the same visual tokens, in turns with the others, and medians are
-kept: a machine that is busy for a while is busy for all of them.
+reported: other work on the machine then slows all of them alike.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class SpeedRow:
 
     @property
     def llm(self) -> float:
-        """To the first token once the visual tokens are there: what is published as TTFT."""
+        """From the visual tokens to the first token: the TTFT that papers publish."""
         return self._sum("merge", "prefill", "question")
 
     @property
@@ -114,10 +114,10 @@ def measure_speed(
     new_tokens: int = 16,
     peers: bool = True,
 ) -> Iterator[Speed]:
-    """Measure `video` with each number of `frames`, as it is done.
+    """Measure `video` with each number of `frames`, yielding each result as it is ready.
 
     Budget 1 is measured in any case. Raises UsageError where the video gives fewer frames, and
-    OutOfMemoryError before anything is started that cannot fit.
+    OutOfMemoryError before starting anything that does not fit.
     """
     budgets = [1.0, *(b for b in budgets if b != 1.0)]
     requests = {count: _request(qa, video, count) for count in frames}
@@ -134,7 +134,7 @@ def measure_speed(
 
 
 def check_room(qa: VideoQA, *, tokens: float, frames: int) -> None:
-    """Raise OutOfMemoryError where a whole video's KV and activations cannot fit."""
+    """Raise OutOfMemoryError where a whole video's KV and activations do not fit."""
     config, kind = qa.model().decoder.config, getattr(torch, qa.model_plan.dtype)
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kv = 2 * config.num_hidden_layers * config.num_key_value_heads * dim
@@ -180,7 +180,7 @@ class _Bench:
         return Speed(self.rates, rows, alone)
 
     def _visual_tokens(self, request: Request) -> tuple[VisualTokens, dict[str, float]]:
-        """Encoding runs beside decoding on an accelerator: what is left of it is its own."""
+        """On an accelerator encoding overlaps with decoding: only the remainder is counted."""
         clock, started = Clock(), time.perf_counter()
         tokens, _ = self.qa.compute.visual_tokens(request, clock)
         wait_for(self.device)

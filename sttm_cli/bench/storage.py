@@ -1,8 +1,8 @@
 """How long storing and restoring a KV takes, beside plain writes and reads of the same file.
 
 The KV has the shape of a 7B model's (28 layers, 4 heads of 128, bfloat16: 56 KiB a token). "Cold"
-means that this machine's page cache was emptied of the file; what disks and hosts below cache of
-their own is not in our hands.
+means that the file was dropped from this machine's page cache; caches of disks and hosts below
+are beyond our control.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds by the clock, and of processors, all threads together, which other work on the
-    machine changes less."""
+    """Wall-clock seconds, and processor seconds of all threads, which depend less on other work
+    on the machine."""
 
     seconds: float
     processor: float
@@ -41,17 +41,16 @@ class Timing:
 
 @dataclass(frozen=True)
 class Row:
-    """One size, in bytes on disk, and what took how long, each the best of the repeats.
+    """One size in bytes on disk, and the seconds of each step, the best of the repeats.
 
-    `checked` is a restore that computes the checksum, `warm` and `cold` one that need not any
-    more. The floors are plain writes and reads of as many bytes; `copy` is the way from pinned
+    `warm` and `cold` are restores, with their checksum, from a file that is and is not in the page
+    cache. The floors are plain writes and reads of as many bytes; `copy` is the way from pinned
     memory to the device. None where it cannot be measured here.
     """
 
     bytes: int
     write: Timing
     write_floor: Timing
-    checked: Timing
     warm: Timing
     warm_floor: Timing
     cold: Timing | None
@@ -121,10 +120,6 @@ def _measure(place: Path, kv: PackedKV, device: str, repeat: int) -> Row:
             store.load(store.find(identity), device=device, room=ROOM)
             wait_for(device)
 
-        def forget() -> None:
-            store.set(f"verified:{entry.key}", {})
-
-        checked = _least(repeat, restore, before=forget)
         warm = _least(repeat, restore)
         warm_floor = _least(repeat, lambda: plain_read(path))
         cold = cold_floor = None
@@ -137,7 +132,7 @@ def _measure(place: Path, kv: PackedKV, device: str, repeat: int) -> Row:
             cold = _least(repeat, restore, before=drop)
         store.remove([entry.key])
     copy = None if device == "cpu" else _copy(size, device, repeat)
-    return Row(entry.bytes, write, write_floor, checked, warm, warm_floor, cold, cold_floor, copy)
+    return Row(entry.bytes, write, write_floor, warm, warm_floor, cold, cold_floor, copy)
 
 
 def made_up_kv(size: int) -> PrefixKV:
@@ -174,9 +169,9 @@ def plain_read(path: Path) -> None:
 
 
 def drop_from_page_cache(path: Path) -> bool:
-    """Empty the page cache of one file; False where that is not possible or did not help.
+    """Drop one file from the page cache; False where that is not possible or had no effect.
 
-    Only this file is dropped: emptying the whole cache needs root and slows everybody down.
+    Only this file: dropping the whole cache needs root and slows everything down.
     """
     if not hasattr(os, "posix_fadvise") or not hasattr(os, "RWF_NOWAIT"):
         return False

@@ -1,5 +1,5 @@
 """The same question through transformers alone: `generate` on the full tokens, and its own recipe
-for a prompt that is asked about again.
+for asking again about the same prompt.
 
 The recipe (transformers' documentation, "Re-use cache to continue generation"): prefill the
 prompt into a cache once, and copy that cache for every question.
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Alone:
-    """Seconds to the first token once the visual tokens are there: by `generate`, and from a
-    prefilled prompt cache in the same process (transformers keeps none on disk)."""
+    """Seconds from the visual tokens to the first token: by `generate`, and from a prefilled
+    prompt cache in the same process (transformers stores none on disk)."""
 
     generate: float
     prompt_cache: float

@@ -54,7 +54,7 @@ from sttm_cli.settings.question import check_question, parse_choices
 from sttm_cli.settings.settings import DEFAULT_MODEL, STDIN
 
 GENERATING = ("--temperature", "--seed", "--top-p", "--max-new-tokens")
-"""Flags that would mean nothing beside --choices."""
+"""Flags that mean nothing together with --choices."""
 
 EXAMPLES = examples(
     'sttm ask talk.mp4 "what is it about?" "who speaks?" -m llava-onevision-7b',
@@ -149,7 +149,7 @@ def _questions(given: list[str], file: Path | None) -> list[str]:
     if file is None and "-" not in given:
         return given
     if file is None and given != ["-"]:
-        raise UsageError("'-' stands among other questions", "give '-' alone, or none")
+        raise UsageError("'-' cannot be combined with other questions", "give '-' alone, or none")
     lines = _lines(file) if file else list(sys.stdin)
     asked = [stripped for line in lines if (stripped := line.strip())]
     if not asked:

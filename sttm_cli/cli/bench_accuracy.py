@@ -9,7 +9,7 @@ import typer
 
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Json
-from sttm_cli.cli.bench_speed import check_plot
+from sttm_cli.cli.files import check_plot
 from sttm_cli.cli.flags import RUN, Output, only, settings_from, takes
 from sttm_cli.cli.output import StageProgress, columns, print_json, print_text, warn
 from sttm_cli.settings.parse import parse_budget
@@ -59,12 +59,17 @@ def accuracy(
             "--scenes",
             metavar="FOLDER",
             show_default=False,
-            help="Keep the scenes' videos here, and use those that are there already.",
+            help="Keep the scenes' videos here, and use those that already exist.",
         ),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", metavar="FILE.png", show_default=False, help="Draw a chart."),
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            show_default=False,
+            help="Draw a chart as .png, .svg or .pdf; needs matplotlib.",
+        ),
     ] = None,
     flags: dict[str, Any],
     output: Output,
@@ -108,13 +113,15 @@ def accuracy(
             "frames": frames,
             "backgrounds": sorted(exam.films) if exam.films else "textures",
         }
-    told = {"schema": "sttm.bench.accuracy/1", **about, **report(results)}
+    measured = {"schema": "sttm.bench.accuracy/1", **about, **report(results)}
     if plot is not None:
-        _chart(told, plot)
+        from sttm_cli.bench.charts import accuracy_chart
+
+        accuracy_chart(measured).save(plot)
     if output.as_json:
-        print_json(told)
+        print_json(measured)
     else:
-        _tables(told)
+        _tables(measured)
 
 
 def _share(text: str) -> float:
@@ -124,12 +131,15 @@ def _share(text: str) -> float:
     return budget
 
 
-def _tables(told: Json) -> None:
+def _tables(report: Json) -> None:
+    from sttm_cli.bench.charts import backgrounds
+
+    asked = report["questions"]
     print_text(
-        f"{told['model']}, merged before layer {told['merge_layer']}, {told['positions']} "
-        f"positions; {told['split']} split, {told['questions']['all']:,} questions and "
-        f"{told['questions'].get('follow-up', 0):,} follow-ups about {told['videos']:,} scenes of "
-        f"{told['frames']} frames over {_backgrounds(told)}\n"
+        f"{report['model']}, merged before layer {report['merge_layer']}, {report['positions']} "
+        f"positions; {report['split']} split, {asked['all']:,} questions and "
+        f"{asked.get('follow-up', 0):,} follow-ups about {report['videos']:,} scenes of "
+        f"{report['frames']} frames over {backgrounds(report)}\n"
     )
     print_text("accuracy in %; of full: as a share of that at budget 1; [95 % interval]")
     head = ("budget", "method", "kept", "accuracy", "of full", "sttm ahead by", "follow-ups")
@@ -138,49 +148,29 @@ def _tables(told: Json) -> None:
             f"{row['budget']:g}",
             row["method"],
             f"{100 * row['kept']:.1f}",
-            _told(row["accuracy"]),
-            _told(row["of_full"]),
-            "" if row["ours_ahead"] is None else _told(row["ours_ahead"]),
-            _told(row["follow_up_of_full"]),
+            _percent(row["accuracy"]),
+            _percent(row["of_full"]),
+            "" if row["ours_ahead"] is None else _percent(row["ours_ahead"]),
+            _percent(row["follow_up_of_full"]),
         )
-        for row in told["rows"]
+        for row in report["rows"]
     ]
     print_text(columns(head, rows), "")
-    kinds = list(told["rows"][0]["kinds"])
+    kinds = list(report["rows"][0]["kinds"])
     by_kind = [
         (
             f"{row['budget']:g}",
             row["method"],
             *(f"{100 * row['kinds'][kind]['value']:.1f}" for kind in kinds),
         )
-        for row in told["rows"]
+        for row in report["rows"]
     ]
-    by_kind.append(("", "chance", *(f"{100 * told['chance'][kind]:.1f}" for kind in kinds)))
-    by_kind.append(("", "questions", *(str(told["questions"][kind]) for kind in kinds)))
+    by_kind.append(("", "chance", *(f"{100 * report['chance'][kind]:.1f}" for kind in kinds)))
+    by_kind.append(("", "questions", *(str(report["questions"][kind]) for kind in kinds)))
     print_text("accuracy by kind in %")
     print_text(columns(("budget", "method", *kinds), by_kind))
 
 
-def _backgrounds(told: Json) -> str:
-    where = told["backgrounds"]
-    return where if isinstance(where, str) else f"{len(where)} films"
-
-
-def _told(estimate: dict[str, float]) -> str:
+def _percent(estimate: dict[str, float]) -> str:
     value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"
-
-
-def _chart(told: Json, path: Path) -> None:
-    from sttm_cli.bench.plot import Chart
-
-    full, *shortened = told["rows"]
-    lines = {full["method"]: [_point(full)]}
-    for row in shortened:
-        lines.setdefault(row["method"], [_point(full)]).append(_point(row))
-    title = f"{told['model']}, {told['frames']} frames over {_backgrounds(told)}"
-    Chart(title, "% of the video tokens kept", "% right", lines).save(path)
-
-
-def _point(row: Json) -> tuple[float, float]:
-    return 100 * row["kept"], 100 * row["accuracy"]["value"]

@@ -12,6 +12,7 @@ import typer
 
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Json
+from sttm_cli.cli.files import check_plot
 from sttm_cli.cli.flags import RUN, Output, settings_from, takes, without
 from sttm_cli.cli.output import StageProgress, columns, print_json, print_text, say, size, warn
 from sttm_cli.settings.parse import parse_budget
@@ -64,7 +65,12 @@ def speed(
     ] = True,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", metavar="FILE.png", show_default=False, help="Draw a chart."),
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            show_default=False,
+            help="Draw a chart as .png, .svg or .pdf; needs matplotlib.",
+        ),
     ] = None,
     flags: dict[str, Any],
     output: Output,
@@ -103,18 +109,15 @@ def speed(
                 say(f"{part.rows[0].frames} frames measured")
         progress.stop()
         about = _about(qa, geometry, layers, scale, video)
+    report = {"schema": "sttm.bench.speed/1", **about, **_json(measured)}
     if plot is not None:
-        _chart(about["model"], measured, plot)
+        from sttm_cli.bench.charts import speed_chart
+
+        speed_chart(report).save(plot)
     if output.as_json:
-        print_json({"schema": "sttm.bench.speed/1", **about, **_json(measured)})
+        print_json(report)
     else:
         _tables(about, measured)
-
-
-def check_plot(path: Path | None) -> None:
-    """Raise UsageError for a name that is not a PNG file's."""
-    if path is not None and path.suffix.lower() != ".png":
-        raise UsageError(f"--plot {path} is not a PNG file", "give a name that ends in .png")
 
 
 def _count(text: str) -> int:
@@ -210,11 +213,12 @@ def _gains(part: Speed, row: SpeedRow) -> dict[str, float]:
 
 
 def _tables(about: Json, measured: list[Speed]) -> None:
+    from sttm_cli.bench.charts import model_words
+
     rates = measured[0].rates
-    shrunk = f", shrunk: {about['shrunk']}" if about["shrunk"] else ""
     print_text(
-        f"{about['model']} ({about['weights']} weights{shrunk}), {about['layers']} layers, merged "
-        f"before layer {about['merge_layer']}, {about['positions']} positions\n"
+        f"{model_words(about)}; merged by {about['method']} before layer {about['merge_layer']} of "
+        f"{about['layers']}, {about['positions']} positions\n"
         f"{about['device']}, {about['threads']} threads, {about['dtype']}, torch {about['torch']}; "
         f"video {about['video']}\n"
         f"measured here: {rates.flops / 1e12:.3g} TFLOP/s, memory {rates.memory / 1e9:.3g} GB/s, "
@@ -271,19 +275,3 @@ def _ratios(measured: list[Speed]) -> str:
         "against the same budget cold; then floors, in % of the time taken"
     )
     return f"{title}\n{columns(head, rows)}"
-
-
-def _chart(model: str, measured: list[Speed], path: Path) -> None:
-    from sttm_cli.bench.plot import Chart
-
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for part in measured:
-        for row in part.rows:
-            frames, at = float(row.frames), f"{row.budget:g}"
-            lines.setdefault(f"cold, budget {at}", []).append((frames, row.cold))
-            lines.setdefault(f"cached, budget {at}", []).append((frames, row.cached))
-        if part.alone is not None:
-            before = sum(part.rows[0].seconds[name] for name in ("decode", "encode"))
-            generate = (float(part.rows[0].frames), before + part.alone.generate)
-            lines.setdefault("transformers", []).append(generate)
-    Chart(f"{model}: from video to first token", "frames", "seconds", lines, log=True).save(path)

@@ -1,4 +1,4 @@
-"""`sttm bench store`: storing and restoring KVs beside plain writes and reads."""
+"""`sttm bench store`: storing and restoring KVs compared with plain writes and reads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def store(
     flags: dict[str, Any],
     output: Output,
 ) -> None:
-    """Measure storing and restoring beside plain writes and reads of the same bytes.
+    """Measure storing and restoring, compared with plain writes and reads of the same bytes.
 
     Works in a folder of its own inside the cache folder and removes it.
     """
@@ -48,14 +48,15 @@ def store(
         if not output.as_json:
             _show(row)
     if output.as_json:
-        told = [{**asdict(r), "warm_share": r.warm_share, "cold_share": r.cold_share} for r in rows]
-        print_json({"schema": "sttm.bench.store/1", "device": device, "sizes": told})
+        measured = [
+            {**asdict(r), "warm_share": r.warm_share, "cold_share": r.cold_share} for r in rows
+        ]
+        print_json({"schema": "sttm.bench.store/1", "device": device, "sizes": measured})
 
 
 def _show(row: Row) -> None:
     lines = [
         ("write", row.write, row.write_floor, row.write_floor.seconds / row.write.seconds),
-        ("restore, with its checksum", row.checked, row.warm_floor, None),
         ("restore, page cache warm", row.warm, row.warm_floor, row.warm_share),
         ("restore, page cache cold", row.cold, row.cold_floor, row.cold_share),
     ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -80,7 +81,7 @@ def show(
 @takes(CACHE)
 def rm(keys: Keys, *, flags: dict[str, Any], output: Output) -> None:
     """Remove entries by key."""
-    with _store(flags) as store:
+    with _store_to_change(flags) as store:
         entries = {entry.key: entry for entry in (_entry(store, key) for key in keys)}
         gone = store.remove(entries)
     _removed({"removed": gone, "bytes": sum(entries[key].bytes for key in gone)}, output)
@@ -92,7 +93,7 @@ def rm(keys: Keys, *, flags: dict[str, Any], output: Output) -> None:
 @takes(CACHE)
 def prune(*, flags: dict[str, Any], output: Output) -> None:
     """Remove the least recently used entries until the cache fits --max-bytes."""
-    with _store(flags) as store:
+    with _store_to_change(flags) as store:
         gone = store.prune(store.max_bytes)
     _removed({"removed": [e.key for e in gone], "bytes": sum(e.bytes for e in gone)}, output)
 
@@ -106,7 +107,7 @@ def verify(
     output: Output,
 ) -> None:
     """Check every byte of every entry; ends with 1 if something is damaged and still there."""
-    with _store(flags) as store:
+    with _store_to_change(flags) if repair else _store(flags) as store:
         checked, findings = store.verify(repair=repair)
     if output.as_json:
         rows = [_finding_json(finding) for finding in findings]
@@ -138,6 +139,15 @@ def _store(flags: dict[str, Any], *, warn: Callable[[str], None] = warn) -> Stor
     settings = settings_from(flags)
     where = cache_dir(settings.cache_dir)
     return open_store(where, max_bytes=settings.max_bytes, warn=warn)
+
+
+@contextmanager
+def _store_to_change(flags: dict[str, Any]) -> Iterator[Store]:
+    """As `_store`; raises CacheError where the store does not use its place."""
+    with _store(flags, warn=lambda line: None) as store, store.telling(warn):
+        if store.refusal:
+            raise CacheError(f"the cache is not used: {store.refusal}", "give another --cache-dir")
+        yield store
 
 
 def _entry(store: Store, key: str) -> Entry:
@@ -181,7 +191,7 @@ def _entry_json(entry: Entry) -> CacheEntryReport:
 
 
 def _table(entries: list[Entry]) -> None:
-    """Columns as wide as what stands in them; a hundred thousand rows are no matter."""
+    """Columns as wide as their widest cell; fast for a hundred thousand rows."""
     rows = [COLUMNS, *(_cells(entry) for entry in entries)]
     widths = [max(cell_len(row[n]) for row in rows) for n in range(len(COLUMNS))]
     for row in rows if entries else ():

@@ -266,8 +266,8 @@ class _Chat:
 
 @contextmanager
 def stoppable(waits: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
-    """Yields what tells whether Ctrl-C was pressed. It interrupts as ever where it is pressed
-    again, and where nothing `waits` to be kept."""
+    """Yields a function that says whether Ctrl-C was pressed. It interrupts as usual where it is
+    pressed again, and where nothing `waits` to be kept."""
     pressed = False
 
     def press(number: int, frame: object) -> None:

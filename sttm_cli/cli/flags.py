@@ -48,7 +48,7 @@ class SettingOption(OptionInfo):
             help=setting.help,
             metavar=setting.metavar,
             envvar=setting.env,
-            show_default=setting.default is not None,
+            show_default=bool(setting.default),
             rich_help_panel=setting.group.panel,
             autocompletion=_completion(setting),
         )
@@ -80,7 +80,7 @@ KeepAlive = Annotated[str | None, SettingOption(KEEP_ALIVE)]
 
 
 def examples(*commands: str) -> str:
-    """What stands below a command's help; a blank line keeps typer from joining two of them."""
+    """The examples below a command's help; a blank line keeps typer from joining two of them."""
     return "\n\n".join(["Examples:", *(f"  {command}" for command in commands)])
 
 
@@ -138,7 +138,7 @@ def settings_from(flags: dict[str, Any]) -> Settings:
 
 
 def typed(context: typer.Context, flags: tuple[str, ...]) -> list[str]:
-    """Those of `flags` that stand on the command line, not in the config file."""
+    """Those of `flags` that were given on the command line, not in the config file."""
     names = {option: p.name for p in context.command.params for option in p.opts}
     sources = ((flag, context.get_parameter_source(str(names[flag]))) for flag in flags)
     return [flag for flag, source in sources if source is not None and source.name == "COMMANDLINE"]
@@ -164,9 +164,7 @@ def check_keep_alive(
 
 def check_serving() -> None:
     """Raise SttmError where what a server needs is not installed."""
-    missing = [
-        m for m in ("starlette", "uvicorn", "prometheus_client", "pydantic") if find_spec(m) is None
-    ]
+    missing = [m for m in ("starlette", "uvicorn", "prometheus_client") if find_spec(m) is None]
     if missing:
         raise SttmError(
             f"a server needs what is not installed: {', '.join(missing)}",
@@ -224,7 +222,7 @@ def takes(*groups: tuple[inspect.Parameter, ...]) -> Callable[[Callable[..., Non
 
 
 def _from_config(parameters: list[inspect.Parameter]) -> tuple[str, ...]:
-    """The parameters whose default the config file may hold: those that stand for a setting."""
+    """The parameters whose default the config file may hold: those of a setting."""
     options = ((p.name, *getattr(p.annotation, "__metadata__", ())) for p in parameters)
     return tuple(
         name

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sttm_cli.base.errors import SttmError, UsageError
+from sttm_cli.base.errors import UsageError
+from sttm_cli.cli.files import check_file, unwritable
 from sttm_cli.cli.flags import RUN, SOURCE, VIDEO, Output, examples, settings_from, takes, without
 from sttm_cli.cli.output import StageProgress, console, print_json, say, warn
 from sttm_cli.settings.parse import parse_budget
@@ -84,8 +85,8 @@ def inspect(
     flag = "--budgets" if budget is None else "--budget"
     given = next(text for text in (budgets, budget, BUDGETS) if text is not None)
     wanted = [parse_budget(flag, part) for part in given.split(",")]
-    _check_file("--picture", picture, ".png")
-    _check_file("--report", report, ".html")
+    check_file("--picture", picture, ".png")
+    check_file("--report", report, ".html")
     settings = settings_from(flags)
     from sttm_cli.inspect.measure import survey
     from sttm_cli.runtime.session import VideoQA
@@ -107,19 +108,6 @@ def inspect(
         _print(found, show)
 
 
-def _check_file(flag: str, path: Path | None, ending: str) -> None:
-    """Before minutes of measuring, not after them."""
-    if path is None:
-        return
-    if path.suffix.lower() != ending:
-        raise UsageError(
-            f"{flag} {path} is not a {ending[1:].upper()} file",
-            f"give a name that ends in {ending}",
-        )
-    if not path.parent.is_dir():
-        raise SttmError(f"{flag} {path} cannot be written: there is no folder {path.parent}")
-
-
 def _merged(found: Survey) -> list[Kept]:
     """What the budgets below 1 kept; without any, what all budgets did."""
     return [row.kept for row in found.rows if row.budget != 1.0] or [found.rows[0].kept]
@@ -138,12 +126,20 @@ def _print(found: Survey, show: bool | None) -> None:
 
 
 def _draw(found: Survey, path: Path) -> None:
+    from sttm_cli.cli.inspect_tables import facts
     from sttm_cli.inspect import draw
 
+    about = facts(found)
+    sheet = draw(
+        found.view,
+        _merged(found),
+        title=about["name"],
+        about=f"{about['model']}; {about['grid']}",
+    )
     try:
-        draw(found.view, _merged(found)).save(path)
+        sheet.save(path)
     except OSError as error:
-        raise _unwritable("--picture", path, error) from error
+        raise unwritable("--picture", path, error) from error
 
 
 def _report(found: Survey, path: Path) -> None:
@@ -160,8 +156,4 @@ def _report(found: Survey, path: Path) -> None:
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise _unwritable("--report", path, error) from error
-
-
-def _unwritable(flag: str, path: Path, error: OSError) -> SttmError:
-    return SttmError(f"{flag} {path} cannot be written: {error.strerror or error}")
+        raise unwritable("--report", path, error) from error

@@ -1,4 +1,4 @@
-"""What `sttm inspect` tells: what was sampled, what budgets keep, and what they take."""
+"""The tables of `sttm inspect`: the frames sampled, what each budget keeps, and what it takes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ if TYPE_CHECKING:
     from sttm_cli.store import Entry
 
 ENTRIES = 3
-"""Stored entries that are named; of the others the number is told."""
+"""Stored entries that are named; the others are counted."""
 TOKENS = ("budget", "spatial", "kept", "share", "thresholds", "KV", "in cache")
-KEEPS = (
-    "spatial, kept: tokens after the spatial step, and after the temporal step too. "
-    "thresholds: cosine similarities found for the budget."
-)
+KEEPS = "spatial, kept: tokens after the spatial step, and after the temporal step too."
+THRESHOLDS = "thresholds: cosine similarities found for the budget."
 SECONDS = ("budget", "merge", "prefill", "restore", "first", "new", "stored", "gain")
 TAKES = (
     "Seconds, measured: medians of {repeat}. restore reads a file written just before, which the "
@@ -32,7 +30,7 @@ TAKES = (
 
 
 def facts(found: Survey) -> dict[str, str]:
-    """What was looked at, by what, and what the cache holds of it."""
+    """The video, the model, and the entries of the video in the cache."""
     info, model, grid = found.request.info, found.model, found.grid
     first = found.rows[0].seconds
     return {
@@ -58,11 +56,24 @@ def _kept_as(found: Survey) -> dict[str, str]:
 
 
 def tables(found: Survey) -> tuple[Table, Table]:
-    """What the budgets keep, and the seconds they take."""
+    """The tokens that the budgets keep, and their seconds."""
     return (
-        (TOKENS, [_token_cells(row) for row in found.rows], KEEPS),
+        _tokens(found.rows),
         (SECONDS, [_second_cells(row) for row in found.rows], TAKES.format(repeat=found.repeat)),
     )
+
+
+def _tokens(rows: Sequence[BudgetCost]) -> Table:
+    """The tokens that the budgets keep; no column of thresholds where there are none."""
+    cells = [_token_cells(row) for row in rows]
+    at = TOKENS.index("thresholds")
+    if any(line[at] for line in cells):
+        return TOKENS, cells, f"{KEEPS} {THRESHOLDS}"
+    return _without(TOKENS, at), [_without(line, at) for line in cells], KEEPS
+
+
+def _without(cells: Sequence[str], at: int) -> Sequence[str]:
+    return [*cells[:at], *cells[at + 1 :]]
 
 
 def print_survey(console: Console, found: Survey) -> None:
@@ -126,10 +137,14 @@ def _token_cells(row: BudgetCost) -> list[str]:
         f"{tokens.after_spatial:,}",
         f"{tokens.video_kept:,}",
         f"{100 * tokens.video_kept / tokens.video_full:.1f} %",
-        " ".join("      -" if value is None else f"{value:.5f}" for value in thresholds),
+        "" if thresholds == (None, None) else " ".join(map(_threshold, thresholds)),
         size(row.kv_bytes),
         "yes" if row.stored else "no",
     ]
+
+
+def _threshold(value: float | None) -> str:
+    return "-" if value is None else f"{value:.5f}"
 
 
 def _second_cells(row: BudgetCost) -> list[str]:

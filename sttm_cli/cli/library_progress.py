@@ -12,7 +12,7 @@ from sttm_cli.library.outcome import Computed, Failed, Outcome, Skipped, Stopped
 
 
 class LibraryProgress:
-    """A context manager; called with each stage's progress, and told every outcome."""
+    """A context manager; called with each stage's progress, and with every outcome."""
 
     def __init__(self, output: Output, total: int) -> None:
         self._output, self.total = output, total
@@ -41,7 +41,7 @@ class LibraryProgress:
             count = f" {done}/{total}" if total > 1 else ""
             self._bar.update(0, stage=STAGES.get(name, name) + count)
 
-    def told(self, outcome: Outcome, tally: Tally) -> None:
+    def show(self, outcome: Outcome, tally: Tally) -> None:
         """A video is through."""
         if isinstance(outcome, Computed):
             for line in outcome.warnings:
@@ -53,7 +53,7 @@ class LibraryProgress:
         # Among the bar's thousands of videos only what needs a look is worth a line.
         worth = not self._bar and not isinstance(outcome, Stopped)
         if isinstance(outcome, Failed) or (worth and not self._output.quiet):
-            what = printable(f"{outcome.path}: {told(outcome)}")
+            what = printable(f"{outcome.path}: {outcome_words(outcome)}")
             self._say(f"[{tally.settled}/{self.total}] {what}")
 
     def finish(self, tally: Tally, done: str) -> None:
@@ -87,8 +87,8 @@ class LibraryProgress:
         return ", ".join([*rates, f"{duration(left)} left"])
 
 
-def told(outcome: Outcome) -> str:
-    """What became of a video, in a few words."""
+def outcome_words(outcome: Outcome) -> str:
+    """The outcome of a video in a few words."""
     if isinstance(outcome, Computed):
         tokens = outcome.tokens
         spent = sum(outcome.seconds[name] or 0.0 for name in ("decode", "encode", "merge"))

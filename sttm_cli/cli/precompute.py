@@ -114,7 +114,7 @@ def _follow(outcomes: Iterator[Outcome], tally: Tally, progress: LibraryProgress
     try:
         for outcome in outcomes:
             tally.add(outcome)
-            progress.told(outcome, tally)
+            progress.show(outcome, tally)
     except KeyboardInterrupt:
         progress.finish(tally, "done before it was interrupted")
         raise

@@ -148,8 +148,8 @@ def serve(
 
 
 def _check_beside(context: typer.Context, flag: str, flags: Sequence[str]) -> None:
-    """Raise UsageError where `flag` was typed beside one of `flags`, or, where these are none,
-    beside anything but how to speak."""
+    """Raise UsageError where `flag` was typed together with one of `flags`, or, where `flags` is
+    empty, with any other flag but those of the output."""
     every = (p.opts[-1] for p in context.command.params)
     others = flags or [name for name in every if name not in (flag, *_SPEAKING)]
     if typed(context, (flag,)) and (beside := typed(context, tuple(others))):

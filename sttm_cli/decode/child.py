@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sttm_cli.base.errors import DisturbedError, SttmError
+from sttm_cli.base.subprocesses import bound_memory
 from sttm_cli.base.types import DecodeReport, FramePlan, VideoInfo
 from sttm_cli.decode.lost import Lost, Reading
 
@@ -34,7 +35,7 @@ def main() -> None:
     os.dup2(2, 1)
     # Ctrl-C reaches the whole group of processes; the parent ends its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _bound_memory()
+    bound_memory(MEMORY_BYTES)
     for line in sys.stdin:
         try:
             _line(out, {"done": True, "warnings": _do(json.loads(line), out)})
@@ -48,17 +49,6 @@ def main() -> None:
             text = "it takes too much memory" if too_much else str(error).strip()
             _line(out, {"error": (text or type(error).__name__).splitlines()[0], "hint": None})
             return
-
-
-def _bound_memory() -> None:
-    try:
-        import resource
-    except ImportError:
-        # Windows has no such limit.
-        return
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    bound = MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MEMORY_BYTES, most)
-    resource.setrlimit(resource.RLIMIT_DATA, (bound, most))
 
 
 def _do(job: dict[str, Any], out: BinaryIO) -> list[str]:

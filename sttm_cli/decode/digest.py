@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sttm_cli.base.filefacts import Memo
+from sttm_cli.base.filefacts import FileFacts
 from sttm_cli.decode.file import blake3_of, file_version, open_file
 
 
-def digest(path: Path, memo: Memo, *, version: str = "") -> str:
+def digest(path: Path, memo: FileFacts, *, version: str = "") -> str:
     """The blake3 of the file's bytes, in hex; looked up where the file was digested before.
 
     A file counts as the same while its path, size, times of modification and change, and inode

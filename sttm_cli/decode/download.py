@@ -14,10 +14,8 @@ from typing import Any
 
 from sttm_cli.base.errors import VideoError
 from sttm_cli.base.types import Progress
-from sttm_cli.decode.spool import BLOCK, TIMEOUT_S, check_size, write
+from sttm_cli.decode.spool import BLOCK, LEAST_SPEED, TIMEOUT_S, check_size, write
 
-LEAST_SPEED = 1000
-"""Bytes a second on average below which a download counts as stalled."""
 PAGE = "text/html"
 
 
@@ -80,7 +78,7 @@ def open_address(
         *(connections or _anywhere()),
         urllib.request.UnknownHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPRedirectHandler(),
+        _Redirects(),
         errors or urllib.request.HTTPErrorProcessor(),
     ):
         opener.add_handler(handler)
@@ -89,6 +87,16 @@ def open_address(
     quoted = urllib.parse.quote(address, safe="%/:=&?~#+!$,;'@()*[]")
     request = urllib.request.Request(quoted, headers={**own, **(headers or {})})
     return opener.open(request, timeout=timeout_s or TIMEOUT_S)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects without reading their bodies, which may be endless."""
+
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        fp.close()
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def _anywhere() -> Sequence[urllib.request.BaseHandler]:

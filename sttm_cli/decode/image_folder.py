@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sttm_cli.base.errors import VideoError
-from sttm_cli.base.filefacts import Memo
+from sttm_cli.base.filefacts import FileFacts
 from sttm_cli.decode.file import OpenFile, blake3_of, changed, version_key
 
 FORMATS = {
@@ -58,7 +58,7 @@ def checked_versions(folder: Path, version: str) -> dict[Path, str]:
     return versions
 
 
-def digest_folder(folder: Path, memo: Memo, version: str = "") -> str:
+def digest_folder(folder: Path, memo: FileFacts, version: str = "") -> str:
     """The blake3 of the images' names and bytes in order, in hex; remembered as for a file.
 
     Raises VideoError for an image that cannot be read, DisturbedError for a folder that changes

@@ -1,79 +1,139 @@
-"""A video from a web page (YouTube and the like), with yt-dlp, which is an optional extra."""
+"""A video from a web page (YouTube and the like), with yt-dlp, which is an optional extra.
+
+yt-dlp runs in a process group of its own (`page_child`), with bounds on its memory, its files and
+its time: a page may be endless, and may name further pages, playlists and streams.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import queue
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from threading import Thread
+from typing import IO
 
 from sttm_cli.base.errors import VideoError
-from sttm_cli.base.types import Progress
-from sttm_cli.decode.spool import TIMEOUT_S, check_size
+from sttm_cli.base.subprocesses import command, environment
+from sttm_cli.base.types import Json, Progress
+from sttm_cli.decode.spool import LEAST_SPEED, check_size
 
-# The best picture up to 1080 lines, more than any model here looks at; sound is not needed.
-FORMAT = "bestvideo[height<=1080]/best[height<=1080]/bestvideo/best"
+PATIENCE_S = 60.0
+"""How long it may take until the next `PATIENCE_S * LEAST_SPEED` bytes of the video are there."""
+_LOOK_S = 0.1
+_LINE_BYTES = 1 << 16
+_HINT = "check the address; a newer yt-dlp may know the page: pip install -U yt-dlp"
 
 
 def download_from_page(address: str, target: Path, *, max_bytes: int, progress: Progress) -> None:
     """Write the video that the page at `address` shows to `target`.
 
-    Raises VideoError where yt-dlp is not installed, finds no video, or one that is too large.
+    Raises VideoError where yt-dlp is not installed, where the page has no video or one that is too
+    large, and where it takes too much memory or time.
     """
     if find_spec("yt_dlp") is None:
         raise VideoError(
             f"{address} is a web page, not a video file",
             "to take videos from web pages: pip install 'sttm-cli[web]'",
         )
-    import yt_dlp
+    with TemporaryDirectory(dir=target.parent) as name:
+        folder = Path(name)
 
-    with yt_dlp.YoutubeDL(_options(address, target.parent, max_bytes, progress)) as page:
-        try:
-            page.extract_info(address)
-        except yt_dlp.utils.YoutubeDLError as error:
-            raise VideoError(f"{address} gives no video: {_plain(error)}", HINT) from None
-    found = [path for path in target.parent.iterdir() if path.is_file()]
-    if len(found) != 1:
-        raise VideoError(f"{address} gives no video", HINT)
-    found[0].rename(target)
-    check_size(address, target.stat().st_size, max_bytes)
+        def check(size: int) -> None:
+            check_size(address, size, max_bytes)
 
-
-HINT = "check the address; a newer yt-dlp may know the page: pip install -U yt-dlp"
+        with _child({"address": address, "max_bytes": max_bytes}, folder) as lines:
+            failure = _failure(lines, lambda: _bytes_in(folder), check, progress)
+        check(_bytes_in(folder))
+        videos = [path for path in folder.iterdir() if path.is_file() and not path.is_symlink()]
+        if failure or len(videos) != 1:
+            raise VideoError(f"{address} gives no video: {failure or 'the page has none'}", _HINT)
+        videos[0].rename(target)
 
 
-def _options(address: str, folder: Path, max_bytes: int, progress: Progress) -> dict[str, Any]:
-    def follow(state: dict[str, Any]) -> None:
-        done = int(state.get("downloaded_bytes") or 0)
-        total = int(state.get("total_bytes") or 0)
-        check_size(address, max(done, total), max_bytes)
-        progress("download", done, total)
-
-    return {
-        "format": FORMAT,
-        "paths": {"home": str(folder)},
-        "outtmpl": "video.%(ext)s",
-        "noplaylist": True,
-        "playlist_items": "1",
-        "fixup": "never",
-        "cachedir": False,
-        "socket_timeout": TIMEOUT_S,
-        "retries": 3,
-        "noprogress": True,
-        "logger": _Silent(),
-        "progress_hooks": [follow],
-    }
-
-
-class _Silent:
-    """What yt-dlp would print; its errors are raised as well."""
-
-    def debug(self, line: str) -> None: ...
-    def info(self, line: str) -> None: ...
-    def warning(self, line: str) -> None: ...
-    def error(self, line: str) -> None: ...
+def _failure(
+    lines: queue.Queue[Json],
+    written: Callable[[], int],
+    check: Callable[[int], None],
+    progress: Progress,
+) -> str:
+    """Wait for the child's end; the reason why there is no video, "" where there is one."""
+    mark, since = 0, time.monotonic()
+    while True:
+        with suppress(queue.Empty):
+            line = lines.get(timeout=_LOOK_S)
+            if "progress" not in line:
+                return str(line.get("error", "yt-dlp crashed"))
+            done, total = line["progress"]
+            check(max(done, total))
+            progress("download", done, total)
+        size = written()
+        check(size)
+        if size >= mark + PATIENCE_S * LEAST_SPEED:
+            mark, since = size, time.monotonic()
+        elif time.monotonic() - since > PATIENCE_S:
+            return f"nothing came for {PATIENCE_S:.0f} s"
 
 
-def _plain(error: Exception) -> str:
-    """The first line of yt-dlp's message without its mark and its advice to report it."""
-    text = str(error).removeprefix("ERROR: ").splitlines()[0]
-    return text.split("; please report")[0][:200]
+@contextmanager
+def _child(job: Json, folder: Path) -> Iterator[queue.Queue[Json]]:
+    """yt-dlp at work in `folder`: its lines, the last one {"error"}. It is ended with the block,
+    and with this process: it watches its stdin."""
+    process = subprocess.Popen(
+        command("sttm_cli.decode.page_child"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=folder,
+        env=environment(),
+        start_new_session=True,
+    )
+    lines: queue.Queue[Json] = queue.Queue(maxsize=16)
+    try:
+        with suppress(BrokenPipeError):
+            _pipe(process.stdin).write(json.dumps(job).encode() + b"\n")
+            _pipe(process.stdin).flush()
+        Thread(target=_read, args=(_pipe(process.stdout), lines), daemon=True).start()
+        yield lines
+    finally:
+        _end(process)
+
+
+def _read(out: IO[bytes], lines: queue.Queue[Json]) -> None:
+    with suppress(ValueError, OSError):
+        while line := out.readline(_LINE_BYTES):
+            lines.put(json.loads(line))
+    lines.put({"error": "yt-dlp crashed"})
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if hasattr(os, "killpg"):
+        # The group outlives its leader where yt-dlp started a process of its own.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
+
+
+def _bytes_in(folder: Path) -> int:
+    """The bytes of all files in a folder to which another process writes."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(root, name)).st_size
+    return total
+
+
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    if pipe is None:
+        raise RuntimeError("the process was started without pipes")
+    return pipe

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sttm_cli.base.errors import VideoError
-from sttm_cli.base.filefacts import Memo
+from sttm_cli.base.filefacts import FileFacts
 from sttm_cli.base.types import VideoInfo
 from sttm_cli.decode.file import NEEDED, changed, open_file
 
@@ -26,7 +26,7 @@ REVISION = 2
 
 
 def remembered_probe(
-    path: Path, memo: Memo, *, image_fps: float = 1.0, version: str = ""
+    path: Path, memo: FileFacts, *, image_fps: float = 1.0, version: str = ""
 ) -> VideoInfo:
     """As `probe`, but looked up where this version of the file was probed before.
 

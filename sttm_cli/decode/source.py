@@ -37,7 +37,7 @@ class Source:
         return os.fsencode(self.path.absolute()).decode(errors="backslashreplace")
 
     @contextmanager
-    def told_by_name(self) -> Iterator[None]:
+    def naming_it(self) -> Iterator[None]:
         """Errors name the video as the user did, not its copy."""
         try:
             yield

@@ -10,6 +10,8 @@ from sttm_cli.base.errors import VideoError
 BLOCK = 1 << 20
 TIMEOUT_S = 30.0
 """How long a connection may give nothing, and how long one may be as good as stalled."""
+LEAST_SPEED = 1000
+"""Bytes a second on average below which a download counts as stalled."""
 
 
 def write(

@@ -29,8 +29,8 @@ Seconds = dict[str, float | None]
 class BudgetCost:
     """One budget on one video. `seconds`: stages as in the contract, medians of the repeats, with
     `first_token` counted from the question; `speedup`: to the first token, of budget 1 over this
-    one, frames and tokens being there; `stored`: this very KV, in the user's cache; `kv_bytes`
-    as kept on disk, `saved_bytes` less than in memory."""
+    one, frames and tokens being available; `stored`: this very KV, in the user's cache; `kv_bytes`
+    as stored, `saved_bytes` less than in memory."""
 
     tokens: TokenCounts
     kv_bytes: int
@@ -75,8 +75,8 @@ class BudgetCost:
 @dataclass(frozen=True)
 class Survey:
     """A video under several budgets. `model`: what ran; `view`: its frames, small;
-    `entries`: all that the user's cache holds of this video, the last used first; decode and encode
-    are measured apart from the budgets and stand in each of the `rows`."""
+    `entries`: all entries of this video in the user's cache, the last used first; decode and encode
+    are measured apart from the budgets and repeated in each of the `rows`."""
 
     request: Request
     report: DecodeReport
@@ -152,7 +152,7 @@ def survey(
 def _costs(
     qa: VideoQA, tokens: VisualTokens, budgets: Sequence[float | int], repeat: int
 ) -> dict[float | int, BudgetCost]:
-    """What each budget costs, budget 1 in any case."""
+    """The cost of each budget, and of budget 1 in any case."""
     with (
         tempfile.TemporaryDirectory(prefix="sttm-") as folder,
         open_store(Path(folder) / "cache", warn=qa.warn) as store,

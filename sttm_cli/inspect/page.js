@@ -31,7 +31,10 @@ async function merge(packed, places, colours) {
   });
   const mean = (token) =>
     [0, 1, 2].map((c) => (token < 0 ? 0 : Math.round(sums[3 * token + c] / cells[token])));
-  return { tokens, first, cells, boxes, began: boxes.map((some) => some.length), mean };
+  const began = boxes.map((some) => some.length);
+  const whole = count === tokens.length, drops = tokens.includes(-1);
+  const carries = tokens.some((token, i) => token >= 0 && first[token] < Math.floor(i / rows / columns));
+  return { tokens, first, cells, boxes, began, mean, whole, drops, carries };
 }
 
 const clock = (seconds) => {
@@ -93,12 +96,17 @@ function draw(merged, image) {
       pen.globalAlpha = 1;
     }
   });
-  cells.lineWidth = Math.min(Math.max(Math.round(width / columns / 32), 1), 4);
-  for (const box of merged.boxes[step]) {
-    const [top, bottom] = [box[0], box[2]].map((i) => edge(i, rows, height));
-    const [left, right] = [box[1], box[3]].map((i) => edge(i, columns, width));
-    cells.strokeStyle = data.levels[level(box)];
-    cells.strokeRect(left, top, right - left, bottom - top);
+  if (merged.whole) return;
+  const line = Math.min(Math.max(Math.round(width / columns / 32), 1), 4);
+  // All seams below all lines: one of the two tones stands out on any frame.
+  for (const [colours, wide] of [[data.seams, line + 4], [data.levels, line]]) {
+    cells.lineWidth = wide;
+    for (const box of merged.boxes[step]) {
+      const [top, bottom] = [box[0], box[2]].map((i) => edge(i, rows, height));
+      const [left, right] = [box[1], box[3]].map((i) => edge(i, columns, width));
+      cells.strokeStyle = colours[level(box)];
+      cells.strokeRect(left, top, right - left, bottom - top);
+    }
   }
 }
 
@@ -167,7 +175,7 @@ function choose(budget) {
   state.budget = budget;
   const row = budgets[budget], share = (100 * row.video_kept) / row.video_full;
   $("kept").textContent = `${row.video_kept.toLocaleString("en")} of ` +
-    `${row.video_full.toLocaleString("en")} tokens kept (${share.toFixed(1)} %)`;
+    `${row.video_full.toLocaleString("en")} tokens kept (${share.toFixed(1)} %)` + (merges[budget].whole ? ", nothing is merged" : "");
   document.querySelectorAll("tr[data-budget]").forEach((line) => {
     line.classList.toggle("chosen", Number(line.dataset.budget) === budget);
   });
@@ -191,13 +199,21 @@ function addBudgets() {
 }
 
 function addLegend() {
-  const used = new Set(merges.flatMap((merged) => merged.boxes.flat().map(level)));
-  [...used].sort().forEach((level) => {
+  const shown = merges.filter((merged) => !merged.whole);
+  const used = new Set(shown.flatMap((merged) => merged.boxes.flat().map(level)));
+  const add = (text, style) => {
     const entry = document.createElement("span"), mark = document.createElement("i");
-    mark.style.borderColor = data.levels[level];
-    entry.append(mark, `${2 ** level}×${2 ** level}`);
+    Object.assign(mark.style, style);
+    entry.append(mark, text);
     $("legend").append(entry);
+  };
+  [...used].sort().forEach((level) => {
+    const cells = level ? "cells" : "cell", seam = `0 0 0 1px ${data.seams[level]}`;
+    add(`${2 ** level}×${2 ** level} ${cells}`, { borderColor: data.levels[level], boxShadow: seam });
   });
+  const faded = { borderColor: "transparent", background: "color-mix(in srgb, #28a046 32%, var(--card))" };
+  if (shown.some((merged) => merged.carries)) add("faded: an earlier frame's token stands for it", faded);
+  if (shown.some((merged) => merged.drops)) add("faded: dropped", faded);
 }
 
 function listen() {

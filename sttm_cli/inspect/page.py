@@ -18,7 +18,7 @@ from PIL import Image
 
 from sttm_cli.base.reports import InspectReport
 from sttm_cli.base.types import Json
-from sttm_cli.inspect.png import LEVELS
+from sttm_cli.inspect.png import LEVELS, SEAMS
 from sttm_cli.inspect.view import Frames, Kept, View, cell_colours
 
 QUALITY = 80
@@ -39,7 +39,7 @@ def report_page(
     """The page's HTML: with time slider and budget switch, needing nothing from elsewhere.
 
     `report` is the object that `sttm inspect --json` prints; `budgets` go with its rows. The page
-    holds a small picture of each step of the grid, the mean colour of each finest cell once, and
+    contains a small picture of each step of the grid, the mean colour of each finest cell once, and
     the token of each cell and the box of each token once per budget: its script draws the rest
     from them.
     """
@@ -58,7 +58,7 @@ def report_page(
         "got": _times(report["sampled"]["times_s"]),
         "data": _json(_payload(report, view, budgets)),
     }
-    # In one pass: nothing that is put in is looked at again.
+    # In one pass: a value is never searched for fields.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: fields[found[1]], _part("page.html"))
 
 
@@ -69,7 +69,8 @@ def _payload(report: InspectReport, view: View, budgets: Sequence[Kept]) -> Json
         "times": [round(float(time), 3) for time in view.times_s],
         "width": width,
         "height": height,
-        "levels": [f"rgb{level}" for level in LEVELS],
+        "levels": [f"rgb{colour}" for colour in LEVELS],
+        "seams": [f"rgb{colour}" for colour in SEAMS],
         "images": [_jpeg(frame) for frame in view.frames],
         "cells": _packed(cell_colours(view.frames, budgets[0].tokens)),
         # Tokens are numbered in the order of the cells: the steps between them are small.
@@ -99,7 +100,7 @@ def _times(times: Sequence[float]) -> str:
 
 
 def _json(value: Json) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """JSON that cannot end the script element around it."""
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 

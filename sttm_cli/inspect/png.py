@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from sttm_cli.inspect.view import (
     Kept,
     View,
     cell_colours,
+    clock,
     evenly,
     resized,
     token_colours,
@@ -25,30 +28,70 @@ WIDTH, HEIGHT = 224, 280
 CELL = 12
 """Pixels of a frame in the picture, and of a cell where the frame would be too small for them."""
 GAP, LINE = 8, 22
-LEAST_WIDTH = 480
-INK, PAPER = (30, 30, 30), (255, 255, 255)
-# Outlines from the finest cell to the coarsest; seen against dark and bright frames alike.
+LEFT, LEAST_WIDTH = 104, 640
+"""Pixels of the rows' labels, and of the narrowest picture."""
+TITLE, TEXT, SMALL = 19, 14, 13
+INK, SOFT, PAPER = (30, 30, 30), (95, 95, 102), (255, 255, 255)
+# Outlines from the finest cell to the coarsest, each with a seam of the other tone: on any frame
+# one of the two stands out.
 LEVELS = ((0, 170, 255), (255, 160, 0), (255, 60, 0), (225, 0, 110), (130, 0, 200))
+SEAMS = ((0, 0, 0), (0, 0, 0), (0, 0, 0), (255, 255, 255), (255, 255, 255))
+Colour = tuple[int, int, int]
+Entry = tuple[Colour, Colour, Colour, str]
+"""Outline, seam and filling of a swatch of the legend, and its meaning."""
+SAMPLE = (40, 140, 70)
+"""Of the swatches of dimmed cells."""
 
 
-def draw(view: View, budgets: Sequence[Kept]) -> Image.Image:
+@dataclass(frozen=True)
+class _Grid:
+    """The tiles' columns: the pixels of a tile, and from one tile to the next."""
+
+    tile: tuple[int, int]
+    pitch: int
+    steps: Sequence[int]
+
+    @property
+    def width(self) -> int:
+        return max(LEAST_WIDTH, LEFT + len(self.steps) * self.pitch + GAP)
+
+    def row(self, label: str, tiles: Sequence[Frames], captions: Sequence[str] = ()) -> Image.Image:
+        """Tiles with a gap above, their label to the left, a caption below each."""
+        height = GAP + self.tile[1] + LINE * bool(captions)
+        row = Image.new("RGB", (self.width, height), PAPER)
+        pen = ImageDraw.Draw(row)
+        middle = (GAP, GAP + self.tile[1] / 2)
+        pen.multiline_text(middle, label, INK, _font(SMALL), anchor="lm", spacing=4)
+        for column, tile in enumerate(tiles):
+            left = LEFT + column * self.pitch
+            row.paste(Image.fromarray(tile), (left, GAP))
+            if captions:
+                pen.text((left, height - LINE + 4), captions[column], INK, _font(TEXT))
+        return row
+
+
+def draw(view: View, budgets: Sequence[Kept], *, title: str, about: str) -> Image.Image:
     """Draw a row of frames and, for each budget, what it made of them.
 
     For a budget, from top to bottom: the frames with the cells outlined by their size, those
-    that are carried over from an earlier frame dimmed; every cell in the mean colour of all that
-    its token stands for; when, how many cells and how many tokens begin here.
+    that are carried over from an earlier frame or dropped dimmed; every cell in the mean colour of
+    all that its token stands for; when, how many cells, how many tokens begin. Where every token is
+    kept a line says so instead.
     """
     steps = evenly(len(view.frames), SHOWN)
+    times = [clock(view.times_s[step]) for step in steps]
+    captions = [
+        [f"{time}  {kept.caption(step)}" for step, time in zip(steps, times, strict=True)]
+        for kept in budgets
+    ]
     tile = _tile(view, budgets[0].tokens.shape[2])
+    widest = max(_length(text, TEXT) for texts in captions for text in texts)
+    grid = _Grid(tile, max(tile[0] + GAP, widest + 2 * GAP), steps)
     small = [resized(view.frames[step], *tile, Image.Resampling.LANCZOS) for step in steps]
-    strips = [_strip(small), *(_band(view, kept, steps, small) for kept in budgets)]
-    sheet_width = max(LEAST_WIDTH, *(strip.width for strip in strips))
-    sheet = Image.new("RGB", (sheet_width, sum(strip.height for strip in strips) + GAP), PAPER)
-    top = 0
-    for strip in strips:
-        sheet.paste(strip, (0, top))
-        top += strip.height
-    return sheet
+    strips = [_head(grid.width, title, about, budgets), grid.row("frames", small, times)]
+    for kept, texts in zip(budgets, captions, strict=True):
+        strips += _band(view, kept, grid, small, texts)
+    return _stacked(strips)
 
 
 def _tile(view: View, columns: int) -> tuple[int, int]:
@@ -59,46 +102,82 @@ def _tile(view: View, columns: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _strip(tiles: Sequence[Frames]) -> Image.Image:
-    """Tiles of equal size in a row, with gaps to the left and above."""
-    height, width, _ = tiles[0].shape
-    row = Image.new("RGB", (len(tiles) * (width + GAP) + GAP, height + GAP), PAPER)
-    for column, tile in enumerate(tiles):
-        row.paste(Image.fromarray(tile), (GAP + column * (width + GAP), GAP))
-    return row
+def _stacked(strips: Sequence[Image.Image]) -> Image.Image:
+    height = sum(strip.height for strip in strips) + GAP
+    sheet = Image.new("RGB", (strips[0].width, height), PAPER)
+    top = 0
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height
+    return sheet
 
 
-def _band(view: View, kept: Kept, steps: Sequence[int], small: Sequence[Frames]) -> Image.Image:
-    """One budget: a title, the outlined cells, the mean colours, a caption for each frame."""
+def _head(width: int, title: str, about: str, budgets: Sequence[Kept]) -> Image.Image:
+    """Title, the line below it, and the legend where anything is merged."""
+    lines, room = _lines(list(_legend(budgets)), width), width - 2 * GAP
+    head = Image.new("RGB", (width, GAP + (2 + len(lines)) * LINE + 4), PAPER)
+    pen = ImageDraw.Draw(head)
+    pen.text((GAP, GAP), _cut(title, TITLE, room), INK, _font(TITLE))
+    pen.text((GAP, GAP + LINE + 4), _cut(about, SMALL, room), SOFT, _font(SMALL))
+    for row, line in enumerate(lines):
+        middle = GAP + (2.5 + row) * LINE + 4
+        for left, (outline, seam, fill, text) in line:
+            box = (left, middle - 6, left + 12, middle + 6)
+            pen.rectangle(box, fill=fill, outline=seam, width=4)
+            inside = (left + 1, middle - 5, left + 11, middle + 5)
+            pen.rectangle(inside, outline=outline, width=2)
+            pen.text((left + 18, middle), text, INK, _font(SMALL), anchor="lm")
+    return head
+
+
+def _lines(entries: Sequence[Entry], width: int) -> list[list[tuple[int, Entry]]]:
+    """The entries with their left edges, as many to a line as it has room for."""
+    lines: list[list[tuple[int, Entry]]] = []
+    left = width
+    for entry in entries:
+        needed = 18 + _length(entry[3], SMALL) + 2 * GAP
+        if left + needed > width:
+            lines.append([])
+            left = GAP
+        lines[-1].append((left, entry))
+        left += needed
+    return lines
+
+
+def _legend(budgets: Sequence[Kept]) -> Iterator[Entry]:
+    """What the budgets' rows show."""
+    shown = [kept for kept in budgets if not kept.is_whole]
+    sizes = [box for kept in shown for box in (kept.boxes[:, 3:] - kept.boxes[:, 1:3]).tolist()]
+    for level in sorted({_level(*size) for size in sizes}):
+        cells = "cell" if level == 0 else "cells"
+        yield LEVELS[level], SEAMS[level], PAPER, f"token of {2**level}x{2**level} {cells}"
+    pale = _pale(np.array(SAMPLE))
+    if any(kept.carries for kept in shown):
+        yield pale, pale, pale, "dimmed: an earlier frame's token stands for it"
+    if any(kept.drops for kept in shown):
+        grey = _pale(np.zeros(3))
+        yield grey, grey, grey, "dimmed, grey as mean colour: dropped"
+
+
+def _band(
+    view: View, kept: Kept, grid: _Grid, small: Sequence[Frames], captions: Sequence[str]
+) -> list[Image.Image]:
+    """One budget: a headline, the outlined cells, the mean colours with a caption each."""
+    headline = Image.new("RGB", (grid.width, 2 * GAP + LINE - 4), PAPER)
+    place = (GAP, 2 * GAP)
+    if kept.is_whole:
+        text = f"{kept.title}: every token is kept, nothing is merged"
+        ImageDraw.Draw(headline).text(place, text, INK, _font(TEXT))
+        return [headline]
+    ImageDraw.Draw(headline).text(place, kept.title, INK, _font(TEXT + 1))
     means = token_colours(cell_colours(view.frames, kept.tokens), kept.tokens)
-    outlined = _strip([_outlined(f, kept, step) for f, step in zip(small, steps, strict=True)])
-    painted = _strip([_painted(means, kept, step, small[0].shape) for step in steps])
-    width = max(LEAST_WIDTH, outlined.width)
-    band = Image.new("RGB", (width, 2 * (outlined.height + LINE) + GAP), PAPER)
-    band.paste(outlined, (0, GAP + LINE))
-    band.paste(painted, (0, GAP + LINE + outlined.height))
-    pen, font = ImageDraw.Draw(band), ImageFont.load_default(14)
-    pen.text((GAP, GAP + 4), kept.title, INK, ImageFont.load_default(15))
-    _legend(pen, kept, width - GAP)
-    for column, step in enumerate(steps):
-        left = GAP + column * (small[0].shape[1] + GAP)
-        place = (left, band.height - LINE + 2)
-        pen.text(place, kept.caption(step, view.times_s[step]), INK, font)
-    return band
-
-
-def _legend(pen: ImageDraw.ImageDraw, kept: Kept, right: int) -> None:
-    """Which colour outlines which size of cell, for the sizes that there are."""
-    font = ImageFont.load_default(13)
-    sizes = np.unique(kept.boxes[:, 3:] - kept.boxes[:, 1:3], axis=0)
-    for level in sorted({_level(*size) for size in sizes.tolist()}, reverse=True):
-        side = 2**level
-        label = f"{side}x{side}"
-        right -= round(pen.textlength(label, font)) + 4
-        pen.text((right, GAP + 5), label, INK, font)
-        right -= 14
-        pen.rectangle((right, GAP + 8, right + 9, GAP + 17), outline=LEVELS[level], width=2)
-        right -= 6
+    outlined = [_outlined(f, kept, step) for f, step in zip(small, grid.steps, strict=True)]
+    painted = [_painted(means, kept, step, small[0].shape) for step in grid.steps]
+    return [
+        headline,
+        grid.row("tokens that\nbegin here", outlined),
+        grid.row("mean colour\nof each token", painted, captions),
+    ]
 
 
 def _level(height: int, width: int) -> int:
@@ -107,20 +186,23 @@ def _level(height: int, width: int) -> int:
 
 
 def _outlined(frame: Frames, kept: Kept, step: int) -> Frames:
+    """The frame with the cells whose tokens begin here in two tones; all seams below all lines."""
     height, width, _ = frame.shape
     rows, columns = kept.tokens.shape[1:]
     picture = Image.fromarray(_dimmed(frame, kept.began(step)))
-    pen, line = ImageDraw.Draw(picture), 1 if width / columns < 20 else 2
-    for box in kept.boxes[kept.boxes[:, 0] == step]:
-        _, top, left, bottom, right = box.tolist()
-        corner = (round(left * width / columns), round(top * height / rows))
-        # Neighbours share a line.
-        end = (
-            min(round(right * width / columns), width - 1),
-            min(round(bottom * height / rows), height - 1),
-        )
-        colour = LEVELS[_level(bottom - top, right - left)]
-        pen.rectangle((corner, end), outline=colour, width=line)
+    pen, line = ImageDraw.Draw(picture), 1 if width / columns < 20 else 3
+    boxes = []
+    for _, top, left, bottom, right in kept.boxes[kept.boxes[:, 0] == step].tolist():
+        x0, y0 = round(left * width / columns), round(top * height / rows)
+        # Neighbours share a line, and the frame's edge is in the picture.
+        x1 = min(round(right * width / columns), width - 1)
+        y1 = min(round(bottom * height / rows), height - 1)
+        boxes.append(((x0, y0, x1, y1), _level(bottom - top, right - left)))
+    for colours, wide in ((SEAMS, line + 2), (LEVELS, line)):
+        for (x0, y0, x1, y1), level in boxes:
+            out = wide // 2
+            around = (x0 - out, y0 - out, x1 + out, y1 + out)
+            pen.rectangle(around, outline=colours[level], width=wide)
     return np.asarray(picture)
 
 
@@ -134,5 +216,31 @@ def _dimmed(picture: Frames, began: NDArray[np.bool_]) -> Frames:
     """The picture with the cells that do not begin here paled."""
     height, width, _ = picture.shape
     mask = resized(began.astype(np.uint8), width, height, Image.Resampling.NEAREST)
-    pale = 0.35 * picture + 0.65 * np.array(PAPER)
-    return np.where(mask[..., None] > 0, picture, pale.round()).astype(np.uint8)
+    return np.where(mask[..., None] > 0, picture, _paled(picture)).astype(np.uint8)
+
+
+def _paled(picture: NDArray[Any]) -> NDArray[np.uint8]:
+    mixed = 0.35 * picture + 0.65 * np.array(PAPER)
+    return mixed.round().astype(np.uint8)
+
+
+def _pale(colour: NDArray[Any]) -> Colour:
+    red, green, blue = _paled(colour).tolist()
+    return red, green, blue
+
+
+def _cut(text: str, size: int, room: int) -> str:
+    """The text, without its middle where there is no room for all of it."""
+    whole = text
+    while _length(text, size) > room and len(whole) > 8:
+        keep = len(text.replace(" ... ", "")) - 2
+        text = f"{whole[: (keep + 1) // 2]} ... {whole[len(whole) - keep // 2 :]}"
+    return text
+
+
+def _length(text: str, size: int) -> int:
+    return round(_font(size).getlength(text))
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)

@@ -16,6 +16,7 @@ from sttm_cli.inspect.view import (
     Kept,
     View,
     cell_colours,
+    clock,
     evenly,
     resized,
     token_colours,
@@ -30,8 +31,8 @@ HALF = "▀"
 
 
 def print_frames(console: Console, view: View, kept: Kept) -> None:
-    """Print four frames in a row; below each, its cells in the mean colours of their tokens,
-    those that are carried over from an earlier frame dimmed; then the captions.
+    """Print up to four frames in a row; below each, its cells in the mean colours of their tokens,
+    those that are carried over from an earlier frame dimmed; then its time and its tokens.
 
     A character is two pixels, one above the other, in true colour or 256 colours as the console
     has them. Elsewhere it is one pixel as a brightness, and what is carried over is left out.
@@ -39,9 +40,12 @@ def print_frames(console: Console, view: View, kept: Kept) -> None:
     coloured = console.color_system in ("256", "truecolor") and not console.no_color
     # A character that the output cannot spell would end the command.
     coloured = coloured and not console.options.ascii_only
-    steps = evenly(len(view.frames), SHOWN)
+    cells = kept.tokens[0].size
+    shown = min(SHOWN, (console.width + 1) // len(f"{cells} -> {cells} tokens "))
+    steps = evenly(len(view.frames), max(2, shown))
+    captions = [kept.caption(step) for step in steps]
     _, height, width, _ = view.frames.shape
-    columns = min(COLUMNS, (console.width - SHOWN + 1) // SHOWN)
+    columns = min(COLUMNS, (console.width + 1) // max(2, shown) - 1)
     # A character is about twice as high as wide.
     scale = min(columns / width, 2 * LINES / height)
     size = (max(1, round(width * scale)), 2 * max(1, round(height * scale / 2)))
@@ -52,12 +56,13 @@ def print_frames(console: Console, view: View, kept: Kept) -> None:
     painted = [
         resized(_painted(means, kept, step, bounds), *size, Resampling.NEAREST) for step in steps
     ]
+    pitch = max(size[0], *map(len, captions))
     console.print(kept.title)
     for pictures in (frames, painted):
-        for line in _lines(pictures, _half_blocks if coloured else _shades):
+        for line in _lines(pictures, _half_blocks if coloured else _shades, pitch - size[0] + 1):
             console.print(line, no_wrap=True, overflow="crop")
-    captions = (kept.caption(step, view.times_s[step]) for step in steps)
-    console.print(" ".join(f"{caption:<{size[0]}}" for caption in captions).rstrip())
+    for texts in ([clock(view.times_s[step]) for step in steps], captions):
+        console.print(" ".join(f"{text:<{pitch}}" for text in texts).rstrip(), no_wrap=True)
 
 
 def _painted(means: Frames, kept: Kept, step: int, bounds: tuple[float, int]) -> Frames:
@@ -70,10 +75,12 @@ def _painted(means: Frames, kept: Kept, step: int, bounds: tuple[float, int]) ->
     return shown
 
 
-def _lines(pictures: list[Frames], draw: Callable[[Frames, Frames], Text]) -> Iterator[Text]:
+def _lines(
+    pictures: list[Frames], draw: Callable[[Frames, Frames], Text], gap: int
+) -> Iterator[Text]:
     """The pictures side by side, two rows of pixels a line."""
     for top in range(0, len(pictures[0]), 2):
-        yield Text(" ").join(draw(picture[top], picture[top + 1]) for picture in pictures)
+        yield Text(" " * gap).join(draw(picture[top], picture[top + 1]) for picture in pictures)
 
 
 def _half_blocks(above: Frames, below: Frames) -> Text:

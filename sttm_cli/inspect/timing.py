@@ -1,11 +1,11 @@
-"""Seconds that a KV takes: to be restored from disk, and to give its first tokens."""
+"""Seconds to restore a KV from the store, and to its first tokens."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
 
-from sttm_cli.base.device import memory_told, wait_for
+from sttm_cli.base.device import reporting_memory, wait_for
 from sttm_cli.prefill import ROOM, KVContinuation
 from sttm_cli.store import PackedKV, Store
 
@@ -35,7 +35,7 @@ def token_seconds(
     model: VideoLLM, prefix: KVContinuation, *, new_tokens: int = 0
 ) -> tuple[float, float]:
     """Seconds from a question to its first token, and for each of `new_tokens` after it."""
-    with memory_told():
+    with reporting_memory():
         started = time.perf_counter()
         token = prefix.extend(model.question(QUESTION)).argmax()[None].cpu()
         first = time.perf_counter()

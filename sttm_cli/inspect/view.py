@@ -1,4 +1,4 @@
-"""A sampled video and what a budget left of it, as every picture takes them."""
+"""A sampled video and the tokens that a budget kept, as every picture takes them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """What one budget kept: `tokens` [T, h, w] int64, the token that each finest cell went to, -1
-    where it was dropped; `boxes` [N, 5] int32 where the tokens begin (t, top, left, bottom,
-    right)."""
+    """The tokens that one budget kept: `tokens` [T, h, w] int64, the token that each finest cell
+    went to, -1 where it was dropped; `boxes` [N, 5] int32 where the tokens begin (t, top, left,
+    bottom, right)."""
 
     budget: float | int
     tokens: Index
@@ -46,9 +46,25 @@ class Kept:
         """How many tokens begin at this step."""
         return int(np.count_nonzero(self.boxes[:, 0] == step))
 
-    def caption(self, step: int, time_s: float) -> str:
-        """When, how many cells, and how many tokens begin: "00:12  196 -> 61"."""
-        return f"{clock(time_s)}  {self.tokens[step].size} -> {self.count(step)}"
+    def caption(self, step: int) -> str:
+        """How many cells, and how many tokens begin: "196 -> 61 tokens"."""
+        return f"{self.tokens[step].size} -> {self.count(step)} tokens"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every cell has a token of its own."""
+        return len(self.boxes) == self.tokens.size
+
+    @property
+    def carries(self) -> bool:
+        """Whether a token stands for cells of later frames too."""
+        steps = np.arange(len(self.tokens))[:, None, None]
+        return bool(((self.tokens >= 0) & (self.boxes[self.tokens, 0] != steps)).any())
+
+    @property
+    def drops(self) -> bool:
+        """Whether cells were dropped."""
+        return bool((self.tokens < 0).any())
 
     @property
     def title(self) -> str:

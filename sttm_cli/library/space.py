@@ -32,7 +32,7 @@ class Estimate:
 
 
 def needed_bytes(qa: VideoQA, plan: FramePlan) -> int | None:
-    """About how many bytes this video's KV takes on disk; None where the model does not tell."""
+    """About how many bytes this video's KV takes on disk; None where the config does not say."""
     asked = qa.settings.kv_dtype
     dtype = qa.model_plan.dtype if asked == "auto" else asked
     size = kv_bytes(plan, qa.model_plan, qa.settings.budget, dtype=dtype)
@@ -40,7 +40,7 @@ def needed_bytes(qa: VideoQA, plan: FramePlan) -> int | None:
 
 
 def estimate(qa: VideoQA, videos: Sequence[Path]) -> Estimate | None:
-    """What all of `videos` take, from a sample of them; None where nothing can be told.
+    """What all of `videos` take, from a sample of them; None where that is unknown.
 
     Reads the sample's headers, which are remembered; decodes and digests nothing.
     """

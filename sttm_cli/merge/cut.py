@@ -36,7 +36,7 @@ class Cuts:
         sizes = [pyramid.cells(level) for level in range(1, pyramid.depth + 1)]
         self._start = [0, 0, *accumulate(sizes)]
         self._gain: list[float] = (spatial - least.double()).tolist()
-        # A lone child always equals its parent: that is no repetition.
+        # A lone child always equals its parent: that is not a repetition.
         self._divides: list[bool] = (~pyramid.several | (least < 1)).tolist()
         self._order: list[int] = pyramid.order.tolist()
         self._roots = [(pyramid.depth, root) for root in range(pyramid.root_count)]

@@ -5,12 +5,15 @@ Imports torch only where it is used: a family's file must import without it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from sttm_cli.base.errors import ModelError, UsageError
+from sttm_cli.base.device import is_out_of_memory
+from sttm_cli.base.errors import ModelError, SttmError, UsageError
 from sttm_cli.base.types import FrameChunk, Prompt, VisualTokens
+from sttm_cli.models.template import render
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +34,8 @@ class ChatFormat:
         tokenizer, video_token = processor.tokenizer, processor.video_token
         self._model = model
         self._tokenizer = tokenizer
-        self._template = template or processor.chat_template
+        self._template = _only(template or processor.chat_template or tokenizer.chat_template)
+        self._special = dict(tokenizer.special_tokens_map)
         self._video_token = video_token
         self._frames = processor.video_processor
         self._lm_head = model.lm_head
@@ -58,7 +62,7 @@ class ChatFormat:
     def encode(self, chunk: FrameChunk, frames: int) -> VisualTokens:
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), _reworded("encode frames"):
             return self.visual_tokens(torch.from_numpy(chunk.frames).permute(0, 3, 1, 2), frames)
 
     def visual_tokens(self, video: torch.Tensor, frames: int) -> VisualTokens:
@@ -81,18 +85,18 @@ class ChatFormat:
     def head_ids(self) -> list[int]:
         """Token ids before the video."""
         head = self.head()
-        return list(self._tokenizer(head).input_ids) if head else []
+        return self._ids(head) if head else []
 
     def ids_after(self, text: str) -> list[int]:
         """Token ids of text that follows other text."""
-        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+        return self._ids(text, add_special_tokens=False)
 
     def spread(self, text: str, each: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids [L] of a prompt in which every video token is repeated `each` times, and
         the indices of the video tokens in them."""
         import torch
 
-        ids = torch.tensor(self._tokenizer(text).input_ids)
+        ids = torch.tensor(self._ids(text), dtype=torch.long)
         ids = ids.repeat_interleave(torch.where(ids == self.video_id, each, 1))
         return ids, (ids == self.video_id).nonzero()[:, 0]
 
@@ -109,13 +113,19 @@ class ChatFormat:
             if index < len(turns) - 1:
                 messages.append({"role": "assistant", "content": [_text(answer)]})
         _, tail = self._cut(self._render(messages))
-        return torch.tensor(self.ids_after(tail))
+        ids = self.ids_after(tail)
+        if not ids:
+            raise ModelError(
+                "the model's chat template puts no question into the prompt",
+                "give a checkpoint whose chat template supports videos",
+            )
+        return torch.tensor(ids)
 
     def answer(self, text: str) -> torch.Tensor:
         import torch
 
         self._check(text)
-        return torch.tensor(self.ids_after(text))
+        return torch.tensor(self.ids_after(text), dtype=torch.long)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self._embedding(ids.to(self._embedding.weight.device))
@@ -145,14 +155,25 @@ class ChatFormat:
         return result
 
     def text(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        with _reworded("write text"):
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _ids(self, text: str, **options: bool) -> list[int]:
+        with _reworded("tokenize text"):
+            return list(self._tokenizer(text, **options).input_ids)
+
+    def pieces(self) -> Callable[[int], str]:
+        # Imported here: only a streamed answer needs it.
+        from tokenizers.decoders import DecodeStream
+
+        stream, tokenizer = (
+            DecodeStream(skip_special_tokens=True),
+            self._tokenizer.backend_tokenizer,
+        )
+        return lambda token: stream.step(tokenizer, token) or ""
 
     def _render(self, messages: list[dict[str, Any]]) -> str:
-        return str(
-            self._tokenizer.apply_chat_template(
-                messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
-            )
-        )
+        return render(self._template, messages, self._special)
 
     def _cut(self, rendered: str) -> tuple[str, str]:
         head, token, tail = rendered.partition(self._video_token)
@@ -192,6 +213,36 @@ def prompt_1d(
         positions=torch.arange(len(ids))[None],
         next_position=len(ids),
     )
+
+
+@contextmanager
+def _reworded(work: str) -> Iterator[None]:
+    """Raise ModelError where the model's code fails: settings of its files do not fit each other,
+    which shows in their first use."""
+    try:
+        yield
+    except SttmError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(
+            f"the model cannot {work}: {reason[0][:200]}",
+            "give a complete checkpoint folder",
+        ) from error
+
+
+def _only(template: Any) -> str:
+    """A checkpoint's chat template, or the default one of several."""
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not isinstance(template, str):
+        raise ModelError(
+            "the model has no chat template",
+            "give a checkpoint whose chat template supports videos",
+        )
+    return template
 
 
 def _text(text: str) -> dict[str, str]:

@@ -5,43 +5,47 @@ No weight is loaded here, so that a stored KV can be looked up first.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sttm_cli.base.errors import ModelError, UsageError
-from sttm_cli.base.filefacts import Memo, is_settled
+from sttm_cli.base.filefacts import FileFacts
 from sttm_cli.base.spelling import did_you_mean
 from sttm_cli.base.types import Json
+from sttm_cli.models.files import check_files, model_files, weight_files
+from sttm_cli.models.fingerprint import fingerprint
 
 # The files of a checkpoint; anything else in a hub repository is not fetched.
 _PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
-_PART_OF_MODEL = (".json", ".safetensors", ".jinja", ".txt", ".model", ".bin")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on this machine. `fingerprint` is equal only for equal files."""
+    """A checkpoint on this machine. `fingerprint` is equal only for equal files; `hub` is the
+    repository and commit of a snapshot in the hub's cache."""
 
     name: str
     folder: Path
     revision: str | None
     fingerprint: str
     config: Json
+    hub: str = ""
 
     @property
     def model_type(self) -> str:
         return str(self.config.get("model_type", ""))
 
     @property
+    def text(self) -> Json:
+        """The decoder's config: the whole one in layouts without a part for it."""
+        text: Json = self.config.get("text_config") or self.config
+        return text
+
+    @property
     def layers(self) -> int:
         """Decoder layers, 0 where the config does not state their number."""
-        text = self.config.get("text_config")
-        layers = (text if isinstance(text, dict) else self.config).get("num_hidden_layers")
-        return layers if isinstance(layers, int) else 0
+        return int(self.text.get("num_hidden_layers") or 0)
 
 
 def find_checkpoint(
@@ -49,7 +53,7 @@ def find_checkpoint(
     repository: str,
     *,
     revision: str | None,
-    memo: Memo,
+    memo: FileFacts,
     aliases: Iterable[str] = (),
     tell: Callable[[str], None] = lambda line: None,
 ) -> Checkpoint:
@@ -67,14 +71,7 @@ def find_checkpoint(
             "leave it out",
         )
     if local.is_dir():
-        _check_folder(name, local)
-        return Checkpoint(
-            name=name,
-            folder=local,
-            revision=revision,
-            fingerprint=folder_fingerprint(local, memo),
-            config=_read_config(name, local),
-        )
+        return _checkpoint(name, local, revision, memo)
     if local.is_absolute() or repository.startswith((".", "~")) or repository.count("/") != 1:
         raise ModelError(
             f"model {name!r} is neither an alias, nor a hub id, nor a folder",
@@ -83,14 +80,20 @@ def find_checkpoint(
             "llava-hf/llava-onevision-qwen2-0.5b-ov-hf, or an alias (sttm models lists them)",
         )
     folder = _from_hub(repository, revision, tell)
-    _check_folder(name, folder)
-    # A snapshot folder is named by its commit: the hub's own fingerprint of all its files.
+    # A snapshot folder is named by its commit.
+    return _checkpoint(name, folder, revision, memo, hub=f"{repository}@{folder.name}")
+
+
+def _checkpoint(
+    name: str, folder: Path, revision: str | None, memo: FileFacts, *, hub: str = ""
+) -> Checkpoint:
+    try:
+        config = check_files(name, folder, memo)
+        files_hash = fingerprint(folder, model_files(name, folder), memo, hub=hub)
+    except OSError as error:
+        raise ModelError(f"model folder {name!r} cannot be read: {error}") from error
     return Checkpoint(
-        name=name,
-        folder=folder,
-        revision=revision,
-        fingerprint=f"hub:{repository}@{folder.name}",
-        config=_read_config(name, folder),
+        name=name, folder=folder, revision=revision, fingerprint=files_hash, config=config, hub=hub
     )
 
 
@@ -98,76 +101,24 @@ def cached_folder(repository: str, revision: str | None = None) -> Path | None:
     """The snapshot folder in the hub's own cache, None where it is missing or incomplete."""
     try:
         folder = _snapshot(repository, revision, offline=True)
-        _check_folder(repository, folder)
+        needed = [folder / "config.json", *weight_files(repository, folder)]
     except (OSError, ModelError, ValueError):
         return None
-    return folder
+    return folder if all(path.is_file() for path in needed) else None
 
 
-def check_unchanged(checkpoint: Checkpoint, memo: Memo) -> None:
-    """Raise ModelError where a folder's files are no longer those that were fingerprinted."""
-    if checkpoint.fingerprint.startswith("hub:"):
-        return  # a commit's folder
-    if folder_fingerprint(checkpoint.folder, memo) != checkpoint.fingerprint:
+def check_unchanged(checkpoint: Checkpoint, memo: FileFacts) -> None:
+    """Raise ModelError where the files are no longer those that were fingerprinted."""
+    try:
+        files = model_files(checkpoint.name, checkpoint.folder)
+        now = fingerprint(checkpoint.folder, files, memo, hub=checkpoint.hub)
+    except (OSError, ModelError):
+        now = ""
+    if now != checkpoint.fingerprint:
         raise ModelError(
             f"model folder {checkpoint.name!r} changed while it was read",
             "ask again once it is complete",
         )
-
-
-def folder_fingerprint(folder: Path, memo: Memo) -> str:
-    """blake3 over names and contents of all model files, remembered by their stat."""
-    files = sorted(p for p in folder.iterdir() if p.suffix in _PART_OF_MODEL and p.is_file())
-    stats = [path.stat() for path in files]
-    versions = [
-        (p.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
-        for p, s in zip(files, stats, strict=True)
-    ]
-    key = f"weights:{json.dumps([os.fspath(folder.resolve()), versions])}"
-    known = memo.get(key)
-    if known is not None and isinstance(known.get("fingerprint"), str):
-        return str(known["fingerprint"])
-    from blake3 import blake3
-
-    total = blake3()
-    for path in files:
-        one = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
-        total.update(f"{path.name}\0{one}\n".encode())
-    if is_settled(*stats):
-        memo.set(key, {"fingerprint": f"files:{total.hexdigest()}"})
-    return f"files:{total.hexdigest()}"
-
-
-def _check_folder(name: str, folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            f"model folder {name!r} has no config.json", "give a transformers checkpoint folder"
-        )
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        wanted = set(_json(name, index).get("weight_map", {}).values())
-    else:
-        wanted = {"model.safetensors"}
-    missing = sorted(str(w) for w in wanted if not (folder / str(w)).is_file())
-    if missing or not wanted:
-        raise ModelError(
-            f"model folder {name!r} lacks its weights: {', '.join(missing[:3])}",
-            "give a folder with *.safetensors weights",
-        )
-
-
-def _read_config(name: str, folder: Path) -> Json:
-    return _json(name, folder / "config.json")
-
-
-def _json(name: str, path: Path) -> Json:
-    try:
-        value: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model {name!r}: {path.name} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"model {name!r}: {path.name} is not a JSON object")
-    return value
 
 
 def _snapshot(repository: str, revision: str | None, *, offline: bool) -> Path:

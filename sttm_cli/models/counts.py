@@ -29,7 +29,7 @@ def token_count(
         return None
     try:
         steps, each = family.grid(checkpoint, frames, width=width, height=height)
-    except (KeyError, TypeError, ZeroDivisionError):
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError):
         return None
     return TokenCount(visual=steps * each, text=steps * family.step_text)
 
@@ -37,7 +37,7 @@ def token_count(
 def layer_bytes(checkpoint: Checkpoint, itemsize: int) -> int | None:
     """Bytes of a token's key and value in one decoder layer; None where the config does not
     state them."""
-    text = checkpoint.config.get("text_config", checkpoint.config)
+    text = checkpoint.text
     try:
         heads = text["num_attention_heads"]
         dim = text.get("head_dim") or text["hidden_size"] // heads
@@ -48,6 +48,5 @@ def layer_bytes(checkpoint: Checkpoint, itemsize: int) -> int | None:
 
 def context_length(checkpoint: Checkpoint) -> int | None:
     """The most tokens the model was trained for; None where the config does not state it."""
-    text = checkpoint.config.get("text_config", checkpoint.config)
-    length = text.get("max_position_embeddings")
+    length = checkpoint.text.get("max_position_embeddings")
     return length if isinstance(length, int) else None

@@ -5,12 +5,13 @@ Reads the hub's own cache; imports neither torch nor transformers and uses no ne
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from sttm_cli.base.errors import ModelError
 from sttm_cli.base.types import Json
 from sttm_cli.models.checkpoint import cached_folder
+from sttm_cli.models.files import read, weight_files
 from sttm_cli.models.registry import TINY, families, find_family
 
 
@@ -74,9 +75,8 @@ def _downloaded() -> list[str]:
 def _family(folder: Path) -> str:
     """The family of a checkpoint folder, "" where its architecture is not supported."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        family = find_family(str(config["model_type"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        family = find_family(str(read(str(folder), folder / "config.json").get("model_type")))
+    except ModelError:
         return ""
     return family.name if family else ""
 
@@ -86,6 +86,5 @@ def _bytes(repository: str) -> int | None:
     return _folder_bytes(folder) if folder else None
 
 
-def _folder_bytes(folder: Path) -> int | None:
-    sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
-    return sum(sizes) if sizes else None
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in weight_files(str(folder), folder))

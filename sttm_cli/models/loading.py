@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sttm_cli.base.errors import ModelError, OutOfMemoryError
+from sttm_cli.base.device import is_out_of_memory
+from sttm_cli.base.errors import ModelError, OutOfMemoryError, SttmError
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.placement import WAY_OUT, Placement, place
 
@@ -29,7 +30,7 @@ def load_pretrained(
 def load_files(file_class: Any, checkpoint: Checkpoint) -> Any:
     """`from_pretrained` of a processor or a tokenizer. Raises ModelError."""
     _quiet()
-    with _reworded(checkpoint, "this machine"), warnings.catch_warnings():
+    with reworded(checkpoint, "this machine"), warnings.catch_warnings():
         # Deprecated names of settings are the checkpoint's, not the user's.
         warnings.simplefilter("ignore", FutureWarning)
         return file_class.from_pretrained(
@@ -45,7 +46,7 @@ def load_weights(
 
     _quiet()
     where = place(checkpoint, placement)
-    with _reworded(checkpoint, placement.device):
+    with reworded(checkpoint, placement.device):
         model, loading = model_class.from_pretrained(
             checkpoint.folder,
             config=_config(checkpoint, placement, options.pop("config", None)),
@@ -68,7 +69,7 @@ def _config(checkpoint: Checkpoint, placement: Placement, config: Any) -> Any:
     if config is None:
         from transformers import AutoConfig
 
-        with _reworded(checkpoint, placement.device):
+        with reworded(checkpoint, placement.device):
             config = AutoConfig.from_pretrained(
                 checkpoint.folder, local_files_only=True, trust_remote_code=False
             )
@@ -80,20 +81,18 @@ def _config(checkpoint: Checkpoint, placement: Placement, config: Any) -> Any:
 
 
 @contextmanager
-def _reworded(checkpoint: Checkpoint, device: str) -> Iterator[None]:
-    import torch
-    from safetensors import SafetensorError
-
+def reworded(checkpoint: Checkpoint, device: str) -> Iterator[None]:
+    """Raise ModelError or OutOfMemoryError for any failure to load `checkpoint`."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemoryError(
-            f"the memory of {device} does not suffice for model {checkpoint.name!r}", WAY_OUT
-        ) from error
-    except (
-        OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError,
-        SafetensorError,
-    ) as error:  # fmt: skip
+    except SttmError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(
+                f"the memory of {device} does not suffice for model {checkpoint.name!r}", WAY_OUT
+            ) from error
+        # A config can make a library fail anywhere: whatever it raises is about this checkpoint.
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
             f"model {checkpoint.name!r} cannot be loaded: {reason[0][:200]}",

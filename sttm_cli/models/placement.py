@@ -12,6 +12,7 @@ import psutil
 from sttm_cli.base.errors import ModelError, OutOfMemoryError
 from sttm_cli.base.types import Json
 from sttm_cli.models.checkpoint import Checkpoint
+from sttm_cli.models.files import weight_files
 
 WAY_OUT = "choose a smaller model, --dtype bfloat16, or a --device with more memory"
 SHARE = 0.8
@@ -98,7 +99,7 @@ def weight_bytes(checkpoint: Checkpoint, dtype: str) -> int:
 
     each: int = getattr(torch, dtype).itemsize
     return each * sum(
-        _numbers(checkpoint.name, path) for path in checkpoint.folder.glob("*.safetensors")
+        _numbers(checkpoint.name, path) for path in weight_files(checkpoint.name, checkpoint.folder)
     )
 
 
@@ -120,8 +121,17 @@ def _numbers(name: str, path: Path) -> int:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length) if length <= HEADER else b"")
-        return sum(prod(row["shape"]) for key, row in header.items() if key != "__metadata__")
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"model {name!r}: {path.name} is not a safetensors file", "fetch the model again"
-        ) from error
+        shapes = [row["shape"] for key, row in header.items() if key != "__metadata__"]
+        count = sum(map(prod, shapes))
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise _not_weights(name, path) from error
+    # The library takes any shape that fits the bytes; a number is of half a byte at least.
+    if not isinstance(count, int) or not 0 <= count <= 2 * path.stat().st_size:
+        raise _not_weights(name, path)
+    return count
+
+
+def _not_weights(name: str, path: Path) -> ModelError:
+    return ModelError(
+        f"model {name!r}: {path.name} is not a safetensors file", "fetch the model again"
+    )

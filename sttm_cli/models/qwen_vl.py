@@ -7,14 +7,14 @@ paper, section 4.1). Source: transformers' Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from sttm_cli.base.errors import VideoError
+from sttm_cli.base.errors import ModelError, VideoError
 from sttm_cli.base.types import Prompt, VisualTokens
 from sttm_cli.models.chat_format import ChatFormat
 from sttm_cli.models.checkpoint import Checkpoint
+from sttm_cli.models.files import read
 
 if TYPE_CHECKING:
     import torch
@@ -127,8 +127,8 @@ def _most_pixels(checkpoint: Checkpoint) -> int | None:
     names = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
     for name in names:
         try:
-            read = json.loads((checkpoint.folder / name).read_text(encoding="utf-8"))
-            return int(read.get("video_processor", read)["size"]["longest_edge"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            stated = read(checkpoint.name, checkpoint.folder / name)
+            return int(stated.get("video_processor", stated)["size"]["longest_edge"])
+        except (ModelError, KeyError, TypeError, AttributeError):
             continue
     return None

@@ -17,12 +17,15 @@ from typing import NoReturn
 
 from sttm_cli.base.errors import ModelError
 from sttm_cli.models import families as package
+from sttm_cli.models import template
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.family import Family
+from sttm_cli.models.loading import reworded
 from sttm_cli.models.placement import Placement
 from sttm_cli.models.video_llm import VideoLLM
 
 GROUP = "sttm_cli.families"
+TINY_NAME = "tiny"
 TINY = Path(__file__).parent.parent / "tiny" / "checkpoint"
 
 
@@ -52,10 +55,18 @@ def find_family(model_type: str) -> Family | None:
 @cache
 def aliases() -> dict[str, str]:
     """Short names, such as qwen2.5-vl-7b, and the hub id or folder that each stands for."""
-    named = {"tiny": str(TINY)}
+    named = {TINY_NAME: str(TINY)}
     for family in families():
         named |= family.aliases
     return named
+
+
+def repository_of(name: str) -> str:
+    """The hub id or folder that `name` stands for: itself, unless it is a short name."""
+    if name == TINY_NAME:
+        return str(TINY)
+    # Ids and paths have a slash; short names have none.
+    return name if "/" in name else aliases().get(name, name)
 
 
 def family_of(checkpoint: Checkpoint) -> Family:
@@ -75,15 +86,9 @@ def family_of(checkpoint: Checkpoint) -> Family:
         )
     if family.merge_layer_at_depth and checkpoint.layers == family.merge_layer_at_depth[0]:
         family = replace(family, merge_layer=family.merge_layer_at_depth[1])
-    own = checkpoint.config.get("sttm")
-    if not isinstance(own, dict):
-        return family
-    return replace(
-        family,
-        frames=int(own.get("frames", family.frames)),
-        merge_layer=int(own.get("merge_layer", family.merge_layer)),
-        positions=str(own.get("positions", family.positions)),
-    )
+    own = checkpoint.config.get("sttm") or {}
+    stated = {name: own[name] for name in ("frames", "merge_layer", "positions") if name in own}
+    return replace(family, **stated)
 
 
 def load(
@@ -93,7 +98,10 @@ def load(
 
     `options`: those of `Family.options` that are on.
     """
-    model = family_of(checkpoint).load(checkpoint, placement, options)
+    family = family_of(checkpoint)
+    template.start()
+    with reworded(checkpoint, placement.device):
+        model = family.load(checkpoint, placement, options)
     if not placement.vision:
         model.encode = _blind  # type: ignore[method-assign, assignment]
     return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sttm_cli.base.types import FrameChunk, Prompt, VisualTokens
@@ -76,6 +76,11 @@ class VideoLLM(Protocol):
 
     def text(self, ids: Sequence[int]) -> str:
         """Generated token ids -> text, control tokens left out."""
+        ...
+
+    def pieces(self) -> Callable[[int], str]:
+        """A reader of one answer's tokens in their order: each call gives the text that is complete
+        with this token, "" where a later one completes it."""
         ...
 
     @property

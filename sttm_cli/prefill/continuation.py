@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from sttm_cli.base.types import PrefixKV
-from sttm_cli.prefill.ragged import BufferLayer, filled, run
+from sttm_cli.prefill.ragged import BufferLayer, buffers_of, run
 
 
 class Decoding(Protocol):
@@ -36,7 +36,7 @@ class KVContinuation:
         ]
         self._axes = 3 if getattr(model.decoder.rotary_emb, "mrope_section", None) else 1
         self.appended = 0
-        # The tokens whose keys and values lie behind the prefix; a rewind leaves them there.
+        # The tokens whose keys and values follow the prefix; a rewind leaves them there.
         self._held: list[int] = []
 
     @property
@@ -90,7 +90,7 @@ class KVContinuation:
     ) -> torch.Tensor:
         """Append tokens `ids` [n] of several questions; return the logits [n, V] after each.
 
-        `places` [n]: how many tokens of its own question lie between the prefix and each;
+        `places` [n]: how many tokens of its own question come between the prefix and each;
         `sees` [n, m] bool: which of all m tokens after the prefix, these included, each sees.
         """
         return self._model.logits(self._at(ids, places, sees))
@@ -117,9 +117,8 @@ class KVContinuation:
                 sees=sees,
             )
         finally:
-            # Buffers that had to grow take the place of the KV's: it holds no others beside.
-            self._kv.keys[:] = [filled(layer.keys) for layer in self._layers]
-            self._kv.values[:] = [filled(layer.values) for layer in self._layers]
+            # Buffers that had to grow replace the KV's own.
+            self._kv.keys[:], self._kv.values[:] = buffers_of(self._layers)
         self._held += ids.tolist()
         self.appended = len(self._held)
         return hidden

@@ -15,7 +15,7 @@ import torch
 
 from sttm_cli.base.device import wait_for
 from sttm_cli.base.types import Merged, PrefixKV, Prompt, TokenCounts
-from sttm_cli.prefill.ragged import BufferLayer, filled, run
+from sttm_cli.prefill.ragged import BufferLayer, buffers_of, run
 
 ROOM = 512
 """Rows kept free behind the prefix in each layer, for the question and its answer."""
@@ -62,9 +62,10 @@ def prefill(
             merge_layer=merging.layer,
             deeper=state.apply,
         )
+    keys, values = buffers_of(layers)
     return PrefixKV(
-        keys=[filled(layer.keys) for layer in layers],
-        values=[filled(layer.values) for layer in layers],
+        keys=keys,
+        values=values,
         lengths=tuple(layer.length for layer in layers),
         merge_layer=merging.layer,
         next_positions=(prompt.next_position, state.next_position),

@@ -106,8 +106,8 @@ def run(
     [N, C] of the tokens that reached the end; `layers` have grown accordingly. Several
     sequences at the same positions may run as one batch, [B, L, C] -> [B, N, C].
 
-    `sees` [L, M] bool: which of the last M tokens, these L included, each of them sees beside
-    all that lie before; each sees those up to itself without it.
+    `sees` [L, M] bool: which of the last M tokens, these L included, each token attends to; it
+    attends to all tokens before those as well. Without it, attention is causal.
     """
     batch = embeds.reshape(-1, *embeds.shape[-2:])
     with _deeper_layers(decoder, layers, merge_layer, deeper, sees):
@@ -174,11 +174,13 @@ def _rotary_input(positions: torch.Tensor) -> torch.Tensor:
     return positions if positions.shape[0] == 1 else positions[:, None]
 
 
-def filled(buffer: torch.Tensor | None) -> torch.Tensor:
-    """The buffer that a run has written to."""
-    if buffer is None:
+def buffers_of(layers: list[BufferLayer]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The buffers of keys and of values that a run has written to, layer by layer."""
+    keys = [layer.keys for layer in layers if layer.keys is not None]
+    values = [layer.values for layer in layers if layer.values is not None]
+    if not len(keys) == len(values) == len(layers):
         raise RuntimeError("a decoder layer wrote no keys and values")
-    return buffer
+    return keys, values
 
 
 def _buffer(states: torch.Tensor, capacity: int) -> torch.Tensor:

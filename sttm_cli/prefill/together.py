@@ -1,9 +1,9 @@
 """Several questions behind one prefix at once: one run of the decoder for all of them.
 
-Their tokens lie behind the prefix in the order in which they came, whoever's they are; each sees
-the prefix and its own. The prefix is read, and the weights are, once for all. Each question is
-continued by a thread of its own, as if it were alone: the tokens that all of them want next are
-run when the last one has told its.
+Their tokens follow the prefix in the order in which they arrive; each attends to the prefix and
+to its own question. Prefix and weights are read once for all of them. Each question runs in a
+thread of its own, as if it were alone; a step of the decoder runs as soon as every question has
+handed in its next tokens.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Together:
         self.parts = [Part(self, base, number) for number in range(count)]
 
     def extend(self, part: int, ids: torch.Tensor) -> torch.Tensor:
-        """Logits [n, V] after each of `part`'s next tokens `ids` [n], once all have told theirs."""
+        """Logits [n, V] after each of `part`'s next tokens `ids` [n], run with the other parts'."""
         with self._turn:
             self._wanted[part] = ids
-            self._run_if_all_told()
+            self._run_if_complete()
             self._turn.wait_for(lambda: part in self._logits or self._error is not None)
             if self._error is not None:
                 raise self._error
@@ -48,11 +48,11 @@ class Together:
         with self._turn:
             self._active.discard(part)
             self._wanted.pop(part, None)
-            self._run_if_all_told()
+            self._run_if_complete()
             if not self._active:
                 self._base.forget()
 
-    def _run_if_all_told(self) -> None:
+    def _run_if_complete(self) -> None:
         if not self._wanted or set(self._wanted) != self._active:
             return
         wanted, self._wanted = self._wanted, {}

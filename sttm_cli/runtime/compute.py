@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from sttm_cli.base.clock import Clock
-from sttm_cli.base.device import memory_told, wait_for
+from sttm_cli.base.device import reporting_memory, wait_for
+from sttm_cli.base.errors import ModelError
 from sttm_cli.base.types import (
     DecodeReport,
     FrameChunk,
@@ -84,19 +85,22 @@ class Compute:
         model = self.model(clock)
         chunks, report = frames or self.frames(request, clock)
         planned, done, parts = len(request.plan.times_s), 0, []
-        with request.source.told_by_name():
+        with request.source.naming_it():
             for chunk in chunks:
-                with clock.stage("encode"), memory_told():
+                with clock.stage("encode"), reporting_memory():
                     parts.append(model.encode(chunk, planned))
                 on_chunk(chunk)
                 done += len(chunk.times_s)
                 self._progress("decode", done, planned)
-        with clock.stage("encode"), memory_told():
+        with clock.stage("encode"), reporting_memory():
             features = torch.cat([part.features for part in parts])
             deep = tuple(torch.cat(level) for level in zip(*(p.deep for p in parts), strict=True))
             wait_for(features.device)
+        self._check_numbers(features)
         times, duration = tuple(report.times_s), request.info.duration_s
-        return VisualTokens(features, deep, times, duration), report
+        return VisualTokens(
+            features=features, deep=deep, times_s=times, duration_s=duration
+        ), report
 
     def prefill(
         self,
@@ -111,11 +115,14 @@ class Compute:
 
         `merge` in place of the method, `layer` in place of the plan's merge layer.
         """
-        merging = Merging(
-            self.plan.merge_layer if layer is None else layer,
-            merge or (lambda features: self.plan.method.merge(features, budget)),
-            self.plan.positions,
-        )
+        chosen = merge or (lambda features: self.plan.method.merge(features, budget))
+
+        def checked(features: torch.Tensor) -> Merged:
+            self._check_numbers(features)
+            return chosen(features)
+
+        where = self.plan.merge_layer if layer is None else layer
+        merging = Merging(where, checked, self.plan.positions)
         if self._decoder_thread is None:
             return self._prefill(tokens, clock, merging)
         return self._decoder_thread.submit(self._prefill, tokens, clock, merging).result()
@@ -123,7 +130,7 @@ class Compute:
     def _prefill(self, tokens: VisualTokens, clock: Clock, merging: Merging) -> PrefixKV:
         model = self.model(clock)
         self._progress("prefill", 0, 1)
-        with clock.stage("prefill"), memory_told():
+        with clock.stage("prefill"), reporting_memory():
             prompt = model.prompt(tokens)
             kv = prefill(
                 model.decoder,
@@ -134,8 +141,18 @@ class Compute:
                 merging_stage=partial(clock.stage, "merge", within="prefill"),
             )
             wait_for(kv.keys[-1].device)
+        # What is no number in a layer is none in those above it.
+        self._check_numbers(kv.keys[-1][: kv.lengths[-1]])
         self._progress("prefill", 1, 1)
         return kv
+
+    def _check_numbers(self, tensor: torch.Tensor) -> None:
+        if not bool(tensor.isfinite().all()):
+            raise ModelError(
+                f"model {self.plan.checkpoint.name!r} computes values that are not numbers in "
+                f"{self.plan.dtype}",
+                "its weights are damaged, or need another --dtype",
+            )
 
     @contextmanager
     def _loading(self, clock: Clock) -> Iterator[None]:

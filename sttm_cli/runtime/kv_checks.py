@@ -1,4 +1,4 @@
-"""Whether a KV that was read from a file can belong to the model at hand."""
+"""Checks that a restored KV has the shape that this model's own would have."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from sttm_cli.runtime.model_plan import ModelPlan
 
 FARTHEST = 1 << 24
-"""Beyond this float32, in which angles are computed, does not tell one position from the next."""
+"""Beyond this, neighbouring positions have the same angle in float32."""
 
 
 def fits(kv: PrefixKV, config: Any, plan: ModelPlan) -> bool:
@@ -20,7 +20,7 @@ def fits(kv: PrefixKV, config: Any, plan: ModelPlan) -> bool:
         _is_shaped(kv, config, plan.dtype)
         and _is_merged(kv, plan.merge_layer, config.num_hidden_layers)
         and _is_placed(kv, plan.family.rotary_axes)
-        and _is_told(kv, config.vocab_size)
+        and _has_its_record(kv, config.vocab_size)
     )
 
 
@@ -49,7 +49,7 @@ def _is_placed(kv: PrefixKV, axes: int) -> bool:
     return max(below, above) < FARTHEST
 
 
-def _is_told(kv: PrefixKV, vocabulary: int) -> bool:
+def _has_its_record(kv: PrefixKV, vocabulary: int) -> bool:
     decode, seconds = kv.facts.get("decode"), kv.facts.get("seconds")
     if not (isinstance(decode, dict) and isinstance(seconds, dict)):
         return False

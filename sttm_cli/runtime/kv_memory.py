@@ -1,6 +1,6 @@
 """Prefilled KVs in memory: on the device, then in host memory, each bounded in bytes.
 
-Below both lies the disk (`store/`), and below that computing it anew. The least recently used
+Below both is the store, and below that computing it again. The least recently used
 goes first, down a tier and then out of memory; what is in use stays where it is.
 """
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-from sttm_cli.base.filefacts import Memo
+from sttm_cli.base.filefacts import FileFacts
 from sttm_cli.models.checkpoint import check_unchanged
 from sttm_cli.models.registry import load
 from sttm_cli.models.video_llm import VideoLLM
@@ -22,7 +22,7 @@ class ModelHost:
     given up. Safe to use from several threads.
     """
 
-    def __init__(self, facts: Memo, *, on_unload: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, facts: FileFacts, *, on_unload: Callable[[], None] = lambda: None) -> None:
         self._facts, self._on_unload = facts, on_unload
         self._lock = threading.RLock()
         self._model: VideoLLM | None = None
@@ -30,7 +30,7 @@ class ModelHost:
         self._sees = False
 
     @classmethod
-    def holding(cls, plan: ModelPlan, model: VideoLLM, facts: Memo) -> ModelHost:
+    def holding(cls, plan: ModelPlan, model: VideoLLM, facts: FileFacts) -> ModelHost:
         """A host of a model that was made elsewhere."""
         host = cls(facts)
         host._model, host._plan, host._sees = model, plan, True

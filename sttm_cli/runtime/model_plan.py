@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from sttm_cli.base.device import resolve_attention, resolve_device, resolve_dtype
 from sttm_cli.base.errors import UsageError
-from sttm_cli.base.filefacts import Memo
+from sttm_cli.base.filefacts import FileFacts
 from sttm_cli.base.types import Json
 from sttm_cli.merge.method import Method, find_method
 from sttm_cli.models.checkpoint import Checkpoint, find_checkpoint
 from sttm_cli.models.family import Family
 from sttm_cli.models.placement import Placement
-from sttm_cli.models.registry import aliases, family_of
+from sttm_cli.models.registry import aliases, family_of, repository_of
 from sttm_cli.settings.settings import Settings
 
 
@@ -38,7 +38,13 @@ class ModelPlan:
 
     def placement(self, *, vision: bool = True) -> Placement:
         """Where and how it is loaded."""
-        return Placement(self.device, self.dtype, self.attention, self.spread, vision)
+        return Placement(
+            device=self.device,
+            dtype=self.dtype,
+            attention=self.attention,
+            spread=self.spread,
+            vision=vision,
+        )
 
     @cached_property
     def identity(self) -> Json:
@@ -58,7 +64,7 @@ class ModelPlan:
 
 
 def plan_model(
-    settings: Settings, facts: Memo, on_fetch: Callable[[str], None] = lambda line: None
+    settings: Settings, facts: FileFacts, on_fetch: Callable[[str], None] = lambda line: None
 ) -> ModelPlan:
     """Resolve `--model` and what belongs to it; no weight is loaded for it. `on_fetch` gets a
     line before a model is fetched.
@@ -66,13 +72,13 @@ def plan_model(
     Raises ModelError for a model that is missing or not supported, UsageError for a device or
     a merge layer that does not exist.
     """
-    name, known = settings.model, aliases()
+    name = settings.model
     checkpoint = find_checkpoint(
         name,
-        known.get(name, name),
+        repository_of(name),
         revision=settings.revision,
         memo=facts,
-        aliases=known,
+        aliases=_known_names(),
         tell=on_fetch,
     )
     family = family_of(checkpoint)
@@ -96,6 +102,11 @@ def plan_model(
     )
 
 
+def _known_names() -> Iterator[str]:
+    """Listed only where a name was not found."""
+    yield from aliases()
+
+
 def check_positions(settings: Settings, family: Family, *, model: str) -> None:
     """Raise UsageError where the family cannot reassign positions; `model` is the flag given."""
     if settings.positions == "reassigned" and family.rotary_axes > 1:
@@ -111,14 +122,15 @@ def options_of(settings: Settings, family: Family, *, model: str) -> tuple[str, 
 
     `model` is the flag that chose the family, as typed.
     """
-    wanted = ("newlines",) if settings.newlines else ()
-    for option in wanted:
+    for option in settings.options:
         if option not in family.options:
+            known = ", ".join(family.options)
             raise UsageError(
-                f"--{option} cannot be combined with {model}: not an option of {family.name}",
-                "leave it out",
+                f"--options {option} cannot be combined with {model}: {family.name} has no such "
+                "option",
+                f"its options: {known}" if known else "leave it out",
             )
-    return wanted
+    return settings.options
 
 
 def _check_layer(layer: int | None, checkpoint: Checkpoint) -> None:

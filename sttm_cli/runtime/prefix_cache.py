@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from sttm_cli import __version__
 from sttm_cli.base.clock import Clock
-from sttm_cli.base.device import memory_told
+from sttm_cli.base.device import reporting_memory
 from sttm_cli.base.errors import OutOfMemoryError
-from sttm_cli.base.filefacts import Memo
+from sttm_cli.base.filefacts import FileFacts
 from sttm_cli.base.results import CacheUse
 from sttm_cli.base.types import Continuation, Frames, Json, PrefixKV
 from sttm_cli.decode import Source
@@ -91,7 +91,7 @@ class PrefixCache:
         """What memory holds of `key`; None also where the device has no room for it."""
         for _ in range(2):
             try:
-                with memory_told():
+                with reporting_memory():
                     return self._memory.take(key, self._continued)
             except OutOfMemoryError:
                 self.release()
@@ -142,7 +142,7 @@ class PrefixCache:
                 return lookup.miss_reason
             # The vision encoder is not needed to continue from a stored KV.
             entry, model = lookup.entry, self._compute.model(clock, vision=False)
-            with clock.stage("restore"), memory_told():
+            with clock.stage("restore"), reporting_memory():
                 kv = self._store.load(lookup, device=model.layer_devices, room=ROOM)
         if kv is None or not fits(kv, model.decoder.config, self._compute.plan):
             self._warn(f"stored entry {entry.key[:12]} cannot be used; computing it anew")
@@ -168,7 +168,7 @@ class PrefixCache:
         self._check_room(request)
         tokens, report = self._compute.visual_tokens(request, clock, frames)
         kv = self._compute.prefill(tokens, clock, budget=self._settings.budget)
-        with clock.stage("prefill"), memory_told():
+        with clock.stage("prefill"), reporting_memory():
             # Rounds the KV to what a later process will restore: both give the same answer.
             packed = pack(kv, self._settings.kv_dtype)
         kv.facts |= {
@@ -213,7 +213,7 @@ class PrefixCache:
         self._warn("another process is preparing this video; waiting for it")
 
 
-def facts_for(source: Source, store: Memo) -> Memo:
+def facts_for(source: Source, store: FileFacts) -> FileFacts:
     """Where facts about a video's file are remembered: those of a temporary copy nowhere, since
     nobody will ask for them again."""
     return NoStore() if source.is_copy else store

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sttm_cli.base.errors import UsageError
-from sttm_cli.base.filefacts import Memo
+from sttm_cli.base.filefacts import FileFacts
 from sttm_cli.base.types import FramePlan, Json, VideoInfo
 from sttm_cli.decode import (
     Source,
@@ -49,15 +49,15 @@ class Request:
         return key_of(self.identity)
 
 
-def make_request(source: Source, model: ModelPlan, settings: Settings, facts: Memo) -> Request:
+def make_request(source: Source, model: ModelPlan, settings: Settings, facts: FileFacts) -> Request:
     """Read the video's header and digest its bytes; decodes nothing.
 
     Raises as `plan_video`, and DisturbedError where the file changes meanwhile.
     """
-    with source.told_by_name():
+    with source.naming_it():
         seen = video_version(source.path)
     info, plan = plan_video(source, model, settings, facts, version=seen)
-    with source.told_by_name():
+    with source.naming_it():
         video_digest = digest(source.path, facts, version=seen)
     # The header is read by a program of which another version may find other facts: those that
     # frames and prompts depend on count beside the bytes.
@@ -74,14 +74,14 @@ def make_request(source: Source, model: ModelPlan, settings: Settings, facts: Me
 
 
 def plan_video(
-    source: Source, model: ModelPlan, settings: Settings, facts: Memo, *, version: str = ""
+    source: Source, model: ModelPlan, settings: Settings, facts: FileFacts, *, version: str = ""
 ) -> tuple[VideoInfo, FramePlan]:
     """Read the video's header and choose its frames.
 
     Raises VideoError for a file that is not a readable video, UsageError for a range outside of
     it and for more frames than the model's context takes.
     """
-    with source.told_by_name():
+    with source.naming_it():
         info = remembered_probe(source.path, facts, image_fps=settings.fps or 1.0, version=version)
     plan = plan_frames(
         info,
@@ -103,20 +103,20 @@ def version_to_read(request: Request) -> str:
     A file that was only moved, linked or given another mode since the request was made counts as
     the same.
     """
-    with request.source.told_by_name():
+    with request.source.naming_it():
         seen = video_version(request.path)
         if seen != request.version:
             _check_digest(request, NoStore(), version=seen)
     return seen
 
 
-def check_unchanged(request: Request, facts: Memo) -> None:
+def check_unchanged(request: Request, facts: FileFacts) -> None:
     """Raise DisturbedError where the path leads to other bytes than the request's digest."""
-    with request.source.told_by_name():
+    with request.source.naming_it():
         _check_digest(request, facts)
 
 
-def _check_digest(request: Request, facts: Memo, version: str = "") -> None:
+def _check_digest(request: Request, facts: FileFacts, version: str = "") -> None:
     if digest(request.path, facts, version=version) != request.digest:
         raise changed(request.path)
 

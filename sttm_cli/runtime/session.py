@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sttm_cli.base.clock import Clock
-from sttm_cli.base.device import memory_told
+from sttm_cli.base.device import reporting_memory
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.results import Answer, CacheUse, Choice
 from sttm_cli.base.types import Frames, OnToken, PrefixKV, Progress, Sampling
@@ -76,13 +76,12 @@ class VideoQA:
         self.close()
 
     def release(self) -> None:
-        """Let go of the video's KV, which is restored when it is asked about again."""
+        """Release the video's KV; it is restored when the video is asked about again."""
         if "_prefixes" in self.__dict__:
             self._prefixes.release()
 
     def close(self) -> None:
-        """Let go of the video and its copy, and of the model and the store unless they are
-        another's."""
+        """Release the video and its copy, and the model and the store unless they were given."""
         self.release()
         self._sources.close()
         if self._owner:
@@ -162,7 +161,7 @@ class VideoQA:
         top_p = prepared.model.top_p
         if sampling.temperature and not sampling.top_p and top_p < NARROW:
             self.warn(f"the model's own top-p of {top_p} draws the likeliest tokens only")
-        with memory_told():
+        with reporting_memory():
             return answer(
                 prepared,
                 Asked(question, history),
@@ -185,7 +184,7 @@ class VideoQA:
 
         Raises UsageError as `answer`, and for fewer than two options or equal ones.
         """
-        with memory_told():
+        with reporting_memory():
             return choose(prepared, Asked(question, history), options)
 
     def check(self, prepared: Prepared, questions: Sequence[str]) -> None:

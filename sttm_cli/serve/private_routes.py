@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
@@ -68,7 +69,11 @@ def private_routes(service: Service) -> list[Route]:
     engine = service.engine
 
     async def ask(request: Request) -> Response:
-        body = read_body(await service.body(request), AskBody, with_file_names=True)
+        raw = await service.body(request)
+        # A large body takes a while, and other clients are served meanwhile.
+        body = await asyncio.to_thread(
+            read_body, raw, AskBody, with_file_names=True, trusted=service.trusted
+        )
         _check_model(engine.settings, body.model)
         job = _job(service, body)
         if service.trusted and body.keep_alive is not None:

@@ -12,22 +12,18 @@ from contextlib import nullcontext
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sttm_cli import __version__
 from sttm_cli.base.errors import SttmError
 from sttm_cli.base.reports import ServerFacts
 from sttm_cli.serve.app import make_app
+from sttm_cli.serve.connections import BoundedConnection
 from sttm_cli.serve.engine import Engine
 from sttm_cli.serve.options import Options
 from sttm_cli.serve.server_files import ServerFiles, files_of
 from sttm_cli.serve.service import Service
 from sttm_cli.serve.videos import Videos
 from sttm_cli.settings.settings import Settings
-
-HEAD_S = 15.0
-"""How long a client may take to send a request's head."""
-_CONNECTIONS = 512
 
 
 def serve(settings: Settings, options: Options, say: Callable[[str], None]) -> None:
@@ -101,13 +97,12 @@ async def _listen(
     """Serve one socket until `engine.stop`, then finish its running requests."""
     config = uvicorn.Config(
         make_app(Service(engine, videos, options, trusted=way == "unix")),
-        http=_Patient,
+        http=BoundedConnection,
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=int(options.request_timeout) + 1,
     )
     server = _Server(config)
@@ -122,34 +117,6 @@ class _Server(uvicorn.Server):
 
     def capture_signals(self) -> Any:
         return nullcontext()
-
-
-class _Patient(H11Protocol):
-    """Closes a connection whose client does not begin a request, does not finish its head, or does
-    not read the answer, in time."""
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._before: object = None
-        self._look()
-
-    def _look(self) -> None:
-        if self.transport.is_closing():
-            return
-        waits = self._waits_for()
-        if waits is not None and waits == self._before:
-            self.transport.abort()
-            return
-        self._before = waits
-        self.loop.call_later(HEAD_S, self._look)
-
-    def _waits_for(self) -> object:
-        """The client's next step, None while the server has to act."""
-        if self.flow.write_paused:
-            return self.transport.get_write_buffer_size()
-        if self.cycle is None or self.cycle.response_complete:
-            return "a request", id(self.cycle)
-        return None
 
 
 async def _idle(engine: Engine) -> None:

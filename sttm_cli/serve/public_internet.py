@@ -11,16 +11,32 @@ from typing import Any
 
 from sttm_cli.base.errors import VideoError
 
+SPECIAL = tuple(
+    map(
+        ipaddress.ip_network,
+        # IPv4: https://www.iana.org/assignments/iana-ipv4-special-registry, and multicast.
+        "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 "
+        "192.0.2.0/24 192.31.196.0/24 192.52.193.0/24 192.88.99.0/24 192.168.0.0/16 "
+        "192.175.48.0/24 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4 "
+        # IPv6: https://www.iana.org/assignments/iana-ipv6-special-registry, the addresses that
+        # embed IPv4 ones (::/96, ::ffff:0:0/96, 64:ff9b::/96, 2001::/32, 2002::/16), the
+        # deprecated site-local ones (fec0::/10), and multicast.
+        "::/96 ::ffff:0:0/96 64:ff9b::/96 64:ff9b:1::/48 100::/64 100:0:0:1::/64 2001::/23 "
+        "2001:db8::/32 2002::/16 2620:4f:8000::/48 3fff::/20 5f00::/16 fc00::/7 fe80::/10 "
+        "fec0::/10 ff00::/8".split(),
+    )
+)
+"""The blocks that are not ordinary addresses of the internet, also where routers forward them."""
+_UNICAST = ipaddress.ip_network("2000::/3")
+"""The only part of IPv6 from which IANA assigns addresses of the internet."""
+
 
 def is_public(address: str) -> bool:
     """Whether an IP address belongs to the open internet."""
     ip = ipaddress.ip_address(address.partition("%")[0])
-    inner = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None)
-    if inner is None and ip in ipaddress.ip_network("64:ff9b::/96"):
-        inner = ipaddress.ip_address(int(ip) & 0xFFFFFFFF)
-    if inner is not None:
-        return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+    if ip.version == 6 and ip not in _UNICAST:
+        return False
+    return not any(ip in block for block in SPECIAL)
 
 
 def connect(host: str, port: int, timeout: float | None) -> socket.socket:
@@ -28,14 +44,14 @@ def connect(host: str, port: int, timeout: float | None) -> socket.socket:
 
     The name is resolved only once, so that a hostile name server cannot give a second answer.
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    if not all(is_public(str(place[4][0])) for place in found):
+    places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    if not all(is_public(str(address[0])) for *_, address in places):
         raise VideoError(
             "the video's address is not on the public internet",
             "start the server with --allow-private to permit it",
         )
     error: OSError | None = None
-    for family, kind, protocol, _, address in found:
+    for family, kind, protocol, _, address in places:
         connection = socket.socket(family, kind, protocol)
         try:
             connection.settimeout(timeout)

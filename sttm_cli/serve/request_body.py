@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from sttm_cli.serve.http_errors import Refused
+from sttm_cli.serve.json_bounds import TooDeep, TooLarge, check_json
 
 Whole = Annotated[int, Field(gt=-(2**63), lt=2**63)]
 Number = Annotated[float, Field(ge=-1e15, le=1e15)]
@@ -57,15 +58,25 @@ class ClosedBody(Body):
 B = TypeVar("B", bound=Body)
 
 
-def read_body(body: bytes, model: type[B], *, with_file_names: bool = False) -> B:
-    """`body` as a `model`. Raises Refused (400) with one line that names the field.
+def read_body(
+    body: bytes, model: type[B], *, with_file_names: bool = False, trusted: bool = False
+) -> B:
+    """`body` as a `model`. Raises Refused (400) with one line that names the field, and 413 for
+    more JSON than `check_json` allows; `trusted` clients may send any amount.
 
-    `with_file_names`: texts may hold the bytes of file names that are not Unicode.
+    `with_file_names`: texts may have the bytes of file names that are not Unicode.
     """
     try:
+        if not trusted:
+            check_json(body)
         if with_file_names:
-            return model.model_validate(json.loads(body))
+            return model.model_validate(json.loads(body.decode()))
         return model.model_validate_json(body)
+    except TooLarge:
+        message = "the body has more than 1 MiB, or 50,000 parts, of JSON beside its data: url"
+        raise Refused(413, message, code="too_large") from None
+    except TooDeep:
+        bad("the body's JSON has too many levels")
     except ValidationError as error:
         bad(_line(error.errors(include_url=False, include_input=False)[0]))
     except (ValueError, RecursionError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -18,6 +19,10 @@ from sttm_cli.serve.openai_request import VideoPart
 from sttm_cli.serve.options import Options
 
 _MOST_UUIDS = 4096
+_MOST_FILES = 65_536
+"""In a folder of images: 18 hours of one image a second."""
+_MOST_LETTERS = 65_536
+"""Of an address or a path."""
 _HELD = "held/"
 """Marks the name of a video that came with a request, among the urls that uuids stand for."""
 
@@ -46,7 +51,7 @@ class Videos:
         Raises Refused if the video is not allowed, VideoError if it cannot be fetched.
         """
         url = self._url(part)
-        scheme = urlsplit(url[:512]).scheme.lower()
+        scheme = "data" if _is_data(url) else urlsplit(url).scheme.lower()
         if scheme in ("http", "https"):
             with self._downloads.use(url) as path:
                 self._remember(part.uuid, url)
@@ -86,20 +91,31 @@ class Videos:
 
     def _file(self, url: str, *, trusted: bool) -> Path:
         path = _local_path(url)
-        try:
-            real = path.resolve()
-            # A folder of images is allowed if all images in it are.
-            files = (
-                [real, *(file.resolve() for file in real.iterdir())] if real.is_dir() else [real]
-            )
-        except (OSError, RuntimeError):
-            raise _forbidden() from None
         if trusted:
             return path
-        # The same for missing files: a client must not learn which files exist.
-        if not all(self._is_allowed(file) for file in files):
+        try:
+            real = path.resolve()
+        except (OSError, RuntimeError, ValueError):
+            raise _forbidden() from None
+        # The same for missing files, and before anything in a folder is looked at: a client must
+        # not learn what exists.
+        if not self._is_allowed(real):
             raise _forbidden()
+        if real.is_dir():
+            self._check_folder(real)
         return real
+
+    def _check_folder(self, folder: Path) -> None:
+        """Refuse a folder of images with a link to a file that is not allowed."""
+        try:
+            with os.scandir(folder) as entries:
+                for number, entry in enumerate(entries):
+                    if number >= _MOST_FILES:
+                        raise Refused(422, "the folder has too many files", code="video")
+                    if entry.is_symlink() and not self._is_allowed(Path(entry.path).resolve()):
+                        raise _forbidden()
+        except (OSError, RuntimeError):
+            raise _forbidden() from None
 
     def _is_allowed(self, file: Path) -> bool:
         return any(file.is_relative_to(folder) for folder in self._allowed)
@@ -128,13 +144,21 @@ def _local_path(url: str) -> Path:
     return Path(url)
 
 
+def _is_data(url: str) -> bool:
+    return url[:5].lower() == "data:"
+
+
 def _check(url: str) -> None:
-    if not url or "\0" in unquote(url[:4096]) or any(ord(c) < 32 for c in url[:4096]):
-        raise Refused(400, "the video's url is not valid", code="bad_url")
+    """Refuse what is not a url; the content of a data: url is checked where it is read."""
+    if _is_data(url):
+        return
     try:
-        urlsplit(url[:512])
+        urlsplit(url)
+        is_valid = 0 < len(url) <= _MOST_LETTERS and "\0" not in unquote(url)
     except ValueError:
-        raise Refused(400, "the video's url is not valid", code="bad_url") from None
+        is_valid = False
+    if not is_valid or any(ord(letter) < 32 for letter in url):
+        raise Refused(400, "the video's url is not valid", code="bad_url")
 
 
 def _forbidden() -> Refused:

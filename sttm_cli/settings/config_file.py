@@ -13,7 +13,7 @@ from sttm_cli.settings.settings import KEEP_ALIVE, SETTINGS
 CONFIG_KEYS: dict[str, Setting] = {
     declared.name: declared for declared in (*SETTINGS.values(), KEEP_ALIVE) if declared.in_config
 }
-"""The settings that may stand in the config file, by their keys."""
+"""The settings that the config file may hold, by their keys."""
 
 
 def config_path() -> Path:

@@ -83,6 +83,8 @@ class Setting:
 
     def typed(self, value: Any) -> Iterator[str]:
         """The argument that gives the field this value; none for a value that needs none."""
+        if isinstance(value, tuple):
+            value = ",".join(value) or None
         if value is True:
             yield self.flag
         elif value not in (None, False):

@@ -45,6 +45,15 @@ def parse_place(flag: str, value: Any) -> str | Path:
     return path_or_address(parse_text(flag, value))
 
 
+def parse_names(flag: str, value: Any) -> tuple[str, ...]:
+    """Names, as a text with commas or as a sequence; sorted, each once."""
+    if isinstance(value, str):
+        value = [name for name in value.split(",") if name.strip()]
+    if not isinstance(value, list | tuple | set | frozenset):
+        raise UsageError(f"{flag} {value!r} is not a list of names", "give NAME,NAME")
+    return tuple(sorted({parse_text(flag, name).strip() for name in value}))
+
+
 def parse_switch(flag: str, value: Any) -> bool:
     """A switch: True or False."""
     if isinstance(value, str) and value.lower() in ("true", "false"):

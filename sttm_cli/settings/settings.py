@@ -18,6 +18,7 @@ from sttm_cli.settings.parse import (
     parse_duration,
     parse_fps,
     parse_method,
+    parse_names,
     parse_place,
     parse_real,
     parse_seconds,
@@ -86,10 +87,10 @@ class Settings:
         help="Rotary positions after merging: counted anew (reassigned), kept (survivors), or as "
         "suits the model (auto).",
     )
-    newlines: bool = setting(
-        False, "--newlines", parse=parse_switch, group=Group.MODEL, scope=Scope.MODEL,
-        in_config=False,
-        help="Put a newline token after each row of tokens, as LLaVA-Video was trained.",
+    options: tuple[str, ...] = setting(
+        "", "--options", parse=parse_names, group=Group.MODEL, scope=Scope.MODEL,
+        metavar="NAME,...",
+        help="Options that the model's family has, such as newlines for llava-video.",
     )
     fps: float | None = setting(
         None, "--fps", parse=parse_fps, group=Group.FRAMES, metavar="RATE",
@@ -170,9 +171,11 @@ class Settings:
     # fmt: on
 
     def __post_init__(self) -> None:
-        for name, declared in SETTINGS.items():
-            # Read here, where they are made; from then on they are frozen.
-            object.__setattr__(self, name, declared.read(getattr(self, name)))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not field.default:
+                # Read here, where they are made; from then on they are frozen.
+                object.__setattr__(self, field.name, SETTINGS[field.name].read(value))
         self._check_combinations()
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from sttm_cli.base.types import Json, TokenCounts
 from sttm_cli.store.identity import Spelled, spell
@@ -18,9 +18,15 @@ from sttm_cli.store.identity import Spelled, spell
 FORMAT = 2
 """Version of the file's layout; part of every identity, so that a file of another one is a miss."""
 
-MOST_HEADER = 16 << 20
+MOST_HEADER = 4 << 20
+"""Bytes of a header. One of 1,024 layers with scales, and of a prefix of 200,000 tokens, is half
+as long."""
+MOST_LAYERS = 1024
+"""Checked before the tensors of a header are laid out, each of which takes memory and time."""
 MOST_ROW = 1 << 16
 """Numbers in one token's key: bounds the memory that a header can ask for beyond its file."""
+MOST_COUNT = 1 << 40
+"""Bounds every number of tokens and every position."""
 FIRST_READ = 32 << 10
 """Bytes that are read at once for the header; most headers are shorter."""
 CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
@@ -41,10 +47,6 @@ class Blob(Protocol):
     @property
     def size(self) -> int:
         """The number of bytes."""
-        ...
-
-    def version(self) -> list[Any]:
-        """A JSON value that stays the same only as long as nobody writes to these bytes."""
         ...
 
     def read_into(self, target: memoryview, offset: int) -> int:
@@ -163,7 +165,7 @@ def layout(lengths: list[int], heads: int, dim: int, kv_dtype: str) -> list[Plac
     places, begin = list[Place](), 0
     for name, code, shape in wanted:
         end = begin + prod(shape) * _ITEM_BYTES[code]
-        places.append(Place(name, code, shape, begin, end))
+        places.append(Place(name=name, code=code, shape=shape, begin=begin, end=end))
         begin = end
     return places
 
@@ -199,7 +201,8 @@ def check_counts(counts: TokenCounts) -> None:
     """Raise Damaged unless they are possible counts."""
     numbers = [counts.video_full, counts.video_kept, counts.prefix, counts.after_spatial or 0]
     thresholds = [counts.spatial_threshold, counts.temporal_threshold]
-    if not all(type(n) is int and n >= 0 for n in numbers) or not counts.video_full:
+    whole = all(type(n) is int and 0 <= n < MOST_COUNT for n in numbers)
+    if not whole or not counts.video_full:
         raise Damaged("its token counts are damaged")
     if not all(value is None or isinstance(value, (int, float)) for value in thresholds):
         raise Damaged("its thresholds are damaged")
@@ -227,11 +230,12 @@ def _check_meta(meta: Json, wanted: Spelled | None) -> None:
         raise Damaged("its key is not that of its identity")
     if wanted is not None and stored.text != wanted.text:
         raise Damaged("its identity is another's")
-    numbers = [*meta["lengths"], *meta["next_positions"], *meta["grid"], meta["merge_layer"]]
-    if not all(type(n) is int and 0 <= n < 2**40 for n in numbers):
+    if not 1 <= len(meta["lengths"]) <= MOST_LAYERS:
+        raise Damaged(f"it cannot have {len(meta['lengths']):,} layers")
+    if len(meta["next_positions"]) != 2 or len(meta["grid"]) != 3:
         raise Damaged("its lengths are damaged")
-    shapes = len(meta["next_positions"]) == 2 and len(meta["grid"]) == 3
-    if not shapes or not meta["lengths"] or min(meta["lengths"]) < 1:
+    numbers = [*meta["lengths"], *meta["next_positions"], *meta["grid"], meta["merge_layer"]]
+    if not all(type(n) is int and 0 <= n < MOST_COUNT for n in numbers) or 0 in meta["lengths"]:
         raise Damaged("its lengths are damaged")
     if not isinstance(meta["facts"], dict) or not isinstance(meta["identity"], dict):
         raise Damaged("its record is damaged")

@@ -9,7 +9,7 @@ from sttm_cli.store.files import Folder, Scan, Stored, remove_files, sweep
 from sttm_cli.store.records import Records
 
 MOST_BYTES = 20 << 30
-"""The bound that is chosen where none is given, or a tenth of the disk where that is less."""
+"""The bound that is chosen where none is given, or a tenth of the free disk where that is less."""
 RESCAN_SHARE = 16
 """A scan of a hundred thousand files takes a second. The next one follows once a sixteenth of the
 room that was left is filled, so that a few processes cannot exceed the bound by much."""
@@ -31,11 +31,19 @@ class Bound:
         self._before_rescan = 0
 
     def limit(self, scan: Scan | None = None) -> int:
-        """The bound in bytes."""
+        """The bound in bytes. One that was not given is never below what is stored, however little
+        the disk has left."""
         if self._max_bytes is not None:
             return self._max_bytes
-        held = (scan or self._folder.scan()).bytes
-        return min(MOST_BYTES, ((self._folder.space().free or 0) + held) // 10)
+        stored = (scan or self._folder.scan()).bytes
+        tenth = ((self._folder.space().free or 0) + stored) // 10
+        return min(MOST_BYTES, max(tenth, stored))
+
+    def describe(self, limit: int) -> str:
+        """Where the bound comes from, with its bytes."""
+        if self._max_bytes is not None:
+            return f"--max-bytes {limit:,}"
+        return f"the automatic bound of {limit:,} bytes (20 GiB or a tenth of the free disk)"
 
     def scan_for(self, size: int) -> Scan | None:
         """All files, where `size` bytes more might exceed the bound; else None."""
@@ -49,7 +57,13 @@ class Bound:
         artifacts = [s for s in scan.artifacts if s.key != written.key] + [written]
         limit = self.limit(scan)
         removed = self.prune(artifacts, limit, keep=written.key)
-        left = limit - sum(s.bytes for s in artifacts) + sum(s.bytes for s in removed)
+        gone = sum(s.bytes for s in removed)
+        if removed:
+            self._warn(
+                f"removed {len(removed):,} of the least recently used entries ({gone:,} bytes) "
+                f"to keep within {self.describe(limit)}"
+            )
+        left = limit - sum(s.bytes for s in artifacts) + gone
         self._before_rescan = left // RESCAN_SHARE
         sweep(scan.leftovers)
 

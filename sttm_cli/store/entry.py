@@ -81,16 +81,11 @@ def entry_of(header: Header, *, location: str, created: float, uses: Uses | None
 @dataclass(frozen=True)
 class Lookup:
     """The result of `Store.find`: an entry, open until it is loaded or closed, or the reason why
-    there is none.
-
-    `verified`: the version of the artifact's bytes whose checksum is known to be right, for the
-    store's own use.
-    """
+    there is none."""
 
     entry: Entry | None = None
     artifact: Artifact[Any] | None = None
     miss_reason: str = ""
-    verified: Any = None
 
     def __enter__(self) -> Lookup:
         return self

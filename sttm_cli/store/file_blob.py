@@ -6,9 +6,9 @@ import os
 import stat
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 from sttm_cli.store.artifact import Damaged
+from sttm_cli.store.private import exposure
 
 Seal = tuple[int, int, int, int]
 """Size, times of modification and change, and inode. Anybody can set the modification time back;
@@ -23,7 +23,7 @@ def file_seal(found: os.stat_result) -> Seal:
 class FileBlob:
     """The bytes of a file: a symbolic link is not followed, a pipe not waited for.
 
-    Raises OSError, and Damaged for anything but a regular file.
+    Raises OSError, and Damaged for anything but a regular file that only this user can write.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -31,9 +31,11 @@ class FileBlob:
         self.path = os.fspath(path)
         descriptor = os.open(path, os.O_RDONLY | flags)
         self.stat = os.fstat(descriptor)
-        if not stat.S_ISREG(self.stat.st_mode):
+        regular = stat.S_ISREG(self.stat.st_mode)
+        reason = exposure(self.stat) if regular else "is not a regular file"
+        if reason:
             os.close(descriptor)
-            raise Damaged("it is not a regular file")
+            raise Damaged(f"it {reason}")
         # Unbuffered: tensors are read in one piece straight into their place.
         self._file = os.fdopen(descriptor, "rb", buffering=0)
         self._seeking = Lock()
@@ -42,9 +44,6 @@ class FileBlob:
     def size(self) -> int:
         """As it was when the file was opened."""
         return self.stat.st_size
-
-    def version(self) -> list[Any]:
-        return list(file_seal(os.fstat(self._file.fileno())))
 
     def read_into(self, target: memoryview, offset: int) -> int:
         if hasattr(os, "preadv"):

@@ -1,16 +1,16 @@
 """The files of the artifacts: their names, a scan of all, writing them whole, and sweeping.
 
-root/kv/ab/<key>.safetensors   the artifacts
-root/kv/ab/*.part              being written
-root/locks/<key>               held by the process that computes this key
+root/kv/ab/<key>.safetensors    the artifacts
+root/kv/ab/<key>.<random>.part  being written
+root/locks/<key>                held by the process that computes this key
 """
 
 from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,11 +21,12 @@ from typing import BinaryIO, NamedTuple, cast
 from sttm_cli.base.locks import hold, remove_unheld
 from sttm_cli.store.entry import Space
 from sttm_cli.store.file_blob import Seal, file_seal
+from sttm_cli.store.private import check_levels, make_private
 
 SUFFIX = ".safetensors"
-PART = ".part"
 KEY = re.compile("[0-9a-f]{64}")
-"""Files of other names are not ours: somebody may name a folder that holds more than a cache."""
+PART = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}\.part|[0-9a-f]{8}[a-z0-9_]{8}\.part")
+"""Temporary files, also those of earlier versions. Files of other names are never removed."""
 
 
 class Stored(NamedTuple):
@@ -88,37 +89,44 @@ class Folder:
 
     def scan(self) -> Scan:
         """One `stat` of every file; files for which it fails are left out."""
-        locks = (lock for lock in _entries(self._locks) if KEY.fullmatch(lock.name))
+        locks = (lock for lock in entries_of(self._locks) if KEY.fullmatch(lock.name))
         artifacts, leftovers = list[Stored](), [Path(lock) for lock in locks]
         for entry in _files(self._kv):
             key = entry.name.removesuffix(SUFFIX)
             if key != entry.name and KEY.fullmatch(key):
                 with suppress(OSError):
                     artifacts.append(Stored(key, entry.path, entry.stat(follow_symlinks=False)))
-            elif entry.name.endswith(PART):
+            elif PART.fullmatch(entry.name):
                 leftovers.append(Path(entry.path))
         return Scan(sorted(artifacts, key=itemgetter(0)), leftovers)
 
     def write(self, path: Path, fill: Callable[[BinaryIO], None]) -> None:
-        """A temporary file beside its place, filled, synced and renamed. Raises OSError."""
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem[:8], suffix=PART)
-        part = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb", buffering=0) as file:
-                # Another process that sweeps leaves alone a file that a living one holds.
-                hold(file.fileno())
-                fill(cast(BinaryIO, file))
-                os.fsync(file.fileno())
-                if os.name == "posix":
-                    os.replace(part, path)
-            if os.name != "posix":
-                # Windows moves nothing that is open.
+        """Write an artifact's file, whole or not at all; raises OSError and Damaged."""
+        make_private(path.parent)
+        check_levels(path)
+        write_whole(path, fill)
+
+
+def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """A temporary file beside its place, filled, synced and renamed. Raises OSError."""
+    part = path.with_name(f"{path.name.removesuffix(SUFFIX)}.{secrets.token_hex(8)}.part")
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(part, flags, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            # Another process that sweeps leaves alone a file that a living one has open.
+            hold(file.fileno())
+            fill(cast(BinaryIO, file))
+            os.fsync(file.fileno())
+            if os.name == "posix":
                 os.replace(part, path)
-            _sync(path.parent)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        if os.name != "posix":
+            # Windows moves nothing that is open.
+            os.replace(part, path)
+        _sync(path.parent)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def sweep(leftovers: list[Path]) -> None:
@@ -141,31 +149,18 @@ def remove_files(paths: Iterable[Path], warn: Callable[[str], None]) -> list[Pat
     return gone
 
 
-def is_ours(root: Path, warn: Callable[[str], None]) -> bool:
-    """Whether only this user could have put files into a cache; `warn` gets a line if not."""
-    try:
-        stat = root.stat()
-    except OSError:
-        return True
-    if hasattr(os, "geteuid") and stat.st_uid != os.geteuid():
-        warn(f"the cache is not used: {root} belongs to another user")
-        return False
-    if hasattr(os, "geteuid") and stat.st_mode & 0o002:
-        warn(f"the cache is not used: everybody may write to {root}")
-        return False
-    return True
+def entries_of(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+    """The entries of a folder, none where it cannot be read."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        yield from entries
 
 
 def _files(kv: Path) -> Iterator[os.DirEntry[str]]:
-    for folder in _entries(kv):
+    """The files of the folders kv/ab, each with a name that begins with its folder's."""
+    for folder in entries_of(kv):
         # Files behind a link are not ours to count, and least of all to remove.
         if folder.is_dir(follow_symlinks=False):
-            yield from _entries(folder.path)
-
-
-def _entries(folder: str | Path) -> Iterator[os.DirEntry[str]]:
-    with suppress(OSError), os.scandir(folder) as entries:
-        yield from entries
+            yield from (e for e in entries_of(folder.path) if e.name[:2] == folder.name)
 
 
 def _sync(folder: Path) -> None:

@@ -1,24 +1,28 @@
 """The small rows beside the artifacts: remembered digests, and a description of each entry.
 
-Nothing depends on them: a lost or damaged index costs time, never an answer.
+Nothing depends on them: a lost or damaged index costs time, never an answer. Each row carries a
+blake3 of its key and value, so that a changed or moved row reads as missing. The database carries
+an application id; one of another program is neither read nor changed.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import diskcache
 from diskcache.core import MODE_RAW
 
 from sttm_cli.base.types import Json
+from sttm_cli.store.private import exposure, make_private
 
 PATIENCE_S = 5.0
 """Other processes hold the index for milliseconds; an index that is held longer is not used."""
@@ -26,6 +30,15 @@ PAUSE_S = 60.0
 """Until an index that failed is tried again: a server must not go without it for days."""
 MEMORY_S = 90 * 86400.0
 """How long a row is kept that `set` wrote: nobody asks again for removed or changed files."""
+FILES = ("cache.db", "cache.db-wal", "cache.db-shm", "cache.db-journal")
+"""The only files that are ever removed from the folder."""
+APPLICATION = 0x5354544D
+"""SQLite's application id of our databases: "STTM"."""
+_OLD_KEY = re.compile("(used|verified|about|video|digest|probe|weights):.*", re.DOTALL)
+_SEAL = 64
+"""Hex digits in front of each row's value."""
+# Closing a file drops the locks that SQLite has on it for the whole process.
+_making = Lock()
 
 
 class _TextOnly(diskcache.Disk):  # type: ignore[misc]
@@ -61,21 +74,18 @@ class _TextOnly(diskcache.Disk):  # type: ignore[misc]
 
 
 class Index:
-    """str -> JSON object, shared by processes; after any failure a row reads as missing."""
+    """str -> JSON object, shared by processes; after any failure a row reads as missing.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    `allowed`: asked before the folder is touched.
+    """
+
+    def __init__(self, folder: Path, *, allowed: Callable[[], bool]) -> None:
+        self._folder, self._allowed = folder, allowed
         self._cache: Any = None
         self._paused_until = 0.0
 
     def get(self, key: str) -> Json | None:
-        return _object(self._try(lambda cache: cache.get(key)))
-
-    def get_all(self, *keys: str) -> list[Json | None]:
-        """The rows of several keys, from one query."""
-        marks = ", ".join("?" * len(keys))
-        found = self._select(f"key IN ({marks})", *keys)
-        return [found.get(key) for key in keys]
+        return self._select("key = ?", key).get(key)
 
     def rows(self, prefix: str) -> dict[str, Json]:
         """All rows whose key begins with `prefix`, by the rest of the key, from one query."""
@@ -93,7 +103,7 @@ class Index:
         def write(cache: Any) -> None:
             with cache.transact():
                 for key, value in rows.items():
-                    cache.set(key, json.dumps(value), expire=expire_s)
+                    cache.set(key, _sealed(key, value), expire=expire_s)
 
         self._try(write, write=True)
 
@@ -102,7 +112,8 @@ class Index:
 
         def write(cache: Any) -> None:
             with cache.transact():
-                cache.set(key, json.dumps(change(_object(cache.get(key)))))
+                old = _read(cache, "key = ?", key).get(key)
+                cache.set(key, _sealed(key, change(old)))
 
         self._try(write, write=True)
 
@@ -124,18 +135,11 @@ class Index:
             self._cache = None
 
     def _select(self, where: str, *values: str) -> dict[str, Json]:
-        select = (
-            "SELECT key, value FROM Cache WHERE raw = 1 AND mode = ? "
-            f"AND (expire_time IS NULL OR expire_time > ?) AND {where}"
-        )
-        bounds = (MODE_RAW, time.time(), *values)
-        found = self._try(lambda cache: list(cache._sql(select, bounds))) or []
-        rows = {key: _object(text) for key, text in found if type(key) is str}
-        return {key: row for key, row in rows.items() if row is not None}
+        return self._try(lambda cache: _read(cache, where, *values)) or {}
 
     def _try(self, action: Callable[[Any], Any], *, write: bool = False) -> Any:
         paused = time.monotonic() < self._paused_until
-        if paused or not (write or os.path.isdir(self._folder)):
+        if paused or not self._allowed() or not (write or os.path.isdir(self._folder)):
             return None
         for attempt in range(2):
             try:
@@ -146,12 +150,13 @@ class Index:
                     # A read-only or full disk: go on without memory rather than fail.
                     self._paused_until = time.monotonic() + PAUSE_S
                     return None
-                shutil.rmtree(self._folder, ignore_errors=True)
+                _remove(self._folder)
         return None
 
     def _open(self) -> Any:
         if self._cache is None:
-            self._try_lock()
+            with _making:
+                _make(self._folder)
             self._cache = diskcache.Cache(
                 str(self._folder),
                 disk=_TextOnly,
@@ -163,20 +168,104 @@ class Index:
             )
         return self._cache
 
-    def _try_lock(self) -> None:
-        """Raise where SQLite cannot lock its file: diskcache would try again for a minute."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with closing(sqlite3.connect(self._folder / "cache.db", timeout=PATIENCE_S)) as database:
-            database.execute("BEGIN IMMEDIATE")
 
-
-def _object(text: Any) -> Json | None:
-    """A row's JSON object, None for anything else."""
+def is_own(folder: Path) -> bool:
+    """Whether a folder's index is of this program, also of an earlier version; changes nothing."""
     try:
-        value = json.loads(text) if isinstance(text, str) else None
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+        with closing(_read_only(folder)) as database:
+            return _application(database) == APPLICATION or _is_old(database)
+    except sqlite3.Error:
+        return False
+
+
+def remove_old(folder: Path) -> None:
+    """Remove an index of an earlier version: its rows have no seal and would never be read."""
+    with suppress(sqlite3.Error):
+        with closing(_read_only(folder)) as database:
+            old = _application(database) != APPLICATION and _is_old(database)
+        if old:
+            _remove(folder)
+
+
+def _make(folder: Path) -> None:
+    """Make the database if it is missing; raise an error unless it is ours and can be locked.
+
+    Without a lock diskcache would try again for a minute.
+    """
+    make_private(folder)
+    path = folder / FILES[0]
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        if path.is_symlink() or not path.is_file() or exposure(path.stat()):
+            raise
+    with closing(sqlite3.connect(path, timeout=PATIENCE_S)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        if not _application(database) and not _tables(database):
+            database.execute(f"PRAGMA application_id = {APPLICATION}")
+            database.commit()
+        if _application(database) != APPLICATION:
+            raise sqlite3.DatabaseError("the index belongs to another program")
+
+
+def _remove(folder: Path) -> None:
+    for name in FILES:
+        with suppress(OSError):
+            (folder / name).unlink()
+
+
+def _read_only(folder: Path) -> sqlite3.Connection:
+    """A connection that takes no lock and makes no file beside the database."""
+    uri = (folder / FILES[0]).absolute().as_uri()
+    return sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True)
+
+
+def _application(database: sqlite3.Connection) -> int:
+    return int(database.execute("PRAGMA application_id").fetchone()[0])
+
+
+def _tables(database: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+
+
+def _is_old(database: sqlite3.Connection) -> bool:
+    """Whether a database is empty, or has rows of this program's kinds and no others."""
+    if not (tables := _tables(database)):
+        return True
+    own = all(name.startswith(("Settings", "Cache", "sqlite_")) for name in tables)
+    if not own or not {"Settings", "Cache"} <= tables:
+        return False
+    settings = dict(database.execute("SELECT key, value FROM Settings"))
+    keys = [key for (key,) in database.execute("SELECT key FROM Cache")]
+    chosen = (settings.get("eviction_policy"), settings.get("cull_limit")) == ("none", 0)
+    return chosen and all(isinstance(key, str) and _OLD_KEY.fullmatch(key) for key in keys)
+
+
+def _read(cache: Any, where: str, *values: str) -> dict[str, Json]:
+    """The rows with a right seal. As bytes: one that is not UTF-8 must not hide the others."""
+    select = (
+        "SELECT CAST(key AS BLOB), CAST(value AS BLOB) FROM Cache WHERE raw = 1 AND mode = ? "
+        f"AND (expire_time IS NULL OR expire_time > ?) AND {where}"
+    )
+    rows = {}
+    for key, value in cache._sql(select, (MODE_RAW, time.time(), *values)):
+        with suppress(ValueError, TypeError, RecursionError):
+            text = bytes(value[_SEAL:])
+            if bytes(value[:_SEAL]).decode() == _seal(bytes(key), text):
+                rows[bytes(key).decode()] = json.loads(text)
+    return {key: row for key, row in rows.items() if isinstance(row, dict)}
+
+
+def _sealed(key: str, row: Json) -> str:
+    text = json.dumps(row)
+    return _seal(key.encode(), text.encode()) + text
+
+
+def _seal(key: bytes, text: bytes) -> str:
+    """blake3 of a row: of its key's length, its key and its value."""
+    from blake3 import blake3
+
+    return str(blake3(len(key).to_bytes(8, "little") + key + text).hexdigest())
 
 
 def _is_not_a_database(error: Exception) -> bool:

@@ -1,5 +1,6 @@
 """A store in a local folder, bounded in bytes.
 
+root/CACHEDIR.TAG              the marker: without it nothing in the folder is removed
 root/kv/ab/<key>.safetensors   the artifacts; these alone decide what is stored
 root/index/                    small rows (diskcache): digests, last uses, descriptions of entries
 root/locks/<key>               held by the process that computes this key
@@ -18,11 +19,13 @@ from sttm_cli.base.locks import single_flight
 from sttm_cli.base.types import Json
 from sttm_cli.store.artifact import Artifact, Damaged, open_artifact
 from sttm_cli.store.bound import Bound
+from sttm_cli.store.claim import Refused, claim, refusal
 from sttm_cli.store.entry import Entry, Finding, Lookup, Removed, Space, Uses, entry_of
 from sttm_cli.store.file_blob import FileBlob
-from sttm_cli.store.files import SUFFIX, Folder, Scan, Stored, is_ours, remove_files, sweep
+from sttm_cli.store.files import SUFFIX, Folder, Scan, Stored, remove_files, sweep
 from sttm_cli.store.identity import Spelled, difference, spell
 from sttm_cli.store.index import Index
+from sttm_cli.store.private import check_levels
 from sttm_cli.store.protocol import Store
 from sttm_cli.store.records import Records
 from sttm_cli.store.warnings import Warnings
@@ -39,9 +42,11 @@ class LocalStore(Store):
         self, root: Path, *, warn: Callable[[str], None], max_bytes: int | None = None
     ) -> None:
         self.path, self._warn = root.absolute(), Warnings(warn)
-        self._usable = is_ours(self.path, warn)
+        self._refusal = refusal(self.path)
+        if self._refusal:
+            self._warn(f"the cache is not used: {self._refusal}")
         self._folder = Folder(self.path)
-        self._index = Index(self.path / "index")
+        self._index = Index(self.path / "index", allowed=lambda: not self._refusal)
         self._records = Records(self._index, self._folder)
         self._bound = Bound(self._folder, self._records, warn=self._warn, max_bytes=max_bytes)
 
@@ -58,9 +63,12 @@ class LocalStore(Store):
         return str(self.path)
 
     @property
+    def refusal(self) -> str:
+        return self._refusal
+
+    @property
     def writable(self) -> bool:
-        made = self._usable and self._make_folder(quiet=True)
-        return made and os.access(self.path, os.W_OK | os.X_OK)
+        return self._make_folder(quiet=True) and os.access(self.path, os.W_OK | os.X_OK)
 
     @property
     def bytes(self) -> int:
@@ -68,7 +76,8 @@ class LocalStore(Store):
 
     @property
     def max_bytes(self) -> int:
-        """The bound: as given, else 20 GiB or a tenth of the disk that could be free."""
+        """The bound: as given, else 20 GiB or a tenth of the disk that could be free, and never
+        less than is stored."""
         return self._bound.limit()
 
     def space(self) -> Space:
@@ -77,31 +86,31 @@ class LocalStore(Store):
     # ---- small rows
 
     def get(self, key: str) -> Json | None:
-        return self._index.get(key) if self._usable else None
+        return self._index.get(key)
 
     def set(self, key: str, value: Json) -> None:
-        if self._usable and self._make_folder(quiet=True):
+        if self._make_folder(quiet=True):
             self._index.set(key, value)
 
     # ---- finding and reading
 
     def find(self, identity: Json) -> Lookup:
         wanted = spell(identity)
-        if not self._usable:
-            return Lookup(miss_reason="the cache folder is not used")
+        if self._refusal:
+            return Lookup(miss_reason=f"the cache is not used: {self._refusal}")
         artifact, problem = self._opened(wanted)
         if artifact is None:
             return Lookup(miss_reason=problem or self._miss_reason(identity))
         artifact.blob.expect_whole_read()
-        uses, verified = self._records.of(wanted.key)
-        return Lookup(entry=_entry(artifact, uses), artifact=artifact, verified=verified)
+        entry = _entry(artifact, self._records.uses_of(wanted.key))
+        return Lookup(entry=entry, artifact=artifact)
 
     def stored(self, identity: Json) -> Entry | None:
-        artifact, _ = self._opened(spell(identity)) if self._usable else (None, "")
+        artifact, _ = (None, "") if self._refusal else self._opened(spell(identity))
         if artifact is None:
             return None
         artifact.blob.close()
-        return _entry(artifact, self._records.of(artifact.header.key)[0])
+        return _entry(artifact, self._records.uses_of(artifact.header.key))
 
     def load(self, lookup: Lookup, *, device: str | Sequence[str], room: int) -> PrefixKV | None:
         from sttm_cli.store.reading import read_tensors
@@ -109,18 +118,12 @@ class LocalStore(Store):
         artifact = lookup.artifact
         if artifact is None:
             return None
-        key = artifact.header.key
         with lookup:
             try:
-                version = [*artifact.blob.version(), artifact.header.meta["checksum"]]
-                check = lookup.verified != version
-                kv = read_tensors(artifact, device=device, room=room, check=check)
+                return read_tensors(artifact, device=device, room=room)
             except (Damaged, OSError) as error:
-                self._report_damage(key, error)
+                self._report_damage(artifact.header.key, error)
                 return None
-        if check and self._make_folder(quiet=True):
-            self._records.verified(key, version)
-        return kv
 
     def count_use(self, entry: Entry, *, saved_s: float) -> None:
         self._records.count_use(entry.key, saved_s=saved_s)
@@ -155,11 +158,12 @@ class LocalStore(Store):
         """A temporary file beside its place, fsync, rename, then its row."""
         from sttm_cli.store.writing import write
 
-        if not self._usable or not self._make_folder():
+        if not self._make_folder():
             return None
         wanted, scan = spell(identity), self._bound.scan_for(packed.nbytes)
         if scan and packed.nbytes > (limit := self._bound.limit(scan)):
-            self._warn(f"not stored: {packed.nbytes:,} bytes are more than --max-bytes {limit:,}")
+            bound = self._bound.describe(limit)
+            self._warn(f"not stored: {packed.nbytes:,} bytes are more than {bound}")
             return None
         path = self._folder.place(wanted.key)
         try:
@@ -170,7 +174,7 @@ class LocalStore(Store):
             self._warn(f"not stored in {self.path}: {reason}")
             return None
         artifact.blob.close()
-        entry = _entry(artifact, self._records.of(wanted.key)[0])
+        entry = _entry(artifact, self._records.uses_of(wanted.key))
         stored = Stored(entry.key, entry.location, artifact.blob.stat)
         self._records.add(entry, stored)
         self._bound.added(stored, scan)
@@ -179,7 +183,7 @@ class LocalStore(Store):
         return entry
 
     def remove(self, keys: Iterable[str]) -> list[str]:
-        paths = {self._folder.place(key): key for key in keys}
+        paths = {} if self._refusal else {self._folder.place(key): key for key in keys}
         gone = [paths[path] for path in remove_files(paths, self._warn)]
         self._records.forget(gone)
         return gone
@@ -211,7 +215,7 @@ class LocalStore(Store):
 
     @contextmanager
     def computing(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
-        if not self._usable or not self._make_folder(quiet=True):
+        if not self._make_folder(quiet=True):
             yield
             return
         with single_flight(self._folder.lock(key), on_wait):
@@ -220,7 +224,7 @@ class LocalStore(Store):
     # ---- inside
 
     def _scan(self) -> Scan:
-        return self._folder.scan() if self._usable else Scan([], [])
+        return Scan([], []) if self._refusal else self._folder.scan()
 
     def _opened(self, wanted: Spelled) -> tuple[Artifact[FileBlob] | None, str]:
         """An artifact, or the reason why it cannot be used: "" where there is none."""
@@ -239,7 +243,7 @@ class LocalStore(Store):
         """An entry as its file describes it; raises as `_open`."""
         artifact = _open(path)
         artifact.blob.close()
-        return _entry(artifact, self._records.of(artifact.header.key)[0])
+        return _entry(artifact, self._records.uses_of(artifact.header.key))
 
     def _miss_reason(self, identity: Json) -> str:
         """The differences from the entry of the same video that differs least."""
@@ -254,8 +258,15 @@ class LocalStore(Store):
         return "; ".join(min(differences, key=len)[:3])
 
     def _make_folder(self, *, quiet: bool = False) -> bool:
+        """Make and mark the folder; False where that is not possible."""
+        if self._refusal:
+            return False
         try:
-            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            claim(self.path)
+        except Refused as error:
+            self._refusal = str(error)
+            self._warn(f"the cache is not used: {error}")
+            return False
         except OSError as error:
             if not quiet:
                 self._warn(f"not stored: {self.path} cannot be made ({error.strerror})")
@@ -268,6 +279,7 @@ class LocalStore(Store):
 
 def _open(path: Path, wanted: Spelled | None = None) -> Artifact[FileBlob]:
     """The artifact in a file; raises OSError and Damaged."""
+    check_levels(path)
     artifact = open_artifact(FileBlob(path), wanted)
     if path.name != artifact.header.key + SUFFIX:
         artifact.blob.close()

@@ -39,6 +39,11 @@ class Store(Protocol):
         return False
 
     @property
+    def refusal(self) -> str:
+        """The reason why the store does not use its place, "" where it does."""
+        return ""
+
+    @property
     def writable(self) -> bool:
         """Whether anything can be stored at this moment."""
         ...

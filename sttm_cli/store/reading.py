@@ -27,13 +27,11 @@ READERS = min(4, os.cpu_count() or 1)
 """Pieces that are read at once: one thread copies from the page cache slower than memory can."""
 
 
-def read_tensors(
-    artifact: Artifact[Blob], *, device: str | Sequence[str], room: int, check: bool = True
-) -> PrefixKV:
+def read_tensors(artifact: Artifact[Blob], *, device: str | Sequence[str], room: int) -> PrefixKV:
     """Read keys and values into buffers with `room` free rows behind them.
 
-    `device`: one for all layers, or each layer's own. Raises OSError, Damaged where the bytes end
-    early, and with `check` where they have another checksum than the header states.
+    `device`: one for all layers, or each layer's own. Raises OSError, and Damaged where the bytes
+    end early or have another checksum than the header states.
     """
     blob, header = artifact
     meta = header.meta
@@ -41,14 +39,13 @@ def read_tensors(
     devices = [device] * len(lengths) if isinstance(device, str) else list(device)
     if len(devices) != len(lengths):
         raise Damaged(f"it has {len(lengths)} layers, the model {len(devices)}")
-    total = Checksum() if check else None
+    total = Checksum()
     scales = _read_scales(blob, header, total)
     shapes = [[place.shape[0] + room, *place.shape[1:]] for place in header.tensors]
     buffers = Buffers(shapes, STORED[header.dtype], [d for d in devices for _ in range(2)])
     _read_pieces(blob, list(_pieces(header, scales, buffers)), total)
     _wait(devices)
-    if total is not None:
-        _compare(total, header)
+    _compare(total, header)
     return PrefixKV(
         keys=buffers.tensors[::2],
         values=buffers.tensors[1::2],
@@ -108,7 +105,7 @@ class _Staged:
 _Piece = _Direct | _Staged
 
 
-def _read_pieces(blob: Blob, pieces: list[_Piece], total: Checksum | None) -> None:
+def _read_pieces(blob: Blob, pieces: list[_Piece], total: Checksum) -> None:
     """Read some pieces ahead, and take each in its turn."""
     slots = _ring(pieces)
     waiting: deque[tuple[Future[None], _Piece, memoryview, Slot | None]] = deque()
@@ -116,8 +113,7 @@ def _read_pieces(blob: Blob, pieces: list[_Piece], total: Checksum | None) -> No
     def take() -> None:
         future, piece, view, slot = waiting.popleft()
         future.result()
-        if total is not None:
-            total.update(view)
+        total.update(view)
         if slot is not None and isinstance(piece, _Staged):
             piece.unpack(slot.memory[: piece.nbytes])
             slot.record_copy(piece.out.device)
@@ -177,15 +173,14 @@ def _of(
     return scales[2 * number].to(device), scales[2 * number + 1].to(device)
 
 
-def _read_scales(blob: Blob, header: Header, total: Checksum | None) -> list[torch.Tensor]:
+def _read_scales(blob: Blob, header: Header, total: Checksum) -> list[torch.Tensor]:
     """Scale and offset of each tensor, on the CPU, from one read."""
     if not header.scales:
         return []
     memory = torch.empty(header.scales[-1].end, dtype=torch.uint8)
     view = bytes_of(memory)
     fill(blob, view, header.start)
-    if total is not None:
-        total.update(view)
+    total.update(view)
     parts = (memory[place.begin : place.end] for place in header.scales)
     return [
         part.view(torch.float32).view(place.shape)

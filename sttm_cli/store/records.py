@@ -1,6 +1,6 @@
 """The index's rows about entries: their uses, their descriptions, and the entries of each video.
 
-Rows `used:<key>`, `verified:<key>`, `about:<key>` and `video:<digest>`; all of it may be lost.
+Rows `used:<key>`, `about:<key>` and `video:<digest>`; all of it may be lost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sttm_cli.store.entry import Entry, Uses
 from sttm_cli.store.files import Folder, Stored
 from sttm_cli.store.index import Index
 
-ROWS = ("used", "verified", "about")
+ROWS = ("used", "about")
 
 
 class Records:
@@ -25,14 +25,9 @@ class Records:
     def __init__(self, index: Index, folder: Folder) -> None:
         self._index, self._folder = index, folder
 
-    def of(self, key: str) -> tuple[Uses, list[object] | None]:
-        """An entry's uses, and the version of its file whose checksum was last verified."""
-        used, verified = self._index.get_all(f"used:{key}", f"verified:{key}")
-        return Uses.from_row(used), (verified or {}).get("seal")
-
-    def verified(self, key: str, version: list[object]) -> None:
-        """Remember that a file's checksum is right."""
-        self._index.set(f"verified:{key}", {"seal": version})
+    def uses_of(self, key: str) -> Uses:
+        """An entry's uses."""
+        return Uses.from_row(self._index.get(f"used:{key}"))
 
     def count_use(self, key: str, *, saved_s: float) -> None:
         """One use more, now."""

@@ -48,6 +48,7 @@ REPORT: AskReport = {
     "model": {"name": "tiny", "revision": None, "device": "cpu", "dtype": "float32"},
     "tokens": {
         "budget": 0.5,
+        "method": "sttm",
         "video_full": 8,
         "video_kept": 4,
         "prefix": 6,

@@ -16,7 +16,6 @@ from sttm_cli.base.types import PrefixKV, TokenCounts
 from sttm_cli.bench import speed as measuring
 from sttm_cli.bench.floor import prefill_flops
 from sttm_cli.bench.geometry import GEOMETRIES
-from sttm_cli.bench.plot import Chart
 from sttm_cli.cli import app
 
 SAMPLE = str(Path(__file__).parents[2] / "docs" / "sample.mp4")
@@ -64,7 +63,7 @@ def test_a_geometry_is_measured_with_random_weights_and_says_that_it_was_shrunk(
         *(SAMPLE, "--geometry", name, "--layers", "4", "--scale", "4", "--frames", "2"),
         *("--budgets", "0.3", "--repeat", "1", "--no-peers", "--plot", str(plot)),
     )
-    assert f"{name} (random weights, shrunk: {{'layers': 4, 'scale': 4}}), 4 layers" in said
+    assert f"{name}, random weights, 4 layers, widths / 4; merged before layer" in said
     assert "TFLOP/s" in said
     assert plot.read_bytes().startswith(b"\x89PNG")
 
@@ -112,17 +111,3 @@ def test_the_floor_of_a_prefill_counts_every_product_once() -> None:
     kv = PrefixKV(buffers, buffers, (5, 3), 1, (3, 3), counts, (1, 1, 3))
     first = 2 * 5 * (16 + 8 + 8) + 2 * 2 * 2 * 5**2  # weights, then two heads of two
     assert prefill_flops(SimpleNamespace(layers=[layer(), layer()]), kv) == first + 2 * 3 * 16
-
-
-def test_a_chart_of_one_point_and_of_many_is_a_small_png(tmp_path: Path) -> None:
-    lines = {"one": [(1.0, 2.0)], "more": [(1.0, 0.01), (8.0, 30.0)]}
-    for log in (False, True):
-        Chart("title", "across", "up", lines, log=log).save(tmp_path / "chart.png")
-        assert (tmp_path / "chart.png").stat().st_size < 150_000
-
-
-def test_a_chart_goes_from_left_to_right_whatever_the_order_of_its_points(tmp_path: Path) -> None:
-    points = [(1.0, 2.0), (2.0, 5.0), (4.0, 1.0)]
-    for name, line in (("one.png", points), ("other.png", points[::-1])):
-        Chart("title", "across", "up", {"line": line}).save(tmp_path / name)
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "other.png").read_bytes()

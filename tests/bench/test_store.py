@@ -11,7 +11,7 @@ import pytest
 from sttm_cli.bench import storage as store
 from tests.cli.process import sttm_here
 
-TIMES = ("write", "write_floor", "checked", "warm", "warm_floor")
+TIMES = ("write", "write_floor", "warm", "warm_floor")
 
 
 def test_each_size_is_measured_and_the_folder_is_left_empty() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from sttm_cli.store import LocalStore
+from sttm_cli.store.claim import claim
 from tests.cli.process import Ended, sttm_here
 from tests.cli.test_ask import QUESTION, SAMPLE
 from tests.cli.warm import Warm
@@ -181,7 +182,7 @@ def index_cannot_be_written(index: Path) -> None:
 def test_without_an_index_everything_is_right(place: Path, break_it) -> None:
     """As where SQLite cannot be trusted: entries are found by their keys alone."""
     cache = Path(os.environ["STTM_CACHE_DIR"])
-    cache.mkdir(mode=0o700)
+    claim(cache)
     break_it(cache / "index")
     cold, warm = (sttm_here("ask", place / "video.mp4", QUESTION, "--json") for _ in range(2))
     assert [run.json["cache"]["hit"] for run in (cold, warm)] == [False, True]

@@ -71,10 +71,23 @@ def test_inspect_tables_fit_80_columns_and_have_a_row_for_each_budget(printed: E
         assert [line.split()[0] for line in lines[head + 1 : head + 5]] == "1 0.5 0.3 0.15".split()
 
 
+def test_budgets_without_thresholds_show_none(printed: Ended, tmp_path: Path) -> None:
+    lines = printed.out.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.split() == " ".join(TOKENS).split())
+    assert " - " not in lines[head + 1]
+    path = tmp_path / "report.html"
+    whole = sttm_here("inspect", SAMPLE, "--budgets", "1", "--repeat", "1", "--report", path)
+    assert "thresholds" not in whole.out
+    page = Page(path.read_text(encoding="utf-8"))
+    assert "thresholds" not in page.texts["th"]
+    assert not [text for text in page.texts["td"] if "-" in text]
+
+
 def test_inspect_draws_in_the_terminal_only_when_it_is_one_or_asked_to(printed: Ended) -> None:
     assert "->" not in printed.out
     shown = sttm_here("inspect", SAMPLE, "--budgets", "0.5", "--repeat", "1", "--show")
-    assert shown.out.splitlines()[-1].count("49 -> ") == 4
+    last = shown.out.splitlines()[-1]
+    assert last.count("49 -> ") == last.count(" tokens") == 4
 
 
 def test_show_with_json_is_a_usage_error_that_names_both() -> None:
@@ -99,7 +112,16 @@ def test_picture_draws_every_budget_below_1(tmp_path: Path) -> None:
         sizes[budgets] = Image.open(path).size
     (width, one), (same, two) = sizes.values()
     assert width == same
-    assert two > 1.5 * one
+    assert two > 1.4 * one
+
+
+def test_a_picture_of_budget_1_alone_has_frames_and_no_cells(tmp_path: Path) -> None:
+    heights = []
+    for budget in ("1", "0.5"):
+        path = tmp_path / f"{budget}.png"
+        sttm_here("inspect", SAMPLE, "--budgets", budget, "--repeat", "1", "--picture", path)
+        heights.append(Image.open(path).height)
+    assert heights[0] < 0.6 * heights[1]
 
 
 def test_report_holds_what_json_tells_of_a_video_with_a_hostile_name(tmp_path: Path) -> None:

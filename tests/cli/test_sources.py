@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
+import psutil
 import pytest
 
 from sttm_cli.decode import download
@@ -128,6 +132,98 @@ def test_a_web_page_with_a_video_that_is_too_large_is_refused(site: Site) -> Non
     ended = sttm_here("ask", site.at("page"), QUESTION, "--max-download", "1K")
     assert ended.code == 3
     assert "--max-download" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("page", "part"),
+    [
+        ("endless-page", "its page is larger than 32 MiB"),
+        ("bomb-page", "its page takes too much memory"),
+        ("page-of-a-playlist", "its page is larger than 32 MiB"),
+        ("page-of-a-long-playlist", "--max-download"),
+    ],
+)
+def test_a_hostile_web_page_is_given_up_within_seconds_and_bounded_in_memory(
+    site: Site, page: str, part: str
+) -> None:
+    pytest.importorskip("yt_dlp")
+    watched = _watched("ask", site.at(page), QUESTION, "--max-download", "1M", "-q")
+    assert watched.code == 3
+    assert part in watched.err.splitlines()[0]
+    assert len([line for line in watched.err.splitlines() if line.startswith("sttm:")]) == 1
+    assert watched.peak_bytes < 2 << 30
+    assert watched.seconds < 50
+
+
+def test_a_web_page_that_drips_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("yt_dlp")
+    monkeypatch.setattr("sttm_cli.decode.page.PATIENCE_S", 4.0)
+    ended = sttm_here("ask", site.at("dripping-page"), QUESTION, "-q")
+    assert ended.code == 3
+    assert "nothing came for 4 s" in ended.err
+
+
+def test_no_process_is_left_of_a_web_page_whose_reader_was_killed(
+    site: Site, temporary: Path
+) -> None:
+    pytest.importorskip("yt_dlp")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sttm_cli", "ask", site.at("dripping-page"), QUESTION, "-q"]
+    )
+    deadline = time.monotonic() + 60
+    while not (children := _page_readers(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert children
+    assert psutil.wait_procs(children, timeout=20)[1] == []
+    for copy in temporary.iterdir():
+        shutil.rmtree(copy)
+
+
+def test_the_body_of_a_redirect_is_not_read(site: Site) -> None:
+    told = sttm_here("ask", site.at("endless-redirect"), QUESTION, "--json").json
+    assert told["answers"] == sttm_here("ask", SAMPLE, QUESTION, "--json").json["answers"]
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """How a command ended, its seconds, and the most memory that all its processes took at once."""
+
+    code: int
+    err: str
+    seconds: float
+    peak_bytes: int
+
+
+def _watched(*arguments: str) -> _Watched:
+    """Run `sttm ARGUMENTS`; killed where it takes more than 4 GiB or 100 s."""
+    started, peak = time.monotonic(), 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sttm_cli", *arguments], stderr=subprocess.PIPE, text=True
+    )
+    main = psutil.Process(process.pid)
+    while process.poll() is None:
+        taken = 0
+        with contextlib.suppress(psutil.Error):
+            taken = sum(each.memory_info().rss for each in [main, *main.children(recursive=True)])
+        peak = max(peak, taken)
+        if peak > 4 << 30 or time.monotonic() - started > 100:
+            process.kill()
+        time.sleep(0.02)
+    _, err = process.communicate()
+    return _Watched(process.returncode, err, time.monotonic() - started, peak)
+
+
+def _page_readers(parent: int) -> list[psutil.Process]:
+    """The processes that read web pages for the process `parent`."""
+    with contextlib.suppress(psutil.Error):
+        return [
+            each
+            for each in psutil.Process(parent).children(recursive=True)
+            if "sttm_cli.decode.page_child" in each.cmdline()
+        ]
+    return []
 
 
 def test_a_web_page_without_yt_dlp_says_what_to_install(

@@ -78,7 +78,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     # Its threads would not be there in a fork, which would wait for them for ever.
-    with mock.patch("sttm_cli.models.checkpoint.folder_fingerprint", return_value="warm"):
+    with mock.patch("sttm_cli.models.checkpoint.fingerprint", return_value="warm"):
         VideoQA(no_cache=True).model()
     print("warm", flush=True)
     for line in sys.stdin:

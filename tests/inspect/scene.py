@@ -23,6 +23,12 @@ def halves(budget: float | int = 0.5) -> Kept:
     return Kept(budget, TOKENS, BOXES)
 
 
+def moved() -> Kept:
+    """Two tokens in each frame: nothing is carried over, nothing dropped."""
+    boxes = np.vstack([BOXES, np.add(BOXES, [1, 0, 0, 0, 0])]).astype(np.int32)
+    return Kept(0.5, np.stack([TOKENS[0], TOKENS[0] + 2]), boxes)
+
+
 def dropped() -> Kept:
     """One token for the left half of the first frame; all other cells are dropped."""
     tokens = np.full_like(TOKENS, -1)

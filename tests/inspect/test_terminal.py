@@ -55,12 +55,14 @@ def test_without_colours_brightness_is_drawn_in_ascii(terminal: dict[str, object
     text = printed(**terminal)
     assert text.isascii()
     assert "38;" not in text
-    _, *rows, _ = plain(text)
+    _, *rows, times, captions = plain(text)
     frames, tokens = rows[: len(rows) // 2], rows[len(rows) // 2 :]
     assert all(len(line.rstrip()) > len(line) // 2 for line in frames)
     # The second frame's cells are all carried over.
     assert {line[len(line) // 2 + 1 :].strip() for line in tokens} == {""}
     assert all(line[: len(line) // 2].strip() for line in tokens)
+    assert times.split() == ["00:00", "00:01"]
+    assert re.split("  +", captions) == ["8 -> 2 tokens", "8 -> 0 tokens"]
 
 
 @pytest.mark.parametrize("shape", [(90, 160), (160, 90), (20, 400), (64, 64)])
@@ -73,4 +75,21 @@ def test_every_shape_of_frame_fits_the_width(shape: tuple[int, int]) -> None:
     print_frames(console, View(frames, [float(t) for t in range(9)]), kept)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert max(map(len, lines)) <= WIDTH
-    assert lines[-1].count("4 -> 4") == 4
+    assert lines[-1].count("4 -> 4 tokens") == 4
+
+
+@pytest.mark.parametrize(("width", "shown"), [(120, 4), (80, 4), (60, 3), (40, 2)])
+def test_captions_stand_below_their_frames_and_are_never_cut(width: int, shown: int) -> None:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    tokens = np.zeros((9, 14, 14), int)
+    print_frames(
+        console,
+        View(np.full((9, 160, 90, 3), 255, np.uint8), [float(t) for t in range(9)]),
+        type(halves())(0.1, tokens, np.array([[0, 0, 0, 14, 14]], np.int32)),
+    )
+    *rows, times, captions = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, rows[1:])) <= width
+    assert captions.count("196 -> ") == captions.count("tokens") == shown
+    starts = [found.start() for found in re.finditer("@+", rows[1])]
+    assert starts == [found.start() for found in re.finditer("00:", times)]
+    assert starts == [found.start() for found in re.finditer("196", captions)]

@@ -188,10 +188,10 @@ def test_an_option_of_another_family_is_refused_and_an_own_one_is_not() -> None:
     video, onevision = find_family("llava_qwen"), find_family("llava_onevision")
     assert video is not None
     assert onevision is not None
-    wanted = Settings(newlines=True)
+    wanted = Settings(options="newlines")
     assert options_of(wanted, video, model="--model m") == ("newlines",)
     assert options_of(Settings(), onevision, model="--model m") == ()
-    with pytest.raises(UsageError, match="--newlines cannot be combined with --model m: not an"):
+    with pytest.raises(UsageError, match="--options newlines cannot be combined with --model m"):
         options_of(wanted, onevision, model="--model m")
     renamed = replace(onevision, options={"newlines": "..."})
     assert options_of(wanted, renamed, model="--model m") == ("newlines",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -20,6 +21,7 @@ from sttm_cli.runtime.compute import Compute
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.store import NoStore
 from tests.attack import swaps
+from tests.checkpoints_llava import llava_video
 from tests.decode.made import Make, numbered
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
@@ -122,6 +124,24 @@ def test_a_name_that_is_no_text_is_a_name(tmp_path: Path) -> None:
         assert [entry.label["video"] for entry in qa.store.entries()]
     with VideoQA() as qa:
         assert qa.ask(video, QUESTION).cache_hit
+
+
+def test_a_shard_below_the_folder_that_was_replaced_is_a_miss(tmp_path: Path) -> None:
+    model = llava_video(tmp_path / "model")
+    index = model / "model.safetensors.index.json"
+    named = json.loads(index.read_text())
+    (model / "w").mkdir()
+    for shard in set(named["weight_map"].values()):
+        (model / shard).rename(model / "w" / shard)
+    named["weight_map"] = {name: f"w/{shard}" for name, shard in named["weight_map"].items()}
+    index.write_text(json.dumps(named))
+    with VideoQA(model=model, max_new_tokens=2, frames=4) as qa:
+        qa.ask(SAMPLE, QUESTION)
+    with VideoQA(model=model, max_new_tokens=2, frames=4) as qa:
+        assert qa.ask(SAMPLE, QUESTION).cache_hit
+    flip_a_byte(next((model / "w").iterdir()))
+    with VideoQA(model=model, max_new_tokens=2, frames=4) as qa:
+        assert not qa.ask(SAMPLE, QUESTION).cache_hit
 
 
 def test_files_swapped_while_they_are_read_give_right_answers_or_an_error(tmp_path: Path) -> None:

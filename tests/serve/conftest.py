@@ -13,8 +13,8 @@ from tests.serve.running import ENDLESS, Running, serving
 
 PARALLEL, QUEUE = 2, 4
 IMPATIENT = """
-import sttm_cli.serve.process, sttm_cli.serve.service
-sttm_cli.serve.service.BODY_S = sttm_cli.serve.process.HEAD_S = 0.5
+import sttm_cli.serve.connections, sttm_cli.serve.service
+sttm_cli.serve.service.BODY_S = sttm_cli.serve.connections.HEAD_S = 0.5
 """
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 

@@ -138,7 +138,7 @@ def test_the_server_of_an_address_answers_for_its_own_model_only(
     for settings, told in (
         (Settings(model="llava-onevision-7b"), "its model is tiny, not llava-onevision-7b"),
         (Settings(dtype="bfloat16"), "its dtype is auto, not bfloat16"),
-        (Settings(newlines=True), "its newlines is False, not True"),
+        (Settings(options=("newlines",)), "its options is"),
     ):
         found = find_server(settings, print)
         assert found is not None

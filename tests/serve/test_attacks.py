@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sttm_cli.serve import videos
+from sttm_cli.serve.http_errors import Refused
+from sttm_cli.serve.openai_request import VideoPart
+from sttm_cli.serve.options import Options
 from sttm_cli.serve.server_files import of_the_model
+from sttm_cli.serve.videos import Videos
 from sttm_cli.settings.settings import Settings
 from tests.serve.many import Case
 from tests.serve.running import Running
+from tests.serve.running import serving as running
 from tests.web import Site, serving
 
 ROUTE = "/v1/chat/completions"
@@ -90,6 +98,39 @@ def test_what_is_no_video_below_the_folder_is_told_as_such(
         refused(http.post(ROUTE, json=body(f"{allowed}/{name}")), 422)
 
 
+def test_a_folder_elsewhere_is_refused_before_it_is_scanned(
+    http: httpx.Client, tmp_path: Path
+) -> None:
+    for number in range(30_000):
+        os.mknod(tmp_path / f"{number}.png")
+    spent = []
+    for name in (tmp_path, tmp_path / "none"):
+        started = time.monotonic()
+        refused(http.post(ROUTE, json=body(str(name))), 403)
+        spent.append(time.monotonic() - started)
+    assert max(spent) < 2
+    assert spent[0] < spent[1] + 0.5
+
+
+def test_a_folder_with_too_many_files_is_refused(
+    cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = cases[0].video.parent / "many"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.png").touch()
+    opened = Videos(Options(allow_path=(folder.parent,)))
+    part = VideoPart(str(folder), None)
+    with opened.use(part, trusted=False) as path:
+        assert path == folder
+    monkeypatch.setattr(videos, "_MOST_FILES", 3)
+    with pytest.raises(Refused, match="too many files"), opened.use(part, trusted=False):
+        pass
+    with opened.use(part, trusted=True) as path:
+        assert path == folder
+    opened.close()
+
+
 # ---- addresses
 
 
@@ -115,6 +156,30 @@ def test_nothing_is_fetched_from_addresses_that_are_not_public(
 )
 def test_other_schemes_and_broken_addresses_are_refused(http: httpx.Client, url: str) -> None:
     refused(http.post(ROUTE, json=body(url)), 400, 403, 422)
+
+
+LONG = "a" * 5000
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://host/{LONG}\0",
+        f"http://host/{LONG}%00",
+        f"http://{LONG}[/",
+        f"http://[::1/{LONG}",
+        f"{LONG}\0",
+        f"{LONG}%00",
+        f"file:///{LONG}\0",
+        f"file:///{LONG}%00",
+        f"{LONG}\x01",
+        "a" * 600 + "://[",
+        f"//[{LONG}",
+        LONG * 20,
+    ],
+)
+def test_a_broken_url_of_any_length_is_refused(http: httpx.Client, url: str) -> None:
+    refused(http.post(ROUTE, json=body(url)), 400)
 
 
 def test_data_that_is_no_video_is_refused(http: httpx.Client) -> None:
@@ -186,6 +251,55 @@ def test_malformed_requests_are_the_clients_fault(
 )
 def test_what_is_no_request_is_refused(http: httpx.Client, raw: bytes) -> None:
     refused(post(http, raw), 400)
+
+
+def large(name: str, size: int) -> bytes:
+    """Bodies of `size` bytes that take long or much memory to parse."""
+    return {
+        "levels": b"[" * size,
+        "objects": b'{"a":' * (size // 5),
+        "numbers": b"[" + b"0," * (size // 2) + b"0]",
+        "texts": b"[" + b'"a",' * (size // 4) + b'""]',
+        "empty objects": b"[" + b"{}," * (size // 3) + b"0]",
+        "fields": b"{" + b'"a":0,' * (size // 6) + b'"a":0}',
+        "parts": b'{"model":"tiny","messages":[{"role":"user","content":['
+        + b'{"type":1},' * (size // 11)
+        + b"0]}]}",
+        "urls": b"[" + b'{"url":"data:"},' * (size // 16) + b"0]",
+        "escapes": b'{"url":"data:' + b'\\"' * (size // 2) + b'"}',
+        "a question": json.dumps({**body("x"), "model": "data:" + "a" * size}).encode(),
+        "space": b" " * size + b"{}",
+        "UTF-16": ("[" + "0," * (size // 4) + "0]").encode("utf-16"),
+    }[name]
+
+
+NAMES = (
+    "levels|objects|numbers|texts|empty objects|fields|parts|urls|escapes|a question|space|UTF-16"
+).split("|")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_much_json_is_refused_at_once_and_stops_nobody(
+    server: Running, allowed: Path, name: str
+) -> None:
+    raw = large(name, 57 << 20)
+    with server.http() as http, ThreadPoolExecutor(1) as others:
+        for route in (ROUTE, "/sttm/ask"):
+            asked = others.submit(post, http, raw, route=route)
+            slowest = 0.0
+            while not asked.done():
+                started = time.monotonic()
+                assert http.get("/health").status_code == 200
+                slowest = max(slowest, time.monotonic() - started)
+            refused(asked.result(), 400, 413)
+            assert slowest < 1
+
+
+def test_a_large_video_in_a_request_counts_apart_from_its_json(http: httpx.Client) -> None:
+    video = base64.b64encode(bytes(700 << 10)).decode()
+    for url in (f"data:video/mp4;base64,{video}", f"data:video/mp4;base64,{video}"[:-1] + "%3D"):
+        raw = json.dumps(body(url)).replace("/", "\\/").encode()
+        refused(post(http, raw), 422, 400)
 
 
 @pytest.mark.parametrize(
@@ -297,8 +411,57 @@ def test_the_private_protocol_reads_no_more_than_the_public_one(http: httpx.Clie
         refused(http.post("/sttm/ask", json={**asked, **change}), 400)
 
 
-def post(http: httpx.Client, raw: bytes, **headers: str) -> httpx.Response:
-    return http.post(ROUTE, content=raw, headers={"Content-Type": "application/json", **headers})
+@pytest.mark.parametrize("start", [b"", b"GET /health HTTP/1.1\r\n"])
+def test_idle_connections_keep_nobody_out(server: Running, start: bytes) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            for _ in range(600):
+                idle = stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
+                idle.sendall(start)
+            for path in ("/health", "/v1/models"):
+                with server.http() as http:
+                    started = time.monotonic()
+                    assert http.get(path).status_code == 200
+                    assert time.monotonic() - started < 1
+
+
+FEW = """
+import sttm_cli.serve.connections as connections
+connections.MOST, connections.MOST_OF_ONE = 8, 4
+"""
+
+
+def test_one_address_cannot_take_all_connections(tmp_path: Path, allowed: Path) -> None:
+    head = (
+        f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nExpect: 100-continue\r\n"
+    )
+    begun = f"{head}Content-Type: application/json\r\n\r\n".encode()
+    with running(tmp_path, code=FEW) as small, contextlib.ExitStack() as stack:
+        host, port = small.url.removeprefix("http://").split(":")
+
+        def connect(source: str) -> socket.socket:
+            made = socket.create_connection((host, int(port)), 20, source_address=(source, 0))
+            return stack.enter_context(made)
+
+        # Their bodies are awaited for a minute: none of these waits for a request.
+        for _ in range(4):
+            slow = connect("127.0.0.2")
+            slow.sendall(begun)
+            assert b" 100 " in slow.recv(4096)
+        assert b" 503 " in answer(connect("127.0.0.2"), "/v1/models")
+        assert b" 200 " in answer(connect("127.0.0.2"), "/health")
+        assert b" 200 " in answer(connect("127.0.0.3"), "/v1/models")
+
+
+def answer(client: socket.socket, path: str) -> bytes:
+    """The first line of the answer to a GET."""
+    client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    return client.recv(4096).splitlines()[0]
+
+
+def post(http: httpx.Client, raw: bytes, *, route: str = ROUTE, **headers: str) -> httpx.Response:
+    return http.post(route, content=raw, headers={"Content-Type": "application/json", **headers})
 
 
 def test_another_address_than_loopback_needs_a_key() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,55 @@ def test_a_name_with_one_private_address_is_not_connected_to(
     with pytest.raises(VideoError, match="public"), mixed:
         pass
     assert site.asked == before
+
+
+BLOCKS = (
+    "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 "
+    "192.0.2.0/24 192.31.196.0/24 192.52.193.0/24 192.88.99.0/24 192.168.0.0/16 192.175.48.0/24 "
+    "198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4 255.255.255.255/32 "
+    "::/128 ::1/128 ::/96 ::ffff:0:0/96 64:ff9b::/96 64:ff9b:1::/48 100::/64 100:0:0:1::/64 "
+    "2001::/23 2001::/32 2001:2::/48 2001:10::/28 2001:db8::/32 2002::/16 2620:4f:8000::/48 "
+    "3fff::/20 5f00::/16 fc00::/7 fe80::/10 fec0::/10 ff00::/8 4000::/3 e000::/4"
+).split()
+BORDERS = (
+    "1.0.0.0 9.255.255.255 11.0.0.0 100.63.255.255 100.128.0.0 126.255.255.255 128.0.0.0 "
+    "169.253.255.255 169.255.0.0 172.15.255.255 172.32.0.0 191.255.255.255 192.0.1.0 192.0.1.255 "
+    "192.0.3.0 192.88.98.255 192.88.100.0 192.167.255.255 192.169.0.0 198.17.255.255 198.20.0.0 "
+    "198.51.99.255 198.51.101.0 203.0.112.255 203.0.114.0 223.255.255.255 8.8.8.8 2000:: "
+    "2001:200:: 2001:db7:ffff:ffff:ffff:ffff:ffff:ffff 2001:db9:: 2003:: 2620:4f:7fff:: "
+    "2620:4f:8001:: 2a00:1450::1 3ffe:ffff:: 3fff:1000::"
+).split()
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_no_address_of_a_special_block_is_connected_to(
+    block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = ipaddress.ip_network(block)
+    for index in (0, network.num_addresses // 2, network.num_addresses - 1):
+        tried = _connected(monkeypatch, str(network[index]))
+        with pytest.raises(VideoError, match="not on the public internet"):
+            addresses.connect("name.test", 80, 1.0)
+        assert tried == []
+
+
+@pytest.mark.parametrize("address", BORDERS)
+def test_addresses_beside_the_special_blocks_are_connected_to(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = _connected(monkeypatch, address)
+    addresses.connect("name.test", 80, 1.0).close()
+    assert tried == [address]
+
+
+def _connected(monkeypatch: pytest.MonkeyPatch, address: str) -> list[str]:
+    """The addresses that are connected to from now on; every name resolves to `address`."""
+    kind = socket.AF_INET6 if ":" in address else socket.AF_INET
+    place = (kind, socket.SOCK_STREAM, 6, "", (address, 80))
+    tried: list[str] = []
+    monkeypatch.setattr(addresses.socket, "getaddrinfo", lambda *_, **__: [place])
+    monkeypatch.setattr(socket.socket, "connect", lambda _, to: tried.append(to[0]))
+    return tried
 
 
 def _public_name(monkeypatch: pytest.MonkeyPatch, names: dict[str, list[str]], port: int) -> None:

@@ -22,8 +22,9 @@ TYPED: dict[str, tuple[str, Any]] = {
     "model": ("qwen3-vl-2b", "qwen3-vl-2b"),
     "revision": ("main", "main"),
     "budget": ("0.25", 0.25),
+    "method": ("tome", "tome"),
     "merge_layer": ("3", 3),
-    "newlines": ("true", True),
+    "options": ("newlines", ("newlines",)),
     "fps": ("2", 2),
     "frames": ("16", 16),
     "start": ("0:02", 2),
@@ -78,7 +79,9 @@ def test_text_and_a_python_value_and_the_flag_give_equal_settings(
 
 @every_field
 def test_a_value_that_cannot_be_read_names_the_flag(name: str) -> None:
-    bad = [object(), [], "" if name in NAMES else "?!"]
+    # A list of names may be empty, and a name be any text.
+    unreadable = [object(), {}, 3.5] if name == "options" else [object(), []]
+    bad = unreadable if name == "options" else [*unreadable, "" if name in NAMES else "?!"]
     for value in bad:
         with pytest.raises(UsageError, match=SETTINGS[name].flag):
             Settings(**{name: value})
@@ -122,7 +125,7 @@ def test_a_flag_beats_the_environment_which_beats_the_file_which_beats_the_defau
     given = _defaults(["ask"])["ask"]
     held = getattr(ask(defaults=given), name)
     assert held == known.read(text) != default
-    others = {"model": "a", "budget": "0.125", "cache_dir": "/b"}
+    others = {"model": "a", "budget": "0.125", "method": "evs", "cache_dir": "/b"}
     if known.env:
         monkeypatch.setenv(known.env, others[name])
         assert getattr(ask(defaults=given), name) == known.read(others[name])

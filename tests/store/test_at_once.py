@@ -105,8 +105,10 @@ def test_whoever_waits_takes_over_when_the_holder_is_killed(
 
 def test_only_what_the_dead_left_behind_is_swept(store: LocalStore) -> None:
     store.save(IDENTITY, pack(kv()), label={})
-    left = [store.path / "kv" / "ab" / "x.part", store.path / "locks" / ("d" * 64)]
-    theirs = [store.path / "kv" / "ab" / "theirs.safetensors", store.path / "locks" / "theirs"]
+    folder, part = store.path / "kv" / "ab", f"ab{'0' * 62}.{'1' * 16}.part"
+    left = [folder / part, folder / "ab000000tmp_name.part", store.path / "locks" / ("d" * 64)]
+    theirs = [folder / name for name in ("theirs.safetensors", "movie.part", "0" * 64 + ".part")]
+    theirs += [store.path / "kv" / "zz" / part, store.path / "locks" / "theirs"]
     for path in left + theirs:
         path.parent.mkdir(exist_ok=True)
         path.touch()

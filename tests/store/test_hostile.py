@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import random
 import sqlite3
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sttm_cli.store import LocalStore, pack
+from sttm_cli.store.artifact import seal_of
+from sttm_cli.store.identity import canonical
 from tests.store.made import IDENTITY, another, kv, restored
 
 
@@ -139,6 +143,49 @@ def test_a_byte_changed_behind_an_unchanged_time_is_found(store: LocalStore) -> 
         file.write(b"\x01")
     os.utime(Path(entry.location), ns=(before.st_atime_ns, before.st_mtime_ns))
     assert restored(another(store)) is None
+
+
+def test_damage_under_an_unchanged_stat_is_found_at_every_restore(
+    store: LocalStore, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a disk does that returns other bytes: neither a time nor the inode tells."""
+    entry = store.save(IDENTITY, pack(kv()), label={})
+    assert restored(store) is not None
+    assert restored(store) is not None
+    place = Path(entry.location)
+    whole, before = place.read_bytes(), os.stat(place)
+    place.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    monkeypatch.setattr(os, "fstat", lambda descriptor: before)
+    assert restored(store) is None
+    assert "checksum" in warnings[-1]
+
+
+def test_a_header_of_millions_of_layers_is_refused_before_they_are_laid_out(
+    store: LocalStore,
+) -> None:
+    entry = store.save(IDENTITY, pack(kv()), label={})
+    place = Path(entry.location)
+    data, layers = place.read_bytes(), 1_750_000
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    record = json.loads(header["__metadata__"]["sttm"])
+    record["lengths"] = [1] * layers
+    text = canonical(record)
+    header["__metadata__"] = {"sttm": text.decode(), "seal": seal_of(text)}
+    written = json.dumps(header, separators=(",", ":")).encode()
+    place.write_bytes(len(written).to_bytes(8, "little") + written)
+    store.close()
+    (store.path / "index" / "cache.db").unlink()
+    tracemalloc.start()
+    assert another(store).entries() == []
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 100 << 20
+
+
+def test_the_number_of_layers_is_bounded(store: LocalStore) -> None:
+    assert store.save(IDENTITY, pack(kv(lengths=(1,) * 1024)), label={}) is not None
+    assert restored(store) is not None
+    assert store.save(IDENTITY, pack(kv(lengths=(1,) * 1025)), label={}) is None
 
 
 @pytest.mark.parametrize("plant", [os.mkfifo, os.mkdir])

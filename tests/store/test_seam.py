@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from sttm_cli.serve.server_files import pinned
 
 from sttm_cli.base.errors import UsageError
+from sttm_cli.serve.server_files import pinned
 from sttm_cli.settings.settings import Settings, cache_dir
 from sttm_cli.store import LocalStore, NoStore, Store, open_store, pack
 from tests.cli.process import sttm, sttm_here

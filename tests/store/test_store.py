@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,52 @@ def test_an_entry_larger_than_the_bound_is_not_stored(tmp_path: Path, warnings) 
     store = LocalStore(tmp_path / "cache", warn=warnings.append, max_bytes=100)
     assert store.save(IDENTITY, pack(kv()), label={}) is None
     assert "--max-bytes" in warnings[0]
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let the disk have so many free bytes."""
+
+    def has(count: int) -> None:
+        monkeypatch.setattr(
+            "sttm_cli.store.files.shutil.disk_usage", lambda place: usage(1 << 40, 0, count)
+        )
+
+    usage = namedtuple("usage", "total used free")
+    return has
+
+
+def test_a_disk_that_fills_up_evicts_nothing_of_what_is_stored(
+    store: LocalStore, warnings: list[str], free: Callable[[int], None]
+) -> None:
+    free(1 << 30)
+    identities = [{**IDENTITY, "video": {"digest": f"d{i}"}} for i in range(6)]
+    entries = [store.save(identity, pack(kv()), label={}) for identity in identities[:5]]
+    stored = store.bytes
+    free(0)
+    assert store.max_bytes == stored
+    assert another(store).prune(another(store).max_bytes) == []
+    assert warnings == []
+    another(store, warnings.append).save(identities[5], pack(kv()), label={})
+    assert store.stored(identities[0]) is None
+    assert all(store.stored(identity) for identity in identities[1:])
+    assert len(warnings) == 1
+    assert (
+        f"removed 1 of the least recently used entries ({entries[0].bytes:,} bytes)"
+        in (warnings[0])
+    )
+    assert "automatic bound" in warnings[0]
+    assert "--max-bytes" not in warnings[0]
+
+
+def test_a_message_names_the_bound_that_was_given_or_that_there_was_none(
+    tmp_path: Path, warnings: list[str], free: Callable[[int], None]
+) -> None:
+    free(100)
+    for max_bytes, named in ((None, "the automatic bound of 10 bytes"), (50, "--max-bytes 50")):
+        store = LocalStore(tmp_path / "cache", warn=warnings.append, max_bytes=max_bytes)
+        assert store.save(IDENTITY, pack(kv()), label={}) is None
+        assert named in warnings.pop()
 
 
 def test_an_entry_removed_while_it_is_read_stays_readable(store: LocalStore) -> None:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from sttm_cli.base.types import Json, PrefixKV
@@ -49,9 +48,6 @@ class ToyBlob:
     def __init__(self, data: bytes) -> None:
         self._data, self.size = data, len(data)
 
-    def version(self) -> list[Any]:
-        return []
-
     def read_into(self, target: memoryview, offset: int) -> int:
         part = self._data[offset : offset + len(target)]
         target[: len(part)] = part
@@ -62,7 +58,7 @@ class ToyBlob:
 
 
 class ToyStore(Store):
-    """Unbounded; every restore checks the checksum."""
+    """Unbounded."""
 
     writable = True
     max_bytes = 1 << 40

@@ -27,7 +27,7 @@ from sttm_cli.runtime.session import VideoQA
 from sttm_cli.store.packing import DIM, STORED, TOKENS, Packed, pack_tensor
 
 Rounding = Callable[[torch.Tensor, bool], Packed]
-"""A tensor [n, heads, dim], and whether it holds keys -> as it would lie on disk."""
+"""A tensor [n, heads, dim], and whether it holds keys -> as it would be stored."""
 LONGEST = 16
 SECONDS = 8
 AXES = {"channel": TOKENS, "token": DIM}

@@ -60,7 +60,12 @@ def make_clip(seed: int, frames: int, *, crowded: bool = False) -> Clip:
     drawn = np.stack([draw(scene, t, backdrop(t)) for t in times])
     if rng.random() < 0.85:
         drawn = _degrade(drawn, rng)
-    return Clip(drawn, scene, times, ask_about(scene, times, rng)[:_MOST_QUESTIONS])
+    return Clip(
+        frames=drawn,
+        scene=scene,
+        times=times,
+        questions=ask_about(scene, times, rng)[:_MOST_QUESTIONS],
+    )
 
 
 def _degrade(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:

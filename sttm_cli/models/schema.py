@@ -1,0 +1,156 @@
+"""The fields of a checkpoint's JSON files that this package reads, as pydantic models.
+
+A value of another type, or a count that no model has, is refused before anything is built of it;
+all other fields are left to transformers. Imported where a checkpoint is read: pydantic takes
+tens of milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from sttm_cli.base.types import Json
+from sttm_cli.models.names import INDEX, is_inside
+
+
+def _beside(name: str) -> str:
+    if not is_inside(name) or "/" in name:
+        raise ValueError("must be the name of a file in the same folder")
+    return name
+
+
+# Far beyond any model, and small enough to be built before the weights turn out not to fit.
+Layers = Annotated[int, Field(ge=1, le=1000)]
+Size = Annotated[int, Field(ge=1, le=1 << 20)]
+Length = Annotated[int, Field(ge=1, le=1 << 40)]
+Id = Annotated[int, Field(ge=0, le=1 << 40)]
+Side = Size | Annotated[list[Size], Field(min_length=1, max_length=3)]
+Beside = Annotated[str, AfterValidator(_beside)]
+
+
+class Part(BaseModel):
+    """An object in a checkpoint's file: nothing is converted, other fields are left alone."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class Text(Part):
+    """The decoder's dimensions."""
+
+    num_hidden_layers: Layers | None = None
+    num_attention_heads: Size | None = None
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
+    hidden_size: Size | None = None
+    intermediate_size: Size | None = None
+    vocab_size: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
+    max_position_embeddings: Length | None = None
+    num_experts: Size | None = None
+    eos_token_id: Id | list[Id] | None = None
+
+
+class Vision(Part):
+    """The tower's dimensions."""
+
+    num_hidden_layers: Layers | None = None
+    depth: Layers | None = None
+    num_attention_heads: Size | None = None
+    num_heads: Size | None = None
+    hidden_size: Size | None = None
+    embed_dim: Size | None = None
+    intermediate_size: Size | None = None
+    image_size: Side | None = None
+    patch_size: Side | None = None
+    temporal_patch_size: Size | None = None
+    spatial_merge_size: Size | None = None
+    num_position_embeddings: Size | None = None
+
+
+class Own(Part):
+    """The defaults that a checkpoint states under "sttm"."""
+
+    frames: Size | None = None
+    merge_layer: Annotated[int, Field(ge=0, le=1000)] | None = None
+    positions: Annotated[str, Field(pattern="^(survivors|reassigned)$")] | None = None
+
+
+class Config(Text):
+    """config.json; the original LLaVA layout has the decoder's fields at its top."""
+
+    model_type: str = ""
+    text_config: Text | None = None
+    vision_config: Vision | None = None
+    sttm: Own | None = None
+    scale_factor: Size | None = None
+    image_seq_length: Size | None = None
+    mm_vision_tower: str | None = None
+    mm_projector_type: str | None = None
+    mm_spatial_pool_mode: str | None = None
+    transformers_weights: None = None
+    configuration_files: list[Beside] | None = None
+
+
+class Index(Part):
+    """model.safetensors.index.json; the names of files in it are checked where they are used."""
+
+    weight_map: dict[str, str]
+    metadata: dict[str, Any] | None = None
+
+
+class Generation(Part):
+    """generation_config.json."""
+
+    eos_token_id: Id | list[Id] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=1e6)] | None = None
+
+
+class Frames(Part):
+    """A video processor's sizes."""
+
+    size: dict[str, Size | None] | int | list[Size] | None = None
+    patch_size: Side | None = None
+    temporal_patch_size: Size | None = None
+    merge_size: Size | None = None
+    max_pixels: Size | Length | None = None
+    min_pixels: Size | Length | None = None
+
+
+class Processor(Frames):
+    """processor_config.json and the older files with the same fields."""
+
+    video_processor: Frames | None = None
+    image_processor: Frames | None = None
+    audio_tokenizer: None = None
+
+
+class Tokenizer(Part):
+    """tokenizer_config.json."""
+
+    fast_tokenizer_files: list[Beside] | None = None
+    model_max_length: Annotated[float, Field(ge=1)] | None = None
+
+
+_FILES: dict[str, type[Part]] = {
+    "config.json": Config,
+    INDEX: Index,
+    "generation_config.json": Generation,
+    "processor_config.json": Processor,
+    "preprocessor_config.json": Processor,
+    "video_preprocessor_config.json": Processor,
+    "tokenizer_config.json": Tokenizer,
+}
+
+
+def problem(file: str, value: Json) -> str | None:
+    """A line that names the first field of the file's `value` that does not fit its schema."""
+    try:
+        _FILES[file].model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        text = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+        field = ".".join(str(part) for part in first["loc"] if str(part).isprintable())[:80]
+        return f"{field} {text.replace('Input should be', 'must be')}"
+    return None

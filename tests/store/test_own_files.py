@@ -1,0 +1,208 @@
+"""Only files that are provably the cache's are removed, changed or trusted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import diskcache
+import pytest
+
+from sttm_cli.store import LocalStore, pack
+from sttm_cli.store.claim import MARKER
+from tests.cli.process import sttm_here
+from tests.store.made import IDENTITY, another, kv, restored
+
+SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def thesis(own: Path) -> None:
+    (own / "index").mkdir()
+    (own / "index" / "thesis.txt").write_text("chapter 1")
+    (own / "index" / "cache.db").write_bytes(b"not a database" * 100)
+
+
+def movie(own: Path) -> None:
+    (own / "kv" / "ab").mkdir(parents=True)
+    (own / "kv" / "ab" / "movie.part").write_bytes(b"half a film")
+
+
+def weights(own: Path) -> None:
+    (own / "kv" / "ab").mkdir(parents=True)
+    (own / "kv" / "ab" / f"{'cd' * 32}.safetensors").write_bytes(b"weights")
+
+
+def another_programs_rows(own: Path) -> None:
+    with diskcache.Cache(str(own / "index")) as cache:
+        cache["theirs"] = "kept"
+
+
+def another_programs_tables(own: Path) -> None:
+    (own / "index").mkdir()
+    with closing(sqlite3.connect(own / "index" / "cache.db")) as database:
+        database.execute("CREATE TABLE theirs (x)")
+        database.commit()
+
+
+def another_programs_marker(own: Path) -> None:
+    (own / MARKER).write_text("Signature: 8a477f597d28d172789f06886806bc55\n")
+
+
+STRANGERS = [
+    thesis,
+    movie,
+    weights,
+    another_programs_rows,
+    another_programs_tables,
+    another_programs_marker,
+]
+
+
+@pytest.mark.parametrize("plant", STRANGERS)
+def test_a_folder_of_other_files_is_refused_and_stays_as_it_is(
+    tmp_path: Path, plant: Callable[[Path], None]
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    plant(own)
+    before = contents(own)
+    at = ("--cache-dir", own)
+    asked = sttm_here("ask", SAMPLE, "how many shapes are there?", *at)
+    assert (asked.code, asked.out) == (0, "three\n")
+    warnings = [line for line in asked.err.splitlines() if line.startswith("warning:")]
+    assert ["contains" in line and str(own) in line for line in warnings] == [True]
+    changing = (["precompute", SAMPLE], ["cache", "prune"], ["cache", "rm", "ab"])
+    for command in (*changing, ["cache", "verify", "--repair"]):
+        ended = sttm_here(*command, *at)
+        assert ended.code == 1
+        assert "the cache is not used" in ended.err
+    assert sttm_here("cache", "ls", *at, "--json").json["entries"] == []
+    assert contents(own) == before
+
+
+def test_a_new_folder_gets_the_marker_of_a_cache(store: LocalStore) -> None:
+    store.save(IDENTITY, pack(kv()), label={})
+    marker = (store.path / MARKER).read_text()
+    assert marker.startswith("Signature: 8a477f597d28d172789f06886806bc55\n")
+    assert "sttm" in marker
+
+
+def as_version_0_1(store: LocalStore, umask: int) -> None:
+    """The folder as it was made before there were markers and seals."""
+    store.close()
+    (store.path / MARKER).unlink()
+    shutil.rmtree(store.path / "index")
+    with diskcache.Cache(
+        str(store.path / "index"), cull_limit=0, eviction_policy="none", tag_index=0
+    ) as cache:
+        cache.set("video:d1", '{"keys": []}')
+    for folder in (store.path / "kv", *(store.path / "kv").iterdir()):
+        folder.chmod(0o777 & ~umask)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002])
+def test_a_cache_of_version_0_1_is_adopted(
+    store: LocalStore, warnings: list[str], umask: int
+) -> None:
+    entry = store.save(IDENTITY, pack(kv()), label={})
+    as_version_0_1(store, umask)
+    left = store.path / "kv" / entry.key[:2] / f"{entry.key[:8]}ab_12xyz.part"
+    left.write_bytes(b"left by a killed process")
+    adopted = another(store, warnings.append)
+    assert restored(adopted) is not None
+    assert (store.path / MARKER).exists()
+    adopted.set("row", {"a": 1})
+    assert another(store).get("row") == {"a": 1}
+    assert len(adopted.prune(0)) == 1
+    assert not left.exists()
+    assert warnings == []
+
+
+def test_a_damaged_index_takes_no_other_file_with_it(store: LocalStore) -> None:
+    store.set("row", {"a": 1})
+    store.close()
+    theirs = store.path / "index" / "thesis.txt"
+    theirs.write_text("chapter 1")
+    for path in (store.path / "index").glob("cache.db*"):
+        path.write_bytes(b"this is not a database" * 100)
+    other = another(store)
+    other.set("row", {"a": 2})
+    assert another(store).get("row") == {"a": 2}
+    assert theirs.read_text() == "chapter 1"
+
+
+def test_another_programs_database_in_the_index_is_left_alone(store: LocalStore) -> None:
+    entry = store.save(IDENTITY, pack(kv()), label={})
+    store.close()
+    shutil.rmtree(store.path / "index")
+    another_programs_tables(store.path)
+    before = contents(store.path / "index")
+    other = another(store)
+    assert restored(other) is not None
+    other.count_use(entry, saved_s=1.0)
+    assert other.get("row") is None
+    assert len(other.prune(0)) == 1
+    assert contents(store.path / "index") == before
+
+
+# ---- owner and mode
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    old = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(old)
+
+
+def test_folders_and_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
+    root = tmp_path / "one" / "cache"
+    store = LocalStore(root, warn=pytest.fail)
+    with umask(0), store.computing("a" * 64, on_wait=pytest.fail):
+        store.save(IDENTITY, pack(kv()), label={})
+        shown = [root.parent, root, *root.rglob("*")]
+        modes = {str(p): oct(p.stat().st_mode & 0o777) for p in shown}
+    assert set(modes.values()) == {"0o700", "0o600"}, modes
+    assert len(modes) >= 9
+
+
+def exposed_by_mode(path: Path) -> None:
+    path.chmod(path.stat().st_mode | 0o020)
+
+
+def exposed_by_owner(path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root gives files away")
+    os.chown(path, 65534, -1)
+
+
+@pytest.mark.parametrize("expose", [exposed_by_mode, exposed_by_owner])
+@pytest.mark.parametrize("level", [".", "kv", "kv/ab", "file", "index", "locks"])
+def test_what_others_can_write_is_not_trusted(
+    store: LocalStore, warnings: list[str], level: str, expose: Callable[[Path], None]
+) -> None:
+    with store.computing("a" * 64, on_wait=pytest.fail):
+        entry = store.save(IDENTITY, pack(kv()), label={})
+    store.close()
+    place = Path(entry.location)
+    levels = {"kv/ab": place.parent, "file": place}
+    expose(levels.get(level, store.path / level))
+    other = another(store, warnings.append)
+    assert restored(other) is None
+    assert len(warnings) == 1
+    assert "other users" in warnings[0] or "belongs to another user" in warnings[0]
+    if level != "file":
+        assert other.save(IDENTITY, pack(kv(1)), label={}) is None
+        assert place.exists()
