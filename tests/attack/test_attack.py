@@ -9,14 +9,14 @@ import pytest
 from tests.attack.runner import run
 
 CASES = {
-    "videos": 60,
-    "artifacts": 60,
-    "rows": 60,
-    "checkpoints": 25,
-    "requests": 150,
+    "videos": 50,
+    "artifacts": 40,
+    "rows": 40,
+    "checkpoints": 20,
+    "requests": 100,
     "swaps": 18,
-    "kills": 15,
-    "disks": 15,
+    "kills": 10,
+    "disks": 10,
 }
 """About two minutes in all, on two cores that have nothing else to do."""
 
