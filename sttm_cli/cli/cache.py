@@ -151,12 +151,12 @@ def _store_to_change(flags: dict[str, Any]) -> Iterator[Store]:
 
 
 def _entry(store: Store, key: str) -> Entry:
-    found = store.beginning(key)
-    if not found:
+    entries = store.beginning(key)
+    if not entries:
         raise CacheError(f"nothing is stored under {key!r}", "sttm cache ls shows the keys")
-    if len(found) > 1:
-        raise UsageError(f"{key!r} begins {len(found)} keys", "give more of the key")
-    return found[0]
+    if len(entries) > 1:
+        raise UsageError(f"{key!r} begins {len(entries)} keys", "give more of the key")
+    return entries[0]
 
 
 def _removed(summary: Json, output: Output) -> None:
@@ -191,7 +191,7 @@ def _entry_json(entry: Entry) -> CacheEntryReport:
 
 
 def _table(entries: list[Entry]) -> None:
-    """Columns as wide as what stands in them; a hundred thousand rows are no matter."""
+    """Columns as wide as their cells; fast enough for a hundred thousand rows."""
     rows = [COLUMNS, *(_cells(entry) for entry in entries)]
     widths = [max(cell_len(row[n]) for row in rows) for n in range(len(COLUMNS))]
     for row in rows if entries else ():
