@@ -10,7 +10,7 @@ from typing import Any
 from sttm_cli.base.device import is_out_of_memory
 from sttm_cli.base.errors import ModelError, OutOfMemoryError, SttmError
 from sttm_cli.models.checkpoint import Checkpoint
-from sttm_cli.models.files import weight_files
+from sttm_cli.models.checkpoint_files import weight_files
 from sttm_cli.models.placement import WAY_OUT, Placement, place
 
 

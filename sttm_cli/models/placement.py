@@ -12,7 +12,7 @@ import psutil
 from sttm_cli.base.errors import ModelError, OutOfMemoryError
 from sttm_cli.base.types import Json
 from sttm_cli.models.checkpoint import Checkpoint
-from sttm_cli.models.files import weight_files
+from sttm_cli.models.checkpoint_files import weight_files
 
 WAY_OUT = "choose a smaller model, --dtype bfloat16, or a --device with more memory"
 SHARE = 0.8

@@ -14,7 +14,7 @@ from sttm_cli.base.errors import ModelError, VideoError
 from sttm_cli.base.types import Prompt, VisualTokens
 from sttm_cli.models.chat_format import ChatFormat
 from sttm_cli.models.checkpoint import Checkpoint
-from sttm_cli.models.files import read
+from sttm_cli.models.checkpoint_files import read
 
 if TYPE_CHECKING:
     import torch

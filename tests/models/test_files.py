@@ -14,7 +14,7 @@ import pytest
 
 from sttm_cli.base.errors import ModelError
 from sttm_cli.models.checkpoint import Checkpoint, check_unchanged, find_checkpoint
-from sttm_cli.models.files import CHECKED, model_files
+from sttm_cli.models.checkpoint_files import CHECKED, model_files
 from sttm_cli.models.placement import weight_bytes
 from sttm_cli.models.registry import TINY
 from tests.checkpoints_llava import llava_video

@@ -16,7 +16,7 @@ from sttm_cli.tiny.drawing import coverage, draw
 from sttm_cli.tiny.questions import CORNERS, Question, ask_about, look
 from sttm_cli.tiny.scenes import COLOURS, DIRECTIONS, SHAPES, SIDE, Scene, make_scene
 from sttm_cli.tiny.textures import textured
-from sttm_cli.tiny.training.checkpoint import GRID, make_tokenizer, vocabulary
+from sttm_cli.tiny.training.write_checkpoint import GRID, make_tokenizer, vocabulary
 
 # Seeds below this are held out: only measuring uses them.
 FIRST_TRAINING_SEED = 1_000_000_000

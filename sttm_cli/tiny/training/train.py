@@ -19,8 +19,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sttm_cli.tiny.training.batches import Batch, Clips
-from sttm_cli.tiny.training.checkpoint import FOLDER, make_model, write_checkpoint
 from sttm_cli.tiny.training.learner import Learner, accuracy, cell_accuracy, losses
+from sttm_cli.tiny.training.write_checkpoint import FOLDER, make_model, write_checkpoint
 
 _WEIGHTS = {"cells": 0.3, "answer": 1.0, "moves": 0.3, "words": 0.2, "things": 0.5, "places": 1.0}
 _LOG_BATCHES = 50
