@@ -18,7 +18,6 @@ HEAVY = {
     "diskcache",
     "PIL",
     "matplotlib",
-    "pydantic",
     "jinja2",
 }
 
@@ -34,6 +33,11 @@ def modules_after(code: str) -> set[str]:
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
     assert not modules_after("import sttm_cli") & HEAVY
+
+
+def test_the_command_line_imports_pydantic_only_to_parse_its_flags() -> None:
+    # typer does so itself.
+    assert "pydantic" not in modules_after("import sttm_cli.cli")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["--version"]])

@@ -88,7 +88,14 @@ def generate(
     finally:
         prefix.rewind()
     text, seconds = stream.close(), time.perf_counter() - started
-    return Generated(text, tuple(stream.ids), ending, first, seconds, choose.seed)
+    return Generated(
+        text=text,
+        ids=tuple(stream.ids),
+        ending=ending,
+        first_token_s=first,
+        seconds=seconds,
+        seed=choose.seed,
+    )
 
 
 class _TextStream:

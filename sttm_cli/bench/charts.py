@@ -101,7 +101,7 @@ def backgrounds(report: Json) -> str:
 def _accuracy(row: Json) -> Point:
     share = row["accuracy"]
     low, high = (None if share.get(end) is None else 100 * share[end] for end in ("low", "high"))
-    return Point(100 * row["budget"], 100 * share["value"], low, high)
+    return Point(at=100 * row["budget"], value=100 * share["value"], low=low, high=high)
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ class Exam:
             write_video(unfinished, scene, backdrop, fps=2 if self.seconds >= LONG else FPS)
             unfinished.rename(path)
         asked = ask_about(scene, range(scene.seconds), rng)
-        return Sheet(seed, path, name, _one_of_each(asked))
+        return Sheet(seed=seed, path=path, background=name, questions=_one_of_each(asked))
 
 
 def films(folder: Path, *, seconds: float = 8) -> dict[str, np.ndarray]:

@@ -52,10 +52,25 @@ GEOMETRIES = {
     "llava-onevision-7b": Geometry("llava_onevision", _QWEN2_7B, _SIGLIP),
     "llava-onevision-0.5b": Geometry("llava_onevision", (896, 4864, 24, 14, 2), _SIGLIP),
     "qwen2-vl-7b": Geometry("qwen2_vl", _QWEN2_7B, (1280, 5120, 32, 16)),
-    "qwen2-vl-2b": Geometry("qwen2_vl", (1536, 8960, 28, 12, 2), (1280, 5120, 32, 16), 151936),
+    "qwen2-vl-2b": Geometry(
+        kind="qwen2_vl",
+        text=(1536, 8960, 28, 12, 2),
+        vision=(1280, 5120, 32, 16),
+        vocabulary=151936,
+    ),
     "qwen2.5-vl-7b": Geometry("qwen2_5_vl", _QWEN2_7B, (1280, 3420, 32, 16)),
-    "qwen2.5-vl-3b": Geometry("qwen2_5_vl", (2048, 11008, 36, 16, 2), (1280, 3420, 32, 16), 151936),
-    "qwen3-vl-8b": Geometry("qwen3_vl", (4096, 12288, 36, 32, 8), (1152, 4304, 27, 16), 151936),
+    "qwen2.5-vl-3b": Geometry(
+        kind="qwen2_5_vl",
+        text=(2048, 11008, 36, 16, 2),
+        vision=(1280, 3420, 32, 16),
+        vocabulary=151936,
+    ),
+    "qwen3-vl-8b": Geometry(
+        kind="qwen3_vl",
+        text=(4096, 12288, 36, 32, 8),
+        vision=(1152, 4304, 27, 16),
+        vocabulary=151936,
+    ),
 }
 """By the checkpoints' aliases."""
 

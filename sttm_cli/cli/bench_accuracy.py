@@ -9,9 +9,9 @@ import typer
 
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Json
-from sttm_cli.cli.files import check_plot
 from sttm_cli.cli.flags import RUN, Output, only, settings_from, takes
 from sttm_cli.cli.output import StageProgress, columns, print_json, print_text, warn
+from sttm_cli.cli.output_files import check_plot
 from sttm_cli.settings.parse import parse_budget
 
 BUDGETS = "1,0.5,0.3,0.15,0.1"

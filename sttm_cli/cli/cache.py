@@ -151,12 +151,12 @@ def _store_to_change(flags: dict[str, Any]) -> Iterator[Store]:
 
 
 def _entry(store: Store, key: str) -> Entry:
-    found = store.beginning(key)
-    if not found:
+    entries = store.beginning(key)
+    if not entries:
         raise CacheError(f"nothing is stored under {key!r}", "sttm cache ls shows the keys")
-    if len(found) > 1:
-        raise UsageError(f"{key!r} begins {len(found)} keys", "give more of the key")
-    return found[0]
+    if len(entries) > 1:
+        raise UsageError(f"{key!r} begins {len(entries)} keys", "give more of the key")
+    return entries[0]
 
 
 def _removed(summary: Json, output: Output) -> None:

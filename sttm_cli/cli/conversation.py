@@ -78,7 +78,13 @@ class Conversation:
         except Stopped as stopped:
             answer, ending = stopped.text, Ending.STOPPED
         seconds = round(time.perf_counter() - started, 3)
-        turn = Turn(question, answer, self.settings.budget, ending, seconds)
+        turn = Turn(
+            question=question,
+            answer=answer,
+            budget=self.settings.budget,
+            ending=ending,
+            seconds=seconds,
+        )
         if answer:
             self.turns.append(turn)
         return turn

@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _do(job: dict[str, Any], out: BinaryIO) -> list[str]:
-    """Write the job's answer to `out`; returns what a user should be told of it."""
+    """Write the job's answer to `out`; returns its warnings."""
     path = Path(os.fsdecode(bytes.fromhex(job["path"])))
     if job["do"] == "probe":
         _line(out, {"info": asdict(_probed(path, job["version"], job["image_fps"]))})

@@ -72,7 +72,7 @@ class Cursor:
     def _checked(self, time: int) -> tuple[int, Any]:
         if self.ended and (self._shown is None or time > self.end + self._slack()):
             raise Lost(DAMAGED if self.damaged and not self._packets.cut_off() else ENDED)
-        # Before the first frame the first one stands; after a jump it is not the first.
+        # Before the first frame the first one is shown; after a jump it is not the first.
         found = self._shown or (None if self._jumped else self._ahead)
         if found is None or found[1].is_corrupt or self._is_gone(found[0], time):
             self.damaged = True
@@ -80,7 +80,7 @@ class Cursor:
         return found
 
     def _is_gone(self, shown: int, time: int) -> bool:
-        """Whether the frame at pts `shown` only stands for another one that was damaged."""
+        """Whether the frame at pts `shown` only takes the place of another one that was damaged."""
         if self._broken:
             # A packet between the two gave no frame.
             self._sent = {pts for pts in self._sent if pts > shown}

@@ -31,7 +31,7 @@ def download(address: str, target: Path, *, max_bytes: int, progress: Progress) 
     try:
         with open_address(address) as response:
             if response.headers.get_content_type() == PAGE:
-                from sttm_cli.decode.page import download_from_page
+                from sttm_cli.decode.web_page import download_from_page
 
                 download_from_page(address, target, max_bytes=max_bytes, progress=progress)
                 return

@@ -25,7 +25,7 @@ class Packets:
     """Packets in file order; `jump` leaves out those that a wanted time does not need.
 
     Formats with an index (MP4, Matroska with cues, AVI) are sought in. The others are read
-    through, and what lies before the last keyframe at or before the wanted time is dropped
+    through, and packets before the last keyframe at or before the wanted time are dropped
     undecoded: slower than seeking, but right for every format. `damaged` tells that a packet
     read so far is known to be incomplete or has an impossible time.
     """

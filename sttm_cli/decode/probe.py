@@ -107,7 +107,7 @@ def _has_audio(container: Any) -> bool:
 
 
 def _first_frame(container: Any, stream: Any) -> Any | None:
-    """The first frame that decodes, or None: then reading will say what is lost."""
+    """The first frame that decodes, or None: then reading reports the loss."""
     from sttm_cli.decode.container import decode, packets_of
 
     for number, packet in enumerate(packets_of(container, stream)):

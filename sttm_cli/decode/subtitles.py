@@ -17,7 +17,7 @@ from sttm_cli.base.errors import UsageError
 
 MAX_BYTES = 10 << 20
 MAX_CHARACTERS = 20_000
-"""Some 5,000 tokens of English: they are run with every question that stands alone."""
+"""Some 5,000 tokens of English: they are run with every question that has no turns before it."""
 ROLLING_S = 0.05
 """Cues this close are one run of speech, in which repeated lines only roll up."""
 
@@ -49,7 +49,7 @@ def subtitles_text(
     """The subtitles that are on show between two times, a line each with its time, or "".
 
     Warns where there are none, or more than MAX_CHARACTERS. Raises UsageError, with the line,
-    for a file that is no SubRip or WebVTT.
+    for a file that is not SubRip or WebVTT.
     """
     if path is None:
         return ""
@@ -113,7 +113,7 @@ def _blocks(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def _cue(path: Path, first: int, block: list[str]) -> Iterator[Cue]:
-    """The cue of a block, if it has text: at most a number or a name stands before its times."""
+    """The cue of a block, if it has text: at most a number or a name precedes its times."""
     if block[0].startswith(_NO_CUES):
         return
     at = 0 if "-->" in block[0] else 1

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 PEAK_NITS = 1000.0
-"""Brightest light that is told apart; HDR10 is mostly mastered for it, HLG nominally."""
+"""The brightest light that is distinguished; HDR10 is mostly mastered for it, HLG nominally."""
 WHITE_NITS = 203.0
 """The light of diffuse white in HDR (BT.2408), shown as SDR white."""
 

@@ -33,7 +33,7 @@ def open_runner(on: str, qa: VideoQA, server: Server | None = None) -> Runner:
     if _name(on) != LOCAL:
         make: Callable[[str, VideoQA], Runner] = _installed()[_name(on)].load()
         return make(on, qa)
-    from sttm_cli.library.local import LocalRunner
+    from sttm_cli.library.in_process import LocalRunner
     from sttm_cli.library.server import ServerRunner
 
     return LocalRunner(qa) if server is None else ServerRunner(qa, server)

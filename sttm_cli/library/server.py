@@ -10,7 +10,7 @@ from sttm_cli.base.clock import STAGES
 from sttm_cli.base.errors import SttmError
 from sttm_cli.base.events import Shown, Warned
 from sttm_cli.base.types import TokenCounts
-from sttm_cli.library.local import LocalRunner
+from sttm_cli.library.in_process import LocalRunner
 from sttm_cli.library.loop import Admit, Item
 from sttm_cli.library.outcome import STORED, Computed, Failed, Job, Outcome, Skipped, Stopped
 from sttm_cli.library.prepare import NOT_STORED

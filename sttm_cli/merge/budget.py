@@ -119,7 +119,9 @@ class _State:
             temporal = self.best[chosen[-1]]
         # Of the thresholds that give these nodes, the one nearest to the path.
         spatial = spatial_on_path(temporal).clamp(self.above.nextafter(self.spatial), self.spatial)
-        return Fit(self.nodes, linked, float(spatial), float(temporal))
+        return Fit(
+            nodes=self.nodes, linked=linked, spatial=float(spatial), temporal=float(temporal)
+        )
 
 
 class _Search:

@@ -56,7 +56,9 @@ def grouped(features: torch.Tensor, names: torch.Tensor) -> MergedTokens:
     weight = torch.where(used, sizes[place].float().reciprocal(), 0.0)
     grid = features.shape[:3]
     dropped = len(names) - int(sizes.sum())
-    sources = Sources(index.view(grid), weight.view(grid), len(roots), dropped)
+    sources = Sources(
+        index=index.view(grid), weight=weight.view(grid), count=len(roots), dropped=dropped
+    )
     return MergedTokens(
         features=sources(features),
         boxes=_boxes(index, roots, grid),

@@ -80,7 +80,12 @@ def merge_tokens(
         choices={"semantics": semantics, "link": link},
     )
     features = features.contiguous()
-    rule = Rule(root_level, head_dim, semantics == "reference", link == "most_similar")
+    rule = Rule(
+        root_level=root_level,
+        head_dim=head_dim,
+        reference=semantics == "reference",
+        most_similar=link == "most_similar",
+    )
     if budget is None:
         spatial = SPATIAL if spatial_threshold is None else float(spatial_threshold)
         temporal = TEMPORAL if temporal_threshold is None else float(temporal_threshold)
@@ -131,7 +136,7 @@ def _at_thresholds(
     if temporal > 0:
         pairs = pair_up(nodes, found, pyramid)
         root = rule.roots(nodes, pairs, pairs.similarity >= temporal)
-    return Grouping(nodes, root, spatial, temporal), pyramid
+    return Grouping(nodes=nodes, root=root, spatial=spatial, temporal=temporal), pyramid
 
 
 def _to_budget(features: torch.Tensor, rule: Rule, budget: float | int) -> tuple[Grouping, Pyramid]:
@@ -152,7 +157,9 @@ def _to_budget(features: torch.Tensor, rule: Rule, budget: float | int) -> tuple
     pairs = pair_up(fitted.nodes, found, pyramid)
     passes = fitted.linked[pairs.later] & (pairs.similarity >= fitted.temporal)
     root = rule.roots(fitted.nodes, pairs, passes)
-    return Grouping(fitted.nodes, root, fitted.spatial, fitted.temporal), pyramid
+    return Grouping(
+        nodes=fitted.nodes, root=root, spatial=fitted.spatial, temporal=fitted.temporal
+    ), pyramid
 
 
 def _collect(

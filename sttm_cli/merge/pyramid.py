@@ -135,7 +135,7 @@ def _side(length: int, depth: int) -> _Side:
     together = torch.stack(index)[:, :, None] == torch.stack(index)[:, None, :]
     start = torch.where(together, rows, length).amin(-1)
     end = torch.where(together, rows + 1, 0).amax(-1)
-    return _Side(start, end, torch.stack(share), slots, tuple(alone))
+    return _Side(start=start, end=end, share=torch.stack(share), slots=slots, alone=tuple(alone))
 
 
 def _quadtree_order(rows: torch.Tensor, columns: torch.Tensor, width: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What all families share: frames without gradients, chat template, token ids, logits.
+"""Shared by all families: frames without gradients, chat template, token ids, logits.
 
 Imports torch only where it is used: a family's file must import without it.
 """
@@ -32,6 +32,8 @@ class ChatFormat:
 
     def __init__(self, model: Any, processor: Any, *, template: str | None = None) -> None:
         tokenizer, video_token = processor.tokenizer, processor.video_token
+        if not isinstance(video_token, str) or not video_token:
+            raise ModelError("the model has no video token", "give a checkpoint made for videos")
         self._model = model
         self._tokenizer = tokenizer
         self._template = _only(template or processor.chat_template or tokenizer.chat_template)
@@ -190,7 +192,7 @@ class ChatFormat:
         if typed:
             start = shorten(text, 60)
             raise UsageError(
-                f"{start!r} holds {typed[0]!r}, which the model reads as a control token",
+                f"{start!r} contains {typed[0]!r}, which the model reads as a control token",
                 "write it differently",
             )
 

@@ -13,7 +13,7 @@ from sttm_cli.base.errors import ModelError, UsageError
 from sttm_cli.base.filefacts import FileFacts
 from sttm_cli.base.spelling import did_you_mean
 from sttm_cli.base.types import Json
-from sttm_cli.models.files import check_files, model_files, weight_files
+from sttm_cli.models.checkpoint_files import check_files, model_files, weight_files
 from sttm_cli.models.fingerprint import fingerprint
 
 # The files of a checkpoint; anything else in a hub repository is not fetched.
@@ -55,13 +55,13 @@ def find_checkpoint(
     revision: str | None,
     memo: FileFacts,
     aliases: Iterable[str] = (),
-    tell: Callable[[str], None] = lambda line: None,
+    on_fetch: Callable[[str], None] = lambda line: None,
 ) -> Checkpoint:
     """The checkpoint in a local folder or of a hub id, which is fetched if need be.
 
     `name` is the model as typed, `repository` the folder or hub id that it stands for, `aliases`
-    the names to suggest for a misspelt one; `tell` gets a line before a model is fetched. Raises
-    ModelError for a folder without weights, an unknown id, or a hub that cannot be reached,
+    the names to suggest for a misspelt one; `on_fetch` gets a line before a model is fetched.
+    Raises ModelError for a malformed folder, an unknown id, or a hub that cannot be reached,
     UsageError for a revision of a folder.
     """
     local = Path(repository).expanduser()
@@ -79,7 +79,7 @@ def find_checkpoint(
             or "give a folder with config.json and *.safetensors, a hub id such as "
             "llava-hf/llava-onevision-qwen2-0.5b-ov-hf, or an alias (sttm models lists them)",
         )
-    folder = _from_hub(repository, revision, tell)
+    folder = _from_hub(repository, revision, on_fetch)
     # A snapshot folder is named by its commit.
     return _checkpoint(name, folder, revision, memo, hub=f"{repository}@{folder.name}")
 
@@ -134,7 +134,7 @@ def _snapshot(repository: str, revision: str | None, *, offline: bool) -> Path:
     )
 
 
-def _from_hub(repository: str, revision: str | None, tell: Callable[[str], None]) -> Path:
+def _from_hub(repository: str, revision: str | None, on_fetch: Callable[[str], None]) -> Path:
     """The snapshot folder: from the hub's own cache when it is whole, else downloaded."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -142,7 +142,7 @@ def _from_hub(repository: str, revision: str | None, tell: Callable[[str], None]
     if folder is not None:
         return folder
     try:
-        tell(_to_fetch(repository, revision))
+        on_fetch(_to_fetch(repository, revision))
         return _snapshot(repository, revision, offline=False)
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         wanted = f"{repository}@{revision}" if revision else repository

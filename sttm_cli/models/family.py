@@ -1,4 +1,4 @@
-"""The specification of a model family: all that is known of an architecture without loading it."""
+"""The specification of a model family: the facts known of an architecture without loading it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Grid(Protocol):
     """Counts a video's grid steps and the visual tokens of each step.
 
     Reads the checkpoint's config only. Raises KeyError, TypeError or ZeroDivisionError where the
-    config does not state what is needed.
+    config lacks a field that is needed.
     """
 
     def __call__(

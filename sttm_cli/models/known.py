@@ -11,7 +11,7 @@ from pathlib import Path
 from sttm_cli.base.errors import ModelError
 from sttm_cli.base.types import Json
 from sttm_cli.models.checkpoint import cached_folder
-from sttm_cli.models.files import read, weight_files
+from sttm_cli.models.checkpoint_files import read, weight_files
 from sttm_cli.models.registry import TINY, families, find_family
 
 

@@ -1,4 +1,4 @@
-"""What the LLaVA families share: a SigLIP tower and a projector, squared frames, 2x2 pooling."""
+"""Shared by the LLaVA families: a SigLIP tower and a projector, squared frames, 2x2 pooling."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from typing import Any
 from sttm_cli.base.device import is_out_of_memory
 from sttm_cli.base.errors import ModelError, OutOfMemoryError, SttmError
 from sttm_cli.models.checkpoint import Checkpoint
+from sttm_cli.models.checkpoint_files import weight_files
 from sttm_cli.models.placement import WAY_OUT, Placement, place
 
 
@@ -47,9 +48,11 @@ def load_weights(
     _quiet()
     where = place(checkpoint, placement)
     with reworded(checkpoint, placement.device):
+        config = _config(checkpoint, placement, options.pop("config", None))
+        _check_size(checkpoint, config)
         model, loading = model_class.from_pretrained(
             checkpoint.folder,
-            config=_config(checkpoint, placement, options.pop("config", None)),
+            config=config,
             dtype=getattr(torch, placement.dtype),
             attn_implementation=placement.attention,
             local_files_only=True,
@@ -78,6 +81,36 @@ def _config(checkpoint: Checkpoint, placement: Placement, config: Any) -> Any:
         tower = config.vision_config
         setattr(tower, "depth" if hasattr(tower, "depth") else "num_hidden_layers", 0)
     return config
+
+
+def _check_size(checkpoint: Checkpoint, config: Any) -> None:
+    # transformers makes every weight that is not in the files before it complains of them; a part
+    # that the config leaves out has the size of a large model by default.
+    least = sum(_least_numbers(part) for part in (config.get_text_config(), config.vision_config))
+    files = weight_files(checkpoint.name, checkpoint.folder)
+    if least // 2 > sum(path.stat().st_size for path in files):
+        raise ModelError(
+            f"model {checkpoint.name!r} has at least {least} weights by its config.json, more than "
+            "its files",
+            "the checkpoint is incomplete or of another architecture",
+        )
+
+
+def _least_numbers(part: Any) -> int:
+    """The fewest numbers that a decoder's or a tower's weights have; a number takes 4 bits at
+    least."""
+    fields = ("num_hidden_layers", "depth", "embed_dim", "hidden_size", "intermediate_size",
+              "vocab_size", "num_position_embeddings", "num_experts", "moe_intermediate_size",
+              "num_attention_heads", "head_dim")  # fmt: skip
+    has = {name: value for name in fields if isinstance(value := getattr(part, name, None), int)}
+    layers = has.get("num_hidden_layers", has.get("depth", 0))
+    width = has.get("embed_dim", has.get("hidden_size", 0))
+    inner = has.get("intermediate_size", width)
+    if has.get("num_experts"):
+        inner = has["num_experts"] * has.get("moe_intermediate_size", 1)
+    attention = has.get("num_attention_heads", 0) * has.get("head_dim", 0)
+    rows = has.get("vocab_size", 0) + has.get("num_position_embeddings", 0)
+    return width * (layers * (2 * inner + 2 * attention) + rows)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import psutil
 from sttm_cli.base.errors import ModelError, OutOfMemoryError
 from sttm_cli.base.types import Json
 from sttm_cli.models.checkpoint import Checkpoint
-from sttm_cli.models.files import weight_files
+from sttm_cli.models.checkpoint_files import weight_files
 
 WAY_OUT = "choose a smaller model, --dtype bfloat16, or a --device with more memory"
 SHARE = 0.8
@@ -25,7 +25,7 @@ HEADER = 100_000_000
 class Placement:
     """Where and how a model runs: "cuda:0", "bfloat16", "sdpa" (transformers' names).
 
-    `spread`: it may be divided among all accelerators of this kind where one cannot hold it.
+    `spread`: it may be divided among all accelerators of this kind where one is too small.
     Without `vision` the tower's layers are not loaded: a stored KV needs none.
     """
 

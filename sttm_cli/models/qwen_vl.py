@@ -1,4 +1,4 @@
-"""What the Qwen-VL families share: dynamic resolution, patches of two frames, M-RoPE.
+"""Shared by the Qwen-VL families: dynamic resolution, patches of two frames, M-RoPE.
 
 Frames keep their aspect ratio; `spatial_merge_size`^2 patches of `temporal_patch_size` frames
 become one token. Every token has rotary ids (t, h, w), which survivors of a merge keep (STTM
@@ -14,7 +14,7 @@ from sttm_cli.base.errors import ModelError, VideoError
 from sttm_cli.base.types import Prompt, VisualTokens
 from sttm_cli.models.chat_format import ChatFormat
 from sttm_cli.models.checkpoint import Checkpoint
-from sttm_cli.models.files import read
+from sttm_cli.models.checkpoint_files import read
 
 if TYPE_CHECKING:
     import torch

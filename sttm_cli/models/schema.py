@@ -26,7 +26,8 @@ Layers = Annotated[int, Field(ge=1, le=1000)]
 Size = Annotated[int, Field(ge=1, le=1 << 20)]
 Length = Annotated[int, Field(ge=1, le=1 << 40)]
 Id = Annotated[int, Field(ge=0, le=1 << 40)]
-Side = Size | Annotated[list[Size], Field(min_length=1, max_length=3)]
+Pixels = Annotated[int, Field(ge=1, le=8192)]
+Side = Pixels | Annotated[list[Pixels], Field(min_length=1, max_length=3)]
 Beside = Annotated[str, AfterValidator(_beside)]
 
 
@@ -63,6 +64,7 @@ class Vision(Part):
     intermediate_size: Size | None = None
     image_size: Side | None = None
     patch_size: Side | None = None
+    num_channels: Annotated[int, Field(ge=1, le=16)] | None = None
     temporal_patch_size: Size | None = None
     spatial_merge_size: Size | None = None
     num_position_embeddings: Size | None = None

@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _bounds() -> Callable[[], None]:
-    """Bound this process's memory; what is returned bounds the next job's processor time."""
+    """Bound the memory; returns a function that bounds the processor time of the next job."""
     try:
         import resource
     except ImportError:

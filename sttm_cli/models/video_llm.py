@@ -42,14 +42,14 @@ class VideoLLM(Protocol):
     def question(self, text: str, history: Sequence[Turn] = ()) -> torch.Tensor:
         """Token ids [n] of everything after the prompt's, up to the answer's start.
 
-        Raises UsageError where the question holds one of the model's control tokens.
+        Raises UsageError where the question contains one of the model's control tokens.
         """
         ...
 
     def answer(self, text: str) -> torch.Tensor:
         """Token ids [n] of an answer's text, as the model itself would say it.
 
-        Raises UsageError where it holds one of the model's control tokens.
+        Raises UsageError where it contains one of the model's control tokens.
         """
         ...
 

@@ -77,7 +77,7 @@ def choose(prepared: Prepared, asked: Asked, options: Sequence[str]) -> Choice:
     scores = score(prefix, ids, tokens, model.end_ids)
     shares = torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
     weighed = tuple(
-        Option(text, share, scored, len(each))
+        Option(text=text, probability=share, log_likelihood=scored, tokens=len(each))
         for text, share, scored, each in zip(options, shares, scores, tokens, strict=True)
     )
     times = {"first_token": None, "answer": time.perf_counter() - started}

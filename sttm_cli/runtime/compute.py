@@ -98,7 +98,9 @@ class Compute:
             wait_for(features.device)
         self._check_numbers(features)
         times, duration = tuple(report.times_s), request.info.duration_s
-        return VisualTokens(features, deep, times, duration), report
+        return VisualTokens(
+            features=features, deep=deep, times_s=times, duration_s=duration
+        ), report
 
     def prefill(
         self,

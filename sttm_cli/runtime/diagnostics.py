@@ -67,14 +67,19 @@ def _told(name: str, check: Callable[[], Check]) -> Check:
     except Exception as error:
         lines = str(error).splitlines() or [""]
         why = f"{type(error).__name__}: {lines[0][:200]}"
-        return Check(name, "", why, "see what is broken above it first")
+        return Check(name=name, found="", problem=why, hint="see what is broken above it first")
 
 
 def _python() -> Check:
     found = f"{platform.python_version()} ({platform.system()} {platform.machine()})"
     old = sys.version_info < (3, 11)
     problem = "older than 3.11" if old else None
-    return Check("python", f"{found}, sttm {__version__}", problem, "install Python 3.11 or newer")
+    return Check(
+        name="python",
+        found=f"{found}, sttm {__version__}",
+        problem=problem,
+        hint="install Python 3.11 or newer",
+    )
 
 
 def _library(distribution: str, module: str) -> Check:
@@ -83,10 +88,15 @@ def _library(distribution: str, module: str) -> Check:
         found = version(distribution)
         import_module(module)
     except PackageNotFoundError:
-        return Check(distribution, "", "not installed", hint)
+        return Check(name=distribution, found="", problem="not installed", hint=hint)
     except (ImportError, OSError, RuntimeError) as error:
         # Such as a torchvision for another torch.
-        return Check(distribution, found, f"cannot be imported: {str(error)[:200]}", hint)
+        return Check(
+            name=distribution,
+            found=found,
+            problem=f"cannot be imported: {str(error)[:200]}",
+            hint=hint,
+        )
     return Check(distribution, found, facts={"version": found})
 
 
@@ -121,10 +131,10 @@ def _attention() -> Check:
     if not torch.cuda.is_available():
         return Check("attention", "torch's own (flash attention needs an NVIDIA GPU)")
     return Check(
-        "attention",
-        "torch's own",
-        "flash attention is not installed: long videos prefill slower",
-        "pip install flash-attn",
+        name="attention",
+        found="torch's own",
+        problem="flash attention is not installed: long videos prefill slower",
+        hint="pip install flash-attn",
         needed=False,
     )
 
@@ -147,12 +157,20 @@ def _decoder(reader: str, *, needed: bool) -> Check:
             codec = _write_video(path)
             shades = _read_shades(path, reader)
         except (SttmError, OSError, ImportError, ValueError) as error:
-            return Check(name, "", str(error).splitlines()[0], hint, needed)
+            return Check(
+                name=name, found="", problem=str(error).splitlines()[0], hint=hint, needed=needed
+            )
     wrong = [
         shade for shade, wanted in zip(shades, SHADES, strict=False) if abs(shade - wanted) > 8
     ]
     if len(shades) != len(SHADES) or wrong:
-        return Check(name, "", f"wrong frames: {shades}, not {list(SHADES)}", hint, needed)
+        return Check(
+            name=name,
+            found="",
+            problem=f"wrong frames: {shades}, not {list(SHADES)}",
+            hint=hint,
+            needed=needed,
+        )
     return Check(name, f"{len(shades)} frames of {codec} came back right", needed=needed)
 
 
@@ -225,7 +243,7 @@ def _store(where: str | Path | None, max_bytes: int | None) -> Check:
         f"{facts['path']}, {entries} entries, {held / 1e9:.2f} of at most {limit / 1e9:.2f} GB, "
         f"{left}{facts['verified']} checked"
     )
-    return Check("cache", found, problem, hint, facts=facts)
+    return Check(name="cache", found=found, problem=problem, hint=hint, facts=facts)
 
 
 def _config() -> Check:
@@ -236,5 +254,10 @@ def _config() -> Check:
     try:
         keys = read_config()
     except SttmError as error:
-        return Check("config", str(path), error.message, error.hint or f"correct {path}")
+        return Check(
+            name="config",
+            found=str(path),
+            problem=error.message,
+            hint=error.hint or f"correct {path}",
+        )
     return Check("config", f"{path}: {', '.join(keys) or 'empty'}", facts=facts)

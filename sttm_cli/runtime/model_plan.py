@@ -38,7 +38,13 @@ class ModelPlan:
 
     def placement(self, *, vision: bool = True) -> Placement:
         """Where and how it is loaded."""
-        return Placement(self.device, self.dtype, self.attention, self.spread, vision)
+        return Placement(
+            device=self.device,
+            dtype=self.dtype,
+            attention=self.attention,
+            spread=self.spread,
+            vision=vision,
+        )
 
     @cached_property
     def identity(self) -> Json:
@@ -73,7 +79,7 @@ def plan_model(
         revision=settings.revision,
         memo=facts,
         aliases=_known_names(),
-        tell=on_fetch,
+        on_fetch=on_fetch,
     )
     family = family_of(checkpoint)
     layer, positions = settings.merge_layer, settings.positions

@@ -46,7 +46,7 @@ def running() -> Iterator[LocalServer]:
         try:
             yield LocalServer(files, facts, Server(files).status())
         except ServerGone as error:
-            yield LocalServer(files, facts, None, str(error))
+            yield LocalServer(files=files, facts=facts, status=None, trouble=str(error))
 
 
 def end(server: LocalServer) -> None:

@@ -1,7 +1,7 @@
 """The format of one stored KV: a safetensors file with a record and a checksum of its own;
 docs/cache-format.md.
 
-safetensors has no checksum, and a KV shorter than its header says must not be read: header and
+safetensors has no checksum, and a file shorter than its header states must not be read: header and
 sizes are checked here against the size of the bytes before any memory is taken. Imports no torch.
 """
 
@@ -81,7 +81,7 @@ class Header:
     `meta` is the whole record, of which other fields are parts. `dtype` and `kv_dtype` name the
     type that keys and values are restored to and the one they are stored as. `scales` are scale
     and offset of each tensor, empty where there are none; `tensors` are layer 0 key, layer 0
-    value, layer 1 key, ... All lie one after another from byte `start` to byte `end`.
+    value, layer 1 key, ... They follow each other from byte `start` to byte `end`.
     `saved_bytes`: how many fewer bytes they take than as they are restored.
     """
 
@@ -165,7 +165,7 @@ def layout(lengths: list[int], heads: int, dim: int, kv_dtype: str) -> list[Plac
     places, begin = list[Place](), 0
     for name, code, shape in wanted:
         end = begin + prod(shape) * _ITEM_BYTES[code]
-        places.append(Place(name, code, shape, begin, end))
+        places.append(Place(name=name, code=code, shape=shape, begin=begin, end=end))
         begin = end
     return places
 
@@ -217,7 +217,7 @@ def _read(blob: Blob, offset: int, count: int) -> bytes:
 def _record(metadata: Json) -> Json:
     record = metadata["sttm"].encode()
     if metadata["seal"] != seal_of(record):
-        raise Damaged("its record does not have its checksum")
+        raise Damaged("its record does not match its checksum")
     meta: Json = json.loads(record)
     return meta
 
@@ -229,7 +229,7 @@ def _check_meta(meta: Json, wanted: Spelled | None) -> None:
     if stored.key != meta["key"]:
         raise Damaged("its key is not that of its identity")
     if wanted is not None and stored.text != wanted.text:
-        raise Damaged("its identity is another's")
+        raise Damaged("it has another identity")
     if not 1 <= len(meta["lengths"]) <= MOST_LAYERS:
         raise Damaged(f"it cannot have {len(meta['lengths']):,} layers")
     if len(meta["next_positions"]) != 2 or len(meta["grid"]) != 3:
@@ -257,7 +257,7 @@ def _check_tensors(header: Json, meta: Json, start: int, size: int) -> Header:
             raise Damaged(f"tensor {place.name} has another place or shape than it should")
     end = start + places[-1].end
     if end != size:
-        raise Damaged(f"it is {size} bytes long, its header says {end}")
+        raise Damaged(f"it is {size} bytes long instead of {end}")
     tokens, count = TokenCounts(**meta["tokens"]), 2 * len(lengths)
     check_counts(tokens)
     restored = 2 * sum(lengths) * heads * dim * _ITEM_BYTES[CODES[dtype]]

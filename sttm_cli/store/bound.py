@@ -31,8 +31,8 @@ class Bound:
         self._before_rescan = 0
 
     def limit(self, scan: Scan | None = None) -> int:
-        """The bound in bytes. One that was not given is never below what is stored, however little
-        the disk has left."""
+        """The bound in bytes. The automatic one is never below the size of the stored files,
+        however little space the disk has left."""
         if self._max_bytes is not None:
             return self._max_bytes
         stored = (scan or self._folder.scan()).bytes
@@ -57,13 +57,13 @@ class Bound:
         artifacts = [s for s in scan.artifacts if s.key != written.key] + [written]
         limit = self.limit(scan)
         removed = self.prune(artifacts, limit, keep=written.key)
-        gone = sum(s.bytes for s in removed)
+        freed = sum(s.bytes for s in removed)
         if removed:
             self._warn(
-                f"removed {len(removed):,} of the least recently used entries ({gone:,} bytes) "
+                f"removed {len(removed):,} of the least recently used entries ({freed:,} bytes) "
                 f"to keep within {self.describe(limit)}"
             )
-        left = limit - sum(s.bytes for s in artifacts) + gone
+        left = limit - sum(s.bytes for s in artifacts) + freed
         self._before_rescan = left // RESCAN_SHARE
         sweep(scan.leftovers)
 

@@ -36,18 +36,18 @@ def refusal(root: Path) -> str:
     A cache of an earlier version gets its marker.
     """
     try:
-        found = root.stat()
+        stat = root.stat()
     except OSError:
         return ""
     if not root.is_dir():
         return ""
-    if reason := exposure(found):
+    if reason := exposure(stat):
         return f"{root} {reason}"
     if not is_marked(root):
         if stranger := next(_strangers(root), None):
             return f"{root} has no marker of a cache and contains {stranger}"
         with suppress(OSError):
-            _adopt(root, private=found.st_mode & 0o077 == 0)
+            _adopt(root, private=stat.st_mode & 0o077 == 0)
     return next(_exposed_levels(root), "")
 
 
@@ -89,7 +89,7 @@ def _adopt(root: Path, *, private: bool) -> None:
 
 
 def _strangers(root: Path) -> Iterator[str]:
-    """What in an unmarked folder is not a cache's, as paths below it."""
+    """The entries of an unmarked folder that are not a cache's, as paths below it."""
     checks = {"kv": _strangers_of_kv, "locks": _strangers_of_locks, "index": _strangers_of_index}
     for entry in entries_of(root):
         if entry.name in checks and entry.is_dir(follow_symlinks=False):
@@ -128,12 +128,12 @@ def _exposed_levels(root: Path) -> Iterator[str]:
     for name in _LEVELS:
         level = root / name
         try:
-            found = level.lstat()
+            stat = level.lstat()
         except OSError:
             continue
         if level.is_symlink() or not level.is_dir():
             # The index is done without.
             if name != "index":
                 yield f"{level} is not a folder"
-        elif reason := exposure(found):
+        elif reason := exposure(stat):
             yield f"{level} {reason}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
+from stat import S_ISREG
 from threading import Lock
 
 from sttm_cli.store.artifact import Damaged
@@ -15,9 +15,9 @@ Seal = tuple[int, int, int, int]
 the other is the system's own."""
 
 
-def file_seal(found: os.stat_result) -> Seal:
+def file_seal(stat: os.stat_result) -> Seal:
     """It stays equal as long as nobody writes to the file."""
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 class FileBlob:
@@ -31,7 +31,7 @@ class FileBlob:
         self.path = os.fspath(path)
         descriptor = os.open(path, os.O_RDONLY | flags)
         self.stat = os.fstat(descriptor)
-        regular = stat.S_ISREG(self.stat.st_mode)
+        regular = S_ISREG(self.stat.st_mode)
         reason = exposure(self.stat) if regular else "is not a regular file"
         if reason:
             os.close(descriptor)

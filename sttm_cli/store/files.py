@@ -2,7 +2,7 @@
 
 root/kv/ab/<key>.safetensors    the artifacts
 root/kv/ab/<key>.<random>.part  being written
-root/locks/<key>                held by the process that computes this key
+root/locks/<key>                locked by the process that computes this key
 """
 
 from __future__ import annotations
@@ -137,16 +137,16 @@ def sweep(leftovers: list[Path]) -> None:
 
 def remove_files(paths: Iterable[Path], warn: Callable[[str], None]) -> list[Path]:
     """Remove files and return those that no longer exist; `warn` gets a line if some remain."""
-    gone, kept = list[Path](), list[str]()
+    removed, kept = list[Path](), list[str]()
     for path in paths:
         try:
             path.unlink(missing_ok=True)
-            gone.append(path)
+            removed.append(path)
         except OSError as error:
             kept.append(f"{path} cannot be removed: {error.strerror}")
     if kept:
         warn(kept[0] + (f", nor can {len(kept) - 1:,} more" if kept[1:] else ""))
-    return gone
+    return removed
 
 
 def entries_of(folder: str | Path) -> Iterator[os.DirEntry[str]]:

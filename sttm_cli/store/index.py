@@ -25,11 +25,11 @@ from sttm_cli.base.types import Json
 from sttm_cli.store.private import exposure, make_private
 
 PATIENCE_S = 5.0
-"""Other processes hold the index for milliseconds; an index that is held longer is not used."""
+"""Other processes lock the index for milliseconds; an index that is locked longer is not used."""
 PAUSE_S = 60.0
 """Until an index that failed is tried again: a server must not go without it for days."""
 MEMORY_S = 90 * 86400.0
-"""How long a row is kept that `set` wrote: nobody asks again for removed or changed files."""
+"""Rows of `set` expire: nobody asks again for removed or changed files."""
 FILES = ("cache.db", "cache.db-wal", "cache.db-shm", "cache.db-journal")
 """The only files that are ever removed from the folder."""
 APPLICATION = 0x5354544D
@@ -42,7 +42,7 @@ _making = Lock()
 
 
 class _TextOnly(diskcache.Disk):  # type: ignore[misc]
-    """Keys and values are text, in the row itself; a row that holds anything else reads as empty.
+    """Keys and values are text, in the row itself; a row of anything else reads as empty.
 
     diskcache's own Disk unpickles rows (CVE-2025-69872): code execution for anybody who can write
     the folder. This one has no way to read or write a pickle or a file.
@@ -90,8 +90,8 @@ class Index:
     def rows(self, prefix: str) -> dict[str, Json]:
         """All rows whose key begins with `prefix`, by the rest of the key, from one query."""
         # Keys are compared as text; U+10FFFF sorts behind all that may follow.
-        found = self._select("key > ? AND key < ?", prefix, prefix + "\U0010ffff")
-        return {key[len(prefix) :]: row for key, row in found.items()}
+        rows = self._select("key > ? AND key < ?", prefix, prefix + "\U0010ffff")
+        return {key[len(prefix) :]: row for key, row in rows.items()}
 
     def set(self, key: str, value: Json) -> None:
         """Remember a row for some months."""

@@ -1,9 +1,9 @@
 """A store in a local folder, bounded in bytes.
 
 root/CACHEDIR.TAG              the marker: without it nothing in the folder is removed
-root/kv/ab/<key>.safetensors   the artifacts; these alone decide what is stored
+root/kv/ab/<key>.safetensors   the artifacts; an entry exists where its file does
 root/index/                    small rows (diskcache): digests, last uses, descriptions of entries
-root/locks/<key>               held by the process that computes this key
+root/locks/<key>               locked by the process that computes this key
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class LocalStore(Store):
 
     def entries(self) -> list[Entry]:
         """Headers are read of entries that the index does not describe."""
-        artifacts, learnt = self._scan().artifacts, list[tuple[Entry, Stored]]()
+        artifacts, described = self._scan().artifacts, list[tuple[Entry, Stored]]()
         entries = list[Entry]()
         for stored, entry in zip(artifacts, self._records.entries(artifacts), strict=True):
             if entry is None:
@@ -139,9 +139,9 @@ class LocalStore(Store):
                     entry = replace(self._read(stored.path), identity=None, facts=None)
                 except (Damaged, OSError):
                     continue
-                learnt.append((entry, stored))
+                described.append((entry, stored))
             entries.append(entry)
-        self._records.learn(learnt)
+        self._records.describe(described)
         return entries
 
     def beginning(self, key: str) -> list[Entry]:
@@ -184,9 +184,9 @@ class LocalStore(Store):
 
     def remove(self, keys: Iterable[str]) -> list[str]:
         paths = {} if self._refusal else {self._folder.place(key): key for key in keys}
-        gone = [paths[path] for path in remove_files(paths, self._warn)]
-        self._records.forget(gone)
-        return gone
+        removed = [paths[path] for path in remove_files(paths, self._warn)]
+        self._records.forget(removed)
+        return removed
 
     def prune(self, limit: int) -> list[Removed]:
         scan = self._scan()
@@ -202,13 +202,13 @@ class LocalStore(Store):
         for stored in scan.artifacts[:limit]:
             if (problem := _problem(stored.path)) is not None:
                 problems[stored.path] = problem
-        gone = set[Path]()
+        removed = set[Path]()
         if repair:
-            gone.update(remove_files(problems, self._warn))
-            self._records.forget([path.name.removesuffix(SUFFIX) for path in gone])
+            removed.update(remove_files(problems, self._warn))
+            self._records.forget([path.name.removesuffix(SUFFIX) for path in removed])
             sweep(scan.leftovers)
         findings = [
-            Finding(location=str(path), problem=problem, removed=path in gone)
+            Finding(location=str(path), problem=problem, removed=path in removed)
             for path, problem in problems.items()
         ]
         return len(scan.artifacts), findings

@@ -33,9 +33,9 @@ def open_store(
         from sttm_cli.store.local import LocalStore
 
         return LocalStore(place, max_bytes=max_bytes, warn=warn)
-    found = _entry_point(place)
+    point = _entry_point(place)
     try:
-        opener = found.load()
+        opener = point.load()
     except (ImportError, AttributeError) as error:
         raise CacheError(f"the store for {place} cannot be loaded: {error}") from error
     store: Store = opener(place, max_bytes=max_bytes, warn=warn)

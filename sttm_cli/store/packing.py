@@ -24,8 +24,8 @@ SCALED = torch.int8
 TOKENS, DIM = 0, 2
 """Axes of [n, heads, dim]: one scale for all entries along TOKENS is one per channel."""
 BLOCK = 1 << 15
-"""Numbers that are unpacked at once: caches hold them between the steps, and torch does not share
-them out among threads, for which a busy machine makes it wait at every step."""
+"""Numbers that are unpacked at once: they stay in the processor's caches between the steps, and
+torch does not share them out among threads, for which a busy machine makes it wait."""
 _STEPS = 127
 
 

@@ -11,13 +11,13 @@ PRIVATE = 0o700
 OTHERS_WRITE = 0o022
 
 
-def exposure(found: os.stat_result) -> str:
+def exposure(stat: os.stat_result) -> str:
     """How others can change a file or folder, to follow its name; "" where only this user can."""
     if not hasattr(os, "geteuid"):
         return ""
-    if found.st_uid != os.geteuid():
+    if stat.st_uid != os.geteuid():
         return "belongs to another user"
-    return "can be written by other users" if found.st_mode & OTHERS_WRITE else ""
+    return "can be written by other users" if stat.st_mode & OTHERS_WRITE else ""
 
 
 def make_private(folder: Path) -> None:

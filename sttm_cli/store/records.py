@@ -46,7 +46,7 @@ class Records:
         uses, abouts = self._all_uses(), self._index.rows("about:")
         return [_remembered(s, abouts.get(s.key), uses[s.key]) for s in artifacts]
 
-    def learn(self, entries: list[tuple[Entry, Stored]]) -> None:
+    def describe(self, entries: list[tuple[Entry, Stored]]) -> None:
         """Remember entries, each for as long as its file stays as it is."""
         if entries:
             self._index.set_all({f"about:{e.key}": _to_row(e, stored) for e, stored in entries})

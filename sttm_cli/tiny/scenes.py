@@ -97,14 +97,20 @@ def make_scene(seed: int, *, seconds: int | None = None, crowded: bool = False) 
         if thing is not None:
             things.append(thing)
     order = rng.permutation(len(things))
-    return Scene(seed, length, tuple(things[i] for i in order), card)
+    return Scene(seed=seed, seconds=length, things=tuple(things[i] for i in order), card=card)
 
 
 def _make_card(rng: np.random.Generator, seconds: int) -> Card:
     moment = int(rng.integers(seconds))
     radius = float(rng.uniform(15, 19))
     x, y = (float(v) for v in rng.uniform(radius + 1, SIDE - radius - 1, 2))
-    return Card(int(rng.integers(10)), radius, (x, y), moment - 0.45, moment + 0.45)
+    return Card(
+        digit=int(rng.integers(10)),
+        radius=radius,
+        start=(x, y),
+        born=moment - 0.45,
+        gone=moment + 0.45,
+    )
 
 
 def _place(
@@ -147,14 +153,14 @@ def _random_thing(rng: np.random.Generator, name: tuple[str, str], seconds: int)
     shown, hidden = (t - 0.5 if 0 < t < seconds else t for t in (born, gone))
     start = start - velocity * (born - shown)
     return Thing(
-        name[0],
-        name[1],
-        radius,
-        float(rng.uniform(-0.2, 0.2)),
-        (float(start[0]), float(start[1])),
-        (float(velocity[0]), float(velocity[1])),
-        float(shown),
-        float(hidden),
+        shape=name[0],
+        colour=name[1],
+        radius=radius,
+        angle=float(rng.uniform(-0.2, 0.2)),
+        start=(float(start[0]), float(start[1])),
+        velocity=(float(velocity[0]), float(velocity[1])),
+        born=float(shown),
+        gone=float(hidden),
     )
 
 

@@ -75,7 +75,7 @@ def test_scenes_are_the_same_every_time_and_never_those_of_training_or_the_other
 
 def test_backgrounds_are_cut_from_films(tmp_path: Path) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"no film")
-    with pytest.raises(UsageError, match="no film"):
+    with pytest.raises(UsageError, match="no readable film"):
         films(tmp_path)
     if not FILMS.is_dir():
         pytest.skip("needs ../shared/videos")

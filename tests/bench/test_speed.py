@@ -50,7 +50,7 @@ def test_every_stage_of_a_model_is_measured_and_nothing_stays_in_the_cache(tmp_p
         assert set(half["floor_share"]) == {"encode", "merge", "prefill", "restore", "token"}
         assert part["transformers"]["generate"] > 0
         assert part["transformers"]["prompt_cache"] > 0
-    assert {path.name for path in (tmp_path / "cache").iterdir()} <= {"index"}
+    assert {path.name for path in (tmp_path / "cache").iterdir()} <= {"CACHEDIR.TAG", "index"}
 
 
 @pytest.mark.parametrize("name", ["llava-video-7b", "qwen2.5-vl-7b"])
@@ -63,7 +63,7 @@ def test_a_geometry_is_measured_with_random_weights_and_says_that_it_was_shrunk(
         *(SAMPLE, "--geometry", name, "--layers", "4", "--scale", "4", "--frames", "2"),
         *("--budgets", "0.3", "--repeat", "1", "--no-peers", "--plot", str(plot)),
     )
-    assert f"{name}, random weights, 4 layers, widths / 4; merged before layer" in said
+    assert f"{name}, random weights, 4 layers, widths / 4; merged by sttm before layer" in said
     assert "TFLOP/s" in said
     assert plot.read_bytes().startswith(b"\x89PNG")
 

@@ -18,7 +18,7 @@ from tests.store.made import IDENTITY, kv
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "docs" / "sample.mp4"
-OWN = re.compile(r"\x1b\[[0-9;?]*[mhlKJABCDG]|\r|\x1b[=>]")
+OWN = re.compile(r"\x1b\[[0-9;?]*[mhlKJABCDG]|[\r\b]|\x1b[=>]")
 """What rich and prompt_toolkit themselves send: colours, the cursor within its line, modes."""
 
 

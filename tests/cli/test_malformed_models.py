@@ -34,6 +34,16 @@ def test_it_is_refused_in_one_line_or_answers(case: Case, tmp_path: Path) -> Non
     is_done_or_refused(sttm_here(*asked))
 
 
+def test_a_config_without_sizes_is_refused_before_a_large_model_is_made(tmp_path: Path) -> None:
+    for name in ("config.json: text_config: null", "config.json: vision_config: object"):
+        (case,) = (case for case in QUICK if case.name == name)
+        folder = tmp_path / case.name.replace(" ", "")
+        case.write(folder)
+        ended = sttm_here("ask", SAMPLE, "how many?", "--model", folder, *ARGUMENTS)
+        assert ended.code == 4
+        assert "by its config.json, more than its files" in ended.err
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -157,7 +157,7 @@ def test_a_hostile_web_page_is_given_up_within_seconds_and_bounded_in_memory(
 
 def test_a_web_page_that_drips_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("yt_dlp")
-    monkeypatch.setattr("sttm_cli.decode.page.PATIENCE_S", 4.0)
+    monkeypatch.setattr("sttm_cli.decode.web_page.PATIENCE_S", 4.0)
     ended = sttm_here("ask", site.at("dripping-page"), QUESTION, "-q")
     assert ended.code == 3
     assert "nothing came for 4 s" in ended.err
@@ -229,7 +229,7 @@ def _page_readers(parent: int) -> list[psutil.Process]:
 def test_a_web_page_without_yt_dlp_says_what_to_install(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sttm_cli.decode.page.find_spec", lambda name: None)
+    monkeypatch.setattr("sttm_cli.decode.web_page.find_spec", lambda name: None)
     ended = sttm_here("ask", site.at("page"), QUESTION)
     assert ended.code == 3
     assert "sttm-cli[web]" in ended.err

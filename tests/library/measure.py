@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
-from sttm_cli.library import local
+from sttm_cli.library import in_process
 from sttm_cli.library.loop import prepare_library
 from sttm_cli.library.outcome import Computed
 from sttm_cli.library.paths import find_videos
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     given = parser.parse_args()
     videos = find_videos([given.folder]).videos
-    ways = {"one after the other": lambda items, depth: items, "reading ahead": local.ahead}
+    ways = {"one after the other": lambda items, depth: items, "reading ahead": in_process.ahead}
     spent: dict[str, list[float]] = {name: [] for name in ways}
     prefill = Compute.prefill
 
@@ -54,12 +54,12 @@ def main() -> None:
 
 def run(videos: list[Path], way: Callable[..., Any], frames: int) -> float:
     """Seconds for all videos; says what each stage took."""
-    with TemporaryDirectory() as folder, mock.patch.object(local, "ahead", way):
+    with TemporaryDirectory() as folder, mock.patch.object(in_process, "ahead", way):
         qa = VideoQA(frames=frames, cache_dir=Path(folder) / "cache")
         with qa:
             qa.model()
             started = time.perf_counter()
-            outcomes = prepare_library(qa, videos, local.LocalRunner(qa))
+            outcomes = prepare_library(qa, videos, in_process.LocalRunner(qa))
             done = [found for found in outcomes if isinstance(found, Computed)]
             seconds = time.perf_counter() - started
     stages = ("decode", "encode", "merge", "prefill")

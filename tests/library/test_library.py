@@ -17,7 +17,7 @@ import pytest
 
 from sttm_cli.base.errors import CacheError, UsageError
 from sttm_cli.base.types import DecodeReport, FrameChunk
-from sttm_cli.library.local import LocalRunner
+from sttm_cli.library.in_process import LocalRunner
 from sttm_cli.library.loop import prepare_library
 from sttm_cli.library.outcome import Computed, Failed, Outcome, Skipped, Stopped
 from sttm_cli.library.paths import find_videos, share_of

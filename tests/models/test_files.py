@@ -14,7 +14,7 @@ import pytest
 
 from sttm_cli.base.errors import ModelError
 from sttm_cli.models.checkpoint import Checkpoint, check_unchanged, find_checkpoint
-from sttm_cli.models.files import CHECKED, model_files
+from sttm_cli.models.checkpoint_files import CHECKED, model_files
 from sttm_cli.models.placement import weight_bytes
 from sttm_cli.models.registry import TINY
 from tests.checkpoints_llava import llava_video
@@ -135,7 +135,7 @@ def test_a_shard_outside_the_folder_is_refused_though_it_is_there(
     for place in (tmp_path / "model.safetensors", tmp_path / "a.safetensors"):
         shutil.copy(next(folder.glob("*.safetensors")), place)
     wanted = str(tmp_path / "a.safetensors") if shard == "/a.safetensors" else shard
-    with pytest.raises(ModelError, match=r"index\.json: weight_map names .* outside the folder"):
+    with pytest.raises(ModelError, match=r"index\.json .* names .* outside the folder"):
         found(naming(folder, wanted))
 
 
@@ -243,5 +243,5 @@ def test_a_field_of_another_type_is_refused_naming_file_and_field(
 ) -> None:
     folder = Path(shutil.copytree(TINY, tmp_path / "model"))
     (folder / file).write_text(json.dumps(content))
-    with pytest.raises(ModelError, match=rf"{file}: .*{message}"):
+    with pytest.raises(ModelError, match=rf"{file} is not valid: .*{message}"):
         found(folder)

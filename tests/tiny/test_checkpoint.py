@@ -11,7 +11,12 @@ import torch
 from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
 
 from sttm_cli.tiny.questions import TEMPLATES
-from sttm_cli.tiny.training.checkpoint import CHAT_TEMPLATE, FOLDER, make_tokenizer, vocabulary
+from sttm_cli.tiny.training.write_checkpoint import (
+    CHAT_TEMPLATE,
+    FOLDER,
+    make_tokenizer,
+    vocabulary,
+)
 
 MOST_BYTES = 16 * 2**20
 

@@ -16,7 +16,7 @@ from sttm_cli.tiny.drawing import coverage, draw
 from sttm_cli.tiny.questions import CORNERS, Question, ask_about, look
 from sttm_cli.tiny.scenes import COLOURS, DIRECTIONS, SHAPES, SIDE, Scene, make_scene
 from sttm_cli.tiny.textures import textured
-from sttm_cli.tiny.training.checkpoint import GRID, make_tokenizer, vocabulary
+from sttm_cli.tiny.training.write_checkpoint import GRID, make_tokenizer, vocabulary
 
 # Seeds below this are held out: only measuring uses them.
 FIRST_TRAINING_SEED = 1_000_000_000
@@ -60,7 +60,12 @@ def make_clip(seed: int, frames: int, *, crowded: bool = False) -> Clip:
     drawn = np.stack([draw(scene, t, backdrop(t)) for t in times])
     if rng.random() < 0.85:
         drawn = _degrade(drawn, rng)
-    return Clip(drawn, scene, times, ask_about(scene, times, rng)[:_MOST_QUESTIONS])
+    return Clip(
+        frames=drawn,
+        scene=scene,
+        times=times,
+        questions=ask_about(scene, times, rng)[:_MOST_QUESTIONS],
+    )
 
 
 def _degrade(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -23,7 +23,7 @@ from sttm_cli.tiny.training.batches import (
     collate,
     make_clip,
 )
-from sttm_cli.tiny.training.checkpoint import GRID, WIDTH, make_model
+from sttm_cli.tiny.training.write_checkpoint import GRID, WIDTH, make_model
 
 # The decoder layers whose outputs must know how a cell's thing has moved, and what a word names:
 # one after the other, so that the last layers have only to answer.

@@ -19,8 +19,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sttm_cli.tiny.training.batches import Batch, Clips
-from sttm_cli.tiny.training.checkpoint import FOLDER, make_model, write_checkpoint
 from sttm_cli.tiny.training.learner import Learner, accuracy, cell_accuracy, losses
+from sttm_cli.tiny.training.write_checkpoint import FOLDER, make_model, write_checkpoint
 
 _WEIGHTS = {"cells": 0.3, "answer": 1.0, "moves": 0.3, "words": 0.2, "things": 0.5, "places": 1.0}
 _LOG_BATCHES = 50
@@ -47,22 +47,38 @@ class Stage:
 
 
 STAGES = (
-    Stage("tower", 6, 2e-3, {2: 1.0}, 32, answers=False, crowded=1.0),
-    Stage("words", 6, 1.5e-3, {1: 1.0}, 16, crowded=0.3, tower_rate=0.3),
     Stage(
-        "clips",
-        15.5,
-        1.2e-3,
-        {1: 0.05, 2: 0.2, 3: 0.2, 4: 0.14, 5: 0.1, 6: 0.1, 7: 0.08, 8: 0.12, 10: 0.01},
-        48,
+        name="tower",
+        minutes=6,
+        peak_rate=2e-3,
+        lengths={2: 1.0},
+        frames_per_batch=32,
+        answers=False,
+        crowded=1.0,
+    ),
+    Stage(
+        name="words",
+        minutes=6,
+        peak_rate=1.5e-3,
+        lengths={1: 1.0},
+        frames_per_batch=16,
+        crowded=0.3,
         tower_rate=0.3,
     ),
     Stage(
-        "longer",
-        70,
-        1e-3,
-        {1: 0.06, 2: 0.1, 3: 0.12, 4: 0.14, 5: 0.12, 6: 0.12, 7: 0.12, 8: 0.2, 10: 0.02},
-        48,
+        name="clips",
+        minutes=15.5,
+        peak_rate=1.2e-3,
+        lengths={1: 0.05, 2: 0.2, 3: 0.2, 4: 0.14, 5: 0.1, 6: 0.1, 7: 0.08, 8: 0.12, 10: 0.01},
+        frames_per_batch=48,
+        tower_rate=0.3,
+    ),
+    Stage(
+        name="longer",
+        minutes=70,
+        peak_rate=1e-3,
+        lengths={1: 0.06, 2: 0.1, 3: 0.12, 4: 0.14, 5: 0.12, 6: 0.12, 7: 0.12, 8: 0.2, 10: 0.02},
+        frames_per_batch=48,
         tower_rate=0.3,
     ),
 )

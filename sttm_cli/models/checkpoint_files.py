@@ -37,8 +37,8 @@ def model_files(name: str, folder: Path) -> list[Path]:
     """
     top = (path for path in folder.iterdir() if is_of_model(path.name))
     below = (folder / TEMPLATES).glob("*.jinja")
-    found = {path for path in (*top, *below, *weight_files(name, folder)) if path.is_file()}
-    return sorted(found)
+    loaded = {path for path in (*top, *below, *weight_files(name, folder)) if path.is_file()}
+    return sorted(loaded)
 
 
 def weight_files(name: str, folder: Path) -> list[Path]:
@@ -49,17 +49,21 @@ def weight_files(name: str, folder: Path) -> list[Path]:
     index = folder / INDEX
     if (folder / WEIGHTS).is_file() or not index.is_file():
         return [folder / WEIGHTS]
-    named = read(name, index).get("weight_map")
-    shards = list(named.values()) if isinstance(named, dict) else []
+    weights = read(name, index).get("weight_map")
+    shards = list(weights.values()) if isinstance(weights, dict) else []
     if not shards:
-        raise ModelError(f"model {name!r}: {INDEX}: weight_map names no file", _FETCH)
+        raise ModelError(f"model {name!r}: {INDEX} is not valid: weight_map names no file", _FETCH)
     for shard in shards:
         if not isinstance(shard, str) or not shard.endswith(".safetensors"):
-            reason = f"weight_map names {shard!r:.80}, which is not a .safetensors file"
-            raise ModelError(f"model {name!r}: {INDEX}: {reason}", _FETCH)
-        if not is_inside(shard):
-            reason = f"weight_map names {shard!r:.80}, which is outside the folder"
-            raise ModelError(f"model {name!r}: {INDEX}: {reason}", "give a complete folder")
+            reason = "which is not a .safetensors file"
+        elif not is_inside(shard):
+            reason = "which is outside the folder"
+        else:
+            continue
+        raise ModelError(
+            f"model {name!r}: {INDEX} is not valid: weight_map names {shard!r:.80}, {reason}",
+            _FETCH,
+        )
     return [folder / shard for shard in sorted(set(shards))]
 
 
@@ -105,7 +109,7 @@ def _check_fields(name: str, paths: list[Path]) -> None:
     for path in paths:
         wrong = problem(path.name, read(name, path))
         if wrong:
-            raise ModelError(f"model {name!r}: {path.name}: {wrong}", _FETCH)
+            raise ModelError(f"model {name!r}: {path.name} is not valid: {wrong}", _FETCH)
 
 
 def _version(path: Path, stat: os.stat_result) -> tuple[str, int, int, int, int, int]:
