@@ -46,7 +46,7 @@ _Turn = Annotated[list[str], Field(min_length=2, max_length=2)]
 class AskBody(Body):
     """The questions of one `sttm ask`; `name` is the address of which `video` is a copy."""
 
-    model: dict[str, _Plain]
+    model: dict[str, _Plain | list[str]]
     settings: dict[str, _Plain]
     video: str
     name: str | None = None

@@ -147,7 +147,9 @@ def pinned(settings: Settings) -> Json:
 
 def of_the_model(settings: Settings) -> Json:
     """The settings in which a server's model must agree with `settings`."""
-    return {name: pinned(settings)[name] for name in in_scope(Scope.MODEL)}
+    ours = {name: pinned(settings)[name] for name in in_scope(Scope.MODEL)}
+    # As they arrive: JSON has no tuples.
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in ours.items()}
 
 
 def served_name(settings: Settings) -> str:
