@@ -37,7 +37,7 @@ def test_a_flipped_bit_is_a_missing_row_and_never_another(store: LocalStore) -> 
             begin = whole.index(text)
             places.update(range(begin, begin + len(text)))
     wrong, missing = list[str](), 0
-    for place in sorted(places):
+    for place in sorted(places)[::3]:
         damaged = bytearray(whole)
         damaged[place] ^= 1 << place % 8
         path.write_bytes(damaged)
@@ -46,7 +46,7 @@ def test_a_flipped_bit_is_a_missing_row_and_never_another(store: LocalStore) -> 
         missing += None in rows.values()
         wrong += [f"{place}: {k}" for k, row in rows.items() if row not in (None, ROWS[k])]
     assert wrong == []
-    assert missing > len(places) / 2
+    assert missing > len(places) / 6
 
 
 def test_a_row_under_another_key_is_not_there(store: LocalStore) -> None:
