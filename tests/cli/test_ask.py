@@ -19,7 +19,7 @@ from sttm_cli.base.types import DecodeReport, FramePlan
 from sttm_cli.cli.output import show_failure
 from sttm_cli.decode import isolated
 from sttm_cli.decode.lost import Reading
-from sttm_cli.store import Store
+from sttm_cli.store import LocalStore
 from tests.cli.process import sttm, sttm_here
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
@@ -121,15 +121,15 @@ def test_debug_says_whether_recomputing_would_have_been_faster(
 ) -> None:
     sttm_here("ask", video, QUESTION)
     assert "times as long" in sttm_here("ask", video, QUESTION, "--debug").err
-    load = Store.load
+    load = LocalStore.load
 
-    def from_a_slow_disk(store: Store, *given: Any, **more: Any) -> Any:
+    def from_a_slow_disk(store: LocalStore, *given: Any, **more: Any) -> Any:
         kv = load(store, *given, **more)
-        time.sleep(kv.facts["seconds"]["decode"] + 1)
-        kv.facts["seconds"] |= {"encode": 0.1, "merge": 0.1, "prefill": 0.1}
+        kv.facts["waited_s"] = 0.01
+        time.sleep(0.05)
         return kv
 
-    monkeypatch.setattr(Store, "load", from_a_slow_disk)
+    monkeypatch.setattr(LocalStore, "load", from_a_slow_disk)
     told = sttm_here("ask", video, QUESTION, "--debug").err
     assert "recomputing would have been faster" in told
 
@@ -347,10 +347,12 @@ def test_decord_takes_over_where_pyav_fails_and_that_is_told_and_not_stored(
     pytest.importorskip("decord")
     sound = isolated.read_isolated
 
-    def failing(path: Path, plan: FramePlan, report: DecodeReport) -> Iterator[Reading]:
+    def failing(
+        path: Path, plan: FramePlan, report: DecodeReport, version: str
+    ) -> Iterator[Reading]:
         if plan.reader == "av":
             raise VideoError(f"av cannot read {path}: the reader crashed")
-        return sound(path, plan, report)
+        return sound(path, plan, report, version)
 
     right = sttm_here("ask", video, QUESTION, "--no-cache").out
     monkeypatch.setattr(isolated, "read_isolated", failing)

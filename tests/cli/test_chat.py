@@ -12,6 +12,7 @@ from sttm_cli.base.errors import OutOfMemoryError, UsageError, VideoError
 from sttm_cli.cli.asker import Asker
 from sttm_cli.cli.chat import stoppable
 from sttm_cli.cli.conversation import Conversation
+from sttm_cli.runtime.compute import Compute
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.settings.settings import Settings
 from tests.cli.process import sttm_here
@@ -113,7 +114,7 @@ def test_a_budget_that_fails_leaves_the_conversation_as_it_was(
     with asking() as asker:
         talk = Conversation(asker, str(SAMPLE))
         with monkeypatch.context() as patch:
-            patch.setattr(VideoQA, "prefill", full)
+            patch.setattr(Compute, "prefill", full)
             with pytest.raises(OutOfMemoryError):
                 talk.set_budget(0.25)
         assert talk.settings.budget == talk.facts["tokens"]["budget"] == 0.5
