@@ -148,8 +148,8 @@ def test_completion_imports_nothing_heavy_and_is_installed_for_a_shell(tmp_path:
     assert not modules_after(f"{code}\nexcept SystemExit: pass") & HEAVY
     subprocess.run(
         # typer looks for the shell among the processes above.
-        ["bash", "-c", '"$@" && true', "bash", sys.executable, "-c", PROGRAM]
-        + ["--install-completion", "bash"],
+        ["bash", "-c", '"$@" && true', "bash", sys.executable, "-c", PROGRAM,
+         "--install-completion", "bash"],
         check=True, capture_output=True, env={**os.environ, "HOME": str(tmp_path)},
     )  # fmt: skip
     (script,) = (tmp_path / ".bash_completions").iterdir()
