@@ -19,9 +19,8 @@ from sttm_cli.merge.method import find_method
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.placement import free_bytes
 from sttm_cli.models.registry import family_of
-from sttm_cli.runtime.model_host import ModelHost
 from sttm_cli.runtime.model_plan import ModelPlan, check_positions, options_of
-from sttm_cli.runtime.resources import Resources
+from sttm_cli.runtime.resources import ModelHost, Resources
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.store import NoStore
 

@@ -13,8 +13,7 @@ from sttm_cli.base.errors import ModelError, UsageError
 from sttm_cli.base.filefacts import FileFacts
 from sttm_cli.base.spelling import did_you_mean
 from sttm_cli.base.types import Json
-from sttm_cli.models.checkpoint_files import check_files, model_files, weight_files
-from sttm_cli.models.fingerprint import fingerprint
+from sttm_cli.models.checkpoint_files import check_files, fingerprint, model_files, weight_files
 
 # The files of a checkpoint; anything else in a hub repository is not fetched.
 _PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")

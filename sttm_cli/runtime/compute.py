@@ -24,9 +24,9 @@ from sttm_cli.base.types import (
 )
 from sttm_cli.decode import read_frames
 from sttm_cli.prefill import Merging, prefill
-from sttm_cli.runtime.model_host import ModelHost
 from sttm_cli.runtime.model_plan import ModelPlan
 from sttm_cli.runtime.request import Request, version_to_read
+from sttm_cli.runtime.resources import ModelHost
 
 if TYPE_CHECKING:
     from sttm_cli.models.video_llm import VideoLLM

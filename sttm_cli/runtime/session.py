@@ -15,14 +15,13 @@ from sttm_cli.base.errors import UsageError
 from sttm_cli.base.results import Answer, CacheUse, Choice
 from sttm_cli.base.types import Frames, OnToken, PrefixKV, Progress, Sampling
 from sttm_cli.decode import Source, Sources
-from sttm_cli.runtime.answering import Asked, answer, choose
 from sttm_cli.runtime.compute import Compute
 from sttm_cli.runtime.model_plan import ModelPlan, plan_model
 from sttm_cli.runtime.prefix_cache import PrefixCache, facts_for
-from sttm_cli.runtime.prepared import Prepared
+from sttm_cli.runtime.prepared import Asked, Prepared, answer, choose
 from sttm_cli.runtime.request import Request, make_request
 from sttm_cli.runtime.resources import Resources
-from sttm_cli.settings.question import check_question
+from sttm_cli.settings.parse import check_question
 from sttm_cli.settings.settings import Settings, cache_dir
 from sttm_cli.store import Store, open_store
 

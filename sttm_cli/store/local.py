@@ -21,8 +21,7 @@ from sttm_cli.store.artifact import Artifact, Damaged, open_artifact
 from sttm_cli.store.bound import Bound
 from sttm_cli.store.claim import Refused, claim, refusal
 from sttm_cli.store.entry import Entry, Finding, Lookup, Removed, Space, Uses, entry_of
-from sttm_cli.store.file_blob import FileBlob
-from sttm_cli.store.files import SUFFIX, Folder, Scan, Stored, remove_files, sweep
+from sttm_cli.store.files import SUFFIX, FileBlob, Folder, Scan, Stored, remove_files, sweep
 from sttm_cli.store.identity import Spelled, difference, spell
 from sttm_cli.store.index import Index
 from sttm_cli.store.private import check_levels

@@ -10,8 +10,7 @@ from typing import Any
 from unittest import mock
 
 from sttm_cli.runtime import session
-from sttm_cli.runtime.model_host import ModelHost
-from sttm_cli.runtime.resources import Resources
+from sttm_cli.runtime.resources import ModelHost, Resources
 from sttm_cli.store import LocalStore, NoStore
 from tests.cli.process import Ended, sttm_here
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sttm_cli.runtime.answering import Asked
+from sttm_cli.runtime.prepared import Asked
 from tests.cli.process import sttm_here
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"

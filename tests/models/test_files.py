@@ -178,7 +178,7 @@ def test_a_snapshot_of_the_hub_is_named_by_its_blobs_without_reading_the_weights
 ) -> None:
     snapshot(hub)
     monkeypatch.setattr("blake3.blake3.update_mmap", None, raising=False)
-    monkeypatch.setattr("sttm_cli.models.fingerprint._hub_hash", None)
+    monkeypatch.setattr("sttm_cli.models.checkpoint_files._hub_hash", None)
     assert from_hub().fingerprint.startswith(f"hub:someone/tuned@{COMMIT}:")
 
 

@@ -70,7 +70,7 @@ def test_a_gpu_gets_what_a_cpu_gets(store: LocalStore, kv_dtype: str, monkeypatc
 
 
 def test_a_staging_buffer_is_not_written_before_the_copy_out_of_it_is_done() -> None:
-    from sttm_cli.store.buffers import Slot
+    from sttm_cli.store.reading import Slot
 
     class Event:
         waited = False
