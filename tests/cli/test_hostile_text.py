@@ -43,6 +43,7 @@ def test_a_chat_is_filtered() -> None:
     terminal.expect(">")
     terminal.send("what?\r")
     terminal.expect("answer")
+    terminal.expect(">")
     terminal.send(CTRL_D)
     assert terminal.ended() == 0
     assert_unsteered(terminal)
