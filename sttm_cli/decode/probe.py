@@ -21,7 +21,10 @@ FIRST_PACKETS = 300
 TRANSFERS = {16: "pq", 18: "hlg"}
 """FFmpeg's numbers of the HDR transfer functions (AVCOL_TRC_SMPTE2084, AVCOL_TRC_ARIB_STD_B67)."""
 
-REVISION = 2
+LEAST_THERE = 0.9
+"""A file with less than this share of the duration in its header counts as cut off."""
+
+REVISION = 3
 """Changes whenever a remembered probe would have to be taken anew."""
 
 
@@ -72,6 +75,7 @@ def probe(path: Path, version: str = "") -> VideoInfo:
         start = _start_s(stream, first)
         duration = _duration_s(container, stream, start)
         facts = _facts(path, container, stream) | _picture_facts(stream, first)
+        missing = _missing(container, stream, duration)
     if duration is None:
         with open_video(path, version) as (container, stream):
             duration = _scanned_s(container, stream, start)
@@ -79,7 +83,9 @@ def probe(path: Path, version: str = "") -> VideoInfo:
         raise VideoError(f"{path} has no duration: it holds no video data", NEEDED)
     if not (facts["width"] and facts["height"]):
         raise VideoError(f"{path} does not give the size of its picture", NEEDED)
-    return VideoInfo(**facts, duration_s=duration, start_s=start)
+    return VideoInfo(
+        **{**facts, "notes": (*missing, *facts["notes"])}, duration_s=duration, start_s=start
+    )
 
 
 def _facts(path: Path, container: Any, stream: Any) -> dict[str, Any]:
@@ -100,6 +106,24 @@ def _notes(container: Any) -> tuple[str, ...]:
     videos = sum(1 for s in container.streams if s.type == "video")
     streams = [f"of {videos} video streams the best one is read"] if videos > 1 else []
     return (*streams, *([NO_SOUND] if _has_audio(container) else []))
+
+
+def _missing(container: Any, stream: Any, duration: float | None) -> tuple[str, ...]:
+    """A note for an AVI that ends earlier than its header says.
+
+    FFmpeg shortens the duration of a cut-off AVI to what is there: no frame would be asked for that
+    is lost, and nothing else would say so.
+    """
+    rate = stream.average_rate
+    if "avi" not in container.format.name.split(",") or not (duration and rate and stream.frames):
+        return ()
+    declared = float(stream.frames / rate)
+    if duration >= LEAST_THERE * declared:
+        return ()
+    return (
+        f"the file is cut off: its header promises {declared:.1f} s of video, "
+        f"its data end after {duration:.1f} s",
+    )
 
 
 def _has_audio(container: Any) -> bool:

@@ -14,11 +14,8 @@ from tests.cli.warm import Warm
 
 
 def attack(rng: random.Random, folder: Path) -> Iterator[Tried]:
-    warm = Warm.start()
-    try:
+    with Warm.start() as warm:
         yield from _full(warm, rng, folder)
-    finally:
-        warm.stop()
 
 
 def _full(warm: Warm, rng: random.Random, folder: Path) -> Iterator[Tried]:

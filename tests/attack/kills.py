@@ -15,11 +15,8 @@ ANSWER = "three\n"
 
 
 def attack(rng: random.Random, folder: Path) -> Iterator[Tried]:
-    warm = Warm.start()
-    try:
+    with Warm.start() as warm:
         yield from _killed(warm, rng, folder)
-    finally:
-        warm.stop()
 
 
 def _killed(warm: Warm, rng: random.Random, folder: Path) -> Iterator[Tried]:

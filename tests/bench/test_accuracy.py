@@ -51,16 +51,16 @@ def test_the_command_compares_methods_at_the_same_number_of_tokens(tmp_path: Pat
     arguments += ["--methods", "tome,random", "--budgets", "0.3", "--plot", str(plot)]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
-    told = json.loads(result.stdout)
-    names = [(row["method"], row["budget"]) for row in told["rows"]]
+    shown = json.loads(result.stdout)
+    names = [(row["method"], row["budget"]) for row in shown["rows"]]
     assert names == [("sttm", 1.0), ("sttm", 0.3), ("tome", 0.3), ("random", 0.3)]
-    full, *shortened = told["rows"]
+    full, *shortened = shown["rows"]
     assert full["kept"] == 1
     assert len({row["kept"] for row in shortened}) == 1
     assert shortened[0]["kept"] <= 0.3
     assert full["accuracy"]["value"] > 0.5
-    assert told["questions"]["all"] >= 12
-    assert told["questions"][FOLLOW_UP] > 0
+    assert shown["questions"]["all"] >= 12
+    assert shown["questions"][FOLLOW_UP] > 0
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
@@ -130,14 +130,14 @@ def test_a_report_counts_kinds_follow_ups_and_chance() -> None:
         },
         kept={("sttm", 1.0): [1.0, 1.0], ("sttm", 0.5): [0.5, 0.25]},
     )
-    told = report(results)
-    full, half = told["rows"]
-    assert told["questions"] == {"all": 3, "colour": 2, "count": 1, FOLLOW_UP: 1}
+    shown = report(results)
+    full, half = shown["rows"]
+    assert shown["questions"] == {"all": 3, "colour": 2, "count": 1, FOLLOW_UP: 1}
     assert full["accuracy"]["value"] == pytest.approx(2 / 3)
     assert half["of_full"]["value"] == pytest.approx(1 / 2)
     assert half["follow_up_of_full"]["value"] == 0
     assert half["kept"] == 0.375
-    assert told["chance"] == {"all": 1.0, "colour": 1.0, "count": 1.0, FOLLOW_UP: 1.0}
+    assert shown["chance"] == {"all": 1.0, "colour": 1.0, "count": 1.0, FOLLOW_UP: 1.0}
 
 
 @pytest.mark.parametrize("name", ["sttm", *VARIANTS])

@@ -35,11 +35,11 @@ def run(*arguments: str) -> str:
 
 
 def test_every_stage_of_a_model_is_measured_and_nothing_stays_in_the_cache(tmp_path: Path) -> None:
-    told = json.loads(
+    report = json.loads(
         run(SAMPLE, "--frames", "2,4", "--budgets", "0.5", "--repeat", "1", "--json", "-q")
     )
-    assert [part["frames"] for part in told["frames"]] == [2, 4]
-    for part in told["frames"]:
+    assert [part["frames"] for part in report["frames"]] == [2, 4]
+    for part in report["frames"]:
         full, half = part["rows"]
         assert (full["budget"], half["budget"]) == (1.0, 0.5)
         assert half["video_kept"] <= 0.5 * full["video_kept"] == 0.5 * half["video_full"]

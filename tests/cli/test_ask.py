@@ -57,17 +57,19 @@ def test_second_process_starts_from_the_cache_and_answers_the_same(video: Path) 
 
 
 def test_json_has_the_fields_of_the_contract(video: Path) -> None:
-    told = sttm_here("ask", video, QUESTION, "is there a circle?", "--json", "--budget", "0.3").json
-    assert told["schema"] == "sttm.ask/1"
-    assert set(told["video"]) >= {"path", "digest", "duration_s", "frame_times_s"}
-    assert set(told["model"]) >= {"name", "revision", "device", "dtype"}
-    assert set(told["tokens"]) >= {"budget", "method", "video_full", "video_kept", "prefix"}
+    found = sttm_here(
+        "ask", video, QUESTION, "is there a circle?", "--json", "--budget", "0.3"
+    ).json
+    assert found["schema"] == "sttm.ask/1"
+    assert set(found["video"]) >= {"path", "digest", "duration_s", "frame_times_s"}
+    assert set(found["model"]) >= {"name", "revision", "device", "dtype"}
+    assert set(found["tokens"]) >= {"budget", "method", "video_full", "video_kept", "prefix"}
     wanted = {"hit", "key", "bytes", "restored_tokens", "prefilled_tokens", "miss_reason"}
-    assert set(told["cache"]) >= wanted
+    assert set(found["cache"]) >= wanted
     stages = {"load_model", *COMPUTED, "restore", "first_token", "answer", "total"}
-    assert set(told["seconds"]) >= stages
-    assert [a["question"] for a in told["answers"]] == [QUESTION, "is there a circle?"]
-    kept, full = told["tokens"]["video_kept"], told["tokens"]["video_full"]
+    assert set(found["seconds"]) >= stages
+    assert [a["question"] for a in found["answers"]] == [QUESTION, "is there a circle?"]
+    kept, full = found["tokens"]["video_kept"], found["tokens"]["video_full"]
     assert 0 < kept <= 0.3 * full
 
 
@@ -112,8 +114,8 @@ def test_another_model_is_a_miss(video: Path, random_model: Path) -> None:
 def test_frames_is_an_upper_bound_that_may_exceed_the_models_default(
     video: Path, frames: int, read: int
 ) -> None:
-    told = sttm_here("ask", video, QUESTION, "--json", "--fps", "2", "--frames", frames).json
-    assert len(told["video"]["frame_times_s"]) == read
+    found = sttm_here("ask", video, QUESTION, "--json", "--fps", "2", "--frames", frames).json
+    assert len(found["video"]["frame_times_s"]) == read
 
 
 def test_debug_says_whether_recomputing_would_have_been_faster(
@@ -130,8 +132,8 @@ def test_debug_says_whether_recomputing_would_have_been_faster(
         return kv
 
     monkeypatch.setattr(LocalStore, "load", from_a_slow_disk)
-    told = sttm_here("ask", video, QUESTION, "--debug").err
-    assert "recomputing would have been faster" in told
+    found = sttm_here("ask", video, QUESTION, "--debug").err
+    assert "recomputing would have been faster" in found
 
 
 def test_a_copy_under_another_name_is_a_hit(video: Path, tmp_path: Path) -> None:
@@ -175,18 +177,18 @@ def test_questions_from_stdin_give_one_answer_a_line(video: Path) -> None:
 def test_questions_from_a_file_give_one_answer_a_line(video: Path, tmp_path: Path) -> None:
     file = tmp_path / "questions.txt"
     file.write_text(f"\ufeff{QUESTION}\n\nis there a circle?\n", encoding="utf-8")
-    told = sttm_here("ask", video, "--questions", file, "--json").json
-    assert [a["question"] for a in told["answers"]] == [QUESTION, "is there a circle?"]
+    found = sttm_here("ask", video, "--questions", file, "--json").json
+    assert [a["question"] for a in found["answers"]] == [QUESTION, "is there a circle?"]
     assert sttm_here("ask", video, "--questions", file).out.splitlines() == [
-        a["answer"] for a in told["answers"]
+        a["answer"] for a in found["answers"]
     ]
 
 
 def test_choices_print_the_best_and_its_probability_for_each_question(video: Path) -> None:
     asked = ["ask", video, QUESTION, "which digit flashes?", "--choices", "1|three|4|red"]
-    told = sttm_here(*asked, "--json").json["answers"]
-    assert [a["answer"] for a in told] == ["three", "4"]
-    for answer in told:
+    found = sttm_here(*asked, "--json").json["answers"]
+    assert [a["answer"] for a in found] == ["three", "4"]
+    for answer in found:
         assert [c["text"] for c in answer["choices"]] == ["1", "three", "4", "red"]
         assert sum(c["probability"] for c in answer["choices"]) == pytest.approx(1.0)
     ended = sttm_here(*asked)
@@ -215,8 +217,8 @@ def test_asking_twice_in_one_call_equals_asking_one_by_one(video: Path) -> None:
 def test_a_drawn_answer_tells_the_seed_that_draws_it_again(video: Path) -> None:
     def drawn(*flags: object) -> dict[str, object]:
         flags = (*flags, "--temperature", 1.5, "--top-p", 1, "--json")
-        told: dict[str, object] = sttm_here("ask", video, QUESTION, *flags).json["answers"][0]
-        return told
+        found: dict[str, object] = sttm_here("ask", video, QUESTION, *flags).json["answers"][0]
+        return found
 
     first = drawn()
     assert drawn("--seed", first["seed"]) == first
@@ -303,10 +305,10 @@ def test_bad_input_gets_one_clear_line_and_the_contracts_exit_code(
     assert plain.out == ""
     assert part in plain.err
     assert "Traceback" not in plain.err
-    told = sttm_here("ask", *arguments, "--json")
-    assert told.code == code
-    assert told.json["schema"] == "sttm.error/1"
-    assert part in told.json["error"]["message"] + told.json["error"]["hint"]
+    found = sttm_here("ask", *arguments, "--json")
+    assert found.code == code
+    assert found.json["schema"] == "sttm.error/1"
+    assert part in found.json["error"]["message"] + found.json["error"]["hint"]
 
 
 def test_a_failed_ask_leaves_the_cache_as_it_was(video: Path, tmp_path: Path) -> None:

@@ -51,9 +51,9 @@ def test_commands_through_a_pipe_and_what_went_wrong_is_in_the_exit_code(tmp_pat
     assert ended.out.splitlines() == ["three", "three"]
     assert "did you mean /budget?" in ended.err
     assert "78 of 392 video tokens (20 %)" in ended.err
-    told = json.loads(saved.read_text(encoding="utf-8"))
-    assert told["schema"] == "sttm.chat/1"
-    assert [(t["question"], t["answer"], t["budget"]) for t in told["turns"]] == [
+    report = json.loads(saved.read_text(encoding="utf-8"))
+    assert report["schema"] == "sttm.chat/1"
+    assert [(t["question"], t["answer"], t["budget"]) for t in report["turns"]] == [
         (QUESTION, "three", 0.5),
         (QUESTION, "three", 0.2),
     ]
@@ -81,9 +81,9 @@ def test_a_line_that_cannot_be_carried_out_is_said_and_the_chat_goes_on(
 
 
 def test_json_is_the_whole_conversation() -> None:
-    told = sttm_here("chat", SAMPLE, "--json", "--quiet", stdin=spoken(*QUESTIONS[:2])).json
-    assert told["schema"] == "sttm.chat/1"
-    assert [turn["answer"] for turn in told["turns"]] == ["three", "4"]
+    report = sttm_here("chat", SAMPLE, "--json", "--quiet", stdin=spoken(*QUESTIONS[:2])).json
+    assert report["schema"] == "sttm.chat/1"
+    assert [turn["answer"] for turn in report["turns"]] == ["three", "4"]
 
 
 def asking(**settings: object) -> Asker:

@@ -14,10 +14,10 @@ from tests.cli.test_ask import QUESTION, SAMPLE, cached_files
 
 def test_cache_lists_shows_and_removes_what_ask_stored() -> None:
     key = sttm_here("ask", SAMPLE, QUESTION, "--json").json["cache"]["key"]
-    told = sttm_here("cache", "ls", "--json").json
-    assert told["schema"] == "sttm.cache/1"
-    assert [entry["key"] for entry in told["entries"]] == [key]
-    assert told["bytes"] == told["entries"][0]["bytes"] <= told["max_bytes"]
+    report = sttm_here("cache", "ls", "--json").json
+    assert report["schema"] == "sttm.cache/1"
+    assert [entry["key"] for entry in report["entries"]] == [key]
+    assert report["bytes"] == report["entries"][0]["bytes"] <= report["max_bytes"]
     header, row = sttm_here("cache", "ls").out.splitlines()
     assert header.split()[:2] == ["key", "video"]
     assert row.split()[:4] == [key[:12], "sample.mp4", "tiny", "0.5"]

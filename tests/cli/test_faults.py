@@ -28,9 +28,8 @@ ANSWER = "three"
 
 @pytest.fixture(scope="module")
 def warm() -> Iterator[Warm]:
-    started = Warm.start()
-    yield started
-    started.stop()
+    with Warm.start() as started:
+        yield started
 
 
 @pytest.fixture

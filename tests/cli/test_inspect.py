@@ -22,10 +22,10 @@ def printed() -> Ended:
 
 
 def test_inspect_measures_every_budget_and_leaves_the_cache_alone() -> None:
-    told = sttm_here("inspect", SAMPLE, "--budgets", "1,0.5,0.2", "--repeat", "2", "--json").json
-    assert told["schema"] == "sttm.inspect/1"
-    time, height, width = told["grid"]
-    rows = told["budgets"]
+    report = sttm_here("inspect", SAMPLE, "--budgets", "1,0.5,0.2", "--repeat", "2", "--json").json
+    assert report["schema"] == "sttm.inspect/1"
+    time, height, width = report["grid"]
+    rows = report["budgets"]
     assert [row["budget"] for row in rows] == [1.0, 0.5, 0.2]
     assert all(row["video_full"] == time * height * width for row in rows)
     assert rows[0]["video_kept"] == rows[0]["video_full"]
@@ -38,25 +38,28 @@ def test_inspect_measures_every_budget_and_leaves_the_cache_alone() -> None:
         assert sums["restored"] == pytest.approx(seconds["restore"] + seconds["first_token"])
         assert sums["computed"] >= seconds["decode"] + seconds["encode"] + seconds["prefill"]
         assert row["speedup"] > 0
-    assert told["repeat"] == 2
+    assert report["repeat"] == 2
     assert not cached_files()
 
 
 def test_inspect_tells_the_times_asked_for_and_the_times_that_came_of_it() -> None:
-    told = sttm_here(
+    report = sttm_here(
         "inspect", SAMPLE, "--frames", "3", "--budgets", "0.5", "--repeat", "1", "--json"
     ).json
-    sampled = told["sampled"]
-    assert len(sampled["asked_s"]) == len(sampled["times_s"]) == len(told["frames"]) == 3
+    sampled = report["sampled"]
+    assert len(sampled["asked_s"]) == len(sampled["times_s"]) == len(report["frames"]) == 3
     assert sampled["times_s"] == pytest.approx(sampled["asked_s"], abs=0.2)
-    assert (sampled["lost"], sampled["reader"]) == (0, told["video"]["reader"])
+    assert (sampled["lost"], sampled["reader"]) == (0, report["video"]["reader"])
 
 
 def test_inspect_tells_what_the_cache_holds_already() -> None:
     key = sttm_here("ask", SAMPLE, QUESTION, "--budget", "0.3", "--json").json["cache"]["key"]
-    told = sttm_here("inspect", SAMPLE, "--budgets", "0.5,0.3", "--repeat", "1", "--json").json
-    assert [(row["cached"], row["key"]) for row in told["budgets"]] == [(False, None), (True, key)]
-    (entry,) = told["cache"]
+    report = sttm_here("inspect", SAMPLE, "--budgets", "0.5,0.3", "--repeat", "1", "--json").json
+    assert [(row["cached"], row["key"]) for row in report["budgets"]] == [
+        (False, None),
+        (True, key),
+    ]
+    (entry,) = report["cache"]
     assert (entry["key"], entry["budget"], entry["model"]) == (key, 0.3, "tiny")
     off = sttm_here("inspect", SAMPLE, "--budgets", "0.3", "--repeat", "1", "--json", "--no-cache")
     assert off.json["cache"] == []
@@ -128,15 +131,15 @@ def test_report_holds_what_json_tells_of_a_video_with_a_hostile_name(tmp_path: P
     video = tmp_path / "<img src=x onerror=alert(1)>\x1b]0;'.mp4"
     shutil.copy(SAMPLE, video)
     path = tmp_path / "report.html"
-    told = sttm_here(
+    report = sttm_here(
         "inspect", video, "--budgets", "1,0.3", "--repeat", "1", "--report", path, "--json"
     ).json
     page = Page(path.read_text(encoding="utf-8"))
-    assert page.data["inspect"] == told
+    assert page.data["inspect"] == report
     assert [tag for tag, _ in page.elements].count("img") == 0
     assert page.texts["h1"] == ["<img src=x onerror=alert(1)>?]0;'.mp4"]
-    assert len(page.data["images"]) == told["grid"][0]
-    for packed, row in zip(page.data["tokens"], told["budgets"], strict=True):
+    assert len(page.data["images"]) == report["grid"][0]
+    for packed, row in zip(page.data["tokens"], report["budgets"], strict=True):
         tokens = unpacked(packed, "<i4").cumsum()
         assert len(set(tokens.tolist())) == row["video_kept"]
         assert len(tokens) == row["video_full"]
@@ -165,10 +168,10 @@ def test_where_two_frames_make_a_step_of_the_grid_the_first_of_them_is_drawn(
 ) -> None:
     model = qwen_vl(tmp_path / "qwen", "qwen2_5_vl", pixels=(256, 80 * 112))
     path = tmp_path / "report.html"
-    told = sttm_here(
+    report = sttm_here(
         *("inspect", SAMPLE, "--model", model, "--frames", "5", "--budgets", "0.5"),
         *("--repeat", "1", "--report", path, "--json"),
     ).json
     data = Page(path.read_text(encoding="utf-8")).data
-    assert told["grid"][0] == len(data["images"]) == 3
-    assert data["times"] == pytest.approx(told["frames"][::2], abs=0.01)
+    assert report["grid"][0] == len(data["images"]) == 3
+    assert data["times"] == pytest.approx(report["frames"][::2], abs=0.01)

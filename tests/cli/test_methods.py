@@ -1,4 +1,4 @@
-"""`--method`: every method answers, is told, and is part of what a stored KV is found by."""
+"""`--method`: every method answers, and is part of the report and of the key of a stored KV."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def test_a_prepared_video_is_one_of_its_method(tmp_path: Path) -> None:
     (entry,) = sttm_here("cache", "ls", "--json").json["entries"]
     assert entry["method"] == "evs"
     assert sttm_here("ask", SAMPLE, QUESTION, "--json", "--method", "evs").json["cache"]["hit"]
-    told = sttm_here("inspect", SAMPLE, "--budgets", "0.5", "--repeat", "1", "--json")
-    assert (told.json["model"]["method"], told.json["budgets"][0]["cached"]) == ("sttm", False)
+    report = sttm_here("inspect", SAMPLE, "--budgets", "0.5", "--repeat", "1", "--json")
+    assert (report.json["model"]["method"], report.json["budgets"][0]["cached"]) == ("sttm", False)
 
 
 @pytest.mark.parametrize("name", ["evs", "tome"])

@@ -32,22 +32,22 @@ def library(tmp_path: Path) -> Path:
 def test_it_does_all_goes_on_after_a_bad_file_and_ask_starts_from_it(library: Path) -> None:
     ended = sttm("precompute", library, "--json")
     assert ended.code == 1, ended.err
-    told = ended.json
-    assert told["schema"] == "sttm.precompute/1"
-    assert (told["done"], told["skipped"]) == (2, 0)
-    assert [Path(f["path"]).name for f in told["failed"]] == ["broken.mp4"]
+    report = ended.json
+    assert report["schema"] == "sttm.precompute/1"
+    assert (report["done"], report["skipped"]) == (2, 0)
+    assert [Path(f["path"]).name for f in report["failed"]] == ["broken.mp4"]
     assert sttm("ask", library / "sub" / "b.mp4", QUESTION, "--json").json["cache"]["hit"]
     again = sttm_here("precompute", library, "--json").json
     assert (again["done"], again["skipped"]) == (0, 2)
 
 
 def test_the_summary_counts_bytes_and_seconds_for_an_hour_of_video(library: Path) -> None:
-    told = sttm_here("precompute", library / "a.mp4", "--json").json
-    assert told["bytes"] == sum(map(len, cached_files().values()))
-    assert told["estimated_bytes"] == pytest.approx(told["bytes"], rel=0.05)
-    hours = told["video_seconds"] / 3600
-    assert told["seconds_per_video_hour"] == pytest.approx(told["seconds"] / hours)
-    assert (told["videos"], told["stopped"]) == (1, None)
+    report = sttm_here("precompute", library / "a.mp4", "--json").json
+    assert report["bytes"] == sum(map(len, cached_files().values()))
+    assert report["estimated_bytes"] == pytest.approx(report["bytes"], rel=0.05)
+    hours = report["video_seconds"] / 3600
+    assert report["seconds_per_video_hour"] == pytest.approx(report["seconds"] / hours)
+    assert (report["videos"], report["stopped"]) == (1, None)
 
 
 def test_a_dry_run_tells_what_would_be_done_and_stores_nothing(library: Path) -> None:
@@ -125,8 +125,8 @@ def test_what_cannot_hold_is_a_usage_error(arguments: list[str], named: str) -> 
 def test_a_name_that_is_no_text_is_prepared_and_told(library: Path) -> None:
     odd = Path(os.fsdecode(os.fsencode(library) + b"/caf\xe9.mp4"))
     shutil.move(library / "sub" / "b.mp4", odd)
-    told = sttm_here("precompute", odd, "--json").json
-    assert (told["done"], told["failed"]) == (1, [])
+    report = sttm_here("precompute", odd, "--json").json
+    assert (report["done"], report["failed"]) == (1, [])
 
 
 def test_a_model_that_is_not_there_ends_it_at_once(library: Path) -> None:

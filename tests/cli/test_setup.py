@@ -24,10 +24,10 @@ PROGRAM = "import sys; sys.argv[0] = 'sttm'; from sttm_cli.cli import main; main
 def test_doctor_finds_a_working_machine_well_and_says_what_it_found() -> None:
     sttm_here("ask", SAMPLE, QUESTION)
     ended = sttm_here("doctor", "--json")
-    told = ended.json
-    assert (told["schema"], told["ok"]) == ("sttm.doctor/1", True), told
+    report = ended.json
+    assert (report["schema"], report["ok"]) == ("sttm.doctor/1", True), report
     assert ended.code == 0
-    checks = {check["name"]: check for check in told["checks"]}
+    checks = {check["name"]: check for check in report["checks"]}
     assert {"python", "torch", "av", "devices", "attention", "models", "config"} <= set(checks)
     assert "H.264" in checks["decode with av"]["found"]
     assert checks["devices"]["facts"]["devices"][0]["cores"] == os.cpu_count()
@@ -79,9 +79,13 @@ def test_config_show_tells_each_value_and_where_it_comes_from(
     file.write_text('budget = 0.4\nmax-bytes = "5G"\nmodel = "qwen3-vl-2b"\n')
     monkeypatch.setenv("STTM_CONFIG", str(file))
     monkeypatch.setenv("STTM_BUDGET", "0.3")
-    told = sttm_here("config", "show", "--json").json
-    assert (told["schema"], told["path"], told["exists"]) == ("sttm.config/1", str(file), True)
-    rows = {row["key"]: (row["value"], row["origin"]) for row in told["settings"]}
+    report = sttm_here("config", "show", "--json").json
+    assert (report["schema"], report["path"], report["exists"]) == (
+        "sttm.config/1",
+        str(file),
+        True,
+    )
+    rows = {row["key"]: (row["value"], row["origin"]) for row in report["settings"]}
     assert rows["budget"] == ("0.3", "STTM_BUDGET")
     assert rows["max_bytes"] == ("5G", "file")
     assert rows["model"] == ("qwen3-vl-2b", "file")

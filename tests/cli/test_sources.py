@@ -59,10 +59,10 @@ def images(tmp_path: Path) -> Path:
 def test_an_address_is_answered_like_the_file_and_hits_its_cache(site: Site) -> None:
     file = sttm_here("ask", SAMPLE, QUESTION, "--json").json
     for path in ("video.mp4", "moved", "a name with spaces и кириллица.mp4"):
-        told = sttm_here("ask", site.at(path), QUESTION, "--json").json
-        assert told["cache"]["hit"]
-        assert told["answers"] == file["answers"]
-        assert told["video"] == {**file["video"], "path": site.at(path)}
+        report = sttm_here("ask", site.at(path), QUESTION, "--json").json
+        assert report["cache"]["hit"]
+        assert report["answers"] == file["answers"]
+        assert report["video"] == {**file["video"], "path": site.at(path)}
 
 
 def test_one_process_downloads_a_video_once(site: Site) -> None:
@@ -123,8 +123,8 @@ def test_an_address_that_leads_nowhere_ends_with_3(address: str) -> None:
 
 def test_a_web_page_is_left_to_yt_dlp(site: Site) -> None:
     pytest.importorskip("yt_dlp")
-    told = sttm_here("ask", site.at("page"), QUESTION, "--json").json
-    assert told["answers"] == sttm_here("ask", SAMPLE, QUESTION, "--json").json["answers"]
+    report = sttm_here("ask", site.at("page"), QUESTION, "--json").json
+    assert report["answers"] == sttm_here("ask", SAMPLE, QUESTION, "--json").json["answers"]
 
 
 def test_a_web_page_with_a_video_that_is_too_large_is_refused(site: Site) -> None:
@@ -182,8 +182,8 @@ def test_no_process_is_left_of_a_web_page_whose_reader_was_killed(
 
 
 def test_the_body_of_a_redirect_is_not_read(site: Site) -> None:
-    told = sttm_here("ask", site.at("endless-redirect"), QUESTION, "--json").json
-    assert told["answers"] == sttm_here("ask", SAMPLE, QUESTION, "--json").json["answers"]
+    report = sttm_here("ask", site.at("endless-redirect"), QUESTION, "--json").json
+    assert report["answers"] == sttm_here("ask", SAMPLE, QUESTION, "--json").json["answers"]
 
 
 @dataclass(frozen=True)
@@ -236,8 +236,8 @@ def test_a_web_page_without_yt_dlp_says_what_to_install(
 
 
 def test_stdin_is_answered_like_the_file() -> None:
-    told = sttm_here("ask", "-", QUESTION, "--json", stdin=SAMPLE.read_bytes()).json
-    assert told["video"]["path"] == "-"
+    report = sttm_here("ask", "-", QUESTION, "--json", stdin=SAMPLE.read_bytes()).json
+    assert report["video"]["path"] == "-"
     assert sttm_here("ask", SAMPLE, QUESTION, "--json").json["cache"]["hit"]
 
 
@@ -297,9 +297,9 @@ def reading_stdin(temporary: Path, *before: str) -> subprocess.Popen[bytes]:
 
 
 def test_images_in_natural_order_are_a_video(images: Path) -> None:
-    told = sttm_here("ask", images, QUESTION, "--json").json
-    assert told["video"]["frame_times_s"] == [float(i) for i in range(8)]
-    assert told["answers"] == sttm_here("ask", SAMPLE, QUESTION, "--json").json["answers"]
+    report = sttm_here("ask", images, QUESTION, "--json").json
+    assert report["video"]["frame_times_s"] == [float(i) for i in range(8)]
+    assert report["answers"] == sttm_here("ask", SAMPLE, QUESTION, "--json").json["answers"]
     assert sttm_here("ask", images, QUESTION, "--json").json["cache"]["hit"]
 
 

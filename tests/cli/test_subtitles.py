@@ -36,19 +36,19 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_subtitles_of_the_range_stand_before_each_question(srt: Path, asked: list[str]) -> None:
     rest = ("--subtitles", srt, "--end", "5", "--json")
-    told = sttm_here("ask", SAMPLE, QUESTION, "what is there?", *rest).json
+    report = sttm_here("ask", SAMPLE, QUESTION, "what is there?", *rest).json
     head = "This video's subtitles are listed below:\n[00:01] four shapes\n\n"
     assert asked == [head + QUESTION, f"{head}what is there?"]
-    assert [a["question"] for a in told["answers"]] == [QUESTION, "what is there?"]
-    assert told["video"]["subtitles"] == str(srt)
+    assert [a["question"] for a in report["answers"]] == [QUESTION, "what is there?"]
+    assert report["video"]["subtitles"] == str(srt)
 
 
 def test_one_stored_kv_serves_with_and_without(srt: Path) -> None:
     plain = sttm_here("ask", SAMPLE, QUESTION, "--json").json
-    told = sttm_here("ask", SAMPLE, QUESTION, "--json", "--subtitles", srt).json
-    assert told["cache"]["hit"]
-    assert told["cache"]["prefilled_tokens"] == 0
-    assert told["cache"]["restored_tokens"] == plain["cache"]["prefilled_tokens"]
+    report = sttm_here("ask", SAMPLE, QUESTION, "--json", "--subtitles", srt).json
+    assert report["cache"]["hit"]
+    assert report["cache"]["prefilled_tokens"] == 0
+    assert report["cache"]["restored_tokens"] == plain["cache"]["prefilled_tokens"]
     assert plain["video"]["subtitles"] is None
 
 

@@ -25,7 +25,7 @@ from tests.cli.process import Ended
 
 @dataclass(frozen=True)
 class Warm:
-    """The side of the tests: `with_warm = Warm.start()`."""
+    """The side of the tests: `with Warm.start() as warm:`."""
 
     process: subprocess.Popen[str]
 
@@ -64,10 +64,13 @@ class Warm:
         orders = [{"arguments": [*map(str, arguments)], **order} for arguments in runs]
         self.process.stdin.write(json.dumps(orders, default=str) + "\n")
         self.process.stdin.flush()
-        told = json.loads(self.process.stdout.readline())
-        return [(Ended(t["code"], t["out"], t["err"]), t["seconds"]) for t in told]
+        report = json.loads(self.process.stdout.readline())
+        return [(Ended(t["code"], t["out"], t["err"]), t["seconds"]) for t in report]
 
-    def stop(self) -> None:
+    def __enter__(self) -> Warm:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         self.process.communicate()
 
 
@@ -100,12 +103,12 @@ class _Run:
     def end(self) -> dict[str, Any]:
         """Wait for its end, or bring it about, and tell how it ended."""
         code = os.waitstatus_to_exitcode(_wait(self._pid, self._order))
-        told = {"code": code, "seconds": time.perf_counter() - self._started}
+        report = {"code": code, "seconds": time.perf_counter() - self._started}
         for name, file in self._said.items():
             with file:
                 file.seek(0)
-                told[name] = file.read()
-        return told
+                report[name] = file.read()
+        return report
 
 
 def _child(order: dict[str, Any], out: int, err: int) -> None:

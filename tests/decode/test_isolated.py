@@ -75,10 +75,10 @@ def test_what_hangs_or_crashes_is_told(
 ) -> None:
     monkeypatch.setattr(sys, "executable", stand_in(tmp_path, script))
     monkeypatch.setattr(isolated, "PATIENCE_S", 0.5)
-    with pytest.raises(VideoError, match=part) as told:
+    with pytest.raises(VideoError, match=part) as shown:
         probe_isolated(video)
-    assert str(video) in told.value.message
-    assert told.value.hint
+    assert str(video) in shown.value.message
+    assert shown.value.hint
 
 
 def test_a_reader_that_the_system_kills_is_not_taken_for_a_damaged_video(

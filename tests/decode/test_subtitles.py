@@ -103,9 +103,9 @@ def test_length_is_bounded_and_said(tmp_path: Path) -> None:
 )
 def test_a_bad_file_is_refused_with_its_line(tmp_path: Path, content: str, line: str) -> None:
     path = write(tmp_path / "a.srt", content)
-    with pytest.raises(UsageError, match=r"a\.srt") as told:
+    with pytest.raises(UsageError, match=r"a\.srt") as report:
         read_subtitles(path)
-    assert line in told.value.message
+    assert line in report.value.message
 
 
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:

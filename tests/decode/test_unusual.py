@@ -15,6 +15,7 @@ from sttm_cli.base.types import DecodeReport, VideoInfo
 from sttm_cli.decode import plan_frames, read_frames
 from sttm_cli.decode.isolated import probe_isolated
 from tests.decode.made import Make, number_of, numbered
+from tests.hostile.videos import truncated
 
 HOURS_3 = 3 * 3600
 
@@ -128,3 +129,15 @@ def test_interlaced_pictures_lose_their_comb(tmp_path: Path) -> None:
     (chunk,) = read_frames(path, plan, report=report)
     lines = chunk.frames[0].mean(axis=(1, 2))[2:-2]
     assert np.abs(np.diff(lines)).max() < 60
+
+
+def test_a_cut_off_avi_is_not_taken_for_a_short_one(tmp_path: Path) -> None:
+    whole = Make("mpeg4", pts=range(200)).write(tmp_path / "whole.avi")
+    cut = truncated(whole, tmp_path / "cut.avi", 0.5)
+    assert probe_isolated(whole).notes == ()
+    info = probe_isolated(cut)
+    assert 0 < info.duration_s < 18
+    assert info.notes == (
+        "the file is cut off: its header promises 20.0 s of video, "
+        f"its data end after {info.duration_s:.1f} s",
+    )

@@ -23,7 +23,7 @@ HOSTILE = '</script></title><img src=//example.org/x onerror="window.ran=1">{{da
 NAMES = ("budget", "kept")
 
 
-def told(name: str) -> dict[str, Any]:
+def report(name: str) -> dict[str, Any]:
     return {
         "video": {"path": name, "duration_s": 2.0},
         "grid": [2, 2, 4],
@@ -37,7 +37,7 @@ def told(name: str) -> dict[str, Any]:
 
 def page(name: str = "cat.mp4") -> str:
     return report_page(
-        told(name),
+        report(name),
         view(),
         [everything(), halves()],
         facts={"name": name, "model": "tiny", "grid": "2 x 2 x 4"},
@@ -47,7 +47,7 @@ def page(name: str = "cat.mp4") -> str:
 
 def test_the_page_holds_what_inspect_tells_and_the_token_of_each_cell() -> None:
     data = Page(page()).data
-    assert data["inspect"] == told("cat.mp4")
+    assert data["inspect"] == report("cat.mp4")
     assert data["times"] == [0.0, 1.0]
     for packed, kept in zip(data["tokens"], (everything(), halves()), strict=True):
         tokens = unpacked(packed, "<i4").cumsum().reshape(2, 2, 4)

@@ -278,7 +278,7 @@ def test_decoding_of_the_next_video_overlaps_the_models_work_on_this_one(
     opened = threading.Event()
     frames, prefill = Compute.frames, Compute.prefill
 
-    def told(compute: Compute, request: Any, clock: Any) -> Any:
+    def shown(compute: Compute, request: Any, clock: Any) -> Any:
         if request.path == videos[1]:
             opened.set()
         return frames(compute, request, clock)
@@ -287,7 +287,7 @@ def test_decoding_of_the_next_video_overlaps_the_models_work_on_this_one(
         assert opened.wait(30), "the second video was not opened while the first was prefilled"
         return prefill(compute, *args, **kwargs)
 
-    monkeypatch.setattr(Compute, "frames", told)
+    monkeypatch.setattr(Compute, "frames", shown)
     monkeypatch.setattr(Compute, "prefill", waits)
     with VideoQA() as qa:
         assert all(isinstance(found, Computed) for found in outcomes(qa, videos[:2]).values())

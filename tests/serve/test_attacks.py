@@ -85,8 +85,8 @@ def test_no_file_elsewhere_is_read(http: httpx.Client, cases: list[Case]) -> Non
     (allowed / "album").mkdir()
     (allowed / "album" / "1.png").symlink_to(Path(__file__).parents[2] / "docs" / "report.png")
     links = [f"{allowed}/link.mp4", f"{allowed}/folder/passwd", f"{allowed}/album"]
-    told = {refused(http.post(ROUTE, json=body(u)), 403) for u in outside(allowed) + links}
-    assert len(told) == 1
+    report = {refused(http.post(ROUTE, json=body(u)), 403) for u in outside(allowed) + links}
+    assert len(report) == 1
 
 
 def test_what_is_no_video_below_the_folder_is_told_as_such(
@@ -353,10 +353,10 @@ def test_slow_clients_are_given_up(tight: Running, start: bytes) -> None:
     host, port = tight.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as slow:
         slow.sendall(start)
-        told = b""
+        report = b""
         while part := slow.recv(4096):
-            told += part
-    assert told == b"" or b" 408 " in told.splitlines()[0]
+            report += part
+    assert report == b"" or b" 408 " in report.splitlines()[0]
 
 
 def test_a_client_that_reads_nothing_is_given_up(tight: Running, cases: list[Case]) -> None:
@@ -470,9 +470,9 @@ def post(http: httpx.Client, raw: bytes, *, route: str = ROUTE, **headers: str) 
 def test_another_address_than_loopback_needs_a_key() -> None:
     from tests.cli.process import sttm_here
 
-    told = sttm_here("serve", "--host", "0.0.0.0", "--port", "0")
-    assert told.code == 2
-    assert "--api-key" in told.err
+    report = sttm_here("serve", "--host", "0.0.0.0", "--port", "0")
+    assert report.code == 2
+    assert "--api-key" in report.err
 
 
 def test_hostile_requests_are_refused_and_stop_nobody(tight: Running) -> None:

@@ -36,9 +36,9 @@ def test_a_conversation_is_that_of_a_chat_without_a_server() -> None:
 
 def test_an_address_is_fetched_once_for_a_whole_chat() -> None:
     with serving(SAMPLE) as site:
-        told = sttm_here("chat", site.at("video.mp4"), stdin=f"{COUNT}\n{DIGIT}\n/inspect\n")
-        assert "asking this user's server" in told.err
-        assert told.out == "three\n4\n"
+        shown = sttm_here("chat", site.at("video.mp4"), stdin=f"{COUNT}\n{DIGIT}\n/inspect\n")
+        assert "asking this user's server" in shown.err
+        assert shown.out == "three\n4\n"
         assert site.asked == ["/video.mp4"]
         wrong = sttm_here("ask", site.at("text"), COUNT)
         assert wrong.code == 3
@@ -50,19 +50,19 @@ def test_an_address_is_fetched_once_for_a_whole_chat() -> None:
 
 
 def test_a_stopped_answer_stays_in_the_conversation_and_the_server_goes_on() -> None:
-    told: list[str] = []
+    shown: list[str] = []
 
     def show(event: Shown) -> None:
         if isinstance(event, TextPiece):
-            told.append(event.text)
-            if len(told) == 3:
-                raise Stopped("".join(told))
+            shown.append(event.text)
+            if len(shown) == 3:
+                raise Stopped("".join(shown))
 
     drawn = Settings(temperature=50.0, seed=1, max_new_tokens=400)
     with Asker(drawn, show, server=True) as asker:
         talk = Conversation(asker, str(SAMPLE))
         turn = talk.ask(COUNT)
-        assert (turn.ending, turn.answer) == ("stopped", "".join(told[:3]))
+        assert (turn.ending, turn.answer) == ("stopped", "".join(shown[:3]))
         asker.use(Settings())
         assert talk.ask(DIGIT).ending == "end"
         assert len(talk.turns) == 2

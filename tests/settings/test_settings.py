@@ -79,8 +79,8 @@ def test_cache_commands_take_their_folder_from_the_config_file(
     ] == pytest.approx(0.3)
     assert len(sttm_here("cache", "ls", "--json").json["entries"]) == 1
     # What asks by itself for several budgets is not narrowed to the usual one.
-    told = sttm_here("inspect", SAMPLE, "--budgets", "1,0.5", "--repeat", "1", "--json")
-    assert [row["budget"] for row in told.json["budgets"]] == [1.0, 0.5]
+    report = sttm_here("inspect", SAMPLE, "--budgets", "1,0.5", "--repeat", "1", "--json")
+    assert [row["budget"] for row in report.json["budgets"]] == [1.0, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -106,8 +106,8 @@ def test_flags_that_commands_share_are_those_of_the_table() -> None:
     assert {option.name for option in options} == set(SETTINGS)
     for option in options:
         known = SETTINGS[option.name]
-        told = (tuple(option.opts), option.help, option.envvar, option.default)
-        assert told == (known.flags, known.help, known.env, known.default)
+        report = (tuple(option.opts), option.help, option.envvar, option.default)
+        assert report == (known.flags, known.help, known.env, known.default)
 
 
 @pytest.mark.parametrize("name", [*CONFIG_KEYS.keys() - {"keep_alive"}])

@@ -18,10 +18,10 @@ def qa() -> sttm_cli.VideoQA:
 
 
 def test_answers_are_far_above_chance(qa: sttm_cli.VideoQA) -> None:
-    told = report(
+    shown = report(
         take_exam(qa, Exam("test", 8), entrants=find_entrants("sttm"), budgets=[], questions=60)
     )
-    assert told["rows"][0]["accuracy"]["value"] > told["chance"]["all"] + 0.25
+    assert shown["rows"][0]["accuracy"]["value"] > shown["chance"]["all"] + 0.25
 
 
 def test_every_answer_is_a_word_that_the_kind_can_have(

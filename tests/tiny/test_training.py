@@ -38,8 +38,8 @@ def packed(*questions: Question, together: bool = False) -> dict[str, list[int]]
 
 def test_labels_are_the_answers_and_their_end_and_nothing_else() -> None:
     pack, packer = packed(*QUESTIONS), Packer()
-    told = [label for label in pack["labels"] if label != IGNORE]
-    assert told == [*packer.encode("two<|im_end|>"), *packer.encode("top left<|im_end|>")]
+    report = [label for label in pack["labels"] if label != IGNORE]
+    assert report == [*packer.encode("two<|im_end|>"), *packer.encode("top left<|im_end|>")]
     for here, label in enumerate(pack["labels"]):
         assert label in (IGNORE, *pack["ids"][here + 1 : here + 2])
 
