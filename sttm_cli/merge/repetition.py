@@ -1,4 +1,4 @@
-"""Exact repetition: cells that are equal are told from cells that only look so after rounding.
+"""Exact repetition: tells cells that are equal from cells that only look equal after rounding.
 
 Equal cells merge without loss, so they do under any budget. Their cosines come out as 1 give or
 take a rounding error, as do those of cells that differ in their last digits; what is equal can

@@ -129,11 +129,11 @@ def _public_name(monkeypatch: pytest.MonkeyPatch, names: dict[str, list[str]], p
     ],
 )
 def test_downloads_are_bounded_in_size_and_time(
-    tmp_path: Path, site: Site, page: str, report: str
+    tmp_path: Path, site: Site, page: str, told: str
 ) -> None:
     most = 1000 if page == "video.mp4" else 1 << 20
     bounds = Options(allow_private=True, max_download=most, download_timeout=0.5)
-    with pytest.raises(VideoError, match=report), Downloads(tmp_path, bounds).use(site.at(page)):
+    with pytest.raises(VideoError, match=told), Downloads(tmp_path, bounds).use(site.at(page)):
         pass
     assert list(tmp_path.iterdir()) == []
 

@@ -185,7 +185,7 @@ def _names_loss(found: torch.Tensor, shares: torch.Tensor, offsets: torch.Tensor
 
 @torch.no_grad()
 def cell_accuracy(learner: Learner, *, clips: int = 48) -> dict[str, float]:
-    """Share of held-out covered cells whose shape, colour and digit are told right."""
+    """Share of held-out covered cells whose shape, colour and digit are recognised."""
     packer = Packer()
     made = [make_clip(70_000 + i, 2, crowded=True) for i in range(clips)]
     batch = collate(made, [packer.pack(c.questions[:1], together=False, rng=None) for c in made])
