@@ -9,8 +9,7 @@ from typing import Any
 
 import typer
 
-from sttm_cli.settings.config_file import CONFIG_KEYS
-from sttm_cli.settings.settings import SETTINGS
+from sttm_cli.settings.settings import CONFIG_KEYS, SETTINGS
 from tests.transcripts import commands_shown
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"

@@ -17,15 +17,15 @@ from sttm_cli.base.errors import OutOfMemoryError, UsageError
 from sttm_cli.bench.geometry import GEOMETRIES, SPECIAL, Geometry, architecture
 from sttm_cli.merge.method import find_method
 from sttm_cli.models.checkpoint import Checkpoint
-from sttm_cli.models.placement import free_bytes
+from sttm_cli.models.loading import free_bytes
 from sttm_cli.models.registry import family_of
-from sttm_cli.runtime.model_plan import ModelPlan, check_positions, options_of
+from sttm_cli.runtime.request import ModelPlan, check_positions, options_of
 from sttm_cli.runtime.resources import ModelHost, Resources
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.store import NoStore
 
 if TYPE_CHECKING:
-    from sttm_cli.models.video_llm import VideoLLM
+    from sttm_cli.models.family import VideoLLM
     from sttm_cli.settings.settings import Settings
 
 TEMPLATE = (

@@ -18,7 +18,7 @@ from sttm_cli.prefill.ragged import BufferLayer, run
 from sttm_cli.tiny.questions import Question
 
 if TYPE_CHECKING:
-    from sttm_cli.models.video_llm import VideoLLM
+    from sttm_cli.models.family import VideoLLM
 
 
 @dataclass(frozen=True)

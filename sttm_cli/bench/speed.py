@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from sttm_cli.base.clock import Clock
 from sttm_cli.base.device import wait_for
 from sttm_cli.base.errors import OutOfMemoryError, UsageError
+from sttm_cli.base.results import Clock
 from sttm_cli.base.types import DecodeReport, Json, PrefixKV, VisualTokens
 from sttm_cli.bench.floor import (
     Rates,
@@ -31,7 +31,7 @@ from sttm_cli.bench.peak_memory import watch_memory
 from sttm_cli.bench.transformers_alone import Alone, transformers_alone
 from sttm_cli.decode import read_frames
 from sttm_cli.inspect.timing import restore_seconds, token_seconds
-from sttm_cli.models.placement import free_bytes
+from sttm_cli.models.loading import free_bytes
 from sttm_cli.prefill import KVContinuation
 from sttm_cli.runtime.request import Request
 from sttm_cli.runtime.session import VideoQA

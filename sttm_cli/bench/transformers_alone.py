@@ -21,7 +21,7 @@ from sttm_cli.base.types import Json, VisualTokens
 from sttm_cli.inspect.timing import QUESTION
 
 if TYPE_CHECKING:
-    from sttm_cli.models.video_llm import VideoLLM
+    from sttm_cli.models.family import VideoLLM
 
 
 @dataclass(frozen=True)

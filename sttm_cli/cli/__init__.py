@@ -14,7 +14,7 @@ from sttm_cli.base.errors import UsageError
 from sttm_cli.cli import ask, bench, cache, chat, config, doctor, inspect, models, precompute, serve
 from sttm_cli.cli.flags import examples
 from sttm_cli.cli.output import print_text, show_failure
-from sttm_cli.settings.config_file import read_config
+from sttm_cli.settings.settings import read_config
 
 app = typer.Typer(
     name="sttm",

@@ -50,7 +50,7 @@ from sttm_cli.cli.output import (
     warn,
 )
 from sttm_cli.decode.subtitles import subtitles_text
-from sttm_cli.settings.parse import check_question, parse_choices
+from sttm_cli.settings.fields import check_question, parse_choices
 from sttm_cli.settings.settings import DEFAULT_MODEL, STDIN
 
 GENERATING = ("--temperature", "--seed", "--top-p", "--max-new-tokens")

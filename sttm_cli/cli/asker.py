@@ -127,7 +127,7 @@ class Asker:
         return Sources(max_bytes=self.settings.max_download, progress=self._progress)
 
     def _here(self, questions: Questions) -> AskReport:
-        from sttm_cli.runtime.ask_report import answer_json, ask_report
+        from sttm_cli.runtime.prepared import answer_json, ask_report
 
         qa = self._qa
         answers: list[Answer | Choice] = []
@@ -148,7 +148,7 @@ class Asker:
                     )
                 )
             self._show(Answered(answer_json(answers[-1])))
-        return ask_report(qa, prepared, answers)
+        return ask_report(prepared, answers, settings=qa.settings, plan=qa.model_plan)
 
     @cached_property
     def _qa(self) -> VideoQA:

@@ -2,12 +2,119 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
 from sttm_cli.cli.bench_accuracy import accuracy
-from sttm_cli.cli.bench_merge import merge
 from sttm_cli.cli.bench_speed import speed
-from sttm_cli.cli.bench_store import store
+from sttm_cli.cli.flags import RUN, Output, only, settings_from, takes
+from sttm_cli.cli.output import print_json, print_text, say, size
+from sttm_cli.settings.fields import parse_bytes
+from sttm_cli.settings.settings import cache_folder
+
+if TYPE_CHECKING:
+    from sttm_cli.bench.storage import Row, Timing
+
+# `sttm bench merge`: the merging alone, on made-up tokens.
+
+
+@takes(only(RUN, "device"))
+def merge(
+    *,
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Runs of each.")] = 5,
+    frames: Annotated[
+        int | None,
+        typer.Option("--frames", min=16, help="Leave out videos of more.", show_default=False),
+    ] = None,
+    flags: dict[str, Any],
+    output: Output,
+) -> None:
+    """Measure the merging alone.
+
+    Its time, its memory, and how near that is to reading the tokens twice.
+    """
+    from dataclasses import asdict
+
+    import torch
+
+    from sttm_cli.base.device import resolve_device
+    from sttm_cli.bench.merge_speed import SHAPES, growths, measure_merging, table
+
+    there = resolve_device(settings_from(flags).device)
+    shapes = [shape for shape in SHAPES if frames is None or shape[0] <= frames]
+    rows = list(measure_merging(shapes, device=there, repeat=repeat))
+    if output.as_json:
+        print_json({"schema": "sttm.bench.merge/1", "rows": [asdict(row) for row in rows]})
+        return
+    print_text(f"torch {torch.__version__}, {there}, {torch.get_num_threads()} threads\n")
+    print_text(table(rows), *growths(rows))
+
+
+# `sttm bench store`: storing and restoring KVs compared with plain writes and reads.
+
+
+@takes(only(RUN, "cache_dir", "kv_dtype", "device"))
+def store(
+    *,
+    sizes: Annotated[
+        str, typer.Option("--sizes", metavar="SIZE,SIZE,...", help="Bytes of the KVs in bfloat16.")
+    ] = "50M,200M,1G",
+    repeat: Annotated[
+        int, typer.Option("--repeat", min=1, max=100, help="Measure this often, show the best.")
+    ] = 5,
+    flags: dict[str, Any],
+    output: Output,
+) -> None:
+    """Measure storing and restoring, compared with plain writes and reads of the same bytes.
+
+    Works in a folder of its own inside the cache folder and removes it.
+    """
+    wanted = [parse_bytes("--sizes", part) for part in sizes.split(",")]
+    settings = settings_from(flags)
+    from sttm_cli.base.device import resolve_device
+    from sttm_cli.bench.storage import measure_store
+
+    device, folder = resolve_device(settings.device), cache_folder(settings.cache_dir).absolute()
+    if not output.quiet:
+        say(f"measuring in {folder}, restoring to {device}")
+    rows = []
+    for row in measure_store(
+        folder, wanted, kv_dtype=settings.kv_dtype, device=device, repeat=repeat
+    ):
+        rows.append(row)
+        if not output.as_json:
+            _show(row)
+    if output.as_json:
+        measured = [
+            {**asdict(r), "warm_share": r.warm_share, "cold_share": r.cold_share} for r in rows
+        ]
+        print_json({"schema": "sttm.bench.store/1", "device": device, "sizes": measured})
+
+
+def _show(row: Row) -> None:
+    lines = [
+        ("write", row.write, row.write_floor, row.write_floor.seconds / row.write.seconds),
+        ("restore, page cache warm", row.warm, row.warm_floor, row.warm_share),
+        ("restore, page cache cold", row.cold, row.cold_floor, row.cold_share),
+    ]
+    print_text(f"{size(row.bytes):<28} seconds (cpu)        speed   floor (cpu)     of the floor")
+    for name, took, floor, share in lines:
+        if took is None or floor is None:
+            print_text(f"  {name:<26} the page cache cannot be emptied of a file here")
+            continue
+        speed = size(row.bytes / took.seconds) + "/s"
+        shown = "" if share is None else f"{share:8.0%}"
+        print_text(f"  {name:<26} {_both(took)} {speed:>12}  {_both(floor)} {shown}".rstrip())
+    if row.copy is not None:
+        speed = size(row.bytes / row.copy.seconds) + "/s"
+        print_text(f"  {'host to device':<26} {_both(row.copy)} {speed:>12}")
+
+
+def _both(timing: Timing) -> str:
+    return f"{timing.seconds:6.3f} ({timing.processor:.3f})"
+
 
 app = typer.Typer(
     help="Measure speed, accuracy, merging and storing on this machine.",

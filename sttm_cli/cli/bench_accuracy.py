@@ -10,9 +10,8 @@ import typer
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Json
 from sttm_cli.cli.flags import RUN, Output, only, settings_from, takes
-from sttm_cli.cli.output import StageProgress, columns, print_json, print_text, warn
-from sttm_cli.cli.output_files import check_plot
-from sttm_cli.settings.parse import parse_budget
+from sttm_cli.cli.output import StageProgress, check_plot, columns, print_json, print_text, warn
+from sttm_cli.settings.fields import parse_budget
 
 BUDGETS = "1,0.5,0.3,0.15,0.1"
 METHODS = "sttm,tome,dycoke,evs,vidcom2,frames,pooling,random,spatial,temporal"
@@ -84,8 +83,7 @@ def accuracy(
     if split not in ("test", "dev"):
         raise UsageError(f"--split {split!r} is not known", "give test or dev")
     wanted = [_share(part) for part in budgets.split(",")]
-    from sttm_cli.bench.accuracy import report, take_exam
-    from sttm_cli.bench.entrants import find_entrants
+    from sttm_cli.bench.accuracy import find_entrants, report, take_exam
     from sttm_cli.bench.exam import Exam
     from sttm_cli.bench.exam import films as read_films
     from sttm_cli.runtime.session import VideoQA

@@ -13,9 +13,17 @@ import typer
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Json
 from sttm_cli.cli.flags import RUN, Output, settings_from, takes, without
-from sttm_cli.cli.output import StageProgress, columns, print_json, print_text, say, size, warn
-from sttm_cli.cli.output_files import check_plot
-from sttm_cli.settings.parse import parse_budget
+from sttm_cli.cli.output import (
+    StageProgress,
+    check_plot,
+    columns,
+    print_json,
+    print_text,
+    say,
+    size,
+    warn,
+)
+from sttm_cli.settings.fields import parse_budget
 from sttm_cli.settings.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:

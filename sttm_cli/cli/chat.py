@@ -13,7 +13,7 @@ import typer
 
 from sttm_cli.base.errors import SttmError, UsageError
 from sttm_cli.base.events import Noted, Progressed, Restarted, Shown, TextPiece, Warned
-from sttm_cli.base.spelling import did_you_mean
+from sttm_cli.base.names import did_you_mean
 from sttm_cli.cli.asker import Asker
 from sttm_cli.cli.conversation import Conversation, Stopped, Turn
 from sttm_cli.cli.flags import (
@@ -43,7 +43,7 @@ from sttm_cli.cli.output import (
     warn,
 )
 from sttm_cli.decode.subtitles import subtitles_text
-from sttm_cli.settings.parse import parse_budget
+from sttm_cli.settings.fields import parse_budget
 from sttm_cli.settings.settings import DEFAULT_MODEL, STDIN
 
 FILED = "A video file, a folder of images, or an http(s) address."

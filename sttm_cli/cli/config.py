@@ -11,8 +11,8 @@ import typer
 from sttm_cli.base.types import Json
 from sttm_cli.cli.flags import Output, takes
 from sttm_cli.cli.output import console, print_json, print_text, say
-from sttm_cli.settings.config_file import CONFIG_KEYS, config_path, read_config
 from sttm_cli.settings.fields import Setting
+from sttm_cli.settings.settings import CONFIG_KEYS, config_path, read_config
 
 app = typer.Typer(
     help="Show the config file and the settings that hold.",

@@ -12,7 +12,7 @@ from sttm_cli.base.errors import ContextError, SttmError, UsageError
 from sttm_cli.base.reports import AskReport, ChatReport, TurnReport
 from sttm_cli.base.types import Ending
 from sttm_cli.cli.asker import Asker, Questions
-from sttm_cli.settings.parse import check_question
+from sttm_cli.settings.fields import check_question
 from sttm_cli.settings.settings import Settings
 
 

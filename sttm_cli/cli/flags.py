@@ -15,10 +15,9 @@ import typer
 from typer.models import OptionInfo
 
 from sttm_cli.base.errors import SttmError, UsageError
-from sttm_cli.base.plugins import METHODS
-from sttm_cli.settings.config_file import CONFIG_KEYS
+from sttm_cli.base.names import METHODS
 from sttm_cli.settings.fields import Group, Setting
-from sttm_cli.settings.settings import KEEP_ALIVE, SETTINGS, Settings
+from sttm_cli.settings.settings import CONFIG_KEYS, KEEP_ALIVE, SETTINGS, Settings
 
 VIDEO = "A video file, a folder of images, an http(s) address, or '-' for stdin."
 

@@ -9,9 +9,16 @@ import typer
 
 from sttm_cli.base.errors import UsageError
 from sttm_cli.cli.flags import RUN, SOURCE, VIDEO, Output, examples, settings_from, takes, without
-from sttm_cli.cli.output import StageProgress, console, print_json, say, warn
-from sttm_cli.cli.output_files import check_file, unwritable
-from sttm_cli.settings.parse import parse_budget
+from sttm_cli.cli.output import (
+    StageProgress,
+    check_file,
+    console,
+    print_json,
+    say,
+    unwritable,
+    warn,
+)
+from sttm_cli.settings.fields import parse_budget
 
 if TYPE_CHECKING:
     from sttm_cli.inspect import Kept

@@ -8,7 +8,7 @@ from sttm_cli.cli.flags import Output, takes
 from sttm_cli.cli.output import console, print_json, say, size
 
 if TYPE_CHECKING:
-    from sttm_cli.models.known import Known
+    from sttm_cli.models.registry import Known
 
 
 @takes()
@@ -17,8 +17,7 @@ def models(*, flags: dict[str, Any], output: Output) -> None:
 
     Below them stand the families that a hub id or a folder may belong to.
     """
-    from sttm_cli.models.known import known_models
-    from sttm_cli.models.registry import families
+    from sttm_cli.models.registry import families, known_models
 
     found = known_models()
     if output.as_json:

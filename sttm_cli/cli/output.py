@@ -7,9 +7,10 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sttm_cli.base.errors import SttmError
+from sttm_cli.base.errors import SttmError, UsageError
 from sttm_cli.base.reports import ErrorReport, SecondsReport
 from sttm_cli.cli.flags import Output
 
@@ -259,3 +260,39 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         first, *rest = (f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
         lines.append("  ".join((f"{first.strip():<{widths[0]}}", *rest)))
     return "\n".join(line.rstrip() for line in lines)
+
+
+# Files that a command writes beside its output, checked before minutes of work, not after them.
+
+
+def check_file(flag: str, path: Path | None, *endings: str) -> None:
+    """Raise UsageError for another kind of file than `endings`, SttmError for a missing folder."""
+    if path is None:
+        return
+    if path.suffix.lower() not in endings:
+        kinds = _alternatives([ending[1:].upper() for ending in endings])
+        raise UsageError(
+            f"{flag} {path} is not a {kinds} file",
+            f"give a name that ends in {_alternatives(endings)}",
+        )
+    if not path.parent.is_dir():
+        raise SttmError(f"{flag} {path} cannot be written: the folder {path.parent} is missing")
+
+
+def check_plot(path: Path | None) -> None:
+    """Raise SttmError where `--plot` cannot be drawn."""
+    if path is None:
+        return
+    from sttm_cli.bench.plot import ENDINGS, require_matplotlib
+
+    check_file("--plot", path, *ENDINGS)
+    require_matplotlib()
+
+
+def unwritable(flag: str, path: Path, error: OSError) -> SttmError:
+    return SttmError(f"{flag} {path} cannot be written: {error.strerror or error}")
+
+
+def _alternatives(names: tuple[str, ...] | list[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last

@@ -21,7 +21,7 @@ from sttm_cli.cli.flags import (
     without,
 )
 from sttm_cli.cli.output import print_json, print_text, say, size
-from sttm_cli.settings.parse import parse_bytes, parse_duration
+from sttm_cli.settings.fields import parse_bytes, parse_duration
 from sttm_cli.settings.settings import Settings
 
 if TYPE_CHECKING:

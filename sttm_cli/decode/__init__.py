@@ -1,11 +1,10 @@
 """Video file -> frames: what the file is, which frames to take, and reading them."""
 
-from sttm_cli.decode.digest import digest, video_version
 from sttm_cli.decode.file import changed
 from sttm_cli.decode.plan import plan_frames
 from sttm_cli.decode.probe import probe, remembered_probe
 from sttm_cli.decode.read import read_frames
-from sttm_cli.decode.source import Source, Sources
+from sttm_cli.decode.source import Source, Sources, digest, video_version
 
 __all__ = [
     "Source",

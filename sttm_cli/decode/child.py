@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sttm_cli.base.errors import DisturbedError, SttmError
-from sttm_cli.base.subprocesses import bound_memory
+from sttm_cli.base.system import bound_memory
 from sttm_cli.base.types import DecodeReport, FramePlan, VideoInfo
 from sttm_cli.decode.lost import Lost, Reading
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from sttm_cli.base.errors import VideoError
 from sttm_cli.base.types import FramePlan
+from sttm_cli.decode.container import hides_frames
 from sttm_cli.decode.file import OpenFile, changed, file_version, open_file
-from sttm_cli.decode.hidden import hides_frames
 from sttm_cli.decode.lost import Reading
 from sttm_cli.decode.pixels import RGB, fitted
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sttm_cli.base.errors import DisturbedError, VideoError
-from sttm_cli.base.filefacts import is_settled
+from sttm_cli.base.system import is_settled
 
 NEEDED = "give a file with a video stream, such as .mp4, .mkv, .webm or .mov"
 

@@ -21,11 +21,11 @@ from typing import IO, Any
 import numpy as np
 
 from sttm_cli.base.errors import DisturbedError, VideoError
-from sttm_cli.base.subprocesses import command, environment
+from sttm_cli.base.system import command, environment
 from sttm_cli.base.types import DecodeReport, FramePlan, VideoInfo
-from sttm_cli.decode.digest import video_version
 from sttm_cli.decode.file import NEEDED, changed, file_version
 from sttm_cli.decode.lost import DAMAGED, Lost, Reading
+from sttm_cli.decode.source import video_version
 
 PATIENCE_S = 60.0
 """How long a child may take for one frame, or to open a file, before it counts as hanging."""

@@ -14,7 +14,7 @@ import sys
 from threading import Thread
 from typing import Any, BinaryIO
 
-from sttm_cli.base.subprocesses import bound_memory
+from sttm_cli.base.system import bound_memory
 from sttm_cli.base.types import Json
 from sttm_cli.decode.spool import BLOCK, TIMEOUT_S
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sttm_cli.base.errors import VideoError
-from sttm_cli.base.filefacts import FileFacts
+from sttm_cli.base.system import FileFacts
 from sttm_cli.base.types import VideoInfo
 from sttm_cli.decode.file import NEEDED, changed, open_file
 
@@ -37,7 +37,7 @@ def remembered_probe(
     where the file is not of `version` (of `video_version`, if given).
     """
     if path.is_dir():
-        from sttm_cli.decode.image_folder import folder_version
+        from sttm_cli.decode.images import folder_version
 
         seen, settled = folder_version(path), True
         key = f"probe:{REVISION}:{seen}|{image_fps}"

@@ -21,7 +21,7 @@ from threading import Thread
 from typing import IO
 
 from sttm_cli.base.errors import VideoError
-from sttm_cli.base.subprocesses import command, environment
+from sttm_cli.base.system import command, environment
 from sttm_cli.base.types import Json, Progress
 from sttm_cli.decode.spool import LEAST_SPEED, check_size
 

@@ -11,8 +11,8 @@ from statistics import median
 import numpy as np
 import torch
 
-from sttm_cli.base.clock import Clock
 from sttm_cli.base.reports import BudgetReport, InspectReport, StoredBudget, SurveyedModel
+from sttm_cli.base.results import Clock
 from sttm_cli.base.types import DecodeReport, FrameChunk, TokenCounts, VisualTokens
 from sttm_cli.inspect import Kept, View, thumbnail
 from sttm_cli.inspect.timing import restore_seconds, token_seconds

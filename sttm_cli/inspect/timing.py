@@ -10,7 +10,7 @@ from sttm_cli.prefill import ROOM, KVContinuation
 from sttm_cli.store import PackedKV, Store
 
 if TYPE_CHECKING:
-    from sttm_cli.models.video_llm import VideoLLM
+    from sttm_cli.models.family import VideoLLM
 
 QUESTION = "what happens in the video?"
 """Asked to measure the time to a first token; its answer is thrown away."""

@@ -5,14 +5,61 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Event, Semaphore, Thread
+from typing import TypeVar
 
-from sttm_cli.base.clock import Clock
+from sttm_cli.base.results import Clock
 from sttm_cli.base.types import FrameChunk, Frames
 from sttm_cli.library.loop import Admit, Item
 from sttm_cli.library.outcome import Job, Outcome
 from sttm_cli.library.prepare import prepare
-from sttm_cli.library.read_ahead import ahead
 from sttm_cli.runtime.session import VideoQA
+
+# Doing the next thing while this one is being used: an iterator that runs in a thread.
+
+
+T = TypeVar("T")
+
+PATIENCE_S = 1.0
+"""How long closing waits for an item that is half made."""
+
+
+def ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
+    """Yield from `items`, which a thread makes: at most `depth` of them exist at a time.
+
+    The one that was yielded last counts among them until the next is asked for. What `items`
+    raises is raised here, in its turn. Closing ends the thread and closes `items`.
+    """
+    made: SimpleQueue[tuple[T] | BaseException] = SimpleQueue()
+    room, left = Semaphore(depth), Event()
+
+    def make() -> None:
+        with closing(items):
+            while room.acquire() and not left.is_set():
+                try:
+                    made.put((next(items),))
+                except BaseException as error:
+                    made.put(error)
+                    return
+
+    # A reader that hangs must not keep the process from ending.
+    thread = Thread(target=make, name="ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            got = made.get()
+            if isinstance(got, StopIteration):
+                return
+            if isinstance(got, BaseException):
+                raise got
+            yield got[0]
+            room.release()
+    finally:
+        left.set()
+        room.release()
+        thread.join(PATIENCE_S)
+
 
 DEPTH = 4
 """How far reading may be ahead, in chunks of frames (of 64 MiB at most)."""

@@ -6,8 +6,8 @@ import traceback
 from functools import lru_cache
 from pathlib import Path
 
-from sttm_cli.base.clock import Clock
 from sttm_cli.base.errors import SttmError
+from sttm_cli.base.results import Clock
 from sttm_cli.base.types import Frames
 from sttm_cli.library.outcome import STORED, Computed, Failed, Job, Outcome, Skipped, Stopped
 from sttm_cli.library.space import needed_bytes

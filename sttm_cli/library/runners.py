@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
 from sttm_cli.base.errors import UsageError
-from sttm_cli.base.spelling import did_you_mean
+from sttm_cli.base.names import did_you_mean
 
 if TYPE_CHECKING:
     from sttm_cli.library.loop import Runner

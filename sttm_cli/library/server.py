@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from sttm_cli.base.clock import STAGES
 from sttm_cli.base.errors import SttmError
 from sttm_cli.base.events import Shown, Warned
+from sttm_cli.base.results import STAGES
 from sttm_cli.base.types import TokenCounts
 from sttm_cli.library.in_process import LocalRunner
 from sttm_cli.library.loop import Admit, Item

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sttm_cli.base.errors import UsageError
-from sttm_cli.base.plugins import METHODS
-from sttm_cli.settings.parse import parse_method
+from sttm_cli.base.names import METHODS
+from sttm_cli.settings.fields import parse_method
 
 if TYPE_CHECKING:
     import torch

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sttm_cli.base.errors import ModelError, VideoError
 from sttm_cli.base.types import Prompt, VisualTokens
 from sttm_cli.models.chat_format import ChatFormat
-from sttm_cli.models.checkpoint import Checkpoint
-from sttm_cli.models.checkpoint_files import read
+from sttm_cli.models.checkpoint import Checkpoint, read
 
 if TYPE_CHECKING:
     import torch

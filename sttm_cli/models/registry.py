@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import pkgutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from sttm_cli.base.errors import ModelError
+from sttm_cli.base.types import Json
 from sttm_cli.models import families as package
 from sttm_cli.models import template
-from sttm_cli.models.checkpoint import Checkpoint
-from sttm_cli.models.family import Family
-from sttm_cli.models.loading import reworded
-from sttm_cli.models.placement import Placement
-from sttm_cli.models.video_llm import VideoLLM
+from sttm_cli.models.checkpoint import Checkpoint, cached_folder, read, weight_files
+from sttm_cli.models.family import Family, VideoLLM
+from sttm_cli.models.loading import Placement, reworded
 
 GROUP = "sttm_cli.families"
 TINY_NAME = "tiny"
@@ -139,3 +138,128 @@ def _installed(point: EntryPoint) -> Family:
 
 def _blind(*_: object) -> NoReturn:
     raise RuntimeError("this model was loaded without its vision tower")
+
+
+# Token counts of a video and bytes per token, from a checkpoint's config alone.
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """About how many tokens a video gives: visual ones, and text between them, never merged."""
+
+    visual: int
+    text: int
+
+
+def token_count(
+    checkpoint: Checkpoint, frames: int, *, width: int, height: int
+) -> TokenCount | None:
+    """About how many tokens `frames` frames give; None where the config does not state it.
+
+    Visual tokens are exact for families that square their frames. For those that keep the aspect
+    ratio the count is the limit of their authors' preprocessing.
+    """
+    family = find_family(checkpoint.model_type)
+    if family is None:
+        return None
+    try:
+        steps, each = family.grid(checkpoint, frames, width=width, height=height)
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError):
+        return None
+    return TokenCount(visual=steps * each, text=steps * family.step_text)
+
+
+def layer_bytes(checkpoint: Checkpoint, itemsize: int) -> int | None:
+    """Bytes of a token's key and value in one decoder layer; None where the config does not
+    state them."""
+    text = checkpoint.text
+    try:
+        heads = text["num_attention_heads"]
+        dim = text.get("head_dim") or text["hidden_size"] // heads
+        return 2 * int(text.get("num_key_value_heads") or heads) * int(dim) * itemsize
+    except (KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
+def context_length(checkpoint: Checkpoint) -> int | None:
+    """The most tokens the model was trained for; None where the config does not state it."""
+    length = checkpoint.text.get("max_position_embeddings")
+    return length if isinstance(length, int) else None
+
+
+# Models that a user can name: the aliases, and other supported checkpoints on this machine.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """A model by the name to give (`alias`, else the hub id); `bytes` of its weights on this
+    machine, None where it is missing or incomplete."""
+
+    alias: str | None
+    repository: str
+    family: str
+    bytes: int | None
+
+    @property
+    def name(self) -> str:
+        return self.alias or self.repository
+
+    def to_json(self) -> Json:
+        return {
+            "alias": self.alias,
+            "repository": self.repository,
+            "family": self.family,
+            "present": self.bytes is not None,
+            "bytes": self.bytes,
+        }
+
+
+def known_models() -> list[Known]:
+    """The aliases, then other downloaded checkpoints whose architecture is supported."""
+    released = [
+        Known(alias=alias, repository=hub_id, family=family.name, bytes=_bytes(hub_id))
+        for family in families()
+        for alias, hub_id in family.aliases.items()
+    ]
+    others = sorted(set(_downloaded()) - {known.repository for known in released})
+    return [_tiny(), *released, *filter(None, map(_other, others))]
+
+
+def _tiny() -> Known:
+    return Known(
+        alias="tiny", repository="(embedded)", family=_family(TINY), bytes=_folder_bytes(TINY)
+    )
+
+
+def _other(repository: str) -> Known | None:
+    folder = cached_folder(repository)
+    family = _family(folder) if folder else ""
+    if not folder or not family:
+        return None
+    return Known(alias=None, repository=repository, family=family, bytes=_folder_bytes(folder))
+
+
+def _downloaded() -> list[str]:
+    """Hub ids of the models in the hub's cache, complete or not."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    names = (folder.name for folder in Path(HF_HUB_CACHE).glob("models--*--*"))
+    return [name.removeprefix("models--").replace("--", "/", 1) for name in names]
+
+
+def _family(folder: Path) -> str:
+    """The family of a checkpoint folder, "" where its architecture is not supported."""
+    try:
+        family = find_family(str(read(str(folder), folder / "config.json").get("model_type")))
+    except ModelError:
+        return ""
+    return family.name if family else ""
+
+
+def _bytes(repository: str) -> int | None:
+    folder = cached_folder(repository)
+    return _folder_bytes(folder) if folder else None
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in weight_files(str(folder), folder))

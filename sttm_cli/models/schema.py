@@ -12,11 +12,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from sttm_cli.base.types import Json
-from sttm_cli.models.names import INDEX, is_inside
 
 
 def _beside(name: str) -> str:
-    if not is_inside(name) or "/" in name:
+    if name in ("", ".", "..") or set("/\\:") & set(name) or not name.isprintable():
         raise ValueError("must be the name of a file in the same folder")
     return name
 
@@ -137,7 +136,7 @@ class Tokenizer(Part):
 
 _FILES: dict[str, type[Part]] = {
     "config.json": Config,
-    INDEX: Index,
+    "model.safetensors.index.json": Index,
     "generation_config.json": Generation,
     "processor_config.json": Processor,
     "preprocessor_config.json": Processor,

@@ -11,7 +11,7 @@ from threading import Lock, Timer
 from typing import Any
 
 from sttm_cli.base.errors import ModelError
-from sttm_cli.base.subprocesses import command, environment
+from sttm_cli.base.system import command, environment
 
 PATIENCE_S = 30.0
 """Seconds on the clock for one prompt; the process bounds its processor time more tightly."""

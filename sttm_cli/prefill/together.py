@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
-from sttm_cli.prefill.continuation import KVContinuation
+from sttm_cli.prefill.ragged import KVContinuation
 
 
 class Together:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sttm_cli.base.clock import Clock
 from sttm_cli.base.device import reporting_memory, wait_for
 from sttm_cli.base.errors import ModelError
+from sttm_cli.base.results import Clock
 from sttm_cli.base.types import (
     DecodeReport,
     FrameChunk,
@@ -24,12 +24,11 @@ from sttm_cli.base.types import (
 )
 from sttm_cli.decode import read_frames
 from sttm_cli.prefill import Merging, prefill
-from sttm_cli.runtime.model_plan import ModelPlan
-from sttm_cli.runtime.request import Request, version_to_read
+from sttm_cli.runtime.request import ModelPlan, Request, version_to_read
 from sttm_cli.runtime.resources import ModelHost
 
 if TYPE_CHECKING:
-    from sttm_cli.models.video_llm import VideoLLM
+    from sttm_cli.models.family import VideoLLM
 
 OnChunk = Callable[[FrameChunk], None]
 Merge = Callable[[torch.Tensor], Merged]

@@ -17,8 +17,7 @@ from pathlib import Path
 from sttm_cli import __version__
 from sttm_cli.base.errors import SttmError
 from sttm_cli.base.types import Json
-from sttm_cli.settings.config_file import config_path, read_config
-from sttm_cli.settings.settings import cache_dir
+from sttm_cli.settings.settings import cache_dir, config_path, read_config
 
 NEEDED = {"torch": "torch", "torchvision": "torchvision", "transformers": "transformers",
           "av": "av", "diskcache": "diskcache", "safetensors": "safetensors",

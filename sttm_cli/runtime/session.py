@@ -9,24 +9,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sttm_cli.base.clock import Clock
 from sttm_cli.base.device import reporting_memory
 from sttm_cli.base.errors import UsageError
-from sttm_cli.base.results import Answer, CacheUse, Choice
+from sttm_cli.base.results import Answer, CacheUse, Choice, Clock
 from sttm_cli.base.types import Frames, OnToken, PrefixKV, Progress, Sampling
 from sttm_cli.decode import Source, Sources
 from sttm_cli.runtime.compute import Compute
-from sttm_cli.runtime.model_plan import ModelPlan, plan_model
 from sttm_cli.runtime.prefix_cache import PrefixCache, facts_for
 from sttm_cli.runtime.prepared import Asked, Prepared, answer, choose
-from sttm_cli.runtime.request import Request, make_request
+from sttm_cli.runtime.request import ModelPlan, Request, make_request, plan_model
 from sttm_cli.runtime.resources import Resources
-from sttm_cli.settings.parse import check_question
+from sttm_cli.settings.fields import check_question
 from sttm_cli.settings.settings import Settings, cache_dir
 from sttm_cli.store import Store, open_store
 
 if TYPE_CHECKING:
-    from sttm_cli.models.video_llm import VideoLLM
+    from sttm_cli.models.family import VideoLLM
 
 NARROW = 0.1
 """A checkpoint's own top-p below this leaves a temperature next to nothing to act on."""

@@ -15,25 +15,48 @@ from contextlib import ExitStack
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+import psutil
+
 from sttm_cli.base.events import Reported
 from sttm_cli.base.reports import ServerStatus
 from sttm_cli.base.results import Answer, Choice
 from sttm_cli.decode import Source
-from sttm_cli.runtime.ask_report import ask_report
-from sttm_cli.runtime.kv_memory import DISK
-from sttm_cli.runtime.model_plan import plan_model
-from sttm_cli.runtime.prepared import Prepared
-from sttm_cli.runtime.resources import Resources
+from sttm_cli.runtime.prepared import Prepared, ask_report
+from sttm_cli.runtime.request import plan_model
+from sttm_cli.runtime.resources import DISK, Resources
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.serve.batch import Batches, together
-from sttm_cli.serve.http_errors import Refused
 from sttm_cli.serve.job import Event, Job, JobRun, Piece, Reply
-from sttm_cli.serve.kv_bounds import bounds
-from sttm_cli.serve.logprobs import LogProbs
 from sttm_cli.serve.metrics import Metrics
+from sttm_cli.serve.openai_reply import LogProbs
 from sttm_cli.serve.options import Options
+from sttm_cli.serve.responses import Refused
 from sttm_cli.settings.settings import Settings, cache_dir
 from sttm_cli.store import open_store
+
+# Default bounds for the memory of KVs.
+
+
+def bounds(device: str, options: Options) -> tuple[int, int]:
+    """Bytes for KVs on the device and in host memory: as given, else a share of the memory.
+
+    An accelerator gives a fifth of its memory and the host an eighth of its own; if the device is
+    the host, there is one tier with a quarter.
+    """
+    host: int = psutil.virtual_memory().total
+    if device.startswith("cuda"):
+        import torch
+
+        of_device, of_host = torch.cuda.mem_get_info(device)[1] // 5, host // 8
+    elif device == "cpu":
+        of_device, of_host = host // 4, 0
+    else:
+        of_device, of_host = host // 8, host // 8
+    given = options.device_bytes, options.host_bytes
+    return (
+        of_device if given[0] is None else given[0],
+        of_host if given[1] is None else given[1],
+    )
 
 
 class Engine:
@@ -156,7 +179,9 @@ class Engine:
                 reply = await self._answer(qa, prepared, question, job, run)
                 answers.append(reply.answer)
                 run.send(reply)
-            run.send(Reported(ask_report(qa, prepared, answers)))
+            run.send(
+                Reported(ask_report(prepared, answers, settings=qa.settings, plan=qa.model_plan))
+            )
         finally:
             # A KV that is released may be copied to host memory, which must not block the loop.
             await asyncio.to_thread(stack.close)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from sttm_cli import __version__
 from sttm_cli.base.errors import SttmError
 from sttm_cli.base.reports import ServerFacts, ServerStatus
-from sttm_cli.base.subprocesses import command as run_again
-from sttm_cli.base.subprocesses import environment
+from sttm_cli.base.system import command as run_again
+from sttm_cli.base.system import environment
 from sttm_cli.serve.client import Server, ServerGone
 from sttm_cli.serve.server_files import ServerFiles, all_files, pinned
 from sttm_cli.settings.settings import SETTINGS, Settings

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from sttm_cli.base.results import Answer, Choice
-from sttm_cli.runtime.kv_memory import DEVICE, DISK, HOST
+from sttm_cli.runtime.resources import DEVICE, DISK, HOST
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)

@@ -13,9 +13,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Discriminator, Field, PlainValidator, Tag, model_validator
 
 from sttm_cli.base.errors import UsageError
-from sttm_cli.serve.logprobs import MOST
+from sttm_cli.serve.openai_reply import MOST
 from sttm_cli.serve.request_body import Body, ClosedBody, Number, Whole, bad, read_body
-from sttm_cli.settings.parse import parse_budget, parse_seconds
+from sttm_cli.settings.fields import parse_budget, parse_seconds
 from sttm_cli.settings.settings import Settings
 
 _MOST_TURNS = 512

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sttm_cli.base.address import absolute
-from sttm_cli.base.locks import try_hold
+from sttm_cli.base.names import absolute
 from sttm_cli.base.reports import ServerFacts
 from sttm_cli.base.shapes import shaped
+from sttm_cli.base.system import try_hold
 from sttm_cli.base.types import Json
 from sttm_cli.settings.fields import Scope
 from sttm_cli.settings.settings import Settings, cache_dir, in_scope

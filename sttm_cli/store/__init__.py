@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sttm_cli.store.artifact import FORMAT
-from sttm_cli.store.entry import Entry, Finding, Lookup, Removed, Space
-from sttm_cli.store.identity import difference, key_of
+from sttm_cli.store.artifact import FORMAT, difference, key_of
 from sttm_cli.store.opening import open_store
-from sttm_cli.store.protocol import Store
+from sttm_cli.store.protocol import Entry, Finding, Lookup, Removed, Space, Store
 
 if TYPE_CHECKING:
     from sttm_cli.store.local import LocalStore
-    from sttm_cli.store.none import NoStore
+    from sttm_cli.store.opening import NoStore
     from sttm_cli.store.packing import STORED, PackedKV, pack
 
 __all__ = [
@@ -39,7 +37,7 @@ __all__ = [
 # Imported on demand (PEP 562): listing the entries needs no torch.
 _MODULES = {
     "LocalStore": "local",
-    "NoStore": "none",
+    "NoStore": "opening",
     "PackedKV": "packing",
     "STORED": "packing",
     "pack": "packing",

@@ -12,9 +12,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from sttm_cli.store.files import KEY, PART, SUFFIX, entries_of, write_whole
+from sttm_cli.store.files import (
+    KEY,
+    PART,
+    PRIVATE,
+    SUFFIX,
+    entries_of,
+    exposure,
+    make_private,
+    write_whole,
+)
 from sttm_cli.store.index import FILES, is_own, remove_old
-from sttm_cli.store.private import PRIVATE, exposure, make_private
 
 MARKER = "CACHEDIR.TAG"
 MARK = b"Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of sttm, layout 1.\n"

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sttm_cli.base.address import path_or_address, scheme_of
 from sttm_cli.base.errors import CacheError, UsageError
-from sttm_cli.base.spelling import did_you_mean
-from sttm_cli.store.protocol import Store
+from sttm_cli.base.names import did_you_mean, path_or_address, scheme_of
+from sttm_cli.base.types import Json
+from sttm_cli.store.protocol import Entry, Finding, Lookup, Removed, Store
+
+if TYPE_CHECKING:
+    from sttm_cli.base.types import PrefixKV
+    from sttm_cli.store.packing import PackedKV
 
 GROUP = "sttm_cli.stores"
 """Entry points of this group open stores: the name is the scheme of an address, the object is
@@ -25,8 +31,6 @@ def open_store(
     an unknown scheme, CacheError where the code for it cannot be loaded.
     """
     if where is None:
-        from sttm_cli.store.none import NoStore
-
         return NoStore()
     place = path_or_address(where)
     if isinstance(place, Path):
@@ -52,3 +56,60 @@ def _entry_point(address: str) -> EntryPoint:
         f"--cache-dir {address}: there is no store for {scheme}://",
         did_you_mean(scheme, known) or f"give a folder; installed stores: {names}",
     )
+
+
+# The cache switched off.
+
+
+class NoStore(Store):
+    """Remembers rows within the process, stores no KV."""
+
+    location = "--no-cache"
+    keeps_nothing = True
+    writable = False
+    bytes = 0
+    max_bytes = 0
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Json] = {}
+
+    def get(self, key: str) -> Json | None:
+        return self._rows.get(key)
+
+    def set(self, key: str, value: Json) -> None:
+        self._rows[key] = value
+
+    def find(self, identity: Json) -> Lookup:
+        return Lookup(miss_reason="the cache is off (--no-cache)")
+
+    def load(self, lookup: Lookup, *, device: str | Sequence[str], room: int) -> PrefixKV | None:
+        return None
+
+    def count_use(self, entry: Entry, *, saved_s: float) -> None:
+        return
+
+    def entries(self) -> list[Entry]:
+        return []
+
+    def beginning(self, key: str) -> list[Entry]:
+        return []
+
+    def save(self, identity: Json, packed: PackedKV, *, label: Json) -> Entry | None:
+        return None
+
+    def remove(self, keys: Iterable[str]) -> list[str]:
+        return []
+
+    def prune(self, limit: int) -> list[Removed]:
+        return []
+
+    def verify(
+        self, *, repair: bool = False, limit: int | None = None
+    ) -> tuple[int, list[Finding]]:
+        return 0, []
+
+    def telling(self, warn: Callable[[str], None]) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def close(self) -> None:
+        self._rows = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sttm_cli.answer.sampling import Sampler, nucleus
+from sttm_cli.answer.generate import Sampler, nucleus
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Ending, Sampling
 from sttm_cli.runtime.session import Prepared, VideoQA

@@ -11,10 +11,9 @@ import torch
 from typer.testing import CliRunner
 
 import sttm_cli
-from sttm_cli.base.clock import Clock
 from sttm_cli.base.errors import UsageError
-from sttm_cli.bench.accuracy import FOLLOW_UP, Results, report, take_exam
-from sttm_cli.bench.entrants import find_entrants
+from sttm_cli.base.results import Clock
+from sttm_cli.bench.accuracy import FOLLOW_UP, Results, find_entrants, report, take_exam
 from sttm_cli.bench.exam import FIRST_SEED, Exam, films
 from sttm_cli.bench.intervals import Bootstrap
 from sttm_cli.bench.scoring import alone, in_conversation, mark

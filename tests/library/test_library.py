@@ -17,13 +17,12 @@ import pytest
 
 from sttm_cli.base.errors import CacheError, UsageError
 from sttm_cli.base.types import DecodeReport, FrameChunk
-from sttm_cli.library.in_process import LocalRunner
+from sttm_cli.library.in_process import LocalRunner, ahead
 from sttm_cli.library.loop import prepare_library
 from sttm_cli.library.outcome import Computed, Failed, Outcome, Skipped, Stopped
 from sttm_cli.library.paths import find_videos, share_of
-from sttm_cli.library.read_ahead import ahead
 from sttm_cli.library.space import Estimate, check_space, estimate
-from sttm_cli.models.counts import token_count
+from sttm_cli.models.registry import token_count
 from sttm_cli.runtime import compute as runtime_compute
 from sttm_cli.runtime.compute import Compute
 from sttm_cli.runtime.session import VideoQA

@@ -13,7 +13,7 @@ from transformers.integrations import flash_attention
 from sttm_cli.base.device import resolve_attention
 from sttm_cli.base.types import FrameChunk
 from sttm_cli.models.checkpoint import find_checkpoint
-from sttm_cli.models.placement import Placement
+from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
 from tests.checkpoints import llava_onevision

@@ -10,9 +10,8 @@ import pytest
 
 from sttm_cli.base.errors import ModelError, UsageError
 from sttm_cli.models.checkpoint import Checkpoint
-from sttm_cli.models.counts import TokenCount, token_count
-from sttm_cli.models.registry import families, family_of, find_family
-from sttm_cli.runtime.model_plan import options_of
+from sttm_cli.models.registry import TokenCount, families, family_of, find_family, token_count
+from sttm_cli.runtime.request import options_of
 from sttm_cli.settings.settings import Settings
 from tests.cli.process import sttm_here
 from tests.installed import install, sttm

@@ -13,9 +13,14 @@ from pathlib import Path
 import pytest
 
 from sttm_cli.base.errors import ModelError
-from sttm_cli.models.checkpoint import Checkpoint, check_unchanged, find_checkpoint
-from sttm_cli.models.checkpoint_files import CHECKED, model_files
-from sttm_cli.models.placement import weight_bytes
+from sttm_cli.models.checkpoint import (
+    CHECKED,
+    Checkpoint,
+    check_unchanged,
+    find_checkpoint,
+    model_files,
+)
+from sttm_cli.models.loading import weight_bytes
 from sttm_cli.models.registry import TINY
 from tests.checkpoints_llava import llava_video
 from tests.fakes import DictMemo
@@ -27,7 +32,7 @@ OPENED = """
 import json, os, sys
 from pathlib import Path
 from sttm_cli.models.checkpoint import find_checkpoint
-from sttm_cli.models.placement import Placement
+from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import load
 from tests.fakes import DictMemo
 opened = set()
@@ -178,7 +183,7 @@ def test_a_snapshot_of_the_hub_is_named_by_its_blobs_without_reading_the_weights
 ) -> None:
     snapshot(hub)
     monkeypatch.setattr("blake3.blake3.update_mmap", None, raising=False)
-    monkeypatch.setattr("sttm_cli.models.checkpoint_files._hub_hash", None)
+    monkeypatch.setattr("sttm_cli.models.checkpoint._hub_hash", None)
     assert from_hub().fingerprint.startswith(f"hub:someone/tuned@{COMMIT}:")
 
 

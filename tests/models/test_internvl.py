@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sttm_cli.base.types import FrameChunk, VisualTokens
 from sttm_cli.models.checkpoint import find_checkpoint
-from sttm_cli.models.placement import Placement
+from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import load
 from tests.checkpoints_internvl import internvl
 from tests.fakes import DictMemo

@@ -13,7 +13,7 @@ from sttm_cli.answer import generate
 from sttm_cli.base.errors import ModelError, UsageError
 from sttm_cli.base.types import FrameChunk
 from sttm_cli.models.checkpoint import find_checkpoint
-from sttm_cli.models.placement import Placement
+from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import family_of, load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
 from tests.checkpoints import llava_onevision

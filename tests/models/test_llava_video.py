@@ -24,7 +24,7 @@ from sttm_cli.answer import generate
 from sttm_cli.base.errors import ModelError
 from sttm_cli.base.types import FrameChunk, VisualTokens
 from sttm_cli.models.checkpoint import find_checkpoint
-from sttm_cli.models.placement import Placement
+from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import load
 from sttm_cli.prefill import Merging
 from tests.checkpoints_llava import llava_video

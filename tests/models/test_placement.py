@@ -12,7 +12,7 @@ from sttm_cli.base.errors import OutOfMemoryError
 from sttm_cli.base.types import FrameChunk, VisualTokens
 from sttm_cli.merge import merge_tokens
 from sttm_cli.models.checkpoint import find_checkpoint
-from sttm_cli.models.placement import Placement, place, weight_bytes
+from sttm_cli.models.loading import Placement, place, weight_bytes
 from sttm_cli.models.registry import load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
 from sttm_cli.runtime.session import VideoQA
@@ -82,8 +82,8 @@ def test_a_model_goes_to_several_accelerators_only_where_one_does_not_hold_it(
     needed = weight_bytes(source, "float32")
 
     def asked(free: list[int], *, spread: bool = True) -> Any:
-        monkeypatch.setattr("sttm_cli.models.placement.free_bytes", lambda device: free[0])
-        monkeypatch.setattr("sttm_cli.models.placement.accelerators", lambda: free)
+        monkeypatch.setattr("sttm_cli.models.loading.free_bytes", lambda device: free[0])
+        monkeypatch.setattr("sttm_cli.models.loading.accelerators", lambda: free)
         return place(source, Placement("cuda", "float32", spread=spread))
 
     assert asked([2 * needed] * 2) == {"device_map": {"": "cuda"}}

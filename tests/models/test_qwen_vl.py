@@ -15,7 +15,7 @@ from sttm_cli.answer import generate
 from sttm_cli.base.types import FrameChunk, VisualTokens
 from sttm_cli.models.checkpoint import find_checkpoint
 from sttm_cli.models.families.qwen2_5_vl import spacing
-from sttm_cli.models.placement import Placement
+from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import family_of, load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
 from tests.checkpoints_qwen import qwen_vl

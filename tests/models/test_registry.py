@@ -11,7 +11,7 @@ import pytest
 
 from sttm_cli.base.errors import ModelError, OutOfMemoryError, UsageError
 from sttm_cli.models.checkpoint import find_checkpoint
-from sttm_cli.models.placement import Placement, free_bytes, place, weight_bytes
+from sttm_cli.models.loading import Placement, free_bytes, place, weight_bytes
 from sttm_cli.models.registry import aliases, families, family_of, load
 from tests.checkpoints_llava import llava_video
 from tests.cli.process import sttm, sttm_here
@@ -90,7 +90,7 @@ def test_weights_are_measured_before_loading_and_refused_where_they_do_not_fit(
     numbers = sum(t.numel() for t in load_file(random_model / "model.safetensors").values())
     assert weight_bytes(source, "float32") == 4 * numbers
     assert weight_bytes(source, "bfloat16") == 2 * numbers
-    monkeypatch.setattr("sttm_cli.models.placement.free_bytes", lambda device: 3 * numbers)
+    monkeypatch.setattr("sttm_cli.models.loading.free_bytes", lambda device: 3 * numbers)
     place(source, Placement("cpu", "bfloat16"))
     monkeypatch.setattr(torch.nn.Module, "__init__", lambda *a, **k: pytest.fail("it was built"))
     with pytest.raises(OutOfMemoryError, match="GiB are free on cpu") as error:
@@ -103,7 +103,7 @@ def test_a_video_whose_kv_does_not_fit_beside_the_weights_is_refused_before_load
     random_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = weight_bytes(source_of(random_model), "float32")
-    monkeypatch.setattr("sttm_cli.models.placement.free_bytes", lambda device: weights + 1000)
+    monkeypatch.setattr("sttm_cli.models.loading.free_bytes", lambda device: weights + 1000)
     ended = sttm_here("ask", SAMPLE, "what?", "--model", random_model, "--json")
     assert ended.code == 5
     assert ended.json["error"]["kind"] == "memory"

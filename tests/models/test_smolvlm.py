@@ -13,7 +13,7 @@ from transformers.video_utils import VideoMetadata
 
 from sttm_cli.base.types import FrameChunk, VisualTokens
 from sttm_cli.models.checkpoint import find_checkpoint
-from sttm_cli.models.placement import Placement
+from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import load
 from tests.checkpoints_smolvlm import smolvlm
 from tests.fakes import DictMemo

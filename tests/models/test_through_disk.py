@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from sttm_cli.base.clock import Clock
+from sttm_cli.base.results import Clock
 from sttm_cli.merge import merge_tokens
 from sttm_cli.runtime.session import VideoQA
 from tests.checkpoints import llava_onevision

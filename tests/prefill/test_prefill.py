@@ -10,10 +10,10 @@ import torch
 from sttm_cli.base.results import CacheUse
 from sttm_cli.base.types import VisualTokens
 from sttm_cli.models.checkpoint import find_checkpoint
-from sttm_cli.models.placement import Placement
+from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import load
 from sttm_cli.prefill import KVContinuation, Merging, prefill
-from sttm_cli.runtime.kv_memory import DEVICE, Held, KVMemory
+from sttm_cli.runtime.resources import DEVICE, Held, KVMemory
 from tests.fakes import DictMemo, keep_all, pair_up
 from tests.models.reference import one_pass
 

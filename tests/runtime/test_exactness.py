@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
 
-from sttm_cli.base.clock import Clock
+from sttm_cli.base.results import Clock
 from sttm_cli.base.types import DecodeReport
 from sttm_cli.decode import read_frames
 from sttm_cli.merge import merge_tokens

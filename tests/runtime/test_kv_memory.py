@@ -9,7 +9,7 @@ import torch
 
 from sttm_cli.base.results import CacheUse
 from sttm_cli.base.types import PrefixKV, TokenCounts
-from sttm_cli.runtime.kv_memory import DEVICE, HOST, Held, KVMemory
+from sttm_cli.runtime.resources import DEVICE, HOST, Held, KVMemory
 
 ROWS, ROOM = 8, 4
 BUFFERS = 2 * 2 * 4  # keys and values of two layers, float32
@@ -87,7 +87,7 @@ def test_a_kv_that_did_not_fit_on_the_device_is_still_in_host_memory(
     memory = KVMemory(host_bytes=ON_HOST)
     fill(memory, "a")
     with monkeypatch.context() as full:
-        full.setattr("sttm_cli.runtime.kv_memory._copied", no_room)
+        full.setattr("sttm_cli.runtime.resources._copied", no_room)
         with pytest.raises(torch.OutOfMemoryError):
             take(memory, "a")
     found = take(memory, "a")

@@ -17,7 +17,7 @@ import httpx
 
 START_S = 120.0
 ENDLESS = """
-from sttm_cli.answer.sampling import Sampler
+from sttm_cli.answer.generate import Sampler
 choose = Sampler.__call__
 Sampler.__call__ = lambda self, logits: choose(self, logits) if self.seed is None else 20
 """

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from sttm_cli.answer.sampling import Sampler
+from sttm_cli.answer.generate import Sampler
 from sttm_cli.base.errors import ModelError, OutOfMemoryError
 from sttm_cli.prefill import ROOM
 from sttm_cli.runtime import compute as runtime_compute
-from sttm_cli.runtime import kv_memory
+from sttm_cli.runtime import resources as kv_memory
 from sttm_cli.runtime.resources import Resources
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.serve.engine import Engine
-from sttm_cli.serve.http_errors import Refused, refusal
 from sttm_cli.serve.job import Job, Piece
 from sttm_cli.serve.options import Options
+from sttm_cli.serve.responses import Refused, refusal
 from sttm_cli.settings.settings import Settings, cache_dir
 from sttm_cli.store import LocalStore
 

@@ -12,9 +12,8 @@ import typer
 from sttm_cli.base.errors import UsageError
 from sttm_cli.cli import _defaults, app
 from sttm_cli.serve.server_files import per_request, pinned
-from sttm_cli.settings.config_file import CONFIG_KEYS
 from sttm_cli.settings.fields import Scope
-from sttm_cli.settings.settings import SETTINGS, Settings, in_scope
+from sttm_cli.settings.settings import CONFIG_KEYS, SETTINGS, Settings, in_scope
 from tests.reference_docs import commands, is_shared
 
 TYPED: dict[str, tuple[str, Any]] = {

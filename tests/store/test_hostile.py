@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from sttm_cli.store import LocalStore, pack
-from sttm_cli.store.artifact import seal_of
-from sttm_cli.store.identity import canonical
+from sttm_cli.store.artifact import canonical, seal_of
 from tests.store.made import IDENTITY, another, kv, restored
 
 

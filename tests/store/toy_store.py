@@ -15,14 +15,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from sttm_cli.base.types import Json, PrefixKV
-from sttm_cli.store.artifact import Damaged, open_artifact
-from sttm_cli.store.entry import Entry, Finding, Lookup, Removed, Uses, entry_of
-from sttm_cli.store.identity import spell
-from sttm_cli.store.packing import PackedKV
-from sttm_cli.store.protocol import Store
+from sttm_cli.store.artifact import Damaged, open_artifact, spell
+from sttm_cli.store.packing import PackedKV, write
+from sttm_cli.store.protocol import Entry, Finding, Lookup, Removed, Store, Uses, Warnings, entry_of
 from sttm_cli.store.reading import check_bytes, read_tensors
-from sttm_cli.store.warnings import Warnings
-from sttm_cli.store.writing import write
 
 
 class Medium(dict[str, bytes]):

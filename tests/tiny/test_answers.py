@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 import sttm_cli
-from sttm_cli.bench.accuracy import report, take_exam
-from sttm_cli.bench.entrants import find_entrants
+from sttm_cli.bench.accuracy import find_entrants, report, take_exam
 from sttm_cli.bench.exam import Exam
 
 

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from sttm_cli.base.types import Merged
-from sttm_cli.bench.accuracy import report, take_exam
-from sttm_cli.bench.entrants import Shorten, find_entrants
+from sttm_cli.bench.accuracy import Shorten, find_entrants, report, take_exam
 from sttm_cli.bench.exam import Exam, films
 from sttm_cli.merge import MergedTokens, merge_tokens
 from sttm_cli.merge.groups import cosines, grouped, shared_out

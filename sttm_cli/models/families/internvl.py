@@ -13,8 +13,7 @@ from sttm_cli.base.types import Prompt, VisualTokens
 from sttm_cli.models.chat_format import ChatFormat, prompt_1d
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.family import Family
-from sttm_cli.models.loading import load_pretrained
-from sttm_cli.models.placement import Placement
+from sttm_cli.models.loading import Placement, load_pretrained
 
 if TYPE_CHECKING:
     import torch

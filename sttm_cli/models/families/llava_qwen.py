@@ -15,10 +15,9 @@ from sttm_cli.base.errors import ModelError
 from sttm_cli.base.types import Json, Prompt, VisualTokens
 from sttm_cli.models.chat_format import prompt_1d
 from sttm_cli.models.checkpoint import Checkpoint
+from sttm_cli.models.families.llava_onevision import Llava, pooled_side
 from sttm_cli.models.family import Family
-from sttm_cli.models.llava import Llava, pooled_side
-from sttm_cli.models.loading import load_files, load_weights
-from sttm_cli.models.placement import Placement
+from sttm_cli.models.loading import Placement, load_files, load_weights
 
 if TYPE_CHECKING:
     import torch

@@ -9,8 +9,7 @@ from sttm_cli.base.types import VisualTokens
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.families.qwen2_vl import Qwen2VL
 from sttm_cli.models.family import Family
-from sttm_cli.models.loading import load_pretrained
-from sttm_cli.models.placement import Placement
+from sttm_cli.models.loading import Placement, load_pretrained
 from sttm_cli.models.qwen_vl import dynamic_grid
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.family import Family
-from sttm_cli.models.loading import load_pretrained
-from sttm_cli.models.placement import Placement
+from sttm_cli.models.loading import Placement, load_pretrained
 from sttm_cli.models.qwen_vl import QwenVL, dynamic_grid
 
 FRAME_PIXELS = 768 * 28 * 28

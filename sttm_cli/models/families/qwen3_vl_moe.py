@@ -6,8 +6,7 @@ from dataclasses import replace
 
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.families import qwen3_vl
-from sttm_cli.models.loading import load_pretrained
-from sttm_cli.models.placement import Placement
+from sttm_cli.models.loading import Placement, load_pretrained
 
 
 def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> qwen3_vl.Qwen3VL:

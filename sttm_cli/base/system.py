@@ -1,4 +1,4 @@
-"""One process at a time per key; the lock ends with the process that held it."""
+"""Files and processes: facts about files, locks, and this package as a child process."""
 
 from __future__ import annotations
 
@@ -8,10 +8,35 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sttm_cli.base.types import Json
 
 if TYPE_CHECKING:
     from filelock import FileLock
+
+# Facts about files (digests, headers, fingerprints), remembered between processes.
+
+
+STEP_S = 2.0
+"""The longest steps in which file systems count times: a second change within one does not show."""
+
+
+class FileFacts(Protocol):
+    """A small persistent table: str -> JSON object."""
+
+    def get(self, key: str) -> Json | None: ...
+    def set(self, key: str, value: Json) -> None: ...
+
+
+def is_settled(*files: os.stat_result) -> bool:
+    """Whether any further change of these files must show in their times."""
+    now = time.time()
+    return all(abs(now - t) > STEP_S for f in files for t in (f.st_mtime, f.st_ctime))
+
+
+# One process at a time per key; the lock ends with the process that held it.
+
 
 fcntl: Any = None
 if sys.platform != "win32":
@@ -92,3 +117,30 @@ def _acquired(path: Path, on_wait: Callable[[], None]) -> FileLock | None:
     except (OSError, NotImplementedError):
         return None
     return lock
+
+
+# This package run as another process.
+
+
+def command(module: str) -> list[str]:
+    """The command that runs a module of this package. The working folder is not searched for
+    modules: there may be an `av.py` next to a video."""
+    return [sys.executable, "-P", "-m", module]
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, in which the same package is found."""
+    package = str(Path(__file__).parents[2])
+    seen = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": seen}
+
+
+def bound_memory(most_bytes: int) -> None:
+    """Bound the memory of this process and of those that it starts; not on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    bound = most_bytes if most == resource.RLIM_INFINITY else min(most_bytes, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (bound, most))

@@ -1,13 +1,20 @@
-"""Modules that are found by their name: those of a folder in the package, and entry points."""
+"""How things are named: modules found by their name, addresses of stores, and misspelt words."""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+# Modules that are found by their name: those of a folder in the package, and entry points.
 
 
 @dataclass(frozen=True)
@@ -53,3 +60,40 @@ class Plugins:
 
 METHODS = Plugins("sttm_cli.merge.methods", "METHOD", "sttm_cli.methods")
 """Ways to merge a video's tokens."""
+
+# Where a cache is: a folder, or an address such as s3://bucket/videos.
+
+
+# Two characters at least: C:// is a drive.
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+
+
+def scheme_of(address: str) -> str:
+    """The part before "://" in lower case, "" for a path."""
+    match = _SCHEME.match(address)
+    return match[1].lower() if match else ""
+
+
+def path_or_address(where: str | os.PathLike[str]) -> str | Path:
+    """A path as Path, also one given as file://; any other address as its text, unchanged."""
+    text = os.fspath(where)
+    scheme = scheme_of(text)
+    if scheme == "file":
+        return Path(url2pathname(urlsplit(text).path))
+    return text if scheme else Path(text)
+
+
+def absolute(where: str | Path) -> str:
+    """The same place, independent of the folder that a process runs in."""
+    return where if isinstance(where, str) else str(where.absolute())
+
+
+# What a person may have meant by a word that is not known.
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """ "did you mean llava-onevision-7b?", or "" where nothing comes near."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word.lower(), list(known), n=1)
+    return f"did you mean {near[0]}?" if near else ""
