@@ -80,11 +80,11 @@ class _TextOnly(diskcache.Disk):  # type: ignore[misc]
 class Index:
     """str -> JSON object, shared by processes; after any failure a row reads as missing.
 
-    `allowed`: asked before the folder is touched.
+    `enabled`: whether the folder may be touched.
     """
 
-    def __init__(self, folder: Path, *, allowed: Callable[[], bool]) -> None:
-        self._folder, self._allowed = folder, allowed
+    def __init__(self, folder: Path, *, enabled: bool) -> None:
+        self._folder, self.enabled = folder, enabled
         self._cache: Any = None
         self._paused_until = 0.0
 
@@ -143,7 +143,7 @@ class Index:
 
     def _try(self, action: Callable[[Any], Any], *, write: bool = False) -> Any:
         paused = time.monotonic() < self._paused_until
-        if paused or not self._allowed() or not (write or os.path.isdir(self._folder)):
+        if paused or not self.enabled or not (write or os.path.isdir(self._folder)):
             return None
         for attempt in range(2):
             try:

@@ -134,7 +134,7 @@ class LocalStore(Store):
         if self._refusal:
             self._warn(f"the cache is not used: {self._refusal}")
         self._folder = Folder(self.path)
-        self._index = Index(self.path / "index", allowed=lambda: not self._refusal)
+        self._index = Index(self.path / "index", enabled=not self._refusal)
         self._records = Records(self._index, self._folder)
         self._bound = Bound(self._folder, self._records, warn=self._warn, max_bytes=max_bytes)
 
@@ -352,7 +352,7 @@ class LocalStore(Store):
         try:
             claim(self.path)
         except Refused as error:
-            self._refusal = str(error)
+            self._refusal, self._index.enabled = str(error), False
             self._warn(f"the cache is not used: {error}")
             return False
         except OSError as error:

@@ -16,7 +16,7 @@ from sttm_cli.answer.generate import Sampler
 from sttm_cli.base.errors import ModelError, OutOfMemoryError
 from sttm_cli.prefill import ROOM
 from sttm_cli.runtime import compute as runtime_compute
-from sttm_cli.runtime import resources as kv_memory
+from sttm_cli.runtime import resources as runtime_resources
 from sttm_cli.runtime.resources import Resources
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.serve.engine import Engine
@@ -146,7 +146,7 @@ def test_memory_that_runs_out_is_taken_from_kvs_that_rest(
 def test_a_kv_in_host_memory_that_finds_the_device_full_gets_room_or_comes_from_the_disk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    copied, failures = kv_memory._copied, [0]
+    copied, failures = runtime_resources._copied, [0]
 
     def scarce(kv: Any, devices: Any, room: int) -> Any:
         if room == ROOM and failures[0]:
@@ -154,7 +154,7 @@ def test_a_kv_in_host_memory_that_finds_the_device_full_gets_room_or_comes_from_
             raise OutOfMemoryError("full")
         return copied(kv, devices, room)
 
-    monkeypatch.setattr(kv_memory, "_copied", scarce)
+    monkeypatch.setattr(runtime_resources, "_copied", scarce)
     store = LocalStore(cache_dir(None), max_bytes=SETTINGS.max_bytes, warn=lambda line: None)
     resources = Resources(store, device_bytes=1 << 30, host_bytes=1 << 30)
 
@@ -167,18 +167,18 @@ def test_a_kv_in_host_memory_that_finds_the_device_full_gets_room_or_comes_from_
     resources.memory.free_device()
     tier(other)
     failures[0] = 1
-    assert tier(SETTINGS) == kv_memory.HOST
+    assert tier(SETTINGS) == runtime_resources.HOST
     resources.memory.free_device()
     failures[0] = 2
-    assert tier(SETTINGS) == kv_memory.DISK
-    assert tier(other) == kv_memory.HOST
+    assert tier(SETTINGS) == runtime_resources.DISK
+    assert tier(other) == runtime_resources.HOST
     resources.close()
 
 
 def test_the_loop_goes_on_while_a_kv_is_copied_to_host_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    copied, copying, going_on = kv_memory._copied, threading.Event(), threading.Event()
+    copied, copying, going_on = runtime_resources._copied, threading.Event(), threading.Event()
     went_on: list[bool] = []
 
     def slow(*given: Any) -> Any:
@@ -189,7 +189,7 @@ def test_the_loop_goes_on_while_a_kv_is_copied_to_host_memory(
     async def main() -> None:
         engine = Engine(SETTINGS, Options(device_bytes=0, host_bytes=1 << 30))
         await engine.start()
-        monkeypatch.setattr(kv_memory, "_copied", slow)
+        monkeypatch.setattr(runtime_resources, "_copied", slow)
         asked = asyncio.create_task(ask(engine))
         while not copying.is_set():
             await asyncio.sleep(0.01)
