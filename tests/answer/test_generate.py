@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from sttm_cli.answer.generate import Sampler, nucleus
+from sttm_cli.answer.generate import Sampler, generate, nucleus
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Ending, Sampling
 from sttm_cli.runtime.session import Prepared, VideoQA
@@ -172,3 +172,85 @@ def test_a_full_context_is_a_usage_error_and_a_nearly_full_one_ends_the_answer(
     assert (answer.ending, answer.new_tokens) == (Ending.CONTEXT, 2)
     with pytest.raises(UsageError, match="context has room for"):
         qa.answer(prepared, QUESTION, history=[(QUESTION, "four")])
+
+
+class Scripted:
+    """A prefix whose logits favour the tokens of a script, one after the other."""
+
+    def __init__(self, script: Sequence[int]) -> None:
+        self._script, self.appended, self.token_ids = list(script), 0, [3]
+
+    def extend(self, ids: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(10)
+        logits[self._script.pop(0)] = 1.0
+        return logits
+
+    def rewind(self, to: int = 0) -> None:
+        """There is nothing to forget."""
+
+
+class Reader:
+    """The part of a model that reads the answer: `ends` end it."""
+
+    def __init__(self, ends: Sequence[int]) -> None:
+        self.end_ids, self.top_p = frozenset(ends), 1.0
+        self.weighed_with: list[tuple[list[int], list[int]]] = []
+
+    def text(self, ids: Sequence[int]) -> str:
+        return " ".join(map(str, ids))
+
+    def pieces(self) -> Callable[[int], str]:
+        return lambda token: f"{token} "
+
+    def weighed(
+        self, logits: torch.Tensor, prompt: Sequence[int], made: Sequence[int]
+    ) -> torch.Tensor:
+        self.weighed_with.append((list(prompt), list(made)))
+        return logits
+
+
+@pytest.mark.parametrize("end", [7, 8, 9])
+def test_any_of_several_end_ids_ends_an_answer(end: int) -> None:
+    made = generate(
+        Scripted([1, 2, end, 4]), torch.tensor([5, 6]), Reader([9, 7, 8]), max_new_tokens=9
+    )  # type: ignore[arg-type]
+    assert (made.ids, made.ending) == ((1, 2), Ending.END)
+
+
+def test_tokens_are_weighed_by_prefix_question_and_answer_and_nothing_else() -> None:
+    reader = Reader([9])
+    generate(Scripted([1, 2, 9]), torch.tensor([5, 6]), reader, max_new_tokens=9)  # type: ignore[arg-type]
+    assert reader.weighed_with == [([3, 5, 6], []), ([3, 5, 6], [1]), ([3, 5, 6], [1, 2])]
+
+
+def test_a_repetition_penalty_counts_prefix_and_question_and_no_rewound_token(
+    talkative: tuple[VideoQA, Prepared],
+) -> None:
+    _, prepared = talkative
+    model, prefix = prepared.model, prepared.prefix
+    question = model.question(QUESTION)
+    prefix.extend(torch.tensor([7, 8]))
+    prefix.rewind()
+    seen: list[list[int]] = []
+
+    def weighed(logits: torch.Tensor, prompt: Sequence[int], made: Sequence[int]) -> torch.Tensor:
+        seen.append(sorted({*prompt, *made}))
+        return logits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "weighed", weighed)
+        generate(prefix, question, model, max_new_tokens=1)
+    assert seen == [sorted({*prepared.kv.facts["token_ids"], *question.tolist()})]
+
+
+def test_every_end_id_of_the_checkpoint_counts_and_its_penalty_is_applied(
+    talkative: tuple[VideoQA, Prepared],
+) -> None:
+    model = talkative[0].model()
+    settings = model._generation  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings, "eos_token_id", [11, 5, 8])
+        patch.setattr(settings, "repetition_penalty", 2.0)
+        assert model.end_ids == {5, 8, 11}
+        logits = torch.tensor([1.0, 1.0, 1.0, -1.0])
+        assert model.weighed(logits, [0], [3]).tolist() == [0.5, 1.0, 1.0, -2.0]

@@ -243,3 +243,48 @@ def test_numbers_are_shared_out_exactly_and_evenly_spaced() -> None:
     assert shared_out(torch.ones(3), 7, 9).tolist() == [3, 2, 2]
     assert evenly(2, 4).tolist() == [1, 3]
     assert evenly(3, 3).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["tome", "pooling", "sttm", "spatial"])
+def test_half_precision_is_summed_in_float32(name: str, dtype: torch.dtype) -> None:
+    # Hundreds of cells a token: a sum in half precision stops growing long before the last.
+    features = (footage(16, 14, 14, change=0.0, noise=0.01) + 4).to(dtype)
+    merged = keep(name, features, 16)
+    wanted = merged.sources(features.double()).to(dtype)
+    assert merged.patch_counts.max() > 100
+    assert torch.equal(merged.features, merged.sources(features))
+    step = torch.finfo(dtype).eps
+    assert torch.allclose(merged.features.double(), wanted.double(), rtol=step, atol=0)
+
+
+def tome_by_hand(rows: torch.Tensor, keep_count: int) -> list[int]:
+    """Written out: lists of cells, averages anew in each round."""
+    groups = [[cell] for cell in range(len(rows))]
+    while len(groups) > keep_count:
+        means = [rows[group].mean(0) for group in groups]
+        pairs = []
+        for a in range(0, len(groups), 2):
+            cosines = [
+                float(torch.nn.functional.cosine_similarity(means[a], means[b], dim=0))
+                for b in range(1, len(groups), 2)
+            ]
+            best = max(range(len(cosines)), key=cosines.__getitem__)
+            pairs.append((cosines[best], a, 2 * best + 1))
+        pairs.sort(key=lambda pair: -pair[0])
+        for _, a, b in pairs[: min(len(groups) - keep_count, len(groups) // 2)]:
+            groups[b] += groups[a]
+            groups[a] = []
+        groups = [group for group in groups if group]
+    return [next(i for i, g in enumerate(groups) if cell in g) for cell in range(len(rows))]
+
+
+def test_tome_is_the_algorithm_written_out_over_several_rounds() -> None:
+    for seed in range(8):
+        features = torch.randn(2, 4, 4, 5, generator=torch.Generator().manual_seed(seed))
+        merged = keep("tome", features, 4)
+        by_hand = tome_by_hand(features.flatten(0, 2), 4)
+        ours = merged.sources.index.flatten().tolist()
+        # The numbering is the order of roots; the grouping is what counts.
+        pairs = set(zip(ours, by_hand, strict=True))
+        assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -104,10 +105,25 @@ def test_an_answer_longer_than_the_room_behind_the_prefix_still_fits(model, pref
     prompt, embeds, _ = prefix
     kv = prefill(model.decoder, prompt, embeds, Merging(1, pair_up, "reassigned"))
     tokens = torch.arange(700) % 60 + 6
-    at_once = KVContinuation(model, kv).extend(tokens)
+    # Buffers of its own, none of which has to grow.
+    roomy = deepcopy(kv)
+    roomy.keys, roomy.values = (
+        [torch.cat([t, torch.zeros(700, *t.shape[1:])]) for t in side]
+        for side in (kv.keys, kv.values)
+    )
+    never_grown = KVContinuation(model, roomy).extend(tokens)
     going = KVContinuation(model, kv)
     going.extend(tokens[:400])
-    assert torch.allclose(going.extend(tokens[400:]), at_once, atol=1e-4)
+    assert torch.allclose(going.extend(tokens[400:]), never_grown, atol=1e-4)
+    assert torch.allclose(KVContinuation(model, kv).extend(tokens), never_grown, atol=1e-4)
+
+
+def test_the_room_is_what_the_layers_with_every_token_leave(model, prefix) -> None:
+    prompt, embeds, _ = prefix
+    kv = prefill(model.decoder, prompt, embeds, Merging(1, pair_up, "reassigned"))
+    limit = model.decoder.config.max_position_embeddings
+    assert kv.next_positions[1] < kv.next_positions[0] == len(prompt.ids)
+    assert KVContinuation(model, kv).room == limit - len(prompt.ids)
 
 
 def test_buffers_that_grew_count_in_the_memory_that_kvs_may_take(model, prefix) -> None:
