@@ -118,6 +118,41 @@ def test_intervals_hold_the_value_and_pair_what_is_compared() -> None:
     assert boot.kept(worse, easy, every).value == pytest.approx(0.8)
 
 
+def test_an_interval_holds_95_of_100_draws() -> None:
+    # Of 400 videos with a question each, half of them right: 1.96 standard errors of 2.5 %.
+    right, every = np.arange(400) % 2 == 0, np.ones(400, dtype=bool)
+    found = Bootstrap(np.arange(400)).accuracy(right, every)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.025, rel=0.06)
+
+
+def test_an_answer_that_would_go_on_is_not_right(tmp_path: Path) -> None:
+    with sttm_cli.VideoQA(model="tiny", frames=5, no_cache=True) as qa:
+        sheet = Exam("test", 5).sheet(700_000_000, tmp_path)
+        model = qa.model()
+        tokens, _ = qa.compute.visual_tokens(qa.request(sheet.path), Clock())
+        kv = qa.compute.prefill(tokens, Clock(), budget=1.0)
+        asked = [alone(model, question) for question in sheet.questions]
+        assert any(answer for (answer,) in mark(model, kv, asked))
+        with pytest.MonkeyPatch.context() as patch:
+            # As if the model went on after each of them.
+            patch.setattr(model._generation, "eos_token_id", 0)
+            assert not any(answer for (answer,) in mark(model, kv, asked))
+
+
+def test_chance_is_the_most_frequent_answer_of_each_kind() -> None:
+    marks = {("sttm", 1.0): [True] * 6}
+    results = Results(
+        video=[0, 1, 2, 0, 1, 0],
+        kind=["colour"] * 3 + ["count"] * 2 + [FOLLOW_UP],
+        truth=["red", "blue", "red", "two", "two", "two"],
+        right=marks,
+        kept={("sttm", 1.0): [1.0] * 3},
+    )
+    chance = report(results)["chance"]
+    assert chance["colour"] == pytest.approx(2 / 3)
+    assert (chance["count"], chance["all"]) == (1.0, pytest.approx(0.8))
+
+
 def test_a_report_counts_kinds_follow_ups_and_chance() -> None:
     results = Results(
         video=[0, 0, 0, 1],

@@ -36,14 +36,23 @@ def held() -> torch.Tensor:
     return torch.cat([first, first, other, first])
 
 
+def still() -> torch.Tensor:
+    """Three equal frames of few different cells, which every threshold jumps over."""
+    return coded(1, 5, 5, seed=6, change=0.1).repeat(1, 2, 2, 1).repeat(3, 1, 1, 1)
+
+
 VIDEOS = {
     "lively": coded(8, 14, 14, seed=0, change=0.3),
     "calm": coded(12, 10, 12, seed=2, change=0.02),
     "ties": ties(),
     "held": held(),
+    "still": still(),
     "single": coded(1, 14, 14, seed=5, change=0.1),
 }
 PINS = {
+    ("sttm/2", "still", 21): "0949fbf74625",
+    ("sttm/2", "still", 38): "562468d0ec22",
+    ("sttm/2", "still", 0.15): "f61685240257",
     ("dycoke/1", "lively", 0.3): "0cbc755eac63",
     ("dycoke/1", "calm", 0.3): "980d113ecaf9",
     ("dycoke/1", "ties", 0.3): "7ad7df41e47a",

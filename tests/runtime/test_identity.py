@@ -61,7 +61,7 @@ MODELS: dict[str, Any] = {
     "method": replace(MODEL.method, version=99),
     "merge_layer": 3,
     "positions": "survivors",
-    "attention": "flash_attention_2",
+    "attention": "eager",
     "options": ("newlines",),
 }
 CHOSEN: dict[str, Any] = {"budget": 0.3, "kv_dtype": "int8"}

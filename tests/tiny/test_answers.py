@@ -16,11 +16,12 @@ def qa() -> sttm_cli.VideoQA:
     return sttm_cli.VideoQA(model="tiny", budget=1.0, frames=8, no_cache=True)
 
 
-def test_answers_are_far_above_chance(qa: sttm_cli.VideoQA) -> None:
+def test_nearly_every_answer_is_right(qa: sttm_cli.VideoQA) -> None:
     shown = report(
         take_exam(qa, Exam("test", 8), entrants=find_entrants("sttm"), budgets=[], questions=60)
     )
-    assert shown["rows"][0]["accuracy"]["value"] > shown["chance"]["all"] + 0.25
+    # 98.3 % of 2,006 (docs/benchmarks.md): of 60 questions, two wrong ones more than that.
+    assert shown["rows"][0]["accuracy"]["value"] > 0.94
 
 
 def test_every_answer_is_a_word_that_the_kind_can_have(
