@@ -183,8 +183,7 @@ class _Bench:
         return Speed(self.rates, rows, alone)
 
     def _visual_tokens(self, request: Request) -> tuple[VisualTokens, dict[str, float]]:
-        """Encode the video; on an accelerator only encoding beyond decoding, which it overlaps
-        with, is counted."""
+        """Decode and encode; on an accelerator, where both overlap, encode is the remainder."""
         clock, started = Clock(), time.perf_counter()
         tokens, _ = self.qa.compute.visual_tokens(request, clock)
         wait_for(self.device)
