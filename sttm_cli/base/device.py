@@ -12,30 +12,30 @@ if TYPE_CHECKING:
     import torch
 
 
-def resolve_device(asked: str) -> str:
+def resolve_device(requested: str) -> str:
     """Resolve "auto" to the accelerator, if any; raise UsageError for a missing device."""
     import torch
 
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if asked == "auto":
+    if requested == "auto":
         return "cuda" if cuda else "mps" if mps else "cpu"
-    kind, _, number = asked.partition(":")
+    kind, _, number = requested.partition(":")
     exists = {"cpu": True, "cuda": cuda, "mps": mps}.get(kind)
     if exists and number and not (number.isdigit() and int(number) < max(1, _count(kind))):
         exists = False
     if not exists:
-        why = "not known" if exists is None else "not there on this machine"
-        raise UsageError(f"--device {asked!r} is {why}", "use auto, cpu, cuda, cuda:N or mps")
-    return asked
+        why = "not known" if exists is None else "not available on this machine"
+        raise UsageError(f"--device {requested!r} is {why}", "use auto, cpu, cuda, cuda:N or mps")
+    return requested
 
 
-def resolve_dtype(asked: str, device: str) -> str:
+def resolve_dtype(requested: str, device: str) -> str:
     """Resolve "auto": bfloat16 on GPUs that support it, float16 on other accelerators, float32 on
     CPUs."""
     import torch
 
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     if device.startswith("cuda"):
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return "bfloat16" if native else "float16"

@@ -57,14 +57,14 @@ def find_entrants(
 
 
 def _find(name: str, layers: int, variants: Mapping[str, Shorten]) -> Entrant:
-    method, at, layer = name.partition("@")
-    if at and not layer.isdigit():
+    method, sign, layer = name.partition("@")
+    if sign and not layer.isdigit():
         raise UsageError(f"--methods {name!r} is not known", "a layer is a number, as in sttm@2")
     if layer and layers and int(layer) >= layers:
         raise UsageError(f"--methods {name!r}: the model has {layers} layers")
     shorten = variants.get(method) or _by_method(method)
     entrant = Entrant(name, shorten)
-    return replace(entrant, layer=int(layer)) if at else entrant
+    return replace(entrant, layer=int(layer)) if sign else entrant
 
 
 def _by_method(name: str) -> Shorten:
@@ -120,7 +120,7 @@ def take_exam(
         own = scenes or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sttm-")))
         for number, sheet in enumerate(exam.sheets(own)):
             tokens, _ = qa.compute.visual_tokens(qa.request(sheet.path), Clock())
-            asked = [alone(model, question) for question in sheet.questions]
+            singles = [alone(model, question) for question in sheet.questions]
             turns = in_conversation(model, sheet.questions)
             results.video += [number] * (2 * len(sheet.questions) - 1)
             results.kind += [q.kind for q in sheet.questions]
@@ -128,7 +128,7 @@ def take_exam(
             results.truth += [q.answer for q in (*sheet.questions, *sheet.questions[1:])]
             for cell, kv in _shortened(qa, tokens, cells):
                 # Separate calls: in one, all rows would be padded to the length of `turns`.
-                first, (later,) = mark(model, kv, asked), mark(model, kv, [turns])
+                first, (later,) = mark(model, kv, singles), mark(model, kv, [turns])
                 right = [answers[0] for answers in first] + list(later[1:])
                 results.right.setdefault(cell, []).extend(right)
                 share = kv.tokens.video_kept / kv.tokens.video_full
@@ -136,7 +136,7 @@ def take_exam(
             progress(results.asked)
             if results.asked >= questions:
                 return results
-    raise RuntimeError("an exam has no end")
+    raise RuntimeError("the exam ran out of videos")
 
 
 def _shortened(
@@ -182,11 +182,11 @@ def report(results: Results) -> Json:
             }
         )
     chance = {k: _chance(truth[kind == k]) for k in kinds}
-    asked = Counter(results.kind)
-    by_chance = sum(chance[k] * asked[k] for k in kinds if k != FOLLOW_UP) / results.asked
+    counts = Counter(results.kind)
+    by_chance = sum(chance[k] * counts[k] for k in kinds if k != FOLLOW_UP) / results.asked
     return {
         "videos": int(video.max()) + 1,
-        "questions": {"all": results.asked, **{k: asked[k] for k in kinds}},
+        "questions": {"all": results.asked, **{k: counts[k] for k in kinds}},
         "chance": {"all": by_chance, **chance},
         "rows": rows,
     }

@@ -61,8 +61,8 @@ class Exam:
             unfinished = path.with_suffix(".part.mp4")
             write_video(unfinished, scene, backdrop, fps=2 if self.seconds >= LONG else FPS)
             unfinished.rename(path)
-        asked = ask_about(scene, range(scene.seconds), rng)
-        return Sheet(seed=seed, path=path, background=name, questions=_one_of_each(asked))
+        questions = ask_about(scene, range(scene.seconds), rng)
+        return Sheet(seed=seed, path=path, background=name, questions=_one_of_each(questions))
 
 
 def films(folder: Path, *, seconds: float = 8) -> dict[str, np.ndarray]:

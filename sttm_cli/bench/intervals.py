@@ -56,8 +56,8 @@ class Bootstrap:
     def _share(self, right: np.ndarray, among: np.ndarray) -> np.ndarray:
         size = self._times.shape[1]
         hits = np.bincount(self._video[among], weights=right[among], minlength=size)
-        asked = np.bincount(self._video[among], minlength=size)
-        share: np.ndarray = (self._times @ hits) / np.maximum(self._times @ asked, 1)
+        counts = np.bincount(self._video[among], minlength=size)
+        share: np.ndarray = (self._times @ hits) / np.maximum(self._times @ counts, 1)
         return share
 
 

@@ -36,11 +36,11 @@ def check_finite(norm: torch.Tensor, features: torch.Tensor) -> None:
         return
     bad = (~torch.isfinite(features)).nonzero()
     if len(bad):
-        at = tuple(bad[0].tolist())
+        index = tuple(bad[0].tolist())
         hint = "every value must be finite"
         if features.dtype is torch.float16:
-            hint += "; --dtype bfloat16 or float32 hold what float16 does not"
-        raise UsageError(f"features[{at}] is {features[at].item()}", hint)
+            hint += "; use --dtype bfloat16 or float32, which have a larger range"
+        raise UsageError(f"features[{index}] is {features[index].item()}", hint)
     most = features.abs().max().item()
     raise UsageError(f"features reach {most:g}", "their squares must be finite in float32")
 
@@ -64,7 +64,7 @@ def check_settings(
         given = [name for name, threshold in thresholds.items() if threshold is not None]
         if given:
             raise UsageError(
-                f"budget={budget!r} finds both thresholds, but {given[0]} is given",
+                f"budget={budget!r} sets both thresholds, but {given[0]} is given",
                 "give a budget or thresholds",
             )
     if not is_whole(root_level) or root_level < 0:
@@ -110,13 +110,13 @@ def _check_choices(choices: Mapping[str, str], budget: float | int | None) -> No
             raise UsageError(f"{name} is {value!r}", f"give one of {', '.join(CHOICES[name])}")
     if choices["semantics"] == "reference" and choices["link"] != "first":
         raise UsageError(
-            f"semantics='reference' does not go with link={choices['link']!r}",
-            "the released code knows link='first' only",
+            f"semantics='reference' cannot be combined with link={choices['link']!r}",
+            "the released code supports link='first' only",
         )
     if choices["semantics"] == "reference" and budget is not None:
         raise UsageError(
-            f"semantics='reference' does not go with budget={budget!r}",
-            "the released code takes thresholds only",
+            f"semantics='reference' cannot be combined with budget={budget!r}",
+            "the released code supports thresholds only",
         )
 
 

@@ -44,12 +44,12 @@ class Products:
 def multiply(features: torch.Tensor, pyramid: Pyramid, *, heads: int, padding: bool) -> Products:
     """Compute the dot products of `features` [T, H, W, C], per head, in float32."""
     frames, roots = _at_once(features, pyramid)
-    how = (frames, heads, padding)
+    options = (frames, heads, padding)
     below_roots = pyramid.order.view(pyramid.root_count, -1)
     # `padding` needs the cell at (0, 0), which only the first root covers: all roots at once.
     parts = below_roots.split(pyramid.root_count if padding else roots)
     with full_float32(features.device.type):
-        products = [_multiply(features, pyramid, places.flatten(), how) for places in parts]
+        products = [_multiply(features, pyramid, places.flatten(), options) for places in parts]
     return _join(products, axis=2)
 
 
@@ -89,9 +89,9 @@ def _at_once(features: torch.Tensor, pyramid: Pyramid) -> tuple[int, int]:
 
 
 def _multiply(
-    features: torch.Tensor, pyramid: Pyramid, places: torch.Tensor, how: tuple[int, int, bool]
+    features: torch.Tensor, pyramid: Pyramid, places: torch.Tensor, options: tuple[int, int, bool]
 ) -> Products:
-    frames, heads, padding = how
+    frames, heads, padding = options
     chunks: list[Products] = []
     before: Levels = []
     for levels in _levels(features, places, pyramid, frames=frames, heads=heads):

@@ -195,7 +195,7 @@ class ChatFormat:
             start = shorten(text, 60)
             raise UsageError(
                 f"{start!r} contains {typed[0]!r}, which the model reads as a control token",
-                "write it differently",
+                "rephrase it without this token",
             )
 
 

@@ -343,7 +343,7 @@ def check_unchanged(checkpoint: Checkpoint, memo: FileFacts) -> None:
     if now != checkpoint.fingerprint:
         raise ModelError(
             f"model folder {checkpoint.name!r} changed while it was read",
-            "ask again once it is complete",
+            "try again when it is complete",
         )
 
 
@@ -390,7 +390,7 @@ def _to_fetch(repository: str, revision: str | None) -> str:
     count = sum(file.file_size or 0 for file in files if file.will_download)
     return (
         f"fetching {repository}, {count / 1e9:.1f} GB, once: it is kept in {HF_HUB_CACHE} "
-        "(HF_HOME names another place)"
+        "(set HF_HOME to change this)"
     )
 
 

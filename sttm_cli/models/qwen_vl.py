@@ -83,9 +83,9 @@ class QwenVL(ChatFormat):
                 "choose another model",
             ) from error
         # Resized here, because the processor would treat a chunk as the whole video.
-        how = pil_torch_interpolation_mapping[self._frames.resample]
+        mode = pil_torch_interpolation_mapping[self._frames.resample]
         resized: torch.Tensor = functional.resize(
-            video, list(size), interpolation=how, antialias=True
+            video, list(size), interpolation=mode, antialias=True
         )
         return resized
 

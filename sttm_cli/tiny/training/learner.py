@@ -96,10 +96,10 @@ class Learner(nn.Module):
         return self.model.lm_head(hidden[:, prefix:]), moves
 
 
-def _thing_loss(found: torch.Tensor, names: torch.Tensor) -> torch.Tensor:
+def _thing_loss(predicted: torch.Tensor, names: torch.Tensor) -> torch.Tensor:
     """Loss of the facts about named things; names [B, L, len(NAMED)]."""
-    loss = found.new_zeros(())
-    for logits, target in zip(found.split(NAMED, -1), names.unbind(-1), strict=True):
+    loss = predicted.new_zeros(())
+    for logits, target in zip(predicted.split(NAMED, -1), names.unbind(-1), strict=True):
         if (target != IGNORE).any():
             loss = loss + F.cross_entropy(logits[target != IGNORE], target[target != IGNORE])
     return loss
@@ -141,8 +141,8 @@ def _cell_loss(learner: Learner, tokens: torch.Tensor, batch: Batch) -> torch.Te
     """Loss of the dense targets on the cells' tokens and on the tower's patches."""
     shares, offsets = batch["shares"], batch["offsets"]
     clips, frames = shares.shape[:2]
-    found = learner.cells(tokens[:, :-1]).float().reshape(clips, frames, GRID, GRID, -1)
-    loss = _names_loss(found, _pool(shares, GRID), _pool(offsets, GRID))
+    predicted = learner.cells(tokens[:, :-1]).float().reshape(clips, frames, GRID, GRID, -1)
+    loss = _names_loss(predicted, _pool(shares, GRID), _pool(offsets, GRID))
     side = 2 * GRID
     fine = learner.patches(learner._seen).float().reshape(clips, frames, side, side, -1)
     loss = loss + _names_loss(fine, _pool(shares, side), _pool(offsets, side))
@@ -151,16 +151,16 @@ def _cell_loss(learner: Learner, tokens: torch.Tensor, batch: Batch) -> torch.Te
     return loss + 4 * F.binary_cross_entropy_with_logits(fine[..., -4:], quarters.clamp(0, 1))
 
 
-def _place_loss(found: torch.Tensor, batch: Batch) -> torch.Tensor:
+def _place_loss(predicted: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Loss of the places of each cell and of its thing's centre, in half widths of the picture from
     its middle."""
     offsets = _pool(batch["offsets"], GRID)
     line = torch.arange(GRID) - (GRID - 1) / 2
     own = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).expand_as(offsets)
-    found = found.reshape(*offsets.shape[:-1], 4) * (GRID / 2)
+    predicted = predicted.reshape(*offsets.shape[:-1], 4) * (GRID / 2)
     there = ~offsets[..., 0].isnan()
-    loss = F.smooth_l1_loss(found[..., :2], own)
-    return loss + F.smooth_l1_loss(found[..., 2:][there], (own + offsets)[there])
+    loss = F.smooth_l1_loss(predicted[..., :2], own)
+    return loss + F.smooth_l1_loss(predicted[..., 2:][there], (own + offsets)[there])
 
 
 def _pool(cells: torch.Tensor, side: int) -> torch.Tensor:
@@ -170,32 +170,34 @@ def _pool(cells: torch.Tensor, side: int) -> torch.Tensor:
     return split.nanmean((3, 5))
 
 
-def _names_loss(found: torch.Tensor, shares: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    loss = F.binary_cross_entropy_with_logits(found[..., :DENSE], shares) * DENSE
+def _names_loss(
+    predicted: torch.Tensor, shares: torch.Tensor, offsets: torch.Tensor
+) -> torch.Tensor:
+    loss = F.binary_cross_entropy_with_logits(predicted[..., :DENSE], shares) * DENSE
     for part in GROUPS:
         # Classification of covered cells; the shares alone are learnt slowly.
         covered = shares[..., part].amax(-1) > COVERED
         if covered.any():
             names = shares[..., part][covered].argmax(-1)
-            loss = loss + F.cross_entropy(found[..., :DENSE][..., part][covered], names)
+            loss = loss + F.cross_entropy(predicted[..., :DENSE][..., part][covered], names)
     there = ~offsets[..., 0].isnan()
-    return loss + F.smooth_l1_loss(found[..., DENSE : DENSE + 2][there], offsets[there])
+    return loss + F.smooth_l1_loss(predicted[..., DENSE : DENSE + 2][there], offsets[there])
 
 
 @torch.no_grad()
 def cell_accuracy(learner: Learner, *, clips: int = 48) -> dict[str, float]:
     """Measure the share of held-out covered cells whose shape, colour and digit are recognised."""
     packer = Packer()
-    made = [make_clip(70_000 + i, 2, crowded=True) for i in range(clips)]
-    batch = collate(made, [packer.pack(c.questions[:1], together=False, rng=None) for c in made])
+    drawn = [make_clip(70_000 + i, 2, crowded=True) for i in range(clips)]
+    batch = collate(drawn, [packer.pack(c.questions[:1], together=False, rng=None) for c in drawn])
     with torch.autocast("cpu", torch.bfloat16):
-        found = learner.cells(learner.see(batch)[:, :-1]).float()
+        predicted = learner.cells(learner.see(batch)[:, :-1]).float()
     shares = _pool(batch["shares"], GRID)
-    found = found.reshape(*shares.shape[:4], -1)[..., :DENSE]
+    predicted = predicted.reshape(*shares.shape[:4], -1)[..., :DENSE]
     result = {}
     for name, part in zip(("shape", "colour", "digit"), GROUPS, strict=True):
         covered = shares[..., part].amax(-1) > COVERED
-        right = found[..., part][covered].argmax(-1) == shares[..., part][covered].argmax(-1)
+        right = predicted[..., part][covered].argmax(-1) == shares[..., part][covered].argmax(-1)
         result[name] = right.float().mean().item()
     return result
 
@@ -220,11 +222,11 @@ def _word_loss(learner: Learner, tokens: torch.Tensor, batch: Batch) -> torch.Te
     return loss
 
 
-def _move_loss(found: torch.Tensor, moves: torch.Tensor) -> torch.Tensor:
+def _move_loss(predicted: torch.Tensor, moves: torch.Tensor) -> torch.Tensor:
     """Loss of the motion of each cell's thing since its first frame."""
     weight = torch.ones(len(MOVES))
     weight[MOVES.index("nothing")] = _NOTHING_WEIGHT
-    return F.cross_entropy(found.flatten(0, 1), moves.flatten(), weight, ignore_index=IGNORE)
+    return F.cross_entropy(predicted.flatten(0, 1), moves.flatten(), weight, ignore_index=IGNORE)
 
 
 def _mask(segments: torch.Tensor, prefix: int) -> torch.Tensor:
@@ -243,13 +245,13 @@ def accuracy(learner: Learner, frames: int, *, clips: int = 48) -> dict[str, tup
     packer = Packer()
     tally = {kind: [0, 0] for kind in KINDS}
     for start in range(0, clips, 16):
-        made = [make_clip(frames * 10_000 + start + i, frames) for i in range(16)]
-        packs = [packer.pack(c.questions, together=False, rng=None) for c in made]
-        batch = collate(made, packs)
+        drawn = [make_clip(frames * 10_000 + start + i, frames) for i in range(16)]
+        packs = [packer.pack(c.questions, together=False, rng=None) for c in drawn]
+        batch = collate(drawn, packs)
         with torch.autocast("cpu", torch.bfloat16):
             logits, _ = learner.answer(batch, learner.see(batch))
         right = (logits.argmax(-1) == batch["labels"]) | (batch["labels"] == IGNORE)
-        for row, clip in enumerate(made):
+        for row, clip in enumerate(drawn):
             for number, question in enumerate(clip.questions):
                 tally[question.kind][0] += bool(right[row][batch["index"][row] == number].all())
                 tally[question.kind][1] += 1
