@@ -102,8 +102,8 @@ def generate(
 ) -> Generated:
     """Answer `question` (token ids [n]); the prefix is always rewound.
 
-    `on_text` receives the text in pieces, `on_token` every token. `stop` is called before each
-    token and ends the answer if true. Exceptions of `on_text` propagate.
+    `on_text` receives the text in pieces, `on_token` every token; their exceptions propagate.
+    `stop` is called before each token and ends the answer if true.
     """
     started = time.perf_counter()
     stream = _TextStream(model, on_text)

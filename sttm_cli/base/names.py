@@ -38,7 +38,7 @@ class Plugins:
         return sorted(module.name.replace("_", "-") for module in iter_modules(folders))
 
     def names(self) -> list[str]:
-        """List all names, those of the package first, without importing them."""
+        """List all names, those of the package first, without importing anything."""
         return list(dict.fromkeys([*self.own(), *sorted(self._entry_points())]))
 
     def knows(self, name: str) -> bool:

@@ -100,7 +100,7 @@ class SpeedRow:
 
 @dataclass
 class Speed:
-    """The rows of one number of frames, budget 1 first, and the timing of transformers."""
+    """The rows of one number of frames, budget 1 first, and the timings of transformers alone."""
 
     rates: Rates
     rows: list[SpeedRow]

@@ -160,7 +160,6 @@ def plain_write(path: Path, size: int) -> None:
 
 
 def plain_read(path: Path) -> None:
-    """Read a whole file through one buffer."""
     block = bytearray(BLOCK)
     with path.open("rb", buffering=0) as file:
         while file.readinto(block):

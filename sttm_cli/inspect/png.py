@@ -73,10 +73,10 @@ class _Grid:
 def draw(view: View, budgets: Sequence[Kept], *, title: str, about: str) -> Image.Image:
     """Draw a row of frames and, for each budget, their cells and tokens.
 
-    Per budget, from top to bottom: the frames with cells outlined in the colour of their size, and
-    cells that belong to an earlier frame's token or are dropped dimmed; every cell in the mean
-    colour of its token; captions with the time, the number of cells, and the number of tokens that
-    begin there. If every token is kept, a single line instead.
+    Per budget, from top to bottom: the frames with cells outlined by size (cells of an earlier
+    frame's token and dropped cells are dimmed); every cell in the mean colour of its token; time,
+    number of cells, and number of tokens that begin there. A single line replaces them if every
+    token is kept.
     """
     steps = evenly(len(view.frames), SHOWN)
     times = [clock(view.times_s[step]) for step in steps]

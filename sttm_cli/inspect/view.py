@@ -36,8 +36,7 @@ class Kept:
     boxes: NDArray[np.int32]
 
     def began(self, step: int) -> NDArray[np.bool_]:
-        """Return the mask [h, w] of cells whose tokens begin at this step; the others belong to an
-        earlier step's token or are dropped."""
+        """Return the mask [h, w] of cells whose tokens begin at this step."""
         tokens = self.tokens[step]
         began: NDArray[np.bool_] = (tokens >= 0) & (self.boxes[tokens, 0] == step)
         return began

@@ -16,10 +16,9 @@ ToCount = Callable[[torch.Tensor, int], MergedTokens]
 
 
 def within_budget(merge: ToCount) -> Callable[[torch.Tensor, float | int], MergedTokens]:
-    """Wrap `merge` to take a budget: a share in (0, 1] as a float, or a number of tokens as an int.
+    """Wrap `merge` to take a budget as in `Method`.
 
-    A budget that allows every token keeps every token, as in `merge_tokens`. The result raises
-    UsageError for any other budget, and for features that are not finite.
+    The result raises UsageError for an invalid budget, and for features that are not finite.
     """
 
     @torch.no_grad()
@@ -46,8 +45,7 @@ def chosen(features: torch.Tensor, cells: torch.Tensor) -> MergedTokens:
 def grouped(features: torch.Tensor, names: torch.Tensor) -> MergedTokens:
     """Average the cells of each group.
 
-    `names` [T*H*W] int64: the flat index of the cell that represents the group, -1 for a dropped
-    cell.
+    `names` [T*H*W] int64: the flat index of the group's representative, -1 for a dropped cell.
     """
     used = names >= 0
     roots, sizes = names[used].unique(return_counts=True)

@@ -29,9 +29,9 @@ class Products:
     `norm`: finest cells with themselves. `children`, per level from 1 on: its cells with each
     child. `later` and `earlier`, per level: the finest cells of the later (earlier) of two
     consecutive frames with the cells around them in the other frame, [t-1, ..]; `earlier` starts
-    at level 1, since both agree at level 0. `padding`, per level from 1 on: the cells with a
-    missing child with the cell at (0, 0) one level below; empty unless requested. All others
-    follow from these by linearity.
+    at level 1, since both agree at level 0. `padding`, per level from 1 on: the cells that lack a
+    child with the cell at (0, 0) one level below; empty unless requested. Products of coarser
+    cells follow by linearity.
     """
 
     norm: list[torch.Tensor]

@@ -85,7 +85,6 @@ class ChatFormat:
         return self._cut(self._render([{"role": "user", "content": _with_video("")}]))[0]
 
     def head_ids(self) -> list[int]:
-        """Return the token ids before the video."""
         head = self.head()
         return self._ids(head) if head else []
 

@@ -61,8 +61,7 @@ def place(checkpoint: Checkpoint, placement: Placement) -> Json:
 def check_room(checkpoint: Checkpoint, placement: Placement, kv: int) -> None:
     """Raise OutOfMemoryError if the weights and a KV of `kv` bytes exceed the free memory.
 
-    Called before the weights are loaded. Activations are not counted, so memory may still run out
-    later.
+    Activations are not counted, so memory may still run out later.
     """
     free = sum(accelerators()) if placement.spread else free_bytes(placement.device)
     needed = weight_bytes(checkpoint, placement.dtype)

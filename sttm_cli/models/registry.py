@@ -156,8 +156,7 @@ def token_count(
 ) -> TokenCount | None:
     """Estimate the token count of `frames` frames; None if the config lacks the needed fields.
 
-    Visual tokens are exact for families that resize frames to a square. For families that keep
-    the aspect ratio they are the upper limit of the authors' preprocessing.
+    Visual tokens are exact for families that resize frames to a square, else an upper limit.
     """
     family = find_family(checkpoint.model_type)
     if family is None:
@@ -170,8 +169,7 @@ def token_count(
 
 
 def layer_bytes(checkpoint: Checkpoint, itemsize: int) -> int | None:
-    """Return the bytes of a token's key and value in one decoder layer; None if the config lacks
-    the needed fields."""
+    """Return the bytes of a token's key and value in one layer; None if the config lacks them."""
     text = checkpoint.text
     try:
         heads = text["num_attention_heads"]

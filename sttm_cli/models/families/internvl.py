@@ -43,7 +43,6 @@ class InternVL(ChatFormat):
 
 
 def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> InternVL:
-    """Load model and processor."""
     from transformers import InternVLForConditionalGeneration
 
     return InternVL(*load_pretrained(InternVLForConditionalGeneration, checkpoint, placement))

@@ -65,7 +65,6 @@ class LlavaOnevision(Llava):
 
 
 def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> LlavaOnevision:
-    """Load model and processor."""
     from transformers import LlavaOnevisionForConditionalGeneration
 
     return LlavaOnevision(

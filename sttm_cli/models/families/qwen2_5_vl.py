@@ -33,7 +33,6 @@ def spacing(times_s: tuple[float, ...]) -> float:
 
 
 def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> Qwen25VL:
-    """Load model and processor."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     return Qwen25VL(*load_pretrained(Qwen2_5_VLForConditionalGeneration, checkpoint, placement))

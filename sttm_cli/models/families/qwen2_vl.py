@@ -36,7 +36,6 @@ class Qwen2VL(QwenVL):
 
 
 def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> Qwen2VL:
-    """Load model and processor."""
     from transformers import Qwen2VLForConditionalGeneration
 
     return Qwen2VL(*load_pretrained(Qwen2VLForConditionalGeneration, checkpoint, placement))

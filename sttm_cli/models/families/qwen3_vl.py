@@ -52,7 +52,6 @@ def patch_times(times_s: tuple[float, ...], temporal: int) -> list[float]:
 
 
 def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> Qwen3VL:
-    """Load model and processor."""
     from transformers import Qwen3VLForConditionalGeneration
 
     return Qwen3VL(*load_pretrained(Qwen3VLForConditionalGeneration, checkpoint, placement))

@@ -10,7 +10,6 @@ from sttm_cli.models.loading import Placement, load_pretrained
 
 
 def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> qwen3_vl.Qwen3VL:
-    """Load model and processor."""
     from transformers import Qwen3VLMoeForConditionalGeneration
 
     return qwen3_vl.Qwen3VL(

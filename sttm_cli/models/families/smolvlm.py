@@ -68,7 +68,6 @@ class SmolVLM(ChatFormat):
 
 
 def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> SmolVLM:
-    """Load model and processor."""
     from transformers import SmolVLMForConditionalGeneration
 
     return SmolVLM(*load_pretrained(SmolVLMForConditionalGeneration, checkpoint, placement))

@@ -137,7 +137,6 @@ def make_model() -> LlavaOnevisionForConditionalGeneration:
 
 
 def write_checkpoint(model: LlavaOnevisionForConditionalGeneration, folder: Path) -> None:
-    """Write an ordinary checkpoint folder."""
     end = vocabulary().index("<|im_end|>")
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=8, eos_token_id=end, pad_token_id=end
