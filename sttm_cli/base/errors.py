@@ -7,7 +7,7 @@ SttmError                 1   any other error
 │   └── DisturbedError    3   reading the video was disturbed; a retry may succeed
 ├── ModelError            4   the model is missing or not supported
 ├── OutOfMemoryError      5   out of memory
-└── CacheError            1   the cache cannot be used as asked
+└── CacheError            1   the cache cannot be used as requested
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class OutOfMemoryError(SttmError):
 
 
 class CacheError(SttmError):
-    """The cache folder or an entry in it cannot be used as asked."""
+    """The cache folder or an entry in it cannot be used as requested."""
 
     kind = "cache"
     exit_code = 1
