@@ -1,4 +1,4 @@
-"""Question and prefilled prefix -> answer."""
+"""Generating an answer, or scoring given answers, after a prefilled prefix."""
 
 from sttm_cli.answer.choose import score
 from sttm_cli.answer.generate import Generated, generate

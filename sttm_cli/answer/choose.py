@@ -1,4 +1,4 @@
-"""Options scored as answers by their likelihood, on top of a shared prefix."""
+"""Scoring of options as answers by their likelihood after a shared prefix."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def score(
     options: Sequence[torch.Tensor],
     end_ids: Collection[int],
 ) -> list[float]:
-    """Log-likelihood of each of `options` (token ids [n]) as the whole answer to `question`.
+    """Compute the log-likelihood of each option (token ids [n]) as the whole answer to `question`.
 
-    The sum over its tokens and the token that ends an answer, so that an option which begins
-    another is not favoured; not divided by length. The prefix is wound back in any case.
+    It is the sum over the option's tokens and the end token, so that an option which is a prefix
+    of another is not favoured; it is not divided by length. The prefix is always rewound.
     """
     ends = torch.tensor(sorted(end_ids))
     try:
@@ -35,8 +35,8 @@ def score(
 
 
 def _log_likelihood(logits: torch.Tensor, option: torch.Tensor, ends: torch.Tensor) -> float:
-    """`logits` [n + 1, V]: before each token of `option` [n], and after its last."""
+    """Sum the log-probabilities of `option` [n] and of the end, from `logits` [n + 1, V]."""
     logs = logits.double().log_softmax(-1)
-    said = logs[:-1].gather(1, option.to(logs.device)[:, None]).sum()
-    ended = logs[-1, ends.to(logs.device)].logsumexp(0)
-    return float(said + ended)
+    text = logs[:-1].gather(1, option.to(logs.device)[:, None]).sum()
+    end = logs[-1, ends.to(logs.device)].logsumexp(0)
+    return float(text + end)

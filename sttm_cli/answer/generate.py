@@ -1,4 +1,4 @@
-"""The token loop: decoding on top of a prefix, streamed as text."""
+"""Generating an answer after a prefix: sampling, the token loop, streaming as text."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 from sttm_cli.base.errors import ModelError
 from sttm_cli.base.types import GREEDY, Continuation, Ending, OnToken, Sampling
 
-# Logits -> the next token: the likeliest, or drawn at a temperature.
+# Sampling: from logits to the next token.
 
 
 class Sampler:
-    """Chooses tokens as `sampling` says. `seed` is the one in use, None where nothing is drawn.
+    """Chooses tokens according to `sampling`. `seed`: the seed in use, None for greedy decoding.
 
-    Draws on the CPU, so that a seed means the same on every device.
+    Samples on the CPU, so that a seed gives the same result on every device.
     """
 
     def __init__(self, sampling: Sampling, *, top_p: float) -> None:
@@ -31,10 +31,10 @@ class Sampler:
             self._generator = torch.Generator().manual_seed(self.seed)
 
     def __call__(self, logits: torch.Tensor) -> int:
-        """Logits [V] -> a token id."""
+        """Choose a token id from logits [V]."""
         if self.seed is None:
             return int(logits.argmax())
-        # The greatest becomes 0 first: the smallest temperature then overflows nothing.
+        # With the largest logit at 0, no temperature can overflow.
         scaled = (logits - logits.max()).cpu().double() / self._temperature
         probabilities, ids = nucleus(scaled.softmax(0), self._top_p)
         reached = probabilities.cumsum(0)
@@ -44,13 +44,13 @@ class Sampler:
 
 
 def nucleus(probabilities: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The likeliest of `probabilities` [V] that together reach `top_p`, and their places.
+    """Return the largest of `probabilities` [V] that together reach `top_p`, and their indices.
 
     Source: Holtzman et al., The Curious Case of Neural Text Degeneration, section 3.1.
     """
     if top_p >= 1.0:
         return probabilities, torch.arange(len(probabilities))
-    # Few tokens reach it, as a rule: ordering a whole vocabulary for each token would be slow.
+    # Usually a few tokens suffice; sorting the whole vocabulary for every token would be slow.
     for count in (64, 4096, len(probabilities)):
         ordered, places = probabilities.topk(min(count, len(probabilities)))
         before = ordered.cumsum(0) - ordered
@@ -61,8 +61,7 @@ def nucleus(probabilities: torch.Tensor, top_p: float) -> tuple[torch.Tensor, to
 
 
 class Reading(Protocol):
-    """What the loop needs of a model: when to stop, how tokens are weighed and the share of them
-    that is drawn from (1.0 for all), and ids as text, all at once or as they come."""
+    """The model interface of the token loop; `VideoLLM` documents the members."""
 
     @property
     def end_ids(self) -> frozenset[int]: ...
@@ -77,8 +76,10 @@ class Reading(Protocol):
 
 @dataclass(frozen=True)
 class Generated:
-    """An answer's text, its tokens (the end token is not one), and the seconds it took:
-    to its first token and in all. `seed` is that of a drawn answer."""
+    """An answer: text, token ids without the end token, seconds to the first token and in total.
+
+    `seed`: the seed of a sampled answer.
+    """
 
     text: str
     ids: tuple[int, ...]
@@ -99,11 +100,10 @@ def generate(
     on_token: OnToken | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Generated:
-    """Answer `question` (token ids [n]); the prefix is wound back in any case.
+    """Answer `question` (token ids [n]); the prefix is always rewound.
 
-    `on_text` receives the text in pieces as it grows, `on_token` each of its tokens. `stop` is
-    called before each token and ends the answer there; an exception that `on_text`
-    raises is passed on.
+    `on_text` receives the text in pieces, `on_token` every token; their exceptions propagate.
+    `stop` is called before each token and ends the answer if true.
     """
     started = time.perf_counter()
     stream = _TextStream(model, on_text)
@@ -145,7 +145,7 @@ def generate(
 
 
 class _TextStream:
-    """Token ids -> text pieces. White space is held back: answers begin and end without it."""
+    """Converts token ids to text pieces, without white space at the start and the end."""
 
     def __init__(self, model: Reading, on_text: Callable[[str], None] | None) -> None:
         self._model, self._on_text = model, on_text

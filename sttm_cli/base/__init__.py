@@ -1,1 +1,1 @@
-"""What every layer shares: errors, types, results, clock, device. Imports nothing of ours."""
+"""Shared by all layers: errors, types, results, clock, device. Imports no other folder."""

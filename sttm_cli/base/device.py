@@ -1,4 +1,4 @@
-"""Which device and number format to use, and one clear error where its memory runs out."""
+"""Device, dtype and attention to use, and detection of out-of-memory failures."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ if TYPE_CHECKING:
     import torch
 
 
-def resolve_device(asked: str) -> str:
-    """ "auto" -> the accelerator if there is one; raises UsageError for one that is not there."""
+def resolve_device(requested: str) -> str:
+    """Resolve "auto" to the accelerator, if any; raise UsageError for a missing device."""
     import torch
 
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if asked == "auto":
+    if requested == "auto":
         return "cuda" if cuda else "mps" if mps else "cpu"
-    kind, _, number = asked.partition(":")
-    there = {"cpu": True, "cuda": cuda, "mps": mps}.get(kind)
-    if there and number and not (number.isdigit() and int(number) < max(1, _count(kind))):
-        there = False
-    if not there:
-        why = "not known" if there is None else "not there on this machine"
-        raise UsageError(f"--device {asked!r} is {why}", "use auto, cpu, cuda, cuda:N or mps")
-    return asked
+    kind, _, number = requested.partition(":")
+    exists = {"cpu": True, "cuda": cuda, "mps": mps}.get(kind)
+    if exists and number and not (number.isdigit() and int(number) < max(1, _count(kind))):
+        exists = False
+    if not exists:
+        why = "not known" if exists is None else "not available on this machine"
+        raise UsageError(f"--device {requested!r} is {why}", "use auto, cpu, cuda, cuda:N or mps")
+    return requested
 
 
-def resolve_dtype(asked: str, device: str) -> str:
-    """ "auto" -> bfloat16 on a GPU that has it, float16 on other accelerators, else float32."""
+def resolve_dtype(requested: str, device: str) -> str:
+    """Resolve "auto": bfloat16 on GPUs that support it, float16 on other accelerators, float32 on
+    CPUs."""
     import torch
 
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     if device.startswith("cuda"):
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return "bfloat16" if native else "float16"
@@ -42,19 +43,19 @@ def resolve_dtype(asked: str, device: str) -> str:
 
 
 def resolve_attention(device: str, dtype: str) -> str:
-    """transformers' name of the attention to use: flash attention where it is installed."""
+    """Return transformers' name of the attention to use: flash attention if installed."""
     if not device.startswith("cuda") or dtype not in ("bfloat16", "float16"):
         return "sdpa"
     import torch
     from transformers import utils
 
-    # Its kernels need tensor cores of the Ampere kind.
-    able = torch.cuda.get_device_capability(device) >= (8, 0)
-    return "flash_attention_2" if able and utils.is_flash_attn_2_available() else "sdpa"
+    # Flash attention needs Ampere tensor cores.
+    supported = torch.cuda.get_device_capability(device) >= (8, 0)
+    return "flash_attention_2" if supported and utils.is_flash_attn_2_available() else "sdpa"
 
 
 def wait_for(device: str | torch.device) -> None:
-    """Let an accelerator finish: kernels run behind the clock."""
+    """Wait for an accelerator's kernels, which run asynchronously, so that timings include them."""
     import torch
 
     kind = str(device).split(":")[0]
@@ -65,12 +66,12 @@ def wait_for(device: str | torch.device) -> None:
 
 
 ALLOCATORS = ("out of memory", "not enough memory", "can't allocate memory")
-"""What torch's allocators say where they raise no error of their own."""
+"""Messages of torch's allocators that raise a plain RuntimeError."""
 
 
 @contextmanager
 def reporting_memory() -> Iterator[None]:
-    """Turn an allocator's failure into OutOfMemoryError with the way out."""
+    """Raise OutOfMemoryError, with a hint, for any allocation failure inside."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -83,7 +84,7 @@ def reporting_memory() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: torch's CPU allocator raises a plain RuntimeError."""
+    """Return whether memory ran out; torch's CPU allocator raises a plain RuntimeError."""
     import torch
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

@@ -1,20 +1,20 @@
-"""Every error that a user can meet.
+"""The errors that a user can meet, with their exit codes.
 
-SttmError                 1   anything that is not below
-├── UsageError            2   a setting that is not possible
+SttmError                 1   any other error
+├── UsageError            2   an invalid setting
 │   └── ContextError      2   a question that does not fit the model's context
 ├── VideoError            3   the video cannot be read
-│   └── DisturbedError    3   its reading was disturbed; asking again may succeed
+│   └── DisturbedError    3   reading the video was disturbed; a retry may succeed
 ├── ModelError            4   the model is missing or not supported
 ├── OutOfMemoryError      5   out of memory
-└── CacheError            1   the cache cannot be used as asked
+└── CacheError            1   the cache cannot be used as requested
 """
 
 from __future__ import annotations
 
 
 class SttmError(Exception):
-    """What went wrong (`message`), what to do about it (`hint`), and how the process ends."""
+    """An error: `message`, what to do (`hint`), and the exit code of the process."""
 
     kind = "error"
     exit_code = 1
@@ -29,7 +29,7 @@ class SttmError(Exception):
 
 
 class UsageError(SttmError, ValueError):
-    """A setting that is not possible, or settings that cannot be combined."""
+    """An invalid setting, or settings that cannot be combined."""
 
     kind = "usage"
     exit_code = 2
@@ -49,8 +49,10 @@ class VideoError(SttmError):
 
 
 class DisturbedError(VideoError):
-    """The file changed, or its reader was ended, while it was read: the frames read so far say
-    nothing about the file, and nothing made of them may be kept."""
+    """The file changed, or its reader was ended, during reading.
+
+    The frames read so far are unreliable; nothing made from them may be stored.
+    """
 
 
 class ModelError(SttmError):
@@ -68,7 +70,7 @@ class OutOfMemoryError(SttmError):
 
 
 class CacheError(SttmError):
-    """The cache folder or an entry in it cannot be used as asked."""
+    """The cache folder or an entry in it cannot be used as requested."""
 
     kind = "cache"
     exit_code = 1

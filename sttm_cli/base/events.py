@@ -1,7 +1,7 @@
-"""The events of a question on its way to an answer, and the lines in which a server sends them.
+"""The events between a question and its answers, and their JSON lines on a server's stream.
 
-A line is one JSON object with one key, the kind of the event: `{"text": "a piece"}`. An event of
-one field has that field as the value, one of several an object of them.
+A line is one JSON object with one key, the kind of the event: `{"text": "a piece"}`. The value of
+an event with one field is that field; with several fields it is an object.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from sttm_cli.base.shapes import ShapeError, shaped
 
 @dataclass(frozen=True)
 class Heard:
-    """The server has accepted the question; sent at once, while the video is being prepared."""
+    """The server has accepted the question; sent before the video is prepared."""
 
     version: str
 
 
 @dataclass(frozen=True)
 class Warned:
-    """A warning for the person."""
+    """A warning for the user."""
 
     line: str
 
 
 @dataclass(frozen=True)
 class Progressed:
-    """How much of a stage is done; `of` 0 where the whole is unknown."""
+    """Progress of a stage: `done` of `of`, which is 0 if the total is unknown."""
 
     stage: str
     done: int
@@ -41,7 +41,7 @@ class Progressed:
 
 @dataclass(frozen=True)
 class TextPiece:
-    """The next piece of the answer that is being generated."""
+    """The next piece of the current answer."""
 
     text: str
 
@@ -62,7 +62,7 @@ class Reported:
 
 @dataclass(frozen=True)
 class Failure:
-    """The last event of a failure. The exit code follows from the kind; it is never sent."""
+    """The last event of a failure. The exit code follows from the kind and is not sent."""
 
     kind: str
     message: str
@@ -71,22 +71,22 @@ class Failure:
 
 @dataclass(frozen=True)
 class Noted:
-    """A line for the person that `--quiet` leaves out; never sent."""
+    """A line for the user that `--quiet` suppresses; never sent."""
 
     line: str
 
 
 @dataclass(frozen=True)
 class Restarted:
-    """All answers begin anew, for the reason given; never sent."""
+    """All answers start over, for the reason `why`; never sent."""
 
     why: str
 
 
 Sent = Heard | Warned | Progressed | TextPiece | Answered | Reported | Failure
-"""What a server sends."""
+"""Events that a server sends."""
 Shown = Warned | Noted | Progressed | Restarted | TextPiece | Answered
-"""What a person may be shown on the way to the report."""
+"""Events shown to the user before the report."""
 Show = Callable[[Shown], None]
 
 _KINDS: dict[str, type[Any]] = {
@@ -102,14 +102,14 @@ _KEYS = {kind: key for key, kind in _KINDS.items()}
 
 
 def to_line(event: Sent) -> str:
-    """The line that stands for `event`, with its line break."""
+    """Encode `event` as a line, with its line break."""
     values = {field.name: getattr(event, field.name) for field in fields(event)}
     content = values if len(values) > 1 else next(iter(values.values()))
     return json.dumps({_KEYS[type(event)]: content}) + "\n"
 
 
 def from_line(line: str | bytes) -> Sent:
-    """The event that a line stands for; raises ShapeError for any line that is not an event."""
+    """Decode the event in a line; raises ShapeError for any other line."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -129,7 +129,7 @@ def from_line(line: str | bytes) -> Sent:
 
 
 def _check_text(event: Sent) -> None:
-    """Refuse an answer that cannot be written: half of a surrogate pair."""
+    """Raise ShapeError for text with a lone surrogate, which cannot be encoded."""
     text = event.text if isinstance(event, TextPiece) else ""
     text += event.answer["answer"] if isinstance(event, Answered) else ""
     try:

@@ -1,4 +1,4 @@
-"""How things are named: modules found by their name, addresses of stores, and misspelt words."""
+"""Names: plugins looked up by name, addresses of stores, suggestions for misspelt words."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-# Modules that are found by their name: those of a folder in the package, and entry points.
+# Plugins: modules of a folder in this package, and entry points of other packages.
 
 
 @dataclass(frozen=True)
 class Plugins:
     """Modules of `package`, each exporting `attribute`, and the entry points of `group`.
 
-    Names are typed with "-" where a file has "_". A module of the package goes before an entry
-    point of the same name.
+    Names have "-" in place of "_" in file names. A module of the package takes precedence over an
+    entry point of the same name.
     """
 
     package: str
@@ -30,7 +30,7 @@ class Plugins:
     group: str
 
     def own(self) -> list[str]:
-        """Names of the modules in the package, sorted; imports nothing."""
+        """List the names of the modules in the package, sorted, without importing them."""
         root, _, rest = self.package.partition(".")
         spec = find_spec(root)
         places = (spec.submodule_search_locations if spec else None) or []
@@ -38,15 +38,15 @@ class Plugins:
         return sorted(module.name.replace("_", "-") for module in iter_modules(folders))
 
     def names(self) -> list[str]:
-        """All names, those of the package first; imports none of the modules."""
+        """List all names, those of the package first, without importing anything."""
         return list(dict.fromkeys([*self.own(), *sorted(self._entry_points())]))
 
     def knows(self, name: str) -> bool:
-        """Whether there is a module of this name; asks other packages only where it must."""
+        """Return whether `name` exists; entry points are read only if the package lacks it."""
         return name in self.own() or name in self._entry_points()
 
     def load(self, name: str) -> Any:
-        """Import the module of this name and return what it exports. Raises KeyError."""
+        """Import the module called `name` and return its attribute. Raises KeyError."""
         if name in self.own():
             module = import_module(f"{self.package}.{name.replace('-', '_')}")
             return getattr(module, self.attribute)
@@ -59,23 +59,23 @@ class Plugins:
 
 
 METHODS = Plugins("sttm_cli.merge.methods", "METHOD", "sttm_cli.methods")
-"""Ways to merge a video's tokens."""
+"""The merging methods."""
 
-# Where a cache is: a folder, or an address such as s3://bucket/videos.
+# Locations of a cache: a folder, or an address such as s3://bucket/videos.
 
 
-# Two characters at least: C:// is a drive.
+# At least two characters, since C:// is a drive.
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 
 
 def scheme_of(address: str) -> str:
-    """The part before "://" in lower case, "" for a path."""
+    """Return the part before "://" in lower case, "" for a path."""
     match = _SCHEME.match(address)
     return match[1].lower() if match else ""
 
 
 def path_or_address(where: str | os.PathLike[str]) -> str | Path:
-    """A path as Path, also one given as file://; any other address as its text, unchanged."""
+    """Return a path or file:// address as Path, any other address unchanged."""
     text = os.fspath(where)
     scheme = scheme_of(text)
     if scheme == "file":
@@ -84,15 +84,15 @@ def path_or_address(where: str | os.PathLike[str]) -> str | Path:
 
 
 def absolute(where: str | Path) -> str:
-    """The same place, independent of the folder that a process runs in."""
+    """Return the location in a form independent of the working folder."""
     return where if isinstance(where, str) else str(where.absolute())
 
 
-# What a person may have meant by a word that is not known.
+# Suggestions for misspelt words.
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """ "did you mean llava-onevision-7b?", or "" where nothing comes near."""
+    """Return "did you mean llava-onevision-7b?", or "" if no known word is similar."""
     from difflib import get_close_matches
 
     near = get_close_matches(word.lower(), list(known), n=1)

@@ -1,4 +1,4 @@
-"""The JSON objects that commands print, as types; docs/cli.md and the contract describe them."""
+"""Types of the JSON objects that commands print; described in docs/cli.md and the contract."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class VideoReport(TypedDict):
 
 
 class ModelReport(TypedDict):
-    """The model, and where it ran."""
+    """The model, its device and its dtype."""
 
     name: str
     revision: str | None
@@ -30,7 +30,7 @@ class ModelReport(TypedDict):
 
 
 class TokensReport(TypedDict):
-    """Video tokens before and after merging. `room`: how many the context takes after them."""
+    """Video tokens before and after merging. `room`: tokens left in the model's context."""
 
     budget: float | int
     method: str
@@ -42,7 +42,7 @@ class TokensReport(TypedDict):
 
 
 class CacheReport(TypedDict):
-    """What the cache did. `cold_seconds`: what computing the prefix took when it was stored."""
+    """Cache use. `cold_seconds`: time to compute the prefix when it was stored."""
 
     hit: bool
     tier: str | None
@@ -57,7 +57,7 @@ class CacheReport(TypedDict):
 
 
 class OptionReport(TypedDict):
-    """One of the options that were weighed as an answer."""
+    """One option and its likelihood as the answer."""
 
     text: str
     probability: float
@@ -66,7 +66,7 @@ class OptionReport(TypedDict):
 
 
 class AnswerReport(TypedDict):
-    """One answer: generated, with `ending` and perhaps a `seed`, or the likeliest of `choices`."""
+    """One answer: generated, with `ending` and, if sampled, `seed`, or chosen from `choices`."""
 
     question: str
     answer: str
@@ -113,7 +113,7 @@ class TurnReport(TypedDict):
 
 
 class ChatReport(TypedDict):
-    """`sttm chat --json`, and what /save writes."""
+    """`sttm chat --json`, also written by /save."""
 
     schema: Literal["sttm.chat/1"]
     video: str
@@ -129,7 +129,7 @@ class FailedVideo(TypedDict):
 
 
 class PrecomputeReport(TypedDict):
-    """`sttm precompute --json`; `stopped` says why the work ended early."""
+    """`sttm precompute --json`; `stopped`: why the work ended early, if it did."""
 
     schema: Literal["sttm.precompute/1"]
     done: int
@@ -176,7 +176,7 @@ class CacheListReport(TypedDict):
 
 
 class ErrorFields(TypedDict):
-    """What went wrong, and what to do about it."""
+    """The kind and message of an error, and a hint what to do."""
 
     kind: str
     message: str
@@ -206,7 +206,7 @@ class SurveyedVideo(TypedDict):
 
 
 class ReadFrames(TypedDict):
-    """What came of reading frames; times in seconds from the first frame."""
+    """The frames that were read; times in seconds from the first frame."""
 
     times_s: list[float]
     lost: int
@@ -216,13 +216,13 @@ class ReadFrames(TypedDict):
 
 
 class SampledFrames(ReadFrames):
-    """The same beside the times that were asked for."""
+    """The frames that were read, and the requested times."""
 
     asked_s: list[float]
 
 
 class SurveyedModel(TypedDict):
-    """The model of `sttm.inspect/1`, and how it ran."""
+    """The model of `sttm.inspect/1` and its settings."""
 
     name: str
     revision: str | None
@@ -236,7 +236,7 @@ class SurveyedModel(TypedDict):
 
 
 class StoredBudget(TypedDict):
-    """What the user's cache holds of the surveyed video."""
+    """An entry of the surveyed video in the user's cache."""
 
     key: str
     model: object
@@ -271,7 +271,7 @@ class BudgetReport(TypedDict):
 
 
 class InspectReport(TypedDict):
-    """`sttm inspect --json`; `frames` are the times of the frames that were read, in seconds."""
+    """`sttm inspect --json`; `frames`: the times of the frames that were read, in seconds."""
 
     schema: Literal["sttm.inspect/1"]
     video: SurveyedVideo
@@ -285,7 +285,7 @@ class InspectReport(TypedDict):
 
 
 class ServerFacts(TypedDict):
-    """What a server writes beside its socket; a server of another version may write less."""
+    """The file that a server writes beside its socket; other versions may omit fields."""
 
     pid: int
     version: str
@@ -295,7 +295,7 @@ class ServerFacts(TypedDict):
 
 
 class ServerStatus(TypedDict):
-    """A living server's own account, as `sttm serve --status` shows it."""
+    """The status of a running server, as shown by `sttm serve --status`."""
 
     ready: bool
     running: int

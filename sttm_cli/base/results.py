@@ -1,4 +1,4 @@
-"""What a question gives back, and what the cache did for it."""
+"""Results of a question: answers, options, cache use; and the clock that times the stages."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from sttm_cli.base.types import Ending, TokenCounts
 
 @dataclass(frozen=True)
 class CacheUse:
-    """What the cache did for one video; tokens are those of the prefix. `tier` says where a hit
-    lay: "device", "host" or "disk"; `saved_bytes` is what `--kv-dtype` makes the entry smaller."""
+    """Use of the cache for one video; token counts are those of the prefix.
+
+    `tier`: the location of a hit: "device", "host" or "disk"; `saved_bytes`: bytes that
+    `--kv-dtype` saves in the entry.
+    """
 
     hit: bool
     key: str
@@ -28,12 +31,12 @@ class CacheUse:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, where it came from, and what it took.
+    """An answer with its token counts and seconds.
 
-    `seconds` has the stages load_model, decode, encode, merge, prefill, restore (None for one
-    that did not run), and first_token, answer, total; `first_token` counts everything from the
-    video file to the first token but the loading of the model. `ending` says why the text ends
-    where it does; `seed` is that of a drawn answer, None for a greedy one.
+    `seconds` has the stages load_model, decode, encode, merge, prefill, restore (None for a stage
+    that did not run), and first_token, answer, total; `first_token` covers everything from the
+    video file to the first token except loading the model. `ending`: why the text ends; `seed`:
+    the seed of a sampled answer, None for a greedy one.
     """
 
     question: str
@@ -47,14 +50,17 @@ class Answer:
 
     @property
     def finished(self) -> bool:
-        """Whether the model itself ended the answer."""
+        """Whether the model ended the answer."""
         return self.ending is Ending.END
 
 
 @dataclass(frozen=True)
 class Option:
-    """A possible answer: `log_likelihood` of the model saying exactly this and no more, over
-    `tokens` tokens, and its `probability` given that the answer is one of the options."""
+    """A possible answer of `tokens` tokens.
+
+    `log_likelihood`: of exactly this text as the whole answer; `probability`: given that the
+    answer is one of the options.
+    """
 
     text: str
     probability: float
@@ -64,7 +70,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Choice:
-    """Options weighed against each other as answers to a question, in the order given.
+    """The options for a question with their likelihoods, in the order given.
 
     `seconds` as in `Answer`; nothing is generated, so `first_token` is None.
     """
@@ -77,11 +83,11 @@ class Choice:
 
     @property
     def best(self) -> Option:
-        """The likeliest; the first of several that are."""
+        """The likeliest option; the first one of a tie."""
         return max(self.options, key=lambda option: option.log_likelihood)
 
 
-# Seconds per stage, each measured where the stage runs.
+# The clock: seconds per stage, measured where the stage runs.
 
 
 T = TypeVar("T")
@@ -91,7 +97,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 class Clock:
-    """Adds up the seconds of each stage; a stage that did not run has none."""
+    """The seconds spent in each stage so far."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -99,8 +105,8 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str, *, within: str | None = None) -> Iterator[None]:
-        """Charge what runs inside to stage `name`; `within`: the stage that it interrupts, which
-        is not charged for it."""
+        """Add the time spent inside to stage `name`, and subtract it from the stage `within`, which
+        it interrupts."""
         started = time.perf_counter()
         try:
             yield
@@ -111,7 +117,7 @@ class Clock:
                 self.add(within, -spent)
 
     def each(self, name: str, items: Iterable[T]) -> Iterator[T]:
-        """Yield from `items`, charging the time spent waiting for them to stage `name`."""
+        """Yield from `items`, and add the time spent waiting for them to stage `name`."""
         iterator = iter(items)
         while True:
             with self.stage(name):
@@ -128,7 +134,7 @@ class Clock:
         return sum(self._spent.get(name, 0.0) for name in names)
 
     def seconds(self) -> dict[str, float | None]:
-        """Seconds per stage, None for one that did not run."""
+        """Return the seconds per stage, None for a stage that did not run."""
         return {name: self._spent.get(name) for name in STAGES}
 
     def total(self) -> float:

@@ -1,4 +1,4 @@
-"""Checks that JSON from another process has the shape that a TypedDict declares."""
+"""Validation of JSON from another process against TypedDicts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ T = TypeVar("T")
 
 
 class ShapeError(ValueError):
-    """JSON that is not of the declared shape; the message names the first field that differs."""
+    """JSON of another shape than declared; the message names the first field that differs."""
 
 
 def shaped(value: object, shape: type[T], name: str) -> T:
-    """`value`, called `name` in messages, as a `shape`; raises ShapeError.
+    """Return `value` if it has the type `shape`; else raise ShapeError, which calls it `name`.
 
-    A shape is made of TypedDicts, list, dict, Literal, unions, str, int, float, bool, None and
-    object. Keys that a TypedDict does not declare are ignored. Numbers are finite and below 2**63.
+    Supports TypedDicts, list, dict, Literal, unions, str, int, float, bool, None and object. Keys
+    that a TypedDict does not declare are ignored. Numbers must be finite and below 2**63.
     """
     wrong = _mismatch(value, shape, name)
     if wrong is not None:
@@ -37,11 +37,11 @@ def shaped(value: object, shape: type[T], name: str) -> T:
 
 
 def _mismatch(value: object, shape: Any, name: str) -> str | None:
-    """The name of the first part of `value` that differs from `shape`, None where none does."""
+    """Return the name of the first part of `value` that differs from `shape`, if any."""
     origin, inner = get_origin(shape), get_args(shape)
     if origin in (Union, UnionType):
-        found = [_mismatch(value, each, name) for each in inner]
-        return None if None in found else found[0]
+        wrong = [_mismatch(value, each, name) for each in inner]
+        return None if None in wrong else wrong[0]
     if is_typeddict(shape) and isinstance(value, dict):
         return _first(_field(value, key, hint, name) for key, hint in _hints(shape).items())
     if origin is list and isinstance(value, list):
@@ -62,7 +62,7 @@ def _field(value: dict[str, object], key: str, hint: Any, name: str) -> str | No
 def _is_plain(value: object, shape: Any) -> bool:
     if get_origin(shape) is Literal:
         return isinstance(value, str) and value in get_args(shape)
-    # Python counts True among the whole numbers, and whole numbers are real ones in JSON.
+    # bool is a subclass of int in Python; JSON does not distinguish 1 and 1.0.
     if shape in (int, float):
         kinds = int if shape is int else (int, float)
         return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 2**63

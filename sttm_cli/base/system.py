@@ -1,4 +1,4 @@
-"""Files and processes: facts about files, locks, and this package as a child process."""
+"""Files and processes: a table of facts about files, file locks, child processes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sttm_cli.base.types import Json
 if TYPE_CHECKING:
     from filelock import FileLock
 
-# Facts about files (digests, headers, fingerprints), remembered between processes.
+# Facts about files (digests, headers, fingerprints), stored for later processes.
 
 
 STEP_S = 2.0
-"""The longest steps in which file systems count times: a second change within one does not show."""
+"""The coarsest resolution of file times; a second change within it may not show."""
 
 
 class FileFacts(Protocol):
@@ -30,12 +30,12 @@ class FileFacts(Protocol):
 
 
 def is_settled(*files: os.stat_result) -> bool:
-    """Whether any further change of these files must show in their times."""
+    """Return whether any later change of these files is sure to change their times."""
     now = time.time()
     return all(abs(now - t) > STEP_S for f in files for t in (f.st_mtime, f.st_ctime))
 
 
-# One process at a time per key; the lock ends with the process that held it.
+# Locks, one process at a time; the system releases a lock when its process ends.
 
 
 fcntl: Any = None
@@ -45,17 +45,16 @@ if sys.platform != "win32":
 
 @contextmanager
 def single_flight(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock file `path`; calls `on_wait` once if another process holds it.
+    """Hold the lock file `path`; call `on_wait` once if another process holds it.
 
-    Where no lock can be made (a read-only folder, a file system without locks) the work is done
-    without one.
+    Runs without a lock if none can be made (read-only folder, file system without locks).
     """
     lock = _acquired(path, on_wait)
     try:
         yield
     finally:
         if lock is not None:
-            # Removed while it is held: a process that waits for this file then makes a new one.
+            # Removed while held: a process that waits for this file then creates a new one.
             with suppress(OSError):
                 path.unlink(missing_ok=True)
             with suppress(OSError):
@@ -63,7 +62,7 @@ def single_flight(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
 
 
 def remove_unheld(path: Path) -> None:
-    """Remove a file unless a living process holds a lock on it, or that cannot be determined."""
+    """Remove a file unless a running process holds a lock on it or the lock cannot be checked."""
     with suppress(OSError):
         if fcntl is None:
             # Windows refuses to remove an open file.
@@ -78,16 +77,16 @@ def remove_unheld(path: Path) -> None:
 
 
 def hold(descriptor: int) -> None:
-    """Mark an open file as in use until it is closed, where the file system knows locks."""
+    """Lock an open file until it is closed, if the file system supports locks."""
     if fcntl is not None:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def try_hold(descriptor: int, *, patience_s: float = 0.2) -> bool:
-    """Mark an open file as in use until it is closed, unless a living process holds it.
+    """Lock an open file until it is closed; return False if a running process holds it.
 
-    `patience_s`: a process that only checks whether it is held holds it for a moment too.
+    `patience_s`: time to retry, because a process that checks the lock also holds it briefly.
     """
     if fcntl is None:
         return True
@@ -103,7 +102,7 @@ def try_hold(descriptor: int, *, patience_s: float = 0.2) -> bool:
 
 
 def _acquired(path: Path, on_wait: Callable[[], None]) -> FileLock | None:
-    """The lock, once this process holds it; None where there can be none."""
+    """Acquire the lock, waiting if needed; None if no lock can be made."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path, mode=0o600, fallback_to_soft=False)
@@ -119,24 +118,26 @@ def _acquired(path: Path, on_wait: Callable[[], None]) -> FileLock | None:
     return lock
 
 
-# This package run as another process.
+# Child processes that run this package.
 
 
 def command(module: str) -> list[str]:
-    """The command that runs a module of this package. The working folder is not searched for
-    modules: there may be an `av.py` next to a video."""
+    """Return the command that runs a module of this package.
+
+    `-P` keeps the working folder off the module path: it may contain an `av.py` next to a video.
+    """
     return [sys.executable, "-P", "-m", module]
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, in which the same package is found."""
+    """Return this process's environment, with the same package on the module path."""
     package = str(Path(__file__).parents[2])
     seen = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": seen}
 
 
 def bound_memory(most_bytes: int) -> None:
-    """Bound the memory of this process and of those that it starts; not on Windows."""
+    """Limit the memory of this process and its children; no effect on Windows."""
     try:
         import resource
     except ImportError:

@@ -1,4 +1,4 @@
-"""What flows between the stages: video -> frames -> tokens -> merged tokens -> KV -> answer."""
+"""Types passed between the stages: video -> frames -> tokens -> merged tokens -> KV -> answer."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, how much of it is done, and how much there is (0: unknown)."""
+"""Called with a stage's name, the amount done, and the total (0: unknown)."""
 
 
 @dataclass(frozen=True)
 class VideoInfo:
     """The best video stream of a file, from the header and the first frame.
 
-    `width` and `height` are as shown: after rotation and with square pixels. `start_s` is the
+    `width` and `height` are as displayed: after rotation and with square pixels. `start_s` is the
     presentation time of the first frame on the file's own clock; all other times in this package
-    count from it. `transfer` is "sdr", or "pq" or "hlg" for HDR. `notes`: how it is read, for the
-    person who gave it, a line each.
+    are relative to it. `transfer` is "sdr", or "pq" or "hlg" for HDR. `notes`: lines for the user
+    about how the file is read.
     """
 
     container: str
@@ -44,12 +44,13 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class FramePlan:
-    """Which frames to read, how, and of which video: complete before anything is decoded.
+    """The frames to read and how to read them; complete before decoding starts.
 
-    `times_s` are the presentation times asked for, in seconds from the first frame, ascending.
-    `reader` is resolved for this file (never "auto"). `size` is the (width, height) of the frames
-    to deliver; `transfer` and `origin_s` are `VideoInfo`'s transfer and start_s. `image_fps` is
-    how many images of a folder make a second, 0 for a file. `fallback` reads where `reader` fails.
+    `times_s`: the requested presentation times, in seconds from the first frame, ascending.
+    `reader` is resolved for this file (never "auto"). `size`: (width, height) of the delivered
+    frames; `transfer` and `origin_s` are `VideoInfo`'s transfer and start_s. `image_fps`: images
+    per second for a folder of images, 0 for a file. `fallback`: the reader to use if `reader`
+    fails.
     """
 
     times_s: tuple[float, ...]
@@ -64,7 +65,7 @@ class FramePlan:
     fallback: str = ""
 
     def identity(self) -> Json:
-        found: Json = {
+        identity: Json = {
             "times_s": list(self.times_s),
             "size": list(self.size),
             "reader": self.reader,
@@ -72,13 +73,13 @@ class FramePlan:
             "transfer": self.transfer,
             "origin_s": self.origin_s,
         }
-        return found | ({"image_fps": self.image_fps} if self.image_fps else {})
+        return identity | ({"image_fps": self.image_fps} if self.image_fps else {})
 
 
 @dataclass(frozen=True)
 class FrameChunk:
     """Consecutive sampled frames: `frames` [T, H, W, 3] uint8 RGB, upright, square pixels;
-    `times_s` the presentation times that they really have, in seconds from the first frame."""
+    `times_s`: their actual presentation times, in seconds from the first frame."""
 
     frames: np.ndarray
     times_s: tuple[float, ...]
@@ -86,10 +87,10 @@ class FrameChunk:
 
 @dataclass
 class DecodeReport:
-    """What came of a decode: filled while the chunks are read, complete after the last one.
+    """The result of a decode: filled while the chunks are read, complete after the last one.
 
-    `lost` counts the asked frames that could not be decoded; `fallback` says why the other
-    reader had to take over. `causes` counts the lost frames by cause.
+    `lost`: number of requested frames that could not be decoded; `causes`: the same by cause;
+    `fallback`: why the fallback reader took over.
     """
 
     times_s: list[float] = field(default_factory=list)
@@ -110,7 +111,7 @@ class DecodeReport:
 
 
 class Frames(NamedTuple):
-    """A video's frames while they are read; `report` is complete after the last chunk."""
+    """An iterator over a video's frames; `report` is complete after the last chunk."""
 
     chunks: Iterable[FrameChunk]
     report: DecodeReport
@@ -118,11 +119,11 @@ class Frames(NamedTuple):
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """What the vision encoder makes of frames: `features` [T, H, W, C]; `deep` are further
-    features of the same shape that a family adds in its first decoder layers (deepstack).
+    """The output of the vision encoder: `features` [T, H, W, C].
 
-    `times_s` are the presentation times of the frames behind them and `duration_s` the whole
-    video's, in seconds: known once all frames are read, and part of some families' prompts.
+    `deep`: further features of the same shape that a family adds in its first decoder layers
+    (deepstack). `times_s`: the presentation times of the frames, and `duration_s`: the duration of
+    the whole video, in seconds; set once all frames are read, and part of some families' prompts.
     """
 
     features: torch.Tensor
@@ -138,11 +139,11 @@ class VisualTokens:
 
 @dataclass(frozen=True)
 class Prompt:
-    """The prompt before the question: token ids, with the places of the visual tokens marked.
+    """The prompt before the question, with the places of the visual tokens.
 
-    `ids` [L] int64; `video` [T*H*W] int64, the indices in `ids` that hold visual tokens, in the
-    grid's order, text may stand between and after them; `positions` [A, L] int64 rotary ids (A is
-    1, or 3 for M-RoPE); `next_position` is the rotary id of the first token after the prefix.
+    `ids` [L] int64; `video` [T*H*W] int64: the indices of visual tokens in `ids`, in the grid's
+    order, possibly with text between and after them; `positions` [A, L] int64: rotary ids (A is
+    1, or 3 for M-RoPE); `next_position`: the rotary id of the first token after the prefix.
     """
 
     ids: torch.Tensor
@@ -153,7 +154,7 @@ class Prompt:
 
 
 class Merged(Protocol):
-    """What prefill needs of a merge: which tokens are left, and how many there were on the way.
+    """The part of a merge result that prefill uses.
 
     `features` [N, C]; `roots` [N] int64, ascending: the flat index in the [T, H, W] grid of the
     top-left cell of each token's box. `sources` merges other features [T, H, W, C] -> [N, C]
@@ -175,8 +176,7 @@ class Merged(Protocol):
 
 
 class Ending(StrEnum):
-    """Why an answer ended: the model said so, `max_new_tokens`, the model's context is full,
-    or it was stopped."""
+    """Why an answer ended: end token, `max_new_tokens`, full context, or a stop request."""
 
     END = "end"
     LENGTH = "length"
@@ -186,11 +186,11 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer's tokens are chosen: the likeliest each time at temperature 0, else drawn.
+    """How an answer's tokens are chosen: greedily at temperature 0, else sampled.
 
-    The same `seed` draws the same text; without one, each answer draws its own. `top_p` keeps
-    the likeliest tokens that make up this share of the probability; None leaves it to the
-    checkpoint's generation settings. Raises UsageError for a value that is not possible.
+    The same `seed` gives the same text; None uses a new seed for each answer. `top_p` restricts
+    sampling to the likeliest tokens that make up this share of the probability; None uses the
+    checkpoint's generation settings. Raises UsageError for invalid values.
     """
 
     temperature: float = 0.0
@@ -211,25 +211,25 @@ class Sampling:
 GREEDY = Sampling()
 
 OnToken = Callable[[int, "torch.Tensor"], None]
-"""Gets a token of an answer and the logits [V] that it was chosen from."""
+"""Called with each token of an answer and the logits [V] that it was chosen from."""
 
 
 class Continuation(Protocol):
-    """A prefilled prefix that can be continued with tokens and wound back to its end."""
+    """A prefilled prefix to which tokens can be appended and removed again."""
 
     @property
     def token_ids(self) -> Sequence[int]:
-        """The distinct token ids of the prefix, then the appended ones."""
+        """The distinct token ids of the prefix, then those of the appended tokens."""
         ...
 
     @property
     def appended(self) -> int:
-        """How many tokens follow the prefix."""
+        """The number of tokens after the prefix."""
         ...
 
     @property
     def room(self) -> int:
-        """How many more tokens the model's context takes."""
+        """The number of tokens left in the model's context."""
         ...
 
     def extend(self, ids: torch.Tensor) -> torch.Tensor:
@@ -241,12 +241,14 @@ class Continuation(Protocol):
         ...
 
     def resume(self, ids: torch.Tensor) -> int:
-        """After a rewind: take back the tokens that begin `ids` and were appended before, and
-        return how many; at least one of `ids` is always left to append."""
+        """Restore tokens removed by a rewind, as far as they equal the start of `ids`.
+
+        Returns their number; at least one of `ids` is always left to append.
+        """
         ...
 
     def rewind(self, to: int = 0) -> None:
-        """Forget everything but the prefix and the first `to` tokens after it."""
+        """Remove everything after the first `to` tokens behind the prefix."""
         ...
 
 
@@ -264,16 +266,15 @@ class TokenCounts:
 
 @dataclass
 class PrefixKV:
-    """The prefilled prefix: what is saved, restored and continued.
+    """The keys and values of a prefilled prefix, to be stored, restored and continued.
 
-    `keys[i]`, `values[i]`: [capacity_i, kv_heads, head_dim] of decoder layer i, of which the
-    first `lengths[i]` rows are the prefix; rows beyond are room for the question and the answer,
-    and a longer one puts larger buffers in their place.
-    Token-major, so that a stored prefix is read in one piece and a token is appended in one
-    piece. Layers below `merge_layer` hold every video token, the others the merged ones.
-    `next_positions` are the rotary ids with which the next token continues, below and from the
-    merge layer on. `facts` go into the entry's record: decode report, seconds, tool version,
-    and `token_ids`, the distinct token ids of the prefix.
+    `keys[i]`, `values[i]`: [capacity_i, kv_heads, head_dim] of decoder layer i. The first
+    `lengths[i]` rows are the prefix; the rest is free for the question and the answer, and larger
+    buffers replace it when it is full. Token-major, so that a stored prefix is read, and a token
+    appended, in one contiguous piece. Layers below `merge_layer` hold every video token, the
+    others the merged ones. `next_positions`: the rotary ids of the next token below the merge
+    layer, and from it on. `facts` are stored with the entry: decode report, seconds, tool
+    version, and `token_ids`, the distinct token ids of the prefix.
     """
 
     keys: list[torch.Tensor]
@@ -287,6 +288,6 @@ class PrefixKV:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the prefix itself, without the room behind it."""
+        """Bytes of the prefix, without the free rows behind it."""
         pairs = zip(self.keys + self.values, self.lengths * 2, strict=True)
         return sum(n * t[0].numel() * t.element_size() for t, n in pairs)

@@ -1,1 +1,1 @@
-"""Speed and accuracy, measured on this machine; never imported by the rest."""
+"""Benchmarks of speed and accuracy; not imported by other folders except `cli/`."""

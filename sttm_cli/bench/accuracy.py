@@ -1,7 +1,7 @@
-"""What budgets and methods cost in accuracy: one exam, every method on the same visual tokens.
+"""Accuracy by budget and method: one exam, with every method on the same visual tokens.
 
-Each video is written, decoded and encoded once, through the package's own path; then every method
-at every budget makes its KV, and all questions are asked of it.
+Each video is written, decoded and encoded once, with the package's own stages; then the KV of every
+method at every budget answers all questions.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from sttm_cli.settings.settings import DEFAULT_METHOD
 from sttm_cli.settings.settings import DEFAULT_METHOD as OURS
 from sttm_cli.tiny.questions import KINDS
 
-# The methods that `bench accuracy` compares, by name, and the layers before which they merge.
+# Entrants: the methods to compare, and the layers before which they merge.
 
 
 Shorten = Callable[[torch.Tensor, float, int], Merged]
-"""Features [T, H, W, C], the budget as a share, and how many tokens `sttm` kept of it."""
+"""Merges features [T, H, W, C], given the budget as a share and the token count of `sttm`."""
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """A way to shorten a video, merging before decoder layer `layer` (None: the model's own)."""
+    """A method under test, merging before decoder layer `layer` (None: the model's default)."""
 
     name: str
     shorten: Shorten
@@ -47,24 +47,24 @@ class Entrant:
 def find_entrants(
     names: str, *, layers: int = 0, variants: Mapping[str, Shorten] | None = None
 ) -> list[Entrant]:
-    """Names as typed, separated by commas; `sttm` is always among them, and first.
+    """Parse `names`, separated by commas; `sttm` is always included, and first.
 
-    `NAME@L` merges before decoder layer L, of `layers`, instead of the model's own. `variants` can
-    be named beside the methods. Raises UsageError.
+    `NAME@L` merges before decoder layer L of `layers` instead of the model's default. Names may be
+    methods or `variants`. Raises UsageError.
     """
     wanted = [DEFAULT_METHOD, *(name.strip() for name in names.split(","))]
     return [_find(name, layers, variants or {}) for name in dict.fromkeys(wanted)]
 
 
 def _find(name: str, layers: int, variants: Mapping[str, Shorten]) -> Entrant:
-    method, at, layer = name.partition("@")
-    if at and not layer.isdigit():
+    method, sign, layer = name.partition("@")
+    if sign and not layer.isdigit():
         raise UsageError(f"--methods {name!r} is not known", "a layer is a number, as in sttm@2")
     if layer and layers and int(layer) >= layers:
         raise UsageError(f"--methods {name!r}: the model has {layers} layers")
     shorten = variants.get(method) or _by_method(method)
     entrant = Entrant(name, shorten)
-    return replace(entrant, layer=int(layer)) if at else entrant
+    return replace(entrant, layer=int(layer)) if sign else entrant
 
 
 def _by_method(name: str) -> Shorten:
@@ -75,16 +75,16 @@ def _by_method(name: str) -> Shorten:
 
 
 FOLLOW_UP = "follow-up"
-"""The kind of all questions that come second or later in a conversation."""
+"""The kind of the second and later questions in a conversation."""
 Cell = tuple[str, float]
 """A method and a budget."""
 
 
 @dataclass
 class Results:
-    """Every question with its video, its kind, and which of the cells answered it right.
+    """All questions with their videos, kinds and true answers, and whether each cell was right.
 
-    `kept`: the share of tokens that each cell kept of each video.
+    `kept`: by cell, the share of each video's tokens that were kept.
     """
 
     video: list[int] = field(default_factory=list)
@@ -109,11 +109,10 @@ def take_exam(
     scenes: Path | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Results:
-    """Ask at least `questions` questions, and the follow-ups to them, of every entrant and budget.
+    """Ask every entrant, at every budget, at least `questions` questions and their follow-ups.
 
-    The first entrant is our own method. Budget 1 is measured in any case, of that one alone: there
-    all methods are the same.
-    `scenes`: a folder where written videos are kept for the next time.
+    The first entrant must be `sttm`. Budget 1, where all methods are equal, is always measured,
+    with that entrant only. `scenes`: a folder that keeps the videos for later exams.
     """
     results, model = Results(), qa.model()
     cells = [(entrants[0], 1.0), *((e, b) for b in budgets if b != 1.0 for e in entrants)]
@@ -121,15 +120,15 @@ def take_exam(
         own = scenes or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sttm-")))
         for number, sheet in enumerate(exam.sheets(own)):
             tokens, _ = qa.compute.visual_tokens(qa.request(sheet.path), Clock())
-            asked = [alone(model, question) for question in sheet.questions]
+            singles = [alone(model, question) for question in sheet.questions]
             turns = in_conversation(model, sheet.questions)
             results.video += [number] * (2 * len(sheet.questions) - 1)
             results.kind += [q.kind for q in sheet.questions]
             results.kind += [FOLLOW_UP] * (len(sheet.questions) - 1)
             results.truth += [q.answer for q in (*sheet.questions, *sheet.questions[1:])]
             for cell, kv in _shortened(qa, tokens, cells):
-                # Apart: together the short ones would be padded to the length of the long one.
-                first, (later,) = mark(model, kv, asked), mark(model, kv, [turns])
+                # Separate calls: in one, all rows would be padded to the length of `turns`.
+                first, (later,) = mark(model, kv, singles), mark(model, kv, [turns])
                 right = [answers[0] for answers in first] + list(later[1:])
                 results.right.setdefault(cell, []).extend(right)
                 share = kv.tokens.video_kept / kv.tokens.video_full
@@ -137,13 +136,13 @@ def take_exam(
             progress(results.asked)
             if results.asked >= questions:
                 return results
-    raise RuntimeError("an exam has no end")
+    raise RuntimeError("the exam ran out of videos")
 
 
 def _shortened(
     qa: VideoQA, tokens: VisualTokens, cells: Sequence[tuple[Entrant, float]]
 ) -> Iterator[tuple[Cell, PrefixKV]]:
-    """The video's KV by every method at every budget; ours first, whose number is the others'."""
+    """Yield the video's KV by every method at every budget; `sttm` sets the token count."""
     kept = 0
     for entrant, budget in cells:
         merge = _bound(entrant, budget, kept)
@@ -158,8 +157,8 @@ def _bound(entrant: Entrant, budget: float, kept: int) -> Callable[[torch.Tensor
 
 
 def report(results: Results) -> Json:
-    """Rows by method and budget, with 95 % intervals, and chance: the accuracy of always giving the
-    most frequent answer of each kind."""
+    """Build the rows by method and budget, with 95 % intervals, and the accuracy by chance: that of
+    the most frequent answer of each kind."""
     video, kind = np.array(results.video), np.array(results.kind)
     truth = np.array(results.truth)
     boot, first = Bootstrap(video), kind != FOLLOW_UP
@@ -183,11 +182,11 @@ def report(results: Results) -> Json:
             }
         )
     chance = {k: _chance(truth[kind == k]) for k in kinds}
-    asked = Counter(results.kind)
-    by_chance = sum(chance[k] * asked[k] for k in kinds if k != FOLLOW_UP) / results.asked
+    counts = Counter(results.kind)
+    by_chance = sum(chance[k] * counts[k] for k in kinds if k != FOLLOW_UP) / results.asked
     return {
         "videos": int(video.max()) + 1,
-        "questions": {"all": results.asked, **{k: asked[k] for k in kinds}},
+        "questions": {"all": results.asked, **{k: counts[k] for k in kinds}},
         "chance": {"all": by_chance, **chance},
         "rows": rows,
     }

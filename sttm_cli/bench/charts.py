@@ -1,4 +1,4 @@
-"""The chart of a benchmark's report, as it is measured or from its `--json` output:
+"""The chart of a benchmark's report. As a program, it reads the `--json` output:
 
 python -m sttm_cli.bench.charts REPORT.json CHART.svg
 """
@@ -15,7 +15,7 @@ from sttm_cli.settings.settings import DEFAULT_METHOD
 
 
 def chart_of(report: Json) -> Chart:
-    """The chart of a report of `bench accuracy` or `bench speed`."""
+    """Make the chart of a report of `bench accuracy` or `bench speed`."""
     charts = {
         "sttm.bench.accuracy/1": accuracy_chart,
         "sttm.bench.speed/1": speed_chart,
@@ -24,7 +24,7 @@ def chart_of(report: Json) -> Chart:
 
 
 def accuracy_chart(report: Json) -> Chart:
-    """Accuracy by budget, a line for each method; at budget 1 all methods are the same."""
+    """Chart accuracy by budget, a line per method; at budget 1 all methods are equal."""
     full, *shortened = report["rows"]
     lines = {full["method"]: [_accuracy(full)]}
     for row in shortened:
@@ -48,7 +48,7 @@ def accuracy_chart(report: Json) -> Chart:
 
 
 def speed_chart(report: Json) -> Chart:
-    """Seconds from the video, or from the stored KV, to the first token, by frames."""
+    """Chart the seconds from the video, or from the stored KV, to the first token, by frames."""
     cold: dict[float, list[Point]] = {}
     cached: dict[float, list[Point]] = {}
     alone = []
@@ -80,7 +80,7 @@ def speed_chart(report: Json) -> Chart:
 
 
 def model_words(report: Json) -> str:
-    """The model of a report of `bench speed`, and what of it is not the real model's."""
+    """Describe the model of a report of `bench speed` and its differences from the real one."""
     shrunk = report["shrunk"] or {"layers": None, "scale": 1}
     words = [str(report["model"])]
     if report["weights"] == "random":
@@ -93,7 +93,7 @@ def model_words(report: Json) -> str:
 
 
 def backgrounds(report: Json) -> str:
-    """The backgrounds of the scenes of `bench accuracy`, as words."""
+    """Describe the backgrounds in a report of `bench accuracy`."""
     where = report["backgrounds"]
     return where if isinstance(where, str) else f"{len(where)} films"
 

@@ -1,4 +1,4 @@
-"""The held-out benchmark of the embedded model: scenes as MP4 files, with questions about them."""
+"""The held-out exam of the embedded model: scenes as MP4 files, with questions about them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from sttm_cli.tiny.textures import Backdrop, filmed, textured
 from sttm_cli.tiny.video import FPS, SIDE, film_frames, write_video
 
 FIRST_SEED = {"test": 500_000_000, "dev": 600_000_000}
-"""Held out: training draws its seeds from a distant range (batches.FIRST_TRAINING_SEED)."""
+"""Seeds of held-out scenes; training seeds start at batches.FIRST_TRAINING_SEED."""
 LONG = 16
-"""From this length on, scenes are written at 2 frames per second: one frame a second is sampled."""
+"""Scenes of at least this many seconds are written at 2 frames per second, which suffices for
+sampling one frame per second."""
 _FILM_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".gif", ".3gp")
 _LARGEST_FILM = 1920 * 1920
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A video with one question of each kind that it answers unambiguously."""
+    """A video with one question of each kind that has a clear answer."""
 
     seed: int
     path: Path
@@ -35,19 +36,19 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Exam:
-    """Scenes of `seconds` over textures or over `films` (frames by file name, in turn)."""
+    """Scenes of `seconds` over textures, or over `films` (frames by file name) in turn."""
 
     split: str
     seconds: int
     films: dict[str, np.ndarray] | None = None
 
     def sheets(self, folder: Path) -> Iterator[Sheet]:
-        """Endless; each video is written to `folder` unless the file already exists."""
+        """Yield sheets without end; write each video to `folder` unless the file exists."""
         for seed in count(FIRST_SEED[self.split]):
             yield self.sheet(seed, folder)
 
     def sheet(self, seed: int, folder: Path) -> Sheet:
-        """The scene of one seed, with its questions."""
+        """Make the scene of one seed, with its questions."""
         scene = make_scene(seed, seconds=self.seconds)
         rng = np.random.default_rng((seed, 7))
         backdrop: Backdrop = textured(rng, side=SIDE)
@@ -60,18 +61,18 @@ class Exam:
             unfinished = path.with_suffix(".part.mp4")
             write_video(unfinished, scene, backdrop, fps=2 if self.seconds >= LONG else FPS)
             unfinished.rename(path)
-        asked = ask_about(scene, range(scene.seconds), rng)
-        return Sheet(seed=seed, path=path, background=name, questions=_one_of_each(asked))
+        questions = ask_about(scene, range(scene.seconds), rng)
+        return Sheet(seed=seed, path=path, background=name, questions=_one_of_each(questions))
 
 
 def films(folder: Path, *, seconds: float = 8) -> dict[str, np.ndarray]:
-    """Background frames by file name: every film in the folder of which two seconds decode.
+    """Read background frames, by file name, of every film in the folder with two decodable seconds.
 
-    Raises UsageError where there is none.
+    Raises UsageError if there is none.
     """
     import av
 
-    found = {}
+    readable = {}
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     for path in (p for p in paths if p.suffix.lower() in _FILM_SUFFIXES):
         try:
@@ -83,10 +84,10 @@ def films(folder: Path, *, seconds: float = 8) -> dict[str, np.ndarray]:
         except (av.FFmpegError, ValueError):
             continue
         if len(frames) >= 2 * FPS:
-            found[path.name] = frames
-    if not found:
+            readable[path.name] = frames
+    if not readable:
         raise UsageError(f"--films {folder} contains no readable film", "give another folder")
-    return found
+    return readable
 
 
 def _one_of_each(questions: Sequence[Question]) -> tuple[Question, ...]:

@@ -1,5 +1,4 @@
-"""The least time that stages could take here: what they must compute and move, at the rates
-that this machine reaches, measured in the same run."""
+"""The minimum time of stages: their operations and bytes at the measured rates of this machine."""
 
 from __future__ import annotations
 
@@ -18,13 +17,13 @@ from sttm_cli.base.types import Json, PrefixKV
 
 TRIES = 5
 MOVED = 256 * 2**20
-"""Bytes copied to measure the bandwidth; more than fit into processor caches."""
+"""Bytes copied to measure the bandwidth; more than processor caches hold."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured: operations a second of a matrix product as large as the model's, bytes
-    a second read and written by a copy in memory, and read from the cache's disk."""
+    """Measured rates per second: operations of a matrix product of the model's size, bytes read and
+    written by a copy in memory, bytes read from the cache's disk."""
 
     flops: float
     memory: float
@@ -37,7 +36,7 @@ class Rates:
 def measure_rates(
     device: str, dtype: torch.dtype, folder: Path, *, tokens: int, width: int, inner: int
 ) -> Rates:
-    """The best of a few tries each; the product is [tokens, width] x [width, inner]."""
+    """Measure the rates, best of `TRIES`; the product is [tokens, width] x [width, inner]."""
     left = torch.randn(tokens, width, device=device, dtype=dtype)
     right = torch.randn(width, inner, device=device, dtype=dtype)
     flops = 2 * tokens * width * inner / _best(lambda: left @ right, device)
@@ -48,9 +47,9 @@ def measure_rates(
 
 
 def prefill_flops(decoder: Any, kv: PrefixKV) -> float:
-    """Operations of a prefill: the linear layers' products and causal attention.
+    """Count the operations of a prefill: linear layers and causal attention.
 
-    The last layer needs its keys and values only. Of experts, all count.
+    The last layer computes keys and values only. All experts are counted.
     """
     total, last = 0.0, len(decoder.layers) - 1
     dim = kv.keys[0].shape[2]
@@ -67,7 +66,7 @@ def prefill_flops(decoder: Any, kv: PrefixKV) -> float:
 
 
 def counted_flops(run: Callable[[], object]) -> float:
-    """Operations of the matrix products and attention that `run` calls."""
+    """Count the operations of the matrix products and attention in `run`."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -93,7 +92,7 @@ def _timed(run: Callable[[], object], device: str) -> float:
 
 
 def _disk(folder: Path, like: torch.Tensor) -> float:
-    """Seconds to read a file of `MOVED` bytes, just written, into memory where `like` is."""
+    """Measure reading a freshly written file of `MOVED` bytes to the device of `like`."""
     path = folder / "rate"
     path.write_bytes(os.urandom(2**20) * (MOVED // 2**20))
     room = torch.empty(MOVED, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""A generated video to measure speed: shapes over a texture, as in the embedded model's scenes."""
+"""A generated video for speed measurements: a scene of the embedded model over a texture."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ SIDE, FPS = 384, 2
 
 
 def write_footage(path: Path, *, seconds: int) -> None:
-    """Write `seconds` of video, 384 x 384 pixels: 14 x 14 tokens a frame for most families."""
+    """Write `seconds` of video at 384 x 384 pixels, 14 x 14 tokens per frame in most families."""
     scene = make_scene(1, seconds=seconds, crowded=True)
     write_video(path, scene, textured(np.random.default_rng(1), side=SIDE), fps=FPS)

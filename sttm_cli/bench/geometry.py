@@ -1,4 +1,4 @@
-"""The sizes of released checkpoints, and the transformers configs made from them."""
+"""Dimensions of released checkpoints, and transformers configs with these dimensions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ SPECIAL = (
 class Geometry:
     """The dimensions of a released checkpoint, from its config.json.
 
-    `text`, `vision`: hidden size, inner size of the MLP, layers, heads (and key-value heads).
+    `text`, `vision`: hidden size, inner size of the MLP, layers, heads; `text` also key-value
+    heads.
     """
 
     kind: str
@@ -26,7 +27,7 @@ class Geometry:
     vocabulary: int = 152064
 
     def shrunk(self, layers: int | None, scale: int) -> Geometry:
-        """With at most `layers` layers, and widths divided by `scale`; raises UsageError."""
+        """Limit the layers to `layers`, and divide the widths by `scale`; raises UsageError."""
         if any(value % scale for value in (*self.text[:2], self.text[3], *self.vision[:2])):
             raise UsageError(
                 f"--scale {scale} does not divide this geometry's widths and heads", "give 2 or 4"
@@ -35,13 +36,13 @@ class Geometry:
             raise UsageError(f"--scale {scale} does not divide the vision tower's heads")
         hidden, inner, depth, heads, kv_heads = self.text
         text = (hidden // scale, inner // scale, depth, heads // scale, max(1, kv_heads // scale))
-        width, between, deep, looks = self.vision
-        vision = (width // scale, between // scale, deep, looks // scale)
-        most = layers or max(depth, deep)
+        v_hidden, v_inner, v_depth, v_heads = self.vision
+        vision = (v_hidden // scale, v_inner // scale, v_depth, v_heads // scale)
+        most = layers or max(depth, v_depth)
         return replace(
             self,
             text=(*text[:2], min(depth, most), *text[3:]),
-            vision=(*vision[:2], min(deep, most), vision[3]),
+            vision=(*vision[:2], min(v_depth, most), vision[3]),
         )
 
 
@@ -72,11 +73,11 @@ GEOMETRIES = {
         vocabulary=151936,
     ),
 }
-"""By the checkpoints' aliases."""
+"""Geometries by the checkpoints' aliases."""
 
 
 def architecture(geometry: Geometry) -> tuple[Any, Any]:
-    """The transformers class and config."""
+    """Return the transformers class and config of a geometry."""
     import transformers as hf
 
     hidden, inner, layers, heads, kv_heads = geometry.text
@@ -134,7 +135,7 @@ def _qwen_vision(geometry: Geometry) -> dict[str, Any]:
         return {**vision, "embed_dim": hidden, "hidden_size": out, "mlp_ratio": inner // hidden}
     vision |= {"hidden_size": hidden, "intermediate_size": inner, "out_hidden_size": out}
     if geometry.kind == "qwen2_5_vl":
-        # Every eighth layer sees all of a frame, the others windows of it.
+        # Every eighth layer has full attention, the others window attention.
         return {**vision, "fullatt_block_indexes": list(range(min(7, depth - 1), depth, 8))}
-    # Of 27 layers the 8th, 16th and 24th; of fewer, the same shares.
+    # Layers 8, 16 and 24 of 27; the same shares of fewer layers.
     return {**vision, "deepstack_visual_indexes": [depth * part // 27 for part in (8, 16, 24)]}

@@ -1,7 +1,7 @@
-"""Accuracy and its differences with 95 % intervals: a paired bootstrap over videos.
+"""Accuracies and their differences with 95 % intervals, by a paired bootstrap over videos.
 
-Questions about one video are not independent, so videos are drawn, not questions; and every method
-is scored on the same draws, so that what they share cancels in a difference.
+Videos are resampled rather than questions, since questions about one video are not independent.
+All methods use the same samples, so that common variation cancels in a difference.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Estimate:
 
 
 class Bootstrap:
-    """Draws of videos with replacement, the same for every estimate.
+    """Samples of videos with replacement, the same for every estimate.
 
-    `video` [Q]: the number of the video of each question, from 0 on.
+    `video` [Q]: the index of each question's video.
     """
 
     def __init__(self, video: np.ndarray, *, draws: int = DRAWS) -> None:
@@ -38,26 +38,26 @@ class Bootstrap:
         self._times = rng.multinomial(count, np.full(count, 1 / count), size=draws)
 
     def accuracy(self, right: np.ndarray, among: np.ndarray) -> Estimate:
-        """The share of `right` [Q] bool among the questions that `among` [Q] bool names."""
+        """Estimate the share of `right` [Q] bool among the questions in the mask `among` [Q]."""
         return _estimate(float(right[among].mean()), self._share(right, among))
 
     def kept(self, right: np.ndarray, full: np.ndarray, among: np.ndarray) -> Estimate:
-        """Accuracy as a share of that of `full` [Q] bool."""
+        """Estimate the accuracy as a share of that of `full` [Q] bool."""
         whole = self._share(full, among)
         drawn = self._share(right, among) / np.maximum(whole, 1e-9)
         value = right[among].mean() / max(full[among].mean(), 1e-9)
         return _estimate(float(value), drawn)
 
     def ahead(self, right: np.ndarray, other: np.ndarray, among: np.ndarray) -> Estimate:
-        """How much more accurate `right` is than `other`."""
+        """Estimate the accuracy of `right` minus that of `other`."""
         drawn = self._share(right, among) - self._share(other, among)
         return _estimate(float(right[among].mean() - other[among].mean()), drawn)
 
     def _share(self, right: np.ndarray, among: np.ndarray) -> np.ndarray:
         size = self._times.shape[1]
         hits = np.bincount(self._video[among], weights=right[among], minlength=size)
-        asked = np.bincount(self._video[among], minlength=size)
-        share: np.ndarray = (self._times @ hits) / np.maximum(self._times @ asked, 1)
+        counts = np.bincount(self._video[among], minlength=size)
+        share: np.ndarray = (self._times @ hits) / np.maximum(self._times @ counts, 1)
         return share
 
 

@@ -1,4 +1,4 @@
-"""How long merging takes, how much memory, and how near that is to reading the input twice.
+"""Time and memory of merging, compared with reading the input twice.
 
 The videos are synthetic: static scenes in which a share of the cells changes in each frame.
 """
@@ -29,14 +29,17 @@ SHAPES: tuple[Shape, ...] = (
 )
 DTYPES = (torch.float32, torch.bfloat16)
 BUDGETS = (None, 0.3)
-"""None: the thresholds 0.8 and 0.6; otherwise a budget."""
+"""None: the default thresholds 0.8 and 0.6."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. Seconds: `best` and `median` of the repeats; `cpu` of processors, all
-    threads together, the least of the repeats; `floor` is reading the input twice. `extra` is the
-    peak memory beyond the input, in inputs; None where it cannot be measured."""
+    """One measurement.
+
+    Seconds: `best` and `median` of the repeats; `cpu`: processor time of all threads, minimum of
+    the repeats; `floor`: reading the input twice. `extra`: peak memory beyond the input, as a
+    multiple of the input; None if it cannot be measured.
+    """
 
     shape: Shape
     dtype: str
@@ -57,7 +60,7 @@ def measure_merging(
     device: str = "cpu",
     repeat: int = 5,
 ) -> Iterator[Row]:
-    """Rows for every shape, dtype and budget, as they are measured."""
+    """Measure every shape, dtype and budget; yield the rows."""
     for shape in shapes:
         for dtype in dtypes:
             video = made_up_tokens(shape, dtype, device)
@@ -67,7 +70,7 @@ def measure_merging(
 
 
 def made_up_tokens(shape: Shape, dtype: torch.dtype, device: str) -> torch.Tensor:
-    """Tokens [T, H, W, C]: in every frame a twentieth of the cells becomes something else."""
+    """Make tokens [T, H, W, C] in which a twentieth of the cells changes in every frame."""
     _, height, width, channels = shape
     random = torch.Generator().manual_seed(0)
     rank = 64
@@ -107,12 +110,12 @@ def _measure(video: torch.Tensor, budget: float | None, floor: float, repeat: in
 
 
 def _read(video: torch.Tensor) -> torch.Tensor:
-    # Read as float32 whatever the dtype: summing bfloat16 would measure arithmetic.
+    # Read as float32 for any dtype; summing bfloat16 would measure arithmetic.
     return video.flatten().view(torch.float32).sum()
 
 
 def _times(run: Callable[[], object], repeat: int, device: str) -> tuple[list[float], list[float]]:
-    """Wall-clock and processor seconds of each run after a first one."""
+    """Return the wall-clock and processor seconds of each run after a warm-up run."""
     run()
     times, cpu = [], []
     for _ in range(repeat):
@@ -126,9 +129,9 @@ def _times(run: Callable[[], object], repeat: int, device: str) -> tuple[list[fl
 
 
 def growth(rows: Sequence[Row]) -> float | None:
-    """The exponent with which time grows with T, by least squares; 1 is linear.
+    """Fit the exponent of time as a power of T by least squares; 1 is linear.
 
-    Of processor time on a CPU, which other work on the machine does not change.
+    Uses processor time on a CPU, which hardly depends on the load of the machine.
     """
     points = [
         (math.log(row.shape[0]), math.log(row.cpu if row.device == "cpu" else row.best))
@@ -142,7 +145,7 @@ def growth(rows: Sequence[Row]) -> float | None:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table."""
+    """Format the rows as a Markdown table."""
     lines = [
         "| T x H x W x C | dtype | budget | kept | best ms | median ms | processor ms | floor ms "
         "| best / floor | extra memory |",
@@ -161,7 +164,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def growths(rows: Sequence[Row]) -> Iterator[str]:
-    """A line for each dtype and budget: how time grows with the number of frames."""
+    """Yield a line for each dtype and budget with the growth of time with the number of frames."""
     small = [row for row in rows if row.shape[1:3] == rows[0].shape[1:3]]
     for dtype, budget in dict.fromkeys((row.dtype, row.budget) for row in small):
         same = [row for row in small if (row.dtype, row.budget) == (dtype, budget)]

@@ -1,4 +1,4 @@
-"""How much memory is in use at once, on a GPU or on the CPU."""
+"""Peak memory of a run, on a GPU or on the CPU."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ import torch
 
 @dataclass
 class Peak:
-    """Bytes in use before a run and the most while it ran, weights included; None where that
-    cannot be measured. On a GPU those of its memory, on a CPU those of the process."""
+    """Bytes in use before a run and at its peak, weights included; None if not measurable.
+
+    GPU memory on a GPU, memory of the process on a CPU.
+    """
 
     before: int | None = None
     most: int | None = None
 
     @property
     def extra(self) -> int | None:
-        """The most beyond the bytes in use before the run."""
+        """The peak minus the bytes in use before the run."""
         if self.most is None or self.before is None:
             return None
         return self.most - self.before
@@ -29,7 +31,7 @@ class Peak:
 
 @contextmanager
 def watch_memory(device: str) -> Iterator[Peak]:
-    """Watch the code inside; the peak is available afterwards."""
+    """Measure the peak memory of the code inside."""
     peak = Peak()
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
@@ -45,7 +47,7 @@ def watch_memory(device: str) -> Iterator[Peak]:
 
 def _reset() -> bool:
     try:
-        # Give back what was freed, and count the peak anew from here.
+        # Return freed memory to the system, and reset the peak.
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
     except (OSError, AttributeError, TypeError):

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 ENDINGS = (".png", ".svg", ".pdf")
 DPI = 200
-"""Of a PNG: twice the pixels of a plain screen."""
+"""Resolution of a PNG, twice that of an ordinary screen."""
 INCHES = (8.4, 5.4)
 INK, SOFT, GRID = "#222226", "#66666e", "#e2e2e8"
-# Distinguishable with every kind of colour vision, on white (Wong 2011; then Tol's "muted").
+# Distinguishable on white with colour vision deficiencies (Wong 2011; then Tol's "muted").
 FIRST = "#0072b2"
 COLOURS = (
     "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#332288", "#882255", "#999933",
@@ -35,7 +35,7 @@ LABEL_GAP = 16
 
 @dataclass(frozen=True)
 class Point:
-    """A measured `value` at `at`, with the ends of its interval where there is one."""
+    """A measured `value` at the horizontal place `at`, with the ends of its interval, if any."""
 
     at: float
     value: float
@@ -45,14 +45,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """Points in any order; `emphasised`: drawn over the others, with a band as its interval."""
+    """Points in any order; `emphasised`: drawn on top, with a band as its interval."""
 
     name: str
     points: Sequence[Point]
     emphasised: bool = False
     dashed: bool = False
     colour: int | None = None
-    """Lines with the same number share a colour; None: a colour of its own."""
+    """Lines with the same number share a colour; None: a separate colour."""
 
     @property
     def ordered(self) -> list[Point]:
@@ -61,10 +61,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over a logarithmic horizontal axis whose ticks are the points' own places.
+    """Lines over a logarithmic horizontal axis with ticks at the points' places.
 
-    `log`: whether the vertical axis is logarithmic too; `falling`: large values of `across` are
-    on the left.
+    `across` and `up`: axis labels; `log`: whether the vertical axis is logarithmic too; `falling`:
+    whether the horizontal axis runs from large to small values.
     """
 
     title: str
@@ -76,19 +76,19 @@ class Chart:
     falling: bool = False
 
     def save(self, path: Path) -> None:
-        """Write the chart in the format of the file's ending; raises SttmError."""
+        """Write the chart in the format of the file's suffix; raises SttmError."""
         undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
         metadata = undated.get(path.suffix.lower())
         try:
             with warnings.catch_warnings():
-                # Letters of a name that the font lacks are drawn as boxes.
+                # Letters that the font lacks are drawn as boxes.
                 warnings.filterwarnings("ignore", "Glyph", UserWarning)
                 self.figure().savefig(path, dpi=DPI, metadata=metadata)
         except OSError as error:
             raise SttmError(f"{path} cannot be written: {error.strerror or error}") from error
 
     def figure(self) -> Figure:
-        """The drawn chart; its labels are the annotations of its only axes."""
+        """Draw the chart; the labels are annotations of its only axes."""
         from matplotlib.figure import Figure
 
         width, height = INCHES
@@ -138,7 +138,7 @@ class Chart:
         axes.yaxis.set_major_formatter("{x:g}")
 
     def _write(self, figure: Figure, axes: Axes) -> None:
-        """Title, note and labels, with as much room as they need."""
+        """Draw title, note and labels, and fit the margins to them."""
         width, height = (72 * side for side in figure.get_size_inches())
         top = 12.0
         for text, wrapped, size, colour in ((self.title, 80, 13, INK), (self.note, 118, 9, SOFT)):
@@ -162,12 +162,12 @@ class Chart:
             top=1 - (top + 8) / height,
         )
         ends = [line.ordered[0 if self.falling else -1] for line in self.lines]
-        axes.get_ylim()  # The limits are settled when they are first asked for.
+        axes.get_ylim()  # Forces the computation of the limits.
         _place_labels(axes, labels, ends)
 
 
 def require_matplotlib() -> None:
-    """Raise SttmError where charts cannot be drawn."""
+    """Raise SttmError if matplotlib is not installed."""
     if find_spec("matplotlib") is None:
         raise SttmError("--plot needs matplotlib, which is not installed", "pip install matplotlib")
 
@@ -203,7 +203,7 @@ def _draw_line(axes: Axes, line: Line, colour: str, marker: str) -> None:
 
 
 def _label(axes: Axes, line: Line, colour: str) -> Annotation:
-    """The line's name, still at the line's end; a thin leader connects them."""
+    """Add the line's name, which `_place_labels` moves, with a leader to the line's end."""
     return axes.annotate(
         line.name,
         (0.0, 0.0),
@@ -227,7 +227,7 @@ def _label(axes: Axes, line: Line, colour: str) -> Annotation:
 
 
 def _place_labels(axes: Axes, labels: Sequence[Annotation], ends: Sequence[Point]) -> None:
-    """Beside the lines' ends, pushed apart so that none overlaps another."""
+    """Move the labels beside the lines' ends without overlaps."""
     to_fraction = axes.transAxes.inverted()
     box = axes.get_window_extent()
     places = axes.transData.transform([(end.at, end.value) for end in ends])
@@ -241,7 +241,7 @@ def _place_labels(axes: Axes, labels: Sequence[Annotation], ends: Sequence[Point
 
 
 def _size(label: Annotation) -> tuple[float, float]:
-    """Width and height of the text in pixels, without its leader."""
+    """Return the width and height of the text in pixels, without its leader."""
     from matplotlib.text import Text
 
     box = Text.get_window_extent(label)
@@ -249,8 +249,7 @@ def _size(label: Annotation) -> tuple[float, float]:
 
 
 def _readable(places: Sequence[float]) -> list[float]:
-    """The places without those whose tick labels would run into the one before, from the largest
-    down."""
+    """Drop places whose tick labels would overlap a larger one."""
     least = (places[-1] / places[0]) ** (1 / 18)
     shown = [places[-1]]
     for place in reversed(places[:-1]):
@@ -260,11 +259,10 @@ def _readable(places: Sequence[float]) -> list[float]:
 
 
 def spread(wanted: Sequence[float], gap: float, within: tuple[float, float]) -> list[float]:
-    """Places at least `gap` apart, in the order of the wanted ones and as near to them as possible,
-    inside `within` where that has room for all of them.
+    """Move places apart to at least `gap`, keeping their order, as little as possible.
 
-    Least squares: with i * gap taken off the i-th, the nearest rising sequence (pool adjacent
-    violators), and i * gap put back.
+    They stay inside `within` if it is large enough. Least squares: isotonic regression (pool
+    adjacent violators) of the sorted places minus i * gap.
     """
     order = sorted(range(len(wanted)), key=wanted.__getitem__)
     pools: list[tuple[float, int]] = []

@@ -1,7 +1,7 @@
-"""Models of true sizes with random weights, to measure a machine before any download.
+"""Models of real sizes with random weights, to measure a machine without a download.
 
-The transformers classes and our own code around them are those of the real checkpoints; only the
-numbers in the weights and the words of the tokenizer are made up, and speed depends on neither.
+The transformers classes and the family's code are those of the real checkpoints; only the weights
+and the vocabulary differ, and speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ TEMPLATE = (
 def random_qa(
     name: str, settings: Settings, *, device: str, dtype: str, layers: int | None, scale: int
 ) -> VideoQA:
-    """A session with geometry `name`, its random weights created on the device that runs them.
+    """Open a session with a random model of geometry `name`, created on its device.
 
-    Raises UsageError for an unknown name or an impossible size, OutOfMemoryError where the
-    weights do not fit.
+    Raises UsageError for an unknown name or an invalid size, OutOfMemoryError if the weights do
+    not fit.
     """
     if name not in GEOMETRIES:
         raise UsageError(f"--geometry {name} is not known", f"known: {', '.join(GEOMETRIES)}")
@@ -72,13 +72,13 @@ def random_qa(
         attention=resolve_attention(device, dtype),
         options=options_of(settings, family, model=given),
     )
-    made, store = _dressed(geometry, _filled(geometry, plan), plan), NoStore()
-    resources = Resources(store, host=ModelHost.holding(plan, made, store))
+    model, store = _wrapped(geometry, _random_model(geometry, plan), plan), NoStore()
+    resources = Resources(store, host=ModelHost.holding(plan, model, store))
     return VideoQA(settings, resources=resources, model_plan=plan)
 
 
-def _filled(geometry: Geometry, plan: ModelPlan) -> Any:
-    """A model with random weights created on its device, after a check that they fit."""
+def _random_model(geometry: Geometry, plan: ModelPlan) -> Any:
+    """Create a model with random weights on its device; raise OutOfMemoryError if too large."""
     from transformers.initialization import no_init_weights
     from transformers.utils import logging
 
@@ -106,8 +106,8 @@ def _filled(geometry: Geometry, plan: ModelPlan) -> Any:
     return model.eval()
 
 
-def _dressed(geometry: Geometry, model: Any, plan: ModelPlan) -> VideoLLM:
-    """The family's own code around the model."""
+def _wrapped(geometry: Geometry, model: Any, plan: ModelPlan) -> VideoLLM:
+    """Wrap the model in its family's class."""
     model.generation_config.eos_token_id = SPECIAL.index("<|im_end|>")
     if geometry.kind.startswith("llava"):
         return _llava(geometry, model, newlines="newlines" in plan.options)
@@ -143,7 +143,7 @@ def _qwen(geometry: Geometry, model: Any) -> VideoLLM:
 
 
 def _processor(frames: Any, video_token: str, video: str) -> Any:
-    """The attributes of a processor that a family reads; `video`: its text in the prompt."""
+    """Return the processor attributes that a family reads; `video`: its text in the prompt."""
     return SimpleNamespace(
         tokenizer=_tokenizer(),
         chat_template=TEMPLATE.replace("VIDEO", video),
@@ -155,7 +155,8 @@ def _processor(frames: Any, video_token: str, video: str) -> Any:
 
 
 def _tokenizer() -> Any:
-    """Words, digits and punctuation, a token each: about as many as of a real tokenizer."""
+    """Make a tokenizer with one token per word, digit and punctuation mark; its token counts are
+    close to those of a real one."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

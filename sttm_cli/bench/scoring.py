@@ -1,8 +1,8 @@
-"""Whether greedy decoding would give exactly the true answers, without decoding them.
+"""Check whether greedy decoding would give exactly the true answers, without decoding.
 
-Greedy decoding gives the truth if and only if each token of the truth, and the end after it, is
-the most likely one behind those before it. One pass over question and truth decides that for all
-questions about a video at once.
+Greedy decoding gives the true answer if and only if each of its tokens, and the end token, is the
+most likely one after the tokens before it. A single pass checks this for all questions about a
+video.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asked:
-    """Token ids [n] behind a video, and the spans of the true answers in them: (start, end),
-    `end` being the place of the end token."""
+    """Token ids [n] after a video, and the spans (start, end) of the true answers in them; `end` is
+    the place of the end token."""
 
     ids: torch.Tensor
     answers: tuple[tuple[int, int], ...]
 
 
 def alone(model: VideoLLM, question: Question) -> Asked:
-    """A question by itself."""
+    """Tokenize a single question with its true answer."""
     return _joined(model, [question])
 
 
 def in_conversation(model: VideoLLM, questions: Sequence[Question]) -> Asked:
-    """Questions as turns of one conversation, each after the true answers before it."""
+    """Tokenize questions as turns of one conversation, each after the previous true answers."""
     return _joined(model, questions)
 
 
 def mark(model: VideoLLM, kv: PrefixKV, asked: Sequence[Asked]) -> list[tuple[bool, ...]]:
-    """For each of `asked`, which of its answers greedy decoding would give."""
+    """Return, for each of `asked`, whether greedy decoding would give each of its answers."""
     longest = max(len(one.ids) for one in asked)
     ids = torch.zeros(len(asked), longest, dtype=torch.int64)
     for row, one in zip(ids, asked, strict=True):
@@ -81,7 +81,7 @@ def _right(
 
 @torch.inference_mode()
 def _most_likely(model: VideoLLM, kv: PrefixKV, ids: torch.Tensor) -> torch.Tensor:
-    """The most likely next token behind every one of `ids` [B, n]: [B, n]."""
+    """Return the most likely next token [B, n] after each of `ids` [B, n]."""
     axes = 3 if getattr(model.decoder.rotary_emb, "mrope_section", None) else 1
     steps = torch.arange(ids.shape[1])
     below, above = ((start + steps).expand(axes, -1) for start in kv.next_positions)
@@ -97,7 +97,7 @@ def _most_likely(model: VideoLLM, kv: PrefixKV, ids: torch.Tensor) -> torch.Tens
 
 
 class _Branches(BufferLayer):
-    """A prefix that several sequences continue at once; none of them is kept."""
+    """A prefix that several sequences continue in one batch; their tokens are not stored."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any

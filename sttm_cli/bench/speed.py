@@ -1,7 +1,7 @@
-"""How long each stage takes, by frames and budget, how much memory, and how near to the floor.
+"""Seconds and memory of each stage, by frames and budget, compared with their floors.
 
-Every budget is measured on the same visual tokens, in turns with the others, and medians are
-reported: other work on the machine then slows all of them alike.
+All budgets are measured on the same visual tokens, in turns, so that other work on the machine
+slows all of them alike. Medians are reported.
 """
 
 from __future__ import annotations
@@ -41,9 +41,12 @@ from sttm_cli.store import open_store, pack
 
 @dataclass
 class SpeedRow:
-    """One budget at one number of frames. `seconds` by stage, medians: `question` is from the
-    prefix in memory to the first token, `restore` reads the KV from disk. `floor`: the least
-    seconds that encode, merge, prefill, restore and token could take at the measured rates."""
+    """One budget at one number of frames.
+
+    `seconds`: medians by stage; `question`: from the prefix in memory to the first token;
+    `restore`: reading the KV from disk. `floor`: the minimum seconds of encode, merge, prefill,
+    restore and token at the measured rates.
+    """
 
     frames: int
     budget: float | int
@@ -57,22 +60,22 @@ class SpeedRow:
 
     @property
     def llm(self) -> float:
-        """From the visual tokens to the first token: the TTFT that papers publish."""
+        """Seconds from the visual tokens to the first token: the TTFT of most papers."""
         return self._sum("merge", "prefill", "question")
 
     @property
     def cold(self) -> float:
-        """From the video file to the first token."""
+        """Seconds from the video file to the first token."""
         return self._sum("decode", "encode") + self.llm
 
     @property
     def cached(self) -> float:
-        """From the stored KV to the first token, in a fresh process that has the model loaded."""
+        """Seconds from the stored KV to the first token, with the model loaded."""
         return self._sum("restore", "question")
 
     @property
     def shares(self) -> dict[str, float]:
-        """Each stage's floor as a share of its seconds: 1 is as fast as it can be."""
+        """Each stage's floor as a share of its seconds; 1 is the maximum."""
         taken = {**self.seconds, "token": 1 / self.tokens_per_s}
         return {name: least / taken[name] for name, least in self.floor.items() if taken[name]}
 
@@ -97,7 +100,7 @@ class SpeedRow:
 
 @dataclass
 class Speed:
-    """The rows of one number of frames, budget 1 first, and transformers beside them."""
+    """The rows of one number of frames, budget 1 first, and the timings of transformers alone."""
 
     rates: Rates
     rows: list[SpeedRow]
@@ -114,10 +117,10 @@ def measure_speed(
     new_tokens: int = 16,
     peers: bool = True,
 ) -> Iterator[Speed]:
-    """Measure `video` with each number of `frames`, yielding each result as it is ready.
+    """Measure `video` with each number of `frames`; yield the results.
 
-    Budget 1 is measured in any case. Raises UsageError where the video gives fewer frames, and
-    OutOfMemoryError before starting anything that does not fit.
+    Budget 1 is always measured. Raises UsageError if the video has fewer frames, and
+    OutOfMemoryError, before the measurement, if any number of frames does not fit.
     """
     budgets = [1.0, *(b for b in budgets if b != 1.0)]
     requests = {count: _request(qa, video, count) for count in frames}
@@ -134,11 +137,11 @@ def measure_speed(
 
 
 def check_room(qa: VideoQA, *, tokens: float, frames: int) -> None:
-    """Raise OutOfMemoryError where a whole video's KV and activations do not fit."""
+    """Raise OutOfMemoryError if a whole video's KV and activations do not fit."""
     config, kind = qa.model().decoder.config, getattr(torch, qa.model_plan.dtype)
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kv = 2 * config.num_hidden_layers * config.num_key_value_heads * dim
-    # The widest moment of a layer: its input, the residual, and three rows inside the MLP.
+    # Peak of a layer per token: input, residual, and three rows of the MLP.
     row = 4 * config.hidden_size + 3 * config.intermediate_size
     needed, free = int(tokens) * (kv + row) * kind.itemsize, free_bytes(qa.model_plan.device)
     if free is not None and needed > free:
@@ -150,7 +153,7 @@ def check_room(qa: VideoQA, *, tokens: float, frames: int) -> None:
 
 
 class _Bench:
-    """One number of frames."""
+    """The measurement of one number of frames."""
 
     def __init__(self, qa: VideoQA, place: Path, rates: Rates, new_tokens: int) -> None:
         self.qa, self.place, self.rates, self.new_tokens = qa, place, rates, new_tokens
@@ -166,7 +169,7 @@ class _Bench:
     ) -> Speed:
         tokens, before = self._visual_tokens(request)
         frames = len(request.plan.times_s)
-        # The first run pays for lazy initialisation: it warms up and is not counted.
+        # The first run includes lazy initialisation and is not counted.
         self._once(tokens, budgets[-1])
         runs = [[self._once(tokens, budget) for budget in budgets] for _ in range(repeat)]
         rows = []
@@ -180,7 +183,7 @@ class _Bench:
         return Speed(self.rates, rows, alone)
 
     def _visual_tokens(self, request: Request) -> tuple[VisualTokens, dict[str, float]]:
-        """On an accelerator encoding overlaps with decoding: only the remainder is counted."""
+        """Decode and encode; on an accelerator, where both overlap, encode is the remainder."""
         clock, started = Clock(), time.perf_counter()
         tokens, _ = self.qa.compute.visual_tokens(request, clock)
         wait_for(self.device)
@@ -217,7 +220,7 @@ class _Bench:
         head = weight_bytes(getattr(self.qa.model(), "_lm_head", torch.nn.Identity()))
         per_token = weight_bytes(*decoder.layers) + head + kv.nbytes
         return {
-            # Merging has to read the tokens twice: to compare them and to average them.
+            # Merging reads the tokens twice: to compare and to average them.
             "merge": 2 * tokens.features.nbytes / rates.memory,
             "prefill": prefill_flops(decoder, kv) / rates.flops,
             "restore": kv.nbytes / rates.disk,
@@ -237,14 +240,14 @@ def _request(qa: VideoQA, video: Path, frames: int) -> Request:
 
 
 def _one_chunk(qa: VideoQA, request: Request) -> tuple[float, float]:
-    """Tokens and operations of encoding, per frame; warms the encoder up."""
+    """Return tokens and encoding operations per frame; this also warms up the encoder."""
     plan = replace(request.plan, times_s=request.plan.times_s[: 2 * qa.model_plan.family.multiple])
     chunks = list(read_frames(request.path, plan, report=DecodeReport()))
     frames = sum(len(chunk.times_s) for chunk in chunks)
-    made: list[VisualTokens] = []
+    encoded: list[VisualTokens] = []
     whole = len(request.plan.times_s)
-    flops = counted_flops(lambda: made.extend(qa.model().encode(c, whole) for c in chunks))
-    cells = sum(tokens.features.shape[:3].numel() for tokens in made)
+    flops = counted_flops(lambda: encoded.extend(qa.model().encode(c, whole) for c in chunks))
+    cells = sum(tokens.features.shape[:3].numel() for tokens in encoded)
     return cells / frames, flops / frames
 
 

@@ -1,8 +1,8 @@
-"""How long storing and restoring a KV takes, beside plain writes and reads of the same file.
+"""Time to store and restore a KV, compared with plain writes and reads of the same size.
 
-The KV has the shape of a 7B model's (28 layers, 4 heads of 128, bfloat16: 56 KiB a token). "Cold"
-means that the file was dropped from this machine's page cache; caches of disks and hosts below
-are beyond our control.
+The KV has the shape of a 7B model's (28 layers, 4 heads of 128, bfloat16: 56 KiB per token).
+"Cold" means that the file was dropped from this machine's page cache; caches of disks and
+virtual machine hosts remain.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ ROW = LAYERS * 2 * HEADS * DIM * 2
 """Bytes of one token in all layers, in bfloat16."""
 ROOM = 512
 BLOCK = 1 << 20
-"""A plain read or write goes block by block through one buffer, as `dd bs=1M` does."""
+"""Block size of plain reads and writes, which use one buffer, as `dd bs=1M` does."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall-clock seconds, and processor seconds of all threads, which depend less on other work
-    on the machine."""
+    """Wall-clock seconds, and processor seconds of all threads, which depend less on the load of
+    the machine."""
 
     seconds: float
     processor: float
@@ -41,11 +41,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class Row:
-    """One size in bytes on disk, and the seconds of each step, the best of the repeats.
+    """One size in bytes on disk, and the best timing of each step.
 
-    `warm` and `cold` are restores, with their checksum, from a file that is and is not in the page
-    cache. The floors are plain writes and reads of as many bytes; `copy` is the way from pinned
-    memory to the device. None where it cannot be measured here.
+    `warm` and `cold`: restores, checksum included, from a file that is, or is not, in the page
+    cache. The floors are plain writes and reads of the same number of bytes; `copy`: from pinned
+    memory to the device. None if it cannot be measured.
     """
 
     bytes: int
@@ -59,7 +59,7 @@ class Row:
 
     @property
     def warm_share(self) -> float:
-        """Speed of a warm restore as a share of what disk and device allow."""
+        """Speed of a warm restore as a share of the limit of disk and device."""
         return self._share(self.warm, self.warm_floor)
 
     @property
@@ -80,10 +80,9 @@ def measure_store(
     device: str = "cpu",
     repeat: int = 5,
 ) -> Iterator[Row]:
-    """A row for each size (bytes in bfloat16), as it is measured, in a folder of its own under
-    `folder`.
+    """Measure each size (bytes in bfloat16) in a temporary folder under `folder`; yield the rows.
 
-    Raises CacheError where the disk has no room for it or cannot be written.
+    Raises CacheError if the disk is full or cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -136,7 +135,7 @@ def _measure(place: Path, kv: PackedKV, device: str, repeat: int) -> Row:
 
 
 def made_up_kv(size: int) -> PrefixKV:
-    """A KV of about `size` bytes; all layers share one tensor of random numbers."""
+    """Make a KV of about `size` bytes; all layers share one tensor of random numbers."""
     length = max(1, size // ROW)
     random = torch.Generator().manual_seed(0)
     layer = torch.randn(length, HEADS, DIM, generator=random).to(torch.bfloat16)
@@ -161,7 +160,6 @@ def plain_write(path: Path, size: int) -> None:
 
 
 def plain_read(path: Path) -> None:
-    """Read a file from end to end through one buffer."""
     block = bytearray(BLOCK)
     with path.open("rb", buffering=0) as file:
         while file.readinto(block):
@@ -169,9 +167,9 @@ def plain_read(path: Path) -> None:
 
 
 def drop_from_page_cache(path: Path) -> bool:
-    """Drop one file from the page cache; False where that is not possible or had no effect.
+    """Drop one file from the page cache; return False if that is impossible or had no effect.
 
-    Only this file: dropping the whole cache needs root and slows everything down.
+    Dropping the whole cache would need root and slow down the machine.
     """
     if not hasattr(os, "posix_fadvise") or not hasattr(os, "RWF_NOWAIT"):
         return False
@@ -207,7 +205,7 @@ def _copy(size: int, device: str, repeat: int) -> Timing:
 def _least(
     repeat: int, run: Callable[[], object], *, before: Callable[[], None] = lambda: None
 ) -> Timing:
-    """The least of `repeat` runs; `before` is not counted."""
+    """Return the minimum of `repeat` runs; `before` is not counted."""
     seconds, processor = [], []
     for _ in range(repeat):
         before()

@@ -1,8 +1,7 @@
-"""The same question through transformers alone: `generate` on the full tokens, and its own recipe
-for asking again about the same prompt.
+"""Timing of transformers alone: `generate` on all tokens, and on a copied prompt cache.
 
-The recipe (transformers' documentation, "Re-use cache to continue generation"): prefill the
-prompt into a cache once, and copy that cache for every question.
+The prompt cache follows transformers' documentation, "Re-use cache to continue generation": the
+prompt is prefilled into a cache once, and the cache is copied for every question.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ class Alone:
 
 @torch.inference_mode()
 def transformers_alone(model: VideoLLM, tokens: VisualTokens, *, repeat: int) -> Alone:
-    """Time both ways on all of a video's visual tokens; medians after one run to warm up.
+    """Time both ways on all of a video's visual tokens; medians after a warm-up run.
 
-    The tokens come as embeddings, so that both sides share decoding and encoding exactly.
+    Both start from the same embeddings, so decoding and encoding are not included.
     """
     from transformers import DynamicCache
 

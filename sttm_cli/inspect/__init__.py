@@ -1,4 +1,4 @@
-"""Merged tokens drawn over the frames they stand for."""
+"""Costs of budgets on one video, and merged tokens drawn over the frames they represent."""
 
 from sttm_cli.inspect.page import Table, report_page
 from sttm_cli.inspect.png import draw

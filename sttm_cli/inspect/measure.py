@@ -1,4 +1,4 @@
-"""What each budget would cost and save on one video: counts and measured seconds."""
+"""Costs of budgets on one video: token counts, bytes and measured seconds."""
 
 from __future__ import annotations
 
@@ -27,10 +27,13 @@ Seconds = dict[str, float | None]
 
 @dataclass(frozen=True)
 class BudgetCost:
-    """One budget on one video. `seconds`: stages as in the contract, medians of the repeats, with
-    `first_token` counted from the question; `speedup`: to the first token, of budget 1 over this
-    one, frames and tokens being available; `stored`: this very KV, in the user's cache; `kv_bytes`
-    as stored, `saved_bytes` less than in memory."""
+    """The costs of one budget on one video.
+
+    `seconds`: medians of the repeats by stage, with `first_token` counted from the question;
+    `speedup`: time from visual tokens to first token at budget 1, divided by that at this budget;
+    `stored`: the entry of the same KV in the user's cache; `kv_bytes`: as stored; `saved_bytes`:
+    the difference to memory.
+    """
 
     tokens: TokenCounts
     kv_bytes: int
@@ -46,12 +49,12 @@ class BudgetCost:
 
     @property
     def computed_s(self) -> float | None:
-        """From the video file to the first token: a sum of medians."""
+        """Seconds from the video file to the first token, a sum of medians."""
         return _sum(self.seconds, "decode", "encode", "merge", "prefill", "first_token")
 
     @property
     def restored_s(self) -> float | None:
-        """From the stored KV to the first token: a sum of medians."""
+        """Seconds from the stored KV to the first token, a sum of medians."""
         return _sum(self.seconds, "restore", "first_token")
 
     def to_json(self) -> BudgetReport:
@@ -74,9 +77,12 @@ class BudgetCost:
 
 @dataclass(frozen=True)
 class Survey:
-    """A video under several budgets. `model`: what ran; `view`: its frames, small;
-    `entries`: all entries of this video in the user's cache, the last used first; decode and encode
-    are measured apart from the budgets and repeated in each of the `rows`."""
+    """A video under several budgets.
+
+    `view`: the frames as thumbnails; `entries`: all entries of this video in the user's cache, most
+    recently used first. Decode and encode are measured once for all budgets and repeated in each
+    of the `rows`.
+    """
 
     request: Request
     report: DecodeReport
@@ -116,9 +122,9 @@ class Survey:
 def survey(
     qa: VideoQA, video: str | Path, budgets: Sequence[float | int], *, repeat: int = 3
 ) -> Survey:
-    """Decode, encode, prefill, store, restore and ask `repeat` times, at every budget.
+    """Measure all stages of `video`, `repeat` times at every budget.
 
-    Nothing is written to the user's cache. Raises as `VideoQA.prepare`.
+    Writes nothing to the user's cache. Raises as `VideoQA.prepare`.
     """
     request = qa.request(video)
     qa.check_rate(request)
@@ -152,12 +158,12 @@ def survey(
 def _costs(
     qa: VideoQA, tokens: VisualTokens, budgets: Sequence[float | int], repeat: int
 ) -> dict[float | int, BudgetCost]:
-    """The cost of each budget, and of budget 1 in any case."""
+    """Measure each budget, and always budget 1."""
     with (
         tempfile.TemporaryDirectory(prefix="sttm-") as folder,
         open_store(Path(folder) / "cache", warn=qa.warn) as store,
     ):
-        # The first run pays for lazy initialisation: it warms up and is not counted.
+        # The first run includes lazy initialisation and is not counted.
         _measure(qa, store, tokens, 1.0)
         return {
             budget: _repeated(qa, store, tokens, budget, repeat)
@@ -168,7 +174,7 @@ def _costs(
 def _encoded(
     qa: VideoQA, request: Request, repeat: int
 ) -> tuple[VisualTokens, DecodeReport, View, Seconds]:
-    """The visual tokens, a small picture of each step of their grid, and the medians."""
+    """Encode the video; return also a thumbnail per grid step and the median seconds."""
     small: list[np.ndarray] = []
     planned = len(request.plan.times_s)
 
@@ -179,7 +185,7 @@ def _encoded(
     tokens, report = qa.compute.visual_tokens(request, clocks[0], on_chunk=shrink)
     for clock in clocks[1:]:
         qa.compute.visual_tokens(request, clock)
-    # Families with temporal patches make one step of the grid of several frames.
+    # Families with temporal patches have several frames per grid step.
     per_step = -(-len(small) // tokens.grid[0])
     view = View(np.stack(small[::per_step]), report.times_s[::per_step])
     seconds: Seconds = {n: median(c.spent(n) for c in clocks) for n in ("decode", "encode")}
@@ -223,7 +229,7 @@ def _measure(qa: VideoQA, store: Store, tokens: VisualTokens, budget: float | in
 
 
 def _sum(seconds: Seconds, *names: str) -> float | None:
-    """None where one of the stages did not run."""
+    """Add up the seconds of stages; None if one of them did not run."""
     values = [value for name in names if (value := seconds[name]) is not None]
     return sum(values) if len(values) == len(names) else None
 

@@ -1,4 +1,4 @@
-"""One page to look through a video and what budgets left of it: a single file, offline."""
+"""An HTML page, in one file without external resources, that shows a video at several budgets."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from sttm_cli.inspect.png import LEVELS, SEAMS
 from sttm_cli.inspect.view import Frames, Kept, View, cell_colours
 
 QUALITY = 80
-"""Of the frames, as JPEG."""
+"""JPEG quality of the frames."""
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]], str]
-"""Names of the columns, a row for each budget, a note below."""
+"""Column names, a row per budget, a note below."""
 
 
 def report_page(
@@ -36,16 +36,15 @@ def report_page(
     facts: Mapping[str, str],
     tables: Sequence[Table],
 ) -> str:
-    """The page's HTML: with time slider and budget switch, needing nothing from elsewhere.
+    """Build the page's HTML, with a time slider and a budget switch.
 
-    `report` is the object that `sttm inspect --json` prints; `budgets` go with its rows. The page
-    contains a small picture of each step of the grid, the mean colour of each finest cell once, and
-    the token of each cell and the box of each token once per budget: its script draws the rest
-    from them.
+    `report` is the object that `sttm inspect --json` prints; `budgets` correspond to its rows. The
+    page contains a thumbnail per grid step, the mean colour of each finest cell, and, per budget,
+    the token of each cell and the box of each token; its script draws the rest from them.
     """
     script, style = _part("page.js"), _part("page.css")
     fields = {
-        # Only what was written here may run or be loaded, whatever a name in the data says.
+        # Restricts the page to this script and style, whatever the data contain.
         "policy": f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
         f"script-src '{_hash(script)}'",
         "title": escape(facts["name"]),
@@ -58,8 +57,8 @@ def report_page(
         "got": _times(report["sampled"]["times_s"]),
         "data": _json(_payload(report, view, budgets)),
     }
-    # In one pass: a value is never searched for fields.
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: fields[found[1]], _part("page.html"))
+    # A single pass, so that values are not searched for fields.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], _part("page.html"))
 
 
 def _payload(report: InspectReport, view: View, budgets: Sequence[Kept]) -> Json:
@@ -73,7 +72,7 @@ def _payload(report: InspectReport, view: View, budgets: Sequence[Kept]) -> Json
         "seams": [f"rgb{colour}" for colour in SEAMS],
         "images": [_jpeg(frame) for frame in view.frames],
         "cells": _packed(cell_colours(view.frames, budgets[0].tokens)),
-        # Tokens are numbered in the order of the cells: the steps between them are small.
+        # Tokens are numbered in the order of the cells, so the differences are small.
         "tokens": [
             _packed(np.diff(kept.tokens.ravel(), prepend=0).astype("<i4")) for kept in budgets
         ],
@@ -100,7 +99,7 @@ def _times(times: Sequence[float]) -> str:
 
 
 def _json(value: Json) -> str:
-    """JSON that cannot end the script element around it."""
+    """Encode JSON so that it cannot end the script element around it."""
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 

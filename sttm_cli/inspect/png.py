@@ -1,4 +1,4 @@
-"""A picture of what was merged: frames in a row, their cells, and what the tokens stand for."""
+"""A picture of merged tokens: a row of frames, and their cells and tokens at each budget."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from sttm_cli.inspect.view import (
 )
 
 SHOWN = 8
-"""Frames in a picture, spread evenly over the video."""
+"""Maximum number of frames in a picture, spread evenly over the video."""
 WIDTH, HEIGHT = 224, 280
 CELL = 12
-"""Pixels of a frame in the picture, and of a cell where the frame would be too small for them."""
+"""Maximum pixels of a frame in the picture; minimum pixels of a cell, which takes precedence."""
 GAP, LINE = 8, 22
 LEFT, LEAST_WIDTH = 104, 640
-"""Pixels of the rows' labels, and of the narrowest picture."""
+"""Width in pixels of the row labels, and the minimum width of the picture."""
 TITLE, TEXT, SMALL = 19, 14, 13
 INK, SOFT, PAPER = (30, 30, 30), (95, 95, 102), (255, 255, 255)
-# Outlines from the finest cell to the coarsest, each with a seam of the other tone: on any frame
-# one of the two stands out.
+# Outline colours from the finest cell to the coarsest, each with a seam of contrasting brightness,
+# so that one of the two is visible on any frame.
 LEVELS = ((0, 170, 255), (255, 160, 0), (255, 60, 0), (225, 0, 110), (130, 0, 200))
 SEAMS = ((0, 0, 0), (0, 0, 0), (0, 0, 0), (255, 255, 255), (255, 255, 255))
 Colour = tuple[int, int, int]
 Entry = tuple[Colour, Colour, Colour, str]
-"""Outline, seam and filling of a swatch of the legend, and its meaning."""
+"""Outline, seam and fill of a swatch of the legend, and its label."""
 SAMPLE = (40, 140, 70)
-"""Of the swatches of dimmed cells."""
+"""The colour of the swatches of dimmed cells."""
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """The tiles' columns: the pixels of a tile, and from one tile to the next."""
+    """The columns of tiles: size of a tile, distance between tiles, time steps."""
 
     tile: tuple[int, int]
     pitch: int
@@ -56,7 +56,7 @@ class _Grid:
         return max(LEAST_WIDTH, LEFT + len(self.steps) * self.pitch + GAP)
 
     def row(self, label: str, tiles: Sequence[Frames], captions: Sequence[str] = ()) -> Image.Image:
-        """Tiles with a gap above, their label to the left, a caption below each."""
+        """Draw a row of tiles with the label to the left and a caption below each tile."""
         height = GAP + self.tile[1] + LINE * bool(captions)
         row = Image.new("RGB", (self.width, height), PAPER)
         pen = ImageDraw.Draw(row)
@@ -71,12 +71,12 @@ class _Grid:
 
 
 def draw(view: View, budgets: Sequence[Kept], *, title: str, about: str) -> Image.Image:
-    """Draw a row of frames and, for each budget, what it made of them.
+    """Draw a row of frames and, for each budget, their cells and tokens.
 
-    For a budget, from top to bottom: the frames with the cells outlined by their size, those
-    that are carried over from an earlier frame or dropped dimmed; every cell in the mean colour of
-    all that its token stands for; when, how many cells, how many tokens begin. Where every token is
-    kept a line says so instead.
+    Per budget, from top to bottom: the frames with cells outlined by size (cells of an earlier
+    frame's token and dropped cells are dimmed); every cell in the mean colour of its token; time,
+    number of cells, and number of tokens that begin there. A single line replaces them if every
+    token is kept.
     """
     steps = evenly(len(view.frames), SHOWN)
     times = [clock(view.times_s[step]) for step in steps]
@@ -95,7 +95,7 @@ def draw(view: View, budgets: Sequence[Kept], *, title: str, about: str) -> Imag
 
 
 def _tile(view: View, columns: int) -> tuple[int, int]:
-    """Width and height of a frame in the picture."""
+    """Return the width and height of a frame in the picture."""
     _, height, width, _ = view.frames.shape
     scale = min(WIDTH / width, HEIGHT / height)
     scale = max(scale, min(SIDE, CELL * columns) / width)
@@ -113,7 +113,7 @@ def _stacked(strips: Sequence[Image.Image]) -> Image.Image:
 
 
 def _head(width: int, title: str, about: str, budgets: Sequence[Kept]) -> Image.Image:
-    """Title, the line below it, and the legend where anything is merged."""
+    """Draw the title, the line below it, and the legend of merged tokens, if any."""
     lines, room = _lines(list(_legend(budgets)), width), width - 2 * GAP
     head = Image.new("RGB", (width, GAP + (2 + len(lines)) * LINE + 4), PAPER)
     pen = ImageDraw.Draw(head)
@@ -131,7 +131,7 @@ def _head(width: int, title: str, about: str, budgets: Sequence[Kept]) -> Image.
 
 
 def _lines(entries: Sequence[Entry], width: int) -> list[list[tuple[int, Entry]]]:
-    """The entries with their left edges, as many to a line as it has room for."""
+    """Break the entries into lines; each entry with its left edge."""
     lines: list[list[tuple[int, Entry]]] = []
     left = width
     for entry in entries:
@@ -145,7 +145,7 @@ def _lines(entries: Sequence[Entry], width: int) -> list[list[tuple[int, Entry]]
 
 
 def _legend(budgets: Sequence[Kept]) -> Iterator[Entry]:
-    """What the budgets' rows show."""
+    """Yield the legend entries for the cells in the budgets' rows."""
     shown = [kept for kept in budgets if not kept.is_whole]
     sizes = [box for kept in shown for box in (kept.boxes[:, 3:] - kept.boxes[:, 1:3]).tolist()]
     for level in sorted({_level(*size) for size in sizes}):
@@ -162,7 +162,7 @@ def _legend(budgets: Sequence[Kept]) -> Iterator[Entry]:
 def _band(
     view: View, kept: Kept, grid: _Grid, small: Sequence[Frames], captions: Sequence[str]
 ) -> list[Image.Image]:
-    """One budget: a headline, the outlined cells, the mean colours with a caption each."""
+    """Draw one budget: a headline, the outlined cells, the mean colours with captions."""
     headline = Image.new("RGB", (grid.width, 2 * GAP + LINE - 4), PAPER)
     place = (GAP, 2 * GAP)
     if kept.is_whole:
@@ -181,12 +181,12 @@ def _band(
 
 
 def _level(height: int, width: int) -> int:
-    """0 for a finest cell, 1 for up to 2 x 2 of them, and so on."""
+    """Return the level of a box: 0 for a finest cell, 1 for up to 2 x 2 cells, and so on."""
     return min((max(height, width) - 1).bit_length(), len(LEVELS) - 1)
 
 
 def _outlined(frame: Frames, kept: Kept, step: int) -> Frames:
-    """The frame with the cells whose tokens begin here in two tones; all seams below all lines."""
+    """Outline the cells whose tokens begin in this frame, and dim the others."""
     height, width, _ = frame.shape
     rows, columns = kept.tokens.shape[1:]
     picture = Image.fromarray(_dimmed(frame, kept.began(step)))
@@ -194,10 +194,11 @@ def _outlined(frame: Frames, kept: Kept, step: int) -> Frames:
     boxes = []
     for _, top, left, bottom, right in kept.boxes[kept.boxes[:, 0] == step].tolist():
         x0, y0 = round(left * width / columns), round(top * height / rows)
-        # Neighbours share a line, and the frame's edge is in the picture.
+        # Neighbours share a line; the lines at the frame's edge stay inside the picture.
         x1 = min(round(right * width / columns), width - 1)
         y1 = min(round(bottom * height / rows), height - 1)
         boxes.append(((x0, y0, x1, y1), _level(bottom - top, right - left)))
+    # All seams first, so that they never cover an outline.
     for colours, wide in ((SEAMS, line + 2), (LEVELS, line)):
         for (x0, y0, x1, y1), level in boxes:
             out = wide // 2
@@ -213,7 +214,7 @@ def _painted(means: Frames, kept: Kept, step: int, shape: tuple[int, ...]) -> Fr
 
 
 def _dimmed(picture: Frames, began: NDArray[np.bool_]) -> Frames:
-    """The picture with the cells that do not begin here paled."""
+    """Dim the cells whose tokens do not begin in this frame."""
     height, width, _ = picture.shape
     mask = resized(began.astype(np.uint8), width, height, Image.Resampling.NEAREST)
     return np.where(mask[..., None] > 0, picture, _paled(picture)).astype(np.uint8)
@@ -230,7 +231,7 @@ def _pale(colour: NDArray[Any]) -> Colour:
 
 
 def _cut(text: str, size: int, room: int) -> str:
-    """The text, without its middle where there is no room for all of it."""
+    """Shorten the text in its middle to at most `room` pixels."""
     whole = text
     while _length(text, size) > room and len(whole) > 8:
         keep = len(text.replace(" ... ", "")) - 2

@@ -1,4 +1,4 @@
-"""Frames and what their tokens stand for, drawn with characters."""
+"""Frames and their merged tokens, drawn with characters in a terminal."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from sttm_cli.inspect.view import (
 
 SHOWN = 4
 COLUMNS, LINES = 48, 14
-"""Most characters of one frame."""
+"""Maximum characters of one frame."""
 RAMP = " .:-=+*#%@"
-"""From dark to bright, for terminals without colours."""
+"""Characters from dark to bright, for terminals without colours."""
 HALF = "▀"
 
 
 def print_frames(console: Console, view: View, kept: Kept) -> None:
     """Print up to four frames in a row; below each, its cells in the mean colours of their tokens,
-    those that are carried over from an earlier frame dimmed; then its time and its tokens.
+    then its time and its token count. Cells of an earlier frame's token are dimmed.
 
-    A character is two pixels, one above the other, in true colour or 256 colours as the console
-    has them. Elsewhere it is one pixel as a brightness, and what is carried over is left out.
+    A character is two pixels, one above the other, if the console has 256 colours or more. On other
+    consoles a character shows the brightness of a pixel, and dimmed cells are blank.
     """
     coloured = console.color_system in ("256", "truecolor") and not console.no_color
-    # A character that the output cannot spell would end the command.
+    # A character that the output cannot encode would end the command.
     coloured = coloured and not console.options.ascii_only
     cells = kept.tokens[0].size
     shown = min(SHOWN, (console.width + 1) // len(f"{cells} -> {cells} tokens "))
@@ -51,7 +51,7 @@ def print_frames(console: Console, view: View, kept: Kept) -> None:
     size = (max(1, round(width * scale)), 2 * max(1, round(height * scale / 2)))
     means = token_colours(cell_colours(view.frames, kept.tokens), kept.tokens)
     frames = [resized(view.frames[step], *size, Resampling.BOX) for step in steps]
-    # From the darkest to the brightest: those carried over, and the least of the others.
+    # Brightness: the share for dimmed cells, and the minimum of the others.
     bounds = (0.3, 0) if coloured else (0.0, 255 // (len(RAMP) - 1))
     painted = [
         resized(_painted(means, kept, step, bounds), *size, Resampling.NEAREST) for step in steps
@@ -66,8 +66,10 @@ def print_frames(console: Console, view: View, kept: Kept) -> None:
 
 
 def _painted(means: Frames, kept: Kept, step: int, bounds: tuple[float, int]) -> Frames:
-    """The cells [h, w, 3] in their tokens' colours: `bounds` are the share of brightness left to
-    those that are carried over, and the least brightness of the others."""
+    """Paint the cells [h, w, 3] in their tokens' colours.
+
+    `bounds`: the share of brightness for dimmed cells, and the minimum brightness of the others.
+    """
     dim, least = bounds
     colours = means[kept.tokens[step]]
     began = kept.began(step)[..., None]
@@ -78,7 +80,7 @@ def _painted(means: Frames, kept: Kept, step: int, bounds: tuple[float, int]) ->
 def _lines(
     pictures: list[Frames], draw: Callable[[Frames, Frames], Text], gap: int
 ) -> Iterator[Text]:
-    """The pictures side by side, two rows of pixels a line."""
+    """Yield lines with the pictures side by side, two rows of pixels per line."""
     for top in range(0, len(pictures[0]), 2):
         yield Text(" " * gap).join(draw(picture[top], picture[top + 1]) for picture in pictures)
 

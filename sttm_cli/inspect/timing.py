@@ -1,4 +1,4 @@
-"""Seconds to restore a KV from the store, and to its first tokens."""
+"""Measurement of the seconds to restore a KV, and from a question to its first tokens."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from sttm_cli.models.family import VideoLLM
 
 QUESTION = "what happens in the video?"
-"""Asked to measure the time to a first token; its answer is thrown away."""
+"""The question for measuring the time to the first token; the answer is discarded."""
 
 
 def restore_seconds(store: Store, packed: PackedKV, model: VideoLLM) -> float | None:
-    """Store a KV, read it back as a fresh process would, remove it; seconds of the reading, None
-    where it could not be stored."""
+    """Measure restoring a KV that is stored and removed for this purpose.
+
+    Returns None if it could not be stored.
+    """
     identity = {"measured": True}
     entry = store.save(identity, packed, label={})
     if entry is None:
@@ -34,7 +36,7 @@ def restore_seconds(store: Store, packed: PackedKV, model: VideoLLM) -> float | 
 def token_seconds(
     model: VideoLLM, prefix: KVContinuation, *, new_tokens: int = 0
 ) -> tuple[float, float]:
-    """Seconds from a question to its first token, and for each of `new_tokens` after it."""
+    """Measure the seconds to a question's first token, and per token of `new_tokens` more."""
     with reporting_memory():
         started = time.perf_counter()
         token = prefix.extend(model.question(QUESTION)).argmax()[None].cpu()

@@ -1,4 +1,4 @@
-"""A sampled video and the tokens that a budget kept, as every picture takes them."""
+"""Data of all pictures: thumbnails of a sampled video, tokens at a budget, mean colours."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Index = NDArray[np.int64]
 
 SIDE, LEAST_SIDE = 384, 96
 PIXELS = 64 * SIDE * SIDE
-"""Bounds of the thumbnails: pixels of a frame's longer side, and of all frames together."""
+"""Limits of the thumbnails: pixels of a frame's longer side, and of all frames together."""
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """`frames` [T, H, W, 3] uint8: a small picture of each step of the grid; `times_s` [T]."""
+    """`frames` [T, H, W, 3] uint8: a thumbnail of each grid step; `times_s` [T]."""
 
     frames: Frames
     times_s: Sequence[float]
@@ -27,43 +27,42 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """The tokens that one budget kept: `tokens` [T, h, w] int64, the token that each finest cell
-    went to, -1 where it was dropped; `boxes` [N, 5] int32 where the tokens begin (t, top, left,
-    bottom, right)."""
+    """The tokens at one budget: `tokens` [T, h, w] int64, the token of each finest cell, -1 if
+    dropped; `boxes` [N, 5] int32, the tokens' boxes where they begin (t, top, left, bottom, right).
+    """
 
     budget: float | int
     tokens: Index
     boxes: NDArray[np.int32]
 
     def began(self, step: int) -> NDArray[np.bool_]:
-        """The cells [h, w] whose tokens begin at this step; the others are carried over or
-        dropped."""
+        """Return the mask [h, w] of cells whose tokens begin at this step."""
         tokens = self.tokens[step]
         began: NDArray[np.bool_] = (tokens >= 0) & (self.boxes[tokens, 0] == step)
         return began
 
     def count(self, step: int) -> int:
-        """How many tokens begin at this step."""
+        """Count the tokens that begin at this step."""
         return int(np.count_nonzero(self.boxes[:, 0] == step))
 
     def caption(self, step: int) -> str:
-        """How many cells, and how many tokens begin: "196 -> 61 tokens"."""
+        """Return the numbers of cells and of tokens that begin here: "196 -> 61 tokens"."""
         return f"{self.tokens[step].size} -> {self.count(step)} tokens"
 
     @property
     def is_whole(self) -> bool:
-        """Whether every cell has a token of its own."""
+        """Whether every cell has its own token."""
         return len(self.boxes) == self.tokens.size
 
     @property
     def carries(self) -> bool:
-        """Whether a token stands for cells of later frames too."""
+        """Whether any token includes cells of later frames."""
         steps = np.arange(len(self.tokens))[:, None, None]
         return bool(((self.tokens >= 0) & (self.boxes[self.tokens, 0] != steps)).any())
 
     @property
     def drops(self) -> bool:
-        """Whether cells were dropped."""
+        """Whether any cell is dropped."""
         return bool((self.tokens < 0).any())
 
     @property
@@ -73,7 +72,7 @@ class Kept:
 
 
 def thumbnail(frame: Frames, count: int) -> Frames:
-    """One of `count` frames [H, W, 3], shrunk so that all together stay within the bounds."""
+    """Shrink one of `count` frames [H, W, 3] so that all together stay within the limits."""
     side = max(LEAST_SIDE, min(SIDE, int((PIXELS / count) ** 0.5)))
     picture = Image.fromarray(frame)
     picture.thumbnail((side, side), Image.Resampling.BICUBIC)
@@ -81,14 +80,13 @@ def thumbnail(frame: Frames, count: int) -> Frames:
 
 
 def cell_colours(frames: Frames, tokens: Index) -> Frames:
-    """Mean colours [T, h, w, 3] of the finest cells."""
+    """Compute the mean colours [T, h, w, 3] of the finest cells."""
     _, rows, columns = tokens.shape
     return np.stack([resized(frame, columns, rows, Image.Resampling.BOX) for frame in frames])
 
 
 def token_colours(cells: Frames, tokens: Index) -> Frames:
-    """Mean colours [N + 1, 3] of all the cells that went to each token; the last one, which the
-    token -1 of dropped cells leads to, is black."""
+    """Compute the mean colours [N + 1, 3] of the tokens; the last one, for token -1, is black."""
     kept, colours = tokens.ravel() >= 0, cells.reshape(-1, 3).astype(np.float64)
     flat, colours = tokens.ravel()[kept], colours[kept]
     counts = np.maximum(np.bincount(flat), 1)
@@ -101,14 +99,14 @@ def resized(picture: Frames, width: int, height: int, how: Image.Resampling) -> 
 
 
 def evenly(count: int, shown: int) -> list[int]:
-    """At most `shown` of `count` steps, evenly spread, the first and the last among them."""
+    """Return at most `shown` of `count` steps, evenly spaced, including the first and the last."""
     if count <= shown:
         return list(range(count))
     return [i * (count - 1) // (shown - 1) for i in range(shown)]
 
 
 def clock(seconds: float) -> str:
-    """Seconds as [H:]MM:SS, with tenths where there are any."""
+    """Format seconds as [H:]MM:SS, with tenths if not zero."""
     tenths = round(seconds * 10)
     minutes, rest = divmod(tenths, 600)
     hours = f"{minutes // 60}:" if minutes >= 60 else ""

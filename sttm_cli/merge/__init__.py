@@ -1,6 +1,6 @@
-"""Merging visual tokens: the published method, and the others that can take its place.
+"""Token merging: the published method and the other methods with the same interface.
 
-Torch only, no model in it; and no torch either before a tensor is merged.
+Depends on torch only, never on a model; torch itself is imported at first use.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The thresholds that meet a budget: rank work over similarities that are computed once.
+"""Search for the thresholds that meet a budget, over similarities that are computed once.
 
-Both thresholds move together along a path until the budget is met; then the temporal one alone
-is tuned, where each link is one token.
+Both thresholds move together along a path until the budget is met; then the temporal threshold
+alone is tuned, where each link changes the count by one token.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from sttm_cli.merge.pyramid import Pyramid
 from sttm_cli.merge.similarity import Similarities
 
 PATH = ((1.0, 1.0), (0.94, 0.82), (0.85, 0.60), (0.75, 0.55), (-1.0, -1.0))
-"""(spatial, temporal) thresholds that go together. Between the ends, where only equal cells and
-where all cells merge, are pairs that the paper's authors set by hand: for LLaVA-Video-72B at 50 %,
-and for LLaVA-Video-7B and Qwen2-VL-7B at 50 % and 30 %."""
+"""Pairs of (spatial, temporal) thresholds. At the first only equal cells merge, at the last all
+cells; the pairs between them are the paper's settings for LLaVA-Video-72B at 50 %, and for
+LLaVA-Video-7B and Qwen2-VL-7B at 50 % and 30 %."""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A budget in tokens: at most `most`, and if at all possible at least `enough`."""
+    """A budget in tokens: at most `most` and, if possible, at least `enough`."""
 
     most: int
     enough: int
@@ -33,8 +33,10 @@ class Limit:
 
 @dataclass(frozen=True)
 class Fit:
-    """What meets a budget: the nodes, those that are linked in time ([T*P] bool, by name), and
-    the thresholds. Linked nodes have candidates that reach the temporal threshold."""
+    """A solution for a budget: nodes, `linked` ([T*P] bool, by name: linked in time), thresholds.
+
+    Linked nodes have candidates that reach the temporal threshold.
+    """
 
     nodes: Nodes
     linked: torch.Tensor
@@ -43,58 +45,58 @@ class Fit:
 
     @property
     def off_path(self) -> float:
-        """How far the temporal threshold is from the one that goes with the spatial one."""
+        """Distance of the temporal threshold from the path at the spatial threshold."""
         return abs(self.temporal - float(temporal_on_path(torch.tensor(self.spatial))))
 
 
 def token_limit(budget: float | int, total: int) -> Limit:
-    """The tokens that `budget` allows of `total`: a share in (0, 1], or a larger number."""
+    """Convert `budget`, a share in (0, 1] or a larger number, to a limit for `total` tokens."""
     exact = float(budget) * total if budget <= 1 else float(budget)
     return Limit(math.floor(exact), min(math.floor(exact), math.ceil(exact - total / 100)))
 
 
 def temporal_on_path(spatial: torch.Tensor) -> torch.Tensor:
-    """The temporal threshold that goes with a spatial one: straight lines between `PATH`."""
+    """Return the temporal threshold for a spatial one by linear interpolation in `PATH`."""
     return _along(spatial, PATH)
 
 
 def spatial_on_path(temporal: torch.Tensor) -> torch.Tensor:
-    """The spatial threshold that goes with a temporal one: the same lines, read the other way."""
+    """Return the spatial threshold for a temporal one: the inverse of `temporal_on_path`."""
     return _along(temporal, tuple((temporal, spatial) for spatial, temporal in PATH))
 
 
-def _along(at: torch.Tensor, path: tuple[tuple[float, float], ...]) -> torch.Tensor:
-    value = torch.full_like(at, path[-1][1])
+def _along(x: torch.Tensor, path: tuple[tuple[float, float], ...]) -> torch.Tensor:
+    value = torch.full_like(x, path[-1][1])
     for (x1, y1), (x0, y0) in pairwise(path):
-        line = y1 + (at - x1) * ((y1 - y0) / (x1 - x0))
-        value = torch.where((at > x0) & (at <= x1), line, value)
+        line = y1 + (x - x1) * ((y1 - y0) / (x1 - x0))
+        value = torch.where((x > x0) & (x <= x1), line, value)
     return value
 
 
-def fit(found: Similarities, pyramid: Pyramid, limit: Limit) -> Fit:
-    """Thresholds at which `limit` is met, and the nodes and links that they give.
+def fit(cosines: Similarities, pyramid: Pyramid, limit: Limit) -> Fit:
+    """Find the thresholds that meet `limit`, and the nodes and links that they give.
 
-    There must be no fewer tokens to spend than roots in a frame. Links as similar as the
-    temporal threshold are made in order, t first, then top, then left, as far as they are needed.
+    The budget must be at least the number of roots in one frame. Links exactly as similar as the
+    temporal threshold are made in the order t, top, left, as many as needed.
     """
-    search = _Search(found, pyramid, limit)
-    at = search.along_path()
-    # The step before is still over the budget, where links in time can bring it down to it; this
-    # one is below, where fewer of them can bring it up. The nearer to the path is taken.
-    states = [search.state(near) for near in (at - 1, at) if near >= 0]
+    search = _Search(cosines, pyramid, limit)
+    first = search.along_path()
+    # The step before exceeds the budget, and more links can lower it; this one is within the
+    # budget, and fewer links can raise it. The one closer to the path wins.
+    states = [search.state(step) for step in (first - 1, first) if step >= 0]
     fits = [state.fit(limit) for state in states if state.meets(limit)]
     if fits:
         return min(fits, key=lambda fit: fit.off_path)
-    # At the start of the path only equal cells have merged, and that is free.
-    return (search.around(at) if at else search.state(at)).fit(limit)
+    # At the start of the path only equal cells have merged, which loses nothing.
+    return (search.around(first) if first else search.state(first)).fit(limit)
 
 
 @dataclass(frozen=True)
 class _State:
-    """The nodes at a spatial threshold from `above` (itself out) to `spatial`.
+    """The nodes at the spatial thresholds from `above` (excluded) to `spatial`.
 
-    `best` [T*P], by name: the similarity of each node's best candidate. `least` tokens are left
-    where every later node is linked, `most` where only equal ones are.
+    `best` [T*P], by name: the similarity of each node's best candidate. `least`: the number of
+    tokens with every later node linked; `most`: with only equal nodes linked.
     """
 
     nodes: Nodes
@@ -105,11 +107,11 @@ class _State:
     most: int
 
     def meets(self, limit: Limit) -> bool:
-        """Whether links in time can be chosen so that the limit is met exactly."""
+        """Return whether some choice of links meets the limit exactly."""
         return self.least <= limit.most <= self.most
 
     def fit(self, limit: Limit) -> Fit:
-        """Link the most similar nodes, as many as it takes."""
+        """Link as many of the most similar nodes as the limit requires."""
         linked = self.best >= 1
         temporal, surplus = torch.ones_like(self.spatial), self.most - limit.most
         if surplus > 0:
@@ -117,7 +119,7 @@ class _State:
             chosen = order[: int(linked.sum()) + surplus]
             linked[chosen] = True
             temporal = self.best[chosen[-1]]
-        # Of the thresholds that give these nodes, the one nearest to the path.
+        # Of the thresholds that give these nodes, use the one closest to the path.
         spatial = spatial_on_path(temporal).clamp(self.above.nextafter(self.spatial), self.spatial)
         return Fit(
             nodes=self.nodes, linked=linked, spatial=float(spatial), temporal=float(temporal)
@@ -125,16 +127,19 @@ class _State:
 
 
 class _Search:
-    """Probes of one video: which spatial threshold, and what it leaves."""
+    """Search over the spatial thresholds of one video: `values`, sorted from high to low."""
 
-    def __init__(self, found: Similarities, pyramid: Pyramid, limit: Limit) -> None:
-        self.found, self.pyramid, self.limit = found, pyramid, limit
-        self.keep = spread(found.least, pyramid)
-        ends = found.least.new_tensor([1.0, -1.0])
-        self.values = torch.cat([ends, found.least.flatten()]).sort(descending=True).values
+    def __init__(self, cosines: Similarities, pyramid: Pyramid, limit: Limit) -> None:
+        self.cosines, self.pyramid, self.limit = cosines, pyramid, limit
+        self.keep = spread(cosines.least, pyramid)
+        ends = cosines.least.new_tensor([1.0, -1.0])
+        self.values = torch.cat([ends, cosines.least.flatten()]).sort(descending=True).values
 
     def along_path(self) -> int:
-        """The first value on the path at which the budget is met; no waiting for the device."""
+        """Return the index of the first value that meets the budget on the path.
+
+        Bisects on the device, without a synchronization per step.
+        """
         low = torch.zeros((), dtype=torch.int64, device=self.values.device)
         high = torch.full_like(low, len(self.values) - 1)
         for _ in range(len(self.values).bit_length()):
@@ -147,9 +152,9 @@ class _Search:
             low = torch.minimum(low, high)
         return int(high)
 
-    def state(self, at: int) -> _State:
-        """What the value number `at` as the spatial threshold leaves."""
-        spatial = self.values[at]
+    def state(self, step: int) -> _State:
+        """Return the state at the spatial threshold `values[step]`."""
+        spatial = self.values[step]
         nodes, best = self._probe(spatial)
         is_node = nodes.is_node
         least = is_node[: nodes.level.shape[1]].sum()
@@ -157,21 +162,21 @@ class _Search:
         above = torch.where(self.keep < spatial, self.keep, -1).amax()
         return _State(nodes, best, above, spatial, *torch.stack([least, most]).tolist())
 
-    def around(self, at: int) -> _State:
-        """Where the first frame alone jumps over the budget: it is cut to what is left for it.
+    def around(self, step: int) -> _State:
+        """Cut the first frame to the tokens left for it, if no threshold meets the budget.
 
-        That is so for single frames, and for few that are all the same.
+        This happens with a single frame, and with a few equal frames.
         """
-        below, pyramid, least = self.state(at), self.pyramid, self.found.least
+        below, pyramid, least = self.state(step), self.pyramid, self.cosines.least
         others = below.most - int(below.nodes.is_node[: below.nodes.level.shape[1]].sum())
         cuts = Cuts(least[0], pyramid, spatial=float(below.spatial), most=self.limit.most)
         cut = cuts.split(cuts.nearest(self.limit.most - others)).to(least.device)
         same = (least == least[0]).all(1, keepdim=True)
         forced = torch.where(cut, -torch.inf, 1.0).to(least)
         self.keep = spread(torch.where(same, forced, least), pyramid)
-        return self.state(at)
+        return self.state(step)
 
     def _probe(self, spatial: torch.Tensor) -> tuple[Nodes, torch.Tensor]:
         nodes = split(self.keep, self.pyramid, spatial)
-        pairs = pair_up(nodes, self.found, self.pyramid)
+        pairs = pair_up(nodes, self.cosines, self.pyramid)
         return nodes, best_similarity(pairs, len(nodes.name))

@@ -1,4 +1,4 @@
-"""What `merge_tokens` refuses, and how it says so."""
+"""Checks of the arguments of `merge_tokens`; each raises UsageError."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from sttm_cli.base.errors import UsageError
 
 FEWEST = 16
-"""The smallest whole number of tokens that a budget may ask for."""
+"""The smallest number of tokens accepted as a budget."""
 
 CHOICES = {"semantics": ("paper", "reference"), "link": ("first", "most_similar")}
 
 
 def check_features(features: Any) -> None:
-    """A floating-point tensor [T, H, W, C] with something in it."""
+    """Require a non-empty floating-point tensor [T, H, W, C]."""
     if not isinstance(features, torch.Tensor):
         raise UsageError(f"features are a {type(features).__name__}", "give a tensor [T, H, W, C]")
     shape = tuple(features.shape)
@@ -31,16 +31,16 @@ def check_features(features: Any) -> None:
 
 
 def check_finite(norm: torch.Tensor, features: torch.Tensor) -> None:
-    """No NaN, no infinity, and squares that float32 can hold; `norm` says whether to look."""
+    """Require finite features whose squares fit float32; they are searched if `norm` is not."""
     if bool(torch.isfinite(norm).all()):
         return
     bad = (~torch.isfinite(features)).nonzero()
     if len(bad):
-        at = tuple(bad[0].tolist())
+        index = tuple(bad[0].tolist())
         hint = "every value must be finite"
         if features.dtype is torch.float16:
-            hint += "; --dtype bfloat16 or float32 hold what float16 does not"
-        raise UsageError(f"features[{at}] is {features[at].item()}", hint)
+            hint += "; use --dtype bfloat16 or float32, which have a larger range"
+        raise UsageError(f"features[{index}] is {features[index].item()}", hint)
     most = features.abs().max().item()
     raise UsageError(f"features reach {most:g}", "their squares must be finite in float32")
 
@@ -55,7 +55,7 @@ def check_settings(
     weighted: bool,
     choices: Mapping[str, str],
 ) -> None:
-    """Every setting in its range, and none that contradicts another."""
+    """Require every setting to be in its range, and no two to contradict each other."""
     for name, threshold in thresholds.items():
         if threshold is not None:
             _check_threshold(name, threshold)
@@ -64,7 +64,7 @@ def check_settings(
         given = [name for name, threshold in thresholds.items() if threshold is not None]
         if given:
             raise UsageError(
-                f"budget={budget!r} finds both thresholds, but {given[0]} is given",
+                f"budget={budget!r} sets both thresholds, but {given[0]} is given",
                 "give a budget or thresholds",
             )
     if not is_whole(root_level) or root_level < 0:
@@ -79,7 +79,7 @@ def check_settings(
 
 
 def check_budget(budget: Any, fewest: int) -> None:
-    """A share in (0, 1], or a whole number from `fewest` on."""
+    """Require a share in (0, 1], or a whole number of at least `fewest`."""
     real = isinstance(budget, Real) and not isinstance(budget, Integral)
     share = real and 0 < float(budget) <= 1
     count = is_whole(budget) and (budget >= fewest or budget == 1)
@@ -91,7 +91,7 @@ def check_budget(budget: Any, fewest: int) -> None:
 
 
 def too_small(budget: float | int, most: int, total: int, least: int) -> UsageError:
-    """A budget below what the roots of a single frame take."""
+    """Build the error for a budget below the number of roots of one frame."""
     share = math.ceil(least / total * 1e4) / 1e4
     return UsageError(
         f"budget={budget!r} allows {most} of {total} tokens",
@@ -110,16 +110,16 @@ def _check_choices(choices: Mapping[str, str], budget: float | int | None) -> No
             raise UsageError(f"{name} is {value!r}", f"give one of {', '.join(CHOICES[name])}")
     if choices["semantics"] == "reference" and choices["link"] != "first":
         raise UsageError(
-            f"semantics='reference' does not go with link={choices['link']!r}",
-            "the released code knows link='first' only",
+            f"semantics='reference' cannot be combined with link={choices['link']!r}",
+            "the released code supports link='first' only",
         )
     if choices["semantics"] == "reference" and budget is not None:
         raise UsageError(
-            f"semantics='reference' does not go with budget={budget!r}",
-            "the released code takes thresholds only",
+            f"semantics='reference' cannot be combined with budget={budget!r}",
+            "the released code supports thresholds only",
         )
 
 
 def is_whole(value: Any) -> bool:
-    """A whole number of any type, not a truth value."""
+    """Return whether `value` is a whole number of any type, excluding bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)

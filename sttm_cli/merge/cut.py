@@ -1,7 +1,7 @@
-"""One frame's quadtree cut to a number of tokens, where every threshold jumps over it.
+"""`Cuts`: one frame's quadtree cut to an exact number of tokens that no threshold gives.
 
-A knapsack on a tree: what the cells in a cell can add up to is worked out from the finest level
-upward, and which of them are split is read back from the roots downward.
+A knapsack on a tree: a bottom-up pass computes the reachable token counts of every cell, and a
+top-down pass reads back which cells are split.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import torch
 from sttm_cli.merge.pyramid import Pyramid
 
 Table = np.ndarray
-"""By number of tokens, how well it agrees with the threshold; -inf where it cannot be had."""
+"""Score by number of tokens: agreement with the threshold, -inf where unreachable."""
 Cell = tuple[int, int]
-"""A level, and the number of the cell in quadtree order."""
+"""A cell: its level and its index in quadtree order."""
 
 WHOLE: Table = np.array([-np.inf, 0.0])
-"""A cell that stays whole is one token."""
+"""The table of an unsplit cell: one token."""
 
 
 class Cuts:
-    """The numbers of tokens, up to `most`, that the cells of a frame can add up to.
+    """All token counts up to `most` that one frame's quadtree can be cut to.
 
-    `least` [cells of levels 1..L]: each cell's similarity to the child least like it. A split
-    cell counts by how far it is below `spatial`, so that the best cut of all is the threshold's
-    own; cells equal to all their children stay whole.
+    `least` [cells of levels 1..L]: each cell's similarity to its least similar child. A split
+    cell scores `spatial` minus that similarity, so the best cut overall is the one at the
+    threshold `spatial`; cells equal to all their children are never split.
     """
 
     def __init__(self, least: torch.Tensor, pyramid: Pyramid, *, spatial: float, most: int) -> None:
@@ -36,7 +36,7 @@ class Cuts:
         sizes = [pyramid.cells(level) for level in range(1, pyramid.depth + 1)]
         self._start = [0, 0, *accumulate(sizes)]
         self._gain: list[float] = (spatial - least.double()).tolist()
-        # A lone child always equals its parent: that is not a repetition.
+        # A lone child always equals its parent; that does not count as repetition.
         self._divides: list[bool] = (~pyramid.several | (least < 1)).tolist()
         self._order: list[int] = pyramid.order.tolist()
         self._roots = [(pyramid.depth, root) for root in range(pyramid.root_count)]
@@ -44,14 +44,14 @@ class Cuts:
         self.table = self._added((0, -1), self._roots)
 
     def nearest(self, fewest: int) -> int:
-        """The best number of tokens from `fewest` to `most`, else the largest below."""
+        """Return the best number of tokens from `fewest` to `most`, else the largest below."""
         wanted = self.table[fewest:]
         if np.isfinite(wanted).any():
             return fewest + int(wanted.argmax())
         return int(np.isfinite(self.table).nonzero()[0][-1])
 
     def split(self, count: int) -> torch.Tensor:
-        """Which cells of levels 1..L are split in the best cut to `count` tokens: a mask."""
+        """Return the mask [cells of levels 1..L] of split cells in the best cut to `count`."""
         mask = torch.zeros(len(self._gain), dtype=torch.bool)
         left = [((0, -1), self._roots, count)]
         while left:
@@ -73,7 +73,7 @@ class Cuts:
         return table
 
     def _added(self, cell: Cell, parts: Iterable[Cell]) -> Table:
-        """What the parts add up to; how many tokens each one then has is noted under `cell`."""
+        """Combine the tables of `parts`, and record each part's token counts under `cell`."""
         table: Table = np.zeros(1)
         noted = self._shares[cell] = []
         for part in parts:
@@ -90,17 +90,17 @@ class Cuts:
         return table
 
     def _children(self, cell: Cell) -> list[Cell]:
-        """The cells in a cell; what fills the place of one that an odd side lacks is none."""
+        """Return the cells in a cell, without the copies that stand in for missing children."""
         level, number = cell
         fan = self._pyramid.fan
         step = fan ** (level - 1)
-        found = {
+        by_corner = {
             self._order[child * step]: (level - 1, child)
             for child in reversed(range(number * fan, number * fan + fan))
         }
-        return list(found.values())
+        return list(by_corner.values())
 
     def _place(self, cell: Cell) -> int:
-        """Where the levels, laid one after another, have the cell."""
+        """Return the cell's index in the concatenated levels 1..L."""
         level, number = cell
         return self._start[level] + number

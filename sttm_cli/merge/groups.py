@@ -1,4 +1,4 @@
-"""Tokens made from the cells that a method keeps or groups; what the methods share."""
+"""Functions shared by the methods: budgets, and tokens from kept or grouped cells."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from sttm_cli.merge.merging import merge_tokens
 from sttm_cli.merge.tokens import MergedTokens, Sources
 
 ToCount = Callable[[torch.Tensor, int], MergedTokens]
-"""Features [T, H, W, C] and a number of tokens, at least 1 and fewer than there are."""
+"""Merges features [T, H, W, C] to a number of tokens from 1 to T*H*W - 1."""
 
 
 def within_budget(merge: ToCount) -> Callable[[torch.Tensor, float | int], MergedTokens]:
-    """`merge` for a budget: a share in (0, 1] as a float, or a whole number of tokens as an int.
+    """Wrap `merge` to take a budget as in `Method`.
 
-    A budget that allows every token keeps every token, as `merge_tokens` does. Raises UsageError
-    for a budget that is neither, and for features that are not finite.
+    The result raises UsageError for an invalid budget, and for features that are not finite.
     """
 
     @torch.no_grad()
@@ -37,7 +36,7 @@ def within_budget(merge: ToCount) -> Callable[[torch.Tensor, float | int], Merge
 
 
 def chosen(features: torch.Tensor, cells: torch.Tensor) -> MergedTokens:
-    """Keep the cells [N] (flat indices, any order) of `features` [T, H, W, C], drop the others."""
+    """Keep the `cells` [N] (flat indices, any order) of `features` [T, H, W, C]."""
     names = torch.full((features.shape[:3].numel(),), -1, device=features.device)
     names[cells] = cells
     return grouped(features, names)
@@ -46,8 +45,7 @@ def chosen(features: torch.Tensor, cells: torch.Tensor) -> MergedTokens:
 def grouped(features: torch.Tensor, names: torch.Tensor) -> MergedTokens:
     """Average the cells of each group.
 
-    `names` [T*H*W] int64: the flat index of the cell that stands for the group, -1 where a cell
-    is dropped.
+    `names` [T*H*W] int64: the flat index of the group's representative, -1 for a dropped cell.
     """
     used = names >= 0
     roots, sizes = names[used].unique(return_counts=True)
@@ -72,8 +70,11 @@ def grouped(features: torch.Tensor, names: torch.Tensor) -> MergedTokens:
 
 
 def _boxes(index: torch.Tensor, roots: torch.Tensor, grid: torch.Size) -> torch.Tensor:
-    """Boxes [N, 5] int32: around a group's cells in the root's frame where these fill a rectangle
-    that begins at the root, else of the root alone. `index` [T*H*W] by cell, `roots` [N]."""
+    """Compute the boxes [N, 5] int32 of groups.
+
+    A box covers the group's cells in the root's frame if they fill a rectangle whose top-left cell
+    is the root, else the root alone. `index` [T*H*W] by cell, `roots` [N].
+    """
     _, height, width = grid
     frame = roots // (height * width)
     cells = torch.arange(len(index), device=index.device)
@@ -82,7 +83,7 @@ def _boxes(index: torch.Tensor, roots: torch.Tensor, grid: torch.Size) -> torch.
     top, left = roots % (height * width) // width, roots % width
     bottom = (top + 1).scatter_reduce(0, token, place // width + 1, "amax")
     right = (left + 1).scatter_reduce(0, token, place % width + 1, "amax")
-    # Cells before the root, in a row above or a column to the left, are outside of the rectangle.
+    # Cells above the root or to its left are outside the rectangle.
     inside = (place // width >= top[token]) & (place % width >= left[token])
     count = torch.zeros_like(roots)
     filled = count.index_add(0, token, inside.long()) == (bottom - top) * (right - left)
@@ -92,14 +93,14 @@ def _boxes(index: torch.Tensor, roots: torch.Tensor, grid: torch.Size) -> torch.
 
 
 def evenly(count: int, total: int, device: torch.device | None = None) -> torch.Tensor:
-    """`count` of the numbers 0 to `total` - 1, as evenly spaced as they can be, ascending."""
+    """Return `count` of the numbers 0 to `total` - 1, spaced evenly, ascending."""
     return ((2 * torch.arange(count, device=device) + 1) * total) // (2 * count)
 
 
 def shared_out(weights: torch.Tensor, total: int, most: int) -> torch.Tensor:
-    """Whole numbers [T], each at most `most`, that sum to `total`, in proportion to `weights`.
+    """Divide `total` in proportion to `weights` [T] into whole numbers of at most `most` each.
 
-    What is lost by rounding down goes to the largest remainders.
+    Shares are rounded down; the rest goes to the largest remainders.
     """
     shares = torch.zeros_like(weights, dtype=torch.float64)
     open_, left = torch.ones_like(weights, dtype=torch.bool), float(total)
@@ -117,5 +118,5 @@ def shared_out(weights: torch.Tensor, total: int, most: int) -> torch.Tensor:
 
 
 def cosines(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Cosine similarities along the last axis, in float32."""
+    """Compute cosine similarities along the last axis, in float32."""
     return torch.nn.functional.cosine_similarity(one.float(), other.float(), dim=-1)

@@ -1,4 +1,4 @@
-"""`merge_tokens`: the visual tokens of a video merged in space, then in time.
+"""`merge_tokens`: merges the visual tokens of a video in space, then in time.
 
 Source: "Multi-Granular Spatio-Temporal Token Merging for Training-Free Acceleration of Video
 LLMs", ICCV 2025, arXiv 2507.07990.
@@ -30,12 +30,12 @@ from sttm_cli.merge.similarity import Similarities, measure
 from sttm_cli.merge.tokens import MergedTokens, Sources
 
 SPATIAL, TEMPORAL = 0.8, 0.6
-"""The thresholds where neither they nor a budget are given."""
+"""The default thresholds, used if no budget is given."""
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """Nodes, the root of the node around every finest cell [T*P] by name, thresholds used."""
+    """Nodes, the name of each finest cell's root [T*P], and the thresholds used."""
 
     nodes: Nodes
     root: torch.Tensor
@@ -58,16 +58,16 @@ def merge_tokens(
 ) -> MergedTokens:
     """Merge a video's visual tokens `features` [T, H, W, C] in space, then in time.
 
-    Thresholds are cosines in [-1, 1], 0.8 and 0.6 unless given; a temporal one <= 0 switches
-    merging in time off. `budget` finds both instead: a share in (0, 1] or a whole number
-    >= 16 of tokens, an upper bound met as closely as the video allows; one that allows every token
-    merges nothing. `root_level` 0 starts the quadtree at the coarsest level, 1 one finer; a budget
-    that the roots of one frame exceed lowers it. `weighted` averages nodes by their patch counts;
-    `head_dim` takes the mean of per-head cosines. `semantics="reference"` gives the released
-    code's results, quirks included; `link` says which candidate a node merges into.
+    Thresholds are cosines in [-1, 1], by default 0.8 and 0.6; a temporal one <= 0 disables merging
+    in time. `budget` sets both instead: a share in (0, 1] or a number of tokens >= 16, an upper
+    bound met as closely as the video allows; a budget that allows every token merges nothing.
+    `root_level` 0 starts the quadtree at the coarsest level, 1 one level finer; it is lowered if
+    the roots of one frame exceed the budget. `weighted` averages nodes by their patch counts;
+    `head_dim` takes the mean of per-head cosines. `semantics="reference"` reproduces the released
+    code exactly, quirks included; `link` selects the candidate that a node merges into.
 
-    float16, bfloat16 or float32, on any device; similarities in float32. Raises UsageError, a
-    ValueError, for arguments that are not possible. Sections 3.2 and 3.3.
+    Accepts float16, bfloat16 or float32 on any device; similarities are computed in float32.
+    Raises UsageError, a ValueError, for invalid arguments. Sections 3.2 and 3.3.
     """
     check_features(features)
     check_settings(
@@ -97,7 +97,7 @@ def merge_tokens(
 
 @dataclass(frozen=True)
 class Rule:
-    """How similarities are measured and nodes linked; as in `merge_tokens`."""
+    """The options of `merge_tokens` for measuring similarities and linking nodes."""
 
     root_level: int
     head_dim: int | None
@@ -111,14 +111,16 @@ class Rule:
     def measure(
         self, features: torch.Tensor, pyramid: Pyramid, *, threshold: float
     ) -> Similarities:
-        """All similarities, of which the highest `threshold` will be asked."""
+        """Measure all similarities; `threshold` is the highest that they are compared with."""
         heads = features.shape[3] // self.head_dim if self.head_dim else 1
-        found = measure(features, pyramid, heads=heads, padding=self.reference)
-        check_finite(found.norm, features)
-        return found if self.reference else settle_repetition(features, pyramid, found, threshold)
+        cosines = measure(features, pyramid, heads=heads, padding=self.reference)
+        check_finite(cosines.norm, features)
+        return (
+            cosines if self.reference else settle_repetition(features, pyramid, cosines, threshold)
+        )
 
     def roots(self, nodes: Nodes, pairs: Candidates, passes: torch.Tensor) -> torch.Tensor:
-        """By finest cell, the name of the root of the node around it."""
+        """Return, by finest cell, the name of the root of its node."""
         count = len(nodes.name)
         if self.reference:
             return join_in_rounds(pairs, passes, count)[nodes.name]
@@ -130,11 +132,11 @@ def _at_thresholds(
     features: torch.Tensor, rule: Rule, spatial: float, temporal: float
 ) -> tuple[Grouping, Pyramid]:
     pyramid = rule.pyramid(features)
-    found = rule.measure(features, pyramid, threshold=max(spatial, temporal))
-    nodes = split(spread(found.least, pyramid), pyramid, spatial)
+    cosines = rule.measure(features, pyramid, threshold=max(spatial, temporal))
+    nodes = split(spread(cosines.least, pyramid), pyramid, spatial)
     root = nodes.name
     if temporal > 0:
-        pairs = pair_up(nodes, found, pyramid)
+        pairs = pair_up(nodes, cosines, pyramid)
         root = rule.roots(nodes, pairs, pairs.similarity >= temporal)
     return Grouping(nodes=nodes, root=root, spatial=spatial, temporal=temporal), pyramid
 
@@ -152,9 +154,9 @@ def _to_budget(features: torch.Tensor, rule: Rule, budget: float | int) -> tuple
             raise too_small(budget, limit.most, total, pyramid.root_count)
         lowered += 1
         pyramid = rule.pyramid(features, lowered=lowered)
-    found = rule.measure(features, pyramid, threshold=1.0)
-    fitted = fit(found, pyramid, limit)
-    pairs = pair_up(fitted.nodes, found, pyramid)
+    cosines = rule.measure(features, pyramid, threshold=1.0)
+    fitted = fit(cosines, pyramid, limit)
+    pairs = pair_up(fitted.nodes, cosines, pyramid)
     passes = fitted.linked[pairs.later] & (pairs.similarity >= fitted.temporal)
     root = rule.roots(fitted.nodes, pairs, passes)
     return Grouping(
@@ -165,7 +167,7 @@ def _to_budget(features: torch.Tensor, rule: Rule, budget: float | int) -> tuple
 def _collect(
     features: torch.Tensor, grouping: Grouping, pyramid: Pyramid, *, weighted: bool
 ) -> MergedTokens:
-    """The tokens of a grouping: one per root, the mean of the nodes in its group."""
+    """Compute the tokens of a grouping: one per root, the mean of the nodes in its group."""
     nodes, root, cells = grouping.nodes, grouping.root, grouping.nodes.level.shape[1]
     is_node = nodes.is_node
     is_root = root == torch.arange(len(root), device=root.device)
@@ -194,7 +196,8 @@ def _collect(
 def _weights(
     nodes: Nodes, is_node: torch.Tensor, root: torch.Tensor, pyramid: Pyramid, weighted: bool
 ) -> torch.Tensor:
-    """Each finest cell's weight in its token: in the pooled node, times the node's in the group."""
+    """Return each finest cell's weight in its token: its share of the node, times the node's share
+    of the group."""
     share = pyramid.share.gather(0, nodes.level).flatten()
     mass = is_node.float()
     if weighted:

@@ -1,4 +1,4 @@
-"""A merging method: its name, its version, and how it shortens a video."""
+"""`Method`, the interface of all merging methods, and their lookup by name."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from sttm_cli.merge.tokens import MergedTokens
 
     Merge = Callable[[torch.Tensor, float | int], MergedTokens]
-    """Features [T, H, W, C] and a budget: a share in (0, 1] as a float, or a whole number of
-    tokens as an int. The budget is an upper bound; at 1.0 every token is kept as it is."""
+    """Takes features [T, H, W, C] and a budget: a share in (0, 1] as a float, or a number of
+    tokens as an int. The budget is an upper bound; at 1.0 every token is kept unchanged."""
 
 
 @dataclass(frozen=True)
 class Method:
     """A way to merge the visual tokens of a video.
 
-    `version` changes whenever the same features and budget could give other tokens: a stored KV
-    of another version is never used.
+    `version` changes whenever the same features and budget could give different tokens; a stored
+    KV of another version is never used.
     """
 
     name: str
@@ -38,14 +38,14 @@ class Method:
 
 
 def method_names() -> list[str]:
-    """The names of all methods; imports none of them."""
+    """List the names of all methods without importing them."""
     return METHODS.names()
 
 
 def find_method(name: str, flag: str = "--method") -> Method:
-    """The method of a name.
+    """Import the method called `name`.
 
-    Raises UsageError for a name that is not known, and for one of another package that cannot be
+    Raises UsageError for an unknown name, and for a method of another package that cannot be
     imported or is not a `Method` of that name.
     """
     parse_method(flag, name)

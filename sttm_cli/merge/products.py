@@ -1,7 +1,7 @@
-"""The one pass over the features: dot products between cells, of all levels.
+"""Dot products between the cells of all levels, in a single pass over the features.
 
-A few cells are copied at a time, in quadtree order, pooled level by level, and compared while
-they are still in the cache. What is left of them is a few numbers per cell.
+A few cells at a time are copied in quadtree order, pooled level by level, and compared while
+they are in the CPU cache. Only a few numbers per cell are stored.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import torch
 from sttm_cli.merge.pyramid import Pyramid
 
 CACHE_BYTES = 4 << 20
-"""On a CPU so many cells are taken at once that they stay in its cache for all comparisons."""
+"""Bytes of cells processed at once on a CPU, so that they stay in its cache."""
 
 Levels = list[torch.Tensor]
-"""The cells of some frames, level by level: [t, heads, cells, C/heads], in quadtree order."""
+"""The cells of some frames by level: [t, heads, cells, C/heads], in quadtree order."""
 
 
 @dataclass(frozen=True)
 class Products:
-    """Dot products [t, heads, cells] of some frames' cells; those of coarser cells follow.
+    """Dot products [t, heads, cells] between the cells of some frames.
 
-    `norm`: of the finest cells with themselves. `children`, per level from 1 on: of its cells
-    with each child. `later` and `earlier`, per level: of the finest cells of the later
-    (earlier) of two consecutive frames with the cells around them in the other, [t-1, ..];
-    `earlier` begins at level 1, since between the finest cells both are the same.
-    `padding`, per level from 1 on: of the cells that lack a child with the cell at (0, 0) one
-    level below; empty unless asked for.
+    `norm`: finest cells with themselves. `children`, per level from 1 on: its cells with each
+    child. `later` and `earlier`, per level: the finest cells of the later (earlier) of two
+    consecutive frames with the cells around them in the other frame, [t-1, ..]; `earlier` starts
+    at level 1, since both agree at level 0. `padding`, per level from 1 on: the cells that lack a
+    child with the cell at (0, 0) one level below; empty unless requested. Products of coarser
+    cells follow by linearity.
     """
 
     norm: list[torch.Tensor]
@@ -42,26 +42,26 @@ class Products:
 
 
 def multiply(features: torch.Tensor, pyramid: Pyramid, *, heads: int, padding: bool) -> Products:
-    """Dot products of `features` [T, H, W, C], each of the `heads` by itself, in float32."""
+    """Compute the dot products of `features` [T, H, W, C], per head, in float32."""
     frames, roots = _at_once(features, pyramid)
-    how = (frames, heads, padding)
+    options = (frames, heads, padding)
     below_roots = pyramid.order.view(pyramid.root_count, -1)
-    # The cell at (0, 0), which `padding` compares with, is below the first root alone.
+    # `padding` needs the cell at (0, 0), which only the first root covers: all roots at once.
     parts = below_roots.split(pyramid.root_count if padding else roots)
     with full_float32(features.device.type):
-        products = [_multiply(features, pyramid, places.flatten(), how) for places in parts]
+        products = [_multiply(features, pyramid, places.flatten(), options) for places in parts]
     return _join(products, axis=2)
 
 
 @contextmanager
 def full_float32(device: str) -> Iterator[None]:
-    """Products of float32 as they are, whatever the caller set: neither autocast nor TF32."""
+    """Multiply float32 matrices in full precision: disable autocast and TF32."""
     with torch.autocast(device, enabled=False):
         if device != "cuda":
             yield
             return
         matmul = torch.backends.cuda.matmul
-        # torch 2.8 knows the older name only.
+        # torch 2.8 has the older name only.
         new = hasattr(matmul, "fp32_precision")
         name = "fp32_precision" if new else "allow_tf32"
         before = getattr(matmul, name)
@@ -73,14 +73,15 @@ def full_float32(device: str) -> Iterator[None]:
 
 
 def frames_at_once(features: torch.Tensor, pyramid: Pyramid) -> int:
-    """How many frames to copy at a time: few enough for the cache, and for the memory."""
+    """Return the number of frames to copy at a time, bounded by cache and memory."""
     return _at_once(features, pyramid)[0]
 
 
 def _at_once(features: torch.Tensor, pyramid: Pyramid) -> tuple[int, int]:
-    """How many frames to take at a time, and how many roots of each with all below them."""
+    """Return the number of frames at a time, and of roots (with their subtrees) in each."""
     if features.device.type != "cpu":
-        # Twice an eighth of a bfloat16 video, as float32 with its coarser levels, is one input.
+        # Two buffers of an eighth of a bfloat16 video, in float32 with coarser levels, take about
+        # as much memory as the input.
         return max(1, -(-len(features) // 8)), pyramid.root_count
     below_root = 4 * len(pyramid.order) * features.shape[3] // pyramid.root_count
     roots = max(1, min(pyramid.root_count, CACHE_BYTES // below_root))
@@ -88,9 +89,9 @@ def _at_once(features: torch.Tensor, pyramid: Pyramid) -> tuple[int, int]:
 
 
 def _multiply(
-    features: torch.Tensor, pyramid: Pyramid, places: torch.Tensor, how: tuple[int, int, bool]
+    features: torch.Tensor, pyramid: Pyramid, places: torch.Tensor, options: tuple[int, int, bool]
 ) -> Products:
-    frames, heads, padding = how
+    frames, heads, padding = options
     chunks: list[Products] = []
     before: Levels = []
     for levels in _levels(features, places, pyramid, frames=frames, heads=heads):
@@ -106,7 +107,7 @@ def _multiply(
 
 
 def _within(levels: Levels, pyramid: Pyramid, padding: bool) -> Products:
-    """Of each frame by itself."""
+    """Compute the products within each frame."""
     children = [_dot(child, parent) for child, parent in pairwise(levels)]
     return Products(
         norm=[_dot(levels[0], levels[0])],
@@ -118,7 +119,7 @@ def _within(levels: Levels, pyramid: Pyramid, padding: bool) -> Products:
 
 
 def _across(earlier: Levels, later: Levels) -> Products:
-    """Of frames with those after them."""
+    """Compute the products of frames with the frames after them."""
     return Products(
         norm=[],
         children=[],
@@ -131,19 +132,18 @@ def _across(earlier: Levels, later: Levels) -> Products:
 def _levels(
     features: torch.Tensor, places: torch.Tensor, pyramid: Pyramid, *, frames: int, heads: int
 ) -> Iterator[Levels]:
-    """The cells at `places` and above them, some frames at a time.
+    """Yield the cells at `places` and their ancestors, some frames at a time.
 
-    What is given is overwritten by the next but one.
+    Buffers alternate: an item is overwritten by the one after the next.
     """
     width, step = features.shape[3] // heads, min(frames, len(features))
     sizes = [len(places) // int(pyramid.fan**level) for level in range(pyramid.depth + 1)]
-    # Two sets of buffers in turn, so that the frame before is still there: allocating anew would
-    # cost more than the reading.
+    # Two sets of buffers keep the previous frame; allocating new ones costs more than the copy.
     spaces = [
         [features.new_empty(step, heads, size, width, dtype=torch.float32) for size in sizes]
         for _ in range(2)
     ]
-    # Rows of one table, because gathering along the second axis takes a single thread.
+    # Rows of one table: gathering along the second axis runs on a single thread.
     cells = features.shape[1] * features.shape[2]
     rows = (torch.arange(step, device=places.device)[:, None] * cells + places).flatten()
     taken = features.new_empty(len(rows), features.shape[3])
@@ -158,28 +158,28 @@ def _levels(
 def _read(
     table: torch.Tensor, rows: torch.Tensor, finest: torch.Tensor, taken: torch.Tensor
 ) -> None:
-    """Put `rows` of `table` [t*P, C] into `finest` [t, heads, cells, C/heads].
+    """Copy `rows` of `table` [t*P, C] into `finest` [t, heads, cells, C/heads].
 
-    By way of the buffer `taken` where the layout or the dtype is another.
+    Goes through the buffer `taken` if the layout or the dtype differs.
     """
     frames, heads, cells, width = finest.shape
     if heads == 1 and table.dtype == finest.dtype:
         torch.index_select(table, 0, rows, out=finest.view(-1, width))
     else:
         torch.index_select(table, 0, rows, out=taken[: len(rows)])
-        found = taken[: len(rows)].view(frames, cells, heads, width)
-        finest.copy_(found.transpose(1, 2))
+        split = taken[: len(rows)].view(frames, cells, heads, width)
+        finest.copy_(split.transpose(1, 2))
 
 
 def _pool(finer: torch.Tensor, coarser: torch.Tensor, fan: int) -> None:
-    """Put the means of `fan` cells each into `coarser`; as a product it is twice as fast."""
+    """Write the means of `fan` cells each to `coarser`; bmm is twice as fast as mean."""
     cells, width = coarser.shape[:3].numel(), coarser.shape[3]
     shares = finer.new_full((1, 1, fan), 1 / fan).expand(cells, 1, fan)
     torch.bmm(shares, finer.view(cells, fan, width), out=coarser.view(cells, 1, width))
 
 
 def _with_first(levels: Levels, pyramid: Pyramid) -> list[torch.Tensor]:
-    """Per level from 1 on, of the cells that lack a child and the cell at (0, 0) below."""
+    """Compute `Products.padding`."""
     return [
         _dot(parent[:, :, lacking], child[:, :, :1])
         for (child, parent), lacking in zip(pairwise(levels), pyramid.lacking, strict=True)
@@ -187,10 +187,10 @@ def _with_first(levels: Levels, pyramid: Pyramid) -> list[torch.Tensor]:
 
 
 def _dot(fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
-    """Each coarse cell with the fine ones in it: [t, h, n*k, c], [t, h, n, c] -> [t, h, n*k]."""
+    """Multiply coarse cells with their fine cells: [t, h, n*k, c], [t, h, n, c] -> [t, h, n*k]."""
     vectors = coarse.reshape(-1, 1, coarse.shape[3])
     blocks = fine.reshape(len(vectors), fine.shape[2] // coarse.shape[2], coarse.shape[3])
-    # A row times a matrix: as a matrix times a column it would miss the fast path of some CPUs.
+    # A row times a matrix; a matrix times a column misses the fast path of some CPUs.
     return torch.bmm(vectors, blocks.mT).view(fine.shape[:3])
 
 
@@ -201,5 +201,5 @@ def _join(parts: Iterable[Products], *, axis: int) -> Products:
 
 
 def _concatenate(lists: Iterable[list[torch.Tensor]], axis: int) -> list[torch.Tensor]:
-    """Lists of tensors joined item by item; empty lists are left out."""
+    """Concatenate lists of tensors item by item, ignoring empty lists."""
     return [torch.cat(items, axis) for items in zip(*filter(None, lists), strict=True)]

@@ -1,6 +1,6 @@
-"""The pyramid over one frame's grid: which finest cells each coarser cell covers.
+"""`Pyramid`: the index tables of the quadtree over one frame's grid.
 
-Everything here depends on the grid's size alone and is made once per size and device.
+They depend on the grid's size alone and are built once per size and device.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Levels 0..L of a grid of P = H*W finest cells, 0 the finest, L the one of the roots.
+    """Levels 0..L of a grid of P = H*W finest cells; level 0 is the finest, level L the roots.
 
     Per level and finest cell (row-major): `corner` [L+1, P] int64, the finest index of the
     top-left cell of the box around the cell; `share` [L+1, P] float32, the cell's weight in the
     pooled feature of that box; `box` [L+1, P, 4] int32, the box: top, left, bottom, right.
 
-    Quadtree order keeps the children of a cell together, `fan` of them: cell i of a level covers
-    the cells i*fan to i*fan+fan-1 of the level below. A child that an odd side lacks is filled
-    with its neighbour, which changes neither a mean nor a minimum. `order` [Z] int64: the finest
-    index at each place; `lacking`: for each level from 1 on, the cells that lack a child.
+    Quadtree order keeps the `fan` children of a cell together: cell i of a level covers the cells
+    i*fan to i*fan+fan-1 of the level below. Where an odd side leaves a child out, its neighbour
+    is repeated, which changes neither a mean nor a minimum. `order` [Z] int64: the finest index
+    at each place; `lacking`: for each level from 1 on, the cells with a missing child.
 
-    The cells of levels 1..L are also laid one after another: `several` [their number] bool tells
-    those with more than one child, `parent_at` [L, P] int64 where the one of each level around
-    each finest cell lies. Pairs of levels are laid one after another in the order of
+    Arrays over the cells of levels 1..L concatenate the levels: `several` [cells] bool marks the
+    cells with more than one child, `parent_at` [L, P] int64 is the index of each finest cell's
+    ancestor at each level. Arrays over pairs of levels concatenate the pairs in the order of
     `level_pairs`, each with the cells of its finer level: `pair_at` [(L+1)**2, P] int64.
     """
 
@@ -48,25 +48,25 @@ class Pyramid:
 
     @property
     def root_count(self) -> int:
-        """How many roots a frame has: the fewest tokens that it can be merged to."""
+        """The number of roots of a frame, the fewest tokens that it can be merged to."""
         return self.cells(self.depth)
 
     def cells(self, level: int) -> int:
-        """How many cells a level has, those that fill included."""
+        """Return the number of cells of a level, repeated neighbours included."""
         return len(self.order) // int(self.fan**level)
 
 
 def build_pyramid(height: int, width: int, root_level: int, device: torch.device) -> Pyramid:
-    """The pyramid of a grid: sides are halved until one is 2; a side of 1 stays 1.
+    """Build the pyramid of a grid: sides are halved until one is 2; a side of 1 stays 1.
 
-    `root_level` 0 starts the search at the coarsest level, each step one level finer; beyond the
-    finest it stays there. Section 3.2.
+    `root_level` 0 puts the roots at the coarsest level, each step one level finer, down to the
+    finest. Section 3.2.
     """
     return _build(height, width, max(0, _halvings(height, width) - root_level), str(device))
 
 
 def level_pairs(depth: int) -> Iterator[tuple[int, int]]:
-    """All pairs of levels: (of the later frame's cell, of the earlier frame's cell)."""
+    """Yield all pairs (level in the later frame, level in the earlier frame)."""
     return ((later, earlier) for later in range(depth + 1) for earlier in range(depth + 1))
 
 
@@ -104,7 +104,7 @@ class _Side:
 
     `start`, `end` [L+1, n]: the interval of each level around each row; `share` [L+1, n]: the
     row's weight in it; `slots` [roots, S]: the row at each place below each root; `alone` [L+1]:
-    whether the level's first interval holds a single interval of the level below.
+    whether the level's first interval has one child only.
     """
 
     start: torch.Tensor
@@ -115,7 +115,7 @@ class _Side:
 
 
 def _side(length: int, depth: int) -> _Side:
-    """Pair neighbours, level after level; of an odd number the first stays alone."""
+    """Pair neighbours, level after level; where their number is odd, the first stays alone."""
     rows = torch.arange(length)
     index, share, slots, alone = (
         [rows],
@@ -139,7 +139,7 @@ def _side(length: int, depth: int) -> _Side:
 
 
 def _quadtree_order(rows: torch.Tensor, columns: torch.Tensor, width: int) -> torch.Tensor:
-    """Finest indices [Z]: root after root, below each its first child and all in it, and so on."""
+    """Return the finest indices [Z] in depth-first order of the quadtree."""
     grid = (rows[:, None, :, None] * width + columns[None, :, None, :]).flatten(0, 1)
     while grid.shape[1:].numel() > 1:
         # Halve both sides: [cells, h, w] -> [cells * (children down) * (children across), ..]
@@ -152,7 +152,7 @@ def _quadtree_order(rows: torch.Tensor, columns: torch.Tensor, width: int) -> to
 def _lookups(
     order: torch.Tensor, cells: int, fan: int, depth: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`Pyramid.parent_at` and `Pyramid.pair_at`."""
+    """Compute `Pyramid.parent_at` and `Pyramid.pair_at`."""
     places = torch.arange(len(order))
     place = torch.full((cells,), len(order)).scatter_reduce_(0, order, places, "amin")
     around = [place // fan**level for level in range(depth + 1)]
@@ -166,7 +166,7 @@ def _lookups(
 
 
 def _lacking(order: torch.Tensor, fan: int, down: _Side, across: _Side) -> Iterator[torch.Tensor]:
-    """For each level from 1 on, the cells that lack a child because a side below is odd."""
+    """Yield, for each level from 1 on, the cells with a child missing on an odd side."""
     width = across.start.shape[1]
     first_row, first_column = order < width, order % width == 0
     for level in range(1, len(down.alone)):
@@ -175,9 +175,9 @@ def _lacking(order: torch.Tensor, fan: int, down: _Side, across: _Side) -> Itera
 
 
 def _several(order: torch.Tensor, fan: int, depth: int) -> torch.Tensor:
-    """`Pyramid.several`: the children of a cell are not all one and the same."""
-    found = [torch.zeros(0, dtype=torch.bool)]
+    """Compute `Pyramid.several`: whether the children of a cell differ."""
+    masks = [torch.zeros(0, dtype=torch.bool)]
     for level in range(1, depth + 1):
         children = order.view(-1, fan, fan ** (level - 1))
-        found.append((children != children[:, :1]).flatten(1).any(1))
-    return torch.cat(found)
+        masks.append((children != children[:, :1]).flatten(1).any(1))
+    return torch.cat(masks)

@@ -1,8 +1,8 @@
-"""Exact repetition: tells cells that are equal from cells that only look equal after rounding.
+"""Exact repetition: separates equal cells from cells that are equal only after rounding.
 
-Equal cells merge without loss, so they do under any budget. Their cosines come out as 1 give or
-take a rounding error, as do those of cells that differ in their last digits; what is equal can
-only be seen in the features themselves.
+Equal cells merge without loss, so they merge under any budget. Their cosines are 1 up to a
+rounding error, but so are those of cells that differ in the last digits; only the features
+themselves show equality.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ from sttm_cli.merge.pyramid import Pyramid, level_pairs
 from sttm_cli.merge.similarity import BELOW_ONE, Similarities
 
 NEAR = 1 - 1e-5
-"""Cosines of equal vectors are above this, in whatever order their products were summed."""
+"""Cosines of equal vectors exceed this for any summation order."""
 
 
 def settle_repetition(
-    features: torch.Tensor, pyramid: Pyramid, found: Similarities, threshold: float
+    features: torch.Tensor, pyramid: Pyramid, cosines: Similarities, threshold: float
 ) -> Similarities:
-    """`found` with exactly 1 between equal cells, zero vectors included, and less elsewhere.
+    """Set `cosines` to exactly 1 between equal cells, zero vectors included, and below 1 elsewhere.
 
-    A cell equals its children, or a cell inside it in the next frame, where all finest cells in
-    them are one and the same vector; cells with the same box are equal where each finest cell
-    repeats. The features are read again only where that can matter: where vectors are zero, or
-    something is near and the highest `threshold` nearer.
+    A cell equals its children, or a cell inside it in the next frame, if all their finest cells
+    are the same vector; cells with the same box are equal if each finest cell repeats. The
+    features are read again only if that can change the result: if a vector is zero, or if both
+    a cosine and the highest `threshold` are above `NEAR`.
     """
-    near = (found.cross >= NEAR).any() | (found.least[:, pyramid.several] >= NEAR).any()
-    asked = (found.norm == 0).any() | (near if threshold > NEAR else False)
-    if not bool(asked):
-        return found
+    near = (cosines.cross >= NEAR).any() | (cosines.least[:, pyramid.several] >= NEAR).any()
+    matters = (cosines.norm == 0).any() | (near if threshold > NEAR else False)
+    if not bool(matters):
+        return cosines
     repeats, uniform = _equal_cells(features, pyramid)
-    least = torch.cat([found.least.new_zeros(len(features), 0, dtype=torch.bool), *uniform[1:]], 1)
+    least = torch.cat(
+        [cosines.least.new_zeros(len(features), 0, dtype=torch.bool), *uniform[1:]], 1
+    )
     cross = [_equal_pair(repeats, uniform, *pair) for pair in level_pairs(pyramid.depth)]
     return Similarities(
-        torch.where(least, 1.0, found.least.clamp(max=BELOW_ONE)),
-        torch.where(torch.cat(cross, 1), 1.0, found.cross.clamp(max=BELOW_ONE)),
-        found.norm,
+        torch.where(least, 1.0, cosines.least.clamp(max=BELOW_ONE)),
+        torch.where(torch.cat(cross, 1), 1.0, cosines.cross.clamp(max=BELOW_ONE)),
+        cosines.norm,
     )
 
 
 def _equal_cells(
     features: torch.Tensor, pyramid: Pyramid
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Which finest cells repeat the frame before [T-1, Z], which cells are uniform inside.
-
-    The latter per level, [T, cells].
-    """
+    """Return masks of the finest cells that repeat the previous frame [T-1, Z], and, per level,
+    of the cells that are uniform inside [T, cells]."""
     step = min(frames_at_once(features, pyramid), len(features))
-    # Buffers, because allocating anew would cost more than comparing.
+    # Reused buffers: allocating new ones costs more than comparing.
     shape = (step, len(pyramid.order), features.shape[3])
     now, before, space = (features.new_empty(shape) for _ in range(3))
     repeats, follows, last = [], [], before[:0]
@@ -59,7 +59,7 @@ def _equal_cells(
         follows.append(_equal(cells[:, 1:], cells[:, :-1], space))
         now, before, last = before, now, cells[-1:]
     chain = torch.nn.functional.pad(torch.cat(follows), (1, 0))
-    # The first finest cell of each box follows one of another box: it is not asked.
+    # The first finest cell of each box follows a cell of another box, so it is skipped.
     uniform = []
     for level in range(pyramid.depth + 1):
         boxes = chain.view(len(chain), pyramid.cells(level), -1)
@@ -70,7 +70,8 @@ def _equal_cells(
 def _equal_pair(
     repeats: torch.Tensor, uniform: list[torch.Tensor], later: int, earlier: int
 ) -> torch.Tensor:
-    """Which cells of level `later` equal the `earlier` ones before; [T-1, cells of the finer]."""
+    """Return the mask [T-1, cells of the finer level] of equal cells of two levels in consecutive
+    frames."""
     after, before = uniform[later][1:], uniform[earlier][:-1]
     cells = max(after.shape[1], before.shape[1])
     repeat = repeats.view(len(repeats), cells, repeats.shape[1] // cells)
@@ -82,9 +83,9 @@ def _equal_pair(
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor, space: torch.Tensor) -> torch.Tensor:
-    """Which vectors [..., C] are the same; `space` is overwritten.
+    """Return the mask of equal vectors [..., C]; overwrites `space`.
 
-    Differences take a third of the time of `==` and `all`.
+    Subtraction takes a third of the time of `==` and `all`.
     """
     difference = space.view(-1)[: one.numel()].view(one.shape)
     torch.sub(one, other, out=difference)

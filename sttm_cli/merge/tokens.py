@@ -1,4 +1,4 @@
-"""What a merge gives back, and the grouping by which it can be applied again."""
+"""`MergedTokens`, the result of a merge, and `Sources`, its grouping of cells."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sttm_cli.base.errors import UsageError
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Sources:
-    """The grouping of a merge: where every finest cell went, and with which weight.
+    """The grouping of a merge: the output token of every finest cell and the cell's weight in it.
 
-    `index` [T, H, W] int64: the output token, -1 where a cell is dropped; `weight` [T, H, W]
-    float32: the cell's share in it, so that the shares of a token sum to 1; `count`: how many
-    tokens there are; `dropped`: how many cells are in none of them.
+    `index` [T, H, W] int64: the output token, -1 for a dropped cell; `weight` [T, H, W] float32:
+    the cell's share of the token; the shares of a token sum to 1; `count`: the number of tokens;
+    `dropped`: the number of dropped cells.
     """
 
     index: torch.Tensor
@@ -29,10 +29,10 @@ class Sources:
         return f"Sources({_grid(self.index)} cells -> {self.count} tokens)"
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        """Merge `values` [T, H, W, ...] -> [count, ...] as the features were merged.
+        """Merge `values` [T, H, W, ...] -> [count, ...] in the same way as the features.
 
         Sums in float32 (float64 for float64); the result has the dtype of `values`. Raises
-        UsageError, a ValueError, for another grid or for whole numbers, which have no mean.
+        UsageError, a ValueError, for another grid or an integer dtype.
         """
         if values.shape[:3] != self.index.shape:
             raise UsageError(
@@ -46,11 +46,11 @@ class Sources:
 
     @cached_property
     def _by_token(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The cells in tokens, token by token, where each token begins [count], the weights."""
+        """The kept cells sorted by token, each token's first place [count], and the weights."""
         index = self.index.flatten()
-        # -1 comes first; how many to pass over is known without waiting for the device.
+        # Dropped cells (-1) sort first; `dropped` avoids a device synchronization.
         order = index.argsort(stable=True)[self.dropped :]
-        # Nor is it bincount, which waits.
+        # bincount would synchronize with the device.
         sizes = self.index.new_zeros(self.count)
         sizes.index_add_(0, index[order], torch.ones_like(order))
         return order, sizes.cumsum(0) - sizes, self.weight.flatten()[order]
@@ -60,7 +60,7 @@ class Sources:
         if rows.dtype in (torch.float32, torch.float64):
             weight = weight.to(rows.dtype)
             return embedding_bag(order, rows, starts, mode="sum", per_sample_weights=weight)
-        # The sums need float32: of a slice of the channels at a time, to spare the memory.
+        # The sums need float32; converting a slice of the channels at a time saves memory.
         out = rows.new_empty(self.count, rows.shape[1])
         width = max(64, -(-rows.shape[1] // 8))
         space = rows.new_empty(len(rows), width, dtype=torch.float32)
@@ -74,14 +74,14 @@ class Sources:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MergedTokens:
-    """The tokens that are left, in the order of their roots: t, then top, then left.
+    """The merged tokens, in the order of their roots: t, then top, then left.
 
     `features` [N, C], dtype and device of the input; `boxes` [N, 5] int32 of the roots (t, top,
     left, bottom, right), half-open, in finest-grid units; `patch_counts` [N] int32: finest cells
     behind each token; `roots` [N] int64, ascending: flat index in the [T, H, W] grid of the
-    top-left cell of each root's box; `sources`: the grouping, to be applied to other tensors.
-    `after_spatial`: tokens after the spatial step alone. The thresholds are those really used,
-    None where a budget allowed every token and nothing was compared, and from methods without.
+    top-left cell of each root's box; `sources`: the grouping, to apply to other tensors;
+    `after_spatial`: tokens after the spatial step alone. The thresholds are those used; None if
+    the budget allowed every token, and for methods without thresholds.
     """
 
     features: torch.Tensor

@@ -1,1 +1,1 @@
-"""Video LLMs: checkpoints by name, and one file per model family behind the `VideoLLM` protocol."""
+"""Video LLMs: checkpoints, and one file per model family behind the `VideoLLM` protocol."""

@@ -1,6 +1,6 @@
-"""Shared by all families: frames without gradients, chat template, token ids, logits.
+"""`ChatFormat`, the base of all families: frames, chat template, token ids, logits.
 
-Imports torch only where it is used: a family's file must import without it.
+Imports torch only where it is used, so that a family's file can be imported without it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class ChatFormat:
-    """A loaded model around its own chat template; a family adds `visual_tokens` and `prompt`.
+    """A loaded model with its chat template; a family adds `visual_tokens` and `prompt`.
 
-    The template is cut right after the video, so that both parts tokenize exactly as the whole
-    does: a control token is a hard border for every tokenizer. `processor` is transformers', or
-    anything with its `tokenizer`, `video_processor`, `video_token` and `chat_template`; `template`
-    replaces the latter.
+    The rendered prompt is cut at the video token. No tokenizer merges text across a control token,
+    so both parts tokenize exactly as the whole does. `processor` is a transformers processor, or
+    an object with its `tokenizer`, `video_processor`, `video_token` and `chat_template`;
+    `template` replaces the chat template.
     """
 
     decoder: Any
@@ -68,34 +68,35 @@ class ChatFormat:
             return self.visual_tokens(torch.from_numpy(chunk.frames).permute(0, 3, 1, 2), frames)
 
     def visual_tokens(self, video: torch.Tensor, frames: int) -> VisualTokens:
-        """Frames [T, 3, H, W] uint8 of a video of `frames` -> visual tokens [T', h, w, C].
+        """Encode [T, 3, H, W] uint8, part of a video of `frames` frames, to tokens [T', h, w, C].
 
         Called in inference mode.
         """
         raise NotImplementedError
 
     def pixels(self, video: torch.Tensor, name: str) -> torch.Tensor:
-        """The video processor's output `name` for frames [T, 3, H, W], as the model takes it."""
-        made = self._frames(video, do_sample_frames=False, return_tensors="pt")[name]
-        pixels: torch.Tensor = made.to(self._model.device, self._model.dtype)
+        """Return the video processor's output `name` for frames [T, 3, H, W], on the model."""
+        output = self._frames(video, do_sample_frames=False, return_tensors="pt")[name]
+        pixels: torch.Tensor = output.to(self._model.device, self._model.dtype)
         return pixels
 
     def head(self) -> str:
-        """The rendered prompt before the video."""
+        """Return the rendered prompt before the video."""
         return self._cut(self._render([{"role": "user", "content": _with_video("")}]))[0]
 
     def head_ids(self) -> list[int]:
-        """Token ids before the video."""
         head = self.head()
         return self._ids(head) if head else []
 
     def ids_after(self, text: str) -> list[int]:
-        """Token ids of text that follows other text."""
+        """Return the token ids of text that follows other text."""
         return self._ids(text, add_special_tokens=False)
 
     def spread(self, text: str, each: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids [L] of a prompt in which every video token is repeated `each` times, and
-        the indices of the video tokens in them."""
+        """Tokenize `text` with every video token repeated `each` times.
+
+        Returns the ids [L] and the indices of the video tokens.
+        """
         import torch
 
         ids = torch.tensor(self._ids(text), dtype=torch.long)
@@ -145,7 +146,7 @@ class ChatFormat:
     def weighed(
         self, logits: torch.Tensor, prompt: Sequence[int], made: Sequence[int]
     ) -> torch.Tensor:
-        # Of the settings in generation_config.json this one acts in greedy decoding too.
+        # Unlike the sampling settings in generation_config.json, this one affects greedy decoding.
         penalty = self._generation.repetition_penalty or 1.0
         if penalty == 1.0:
             return logits
@@ -165,7 +166,7 @@ class ChatFormat:
             return list(self._tokenizer(text, **options).input_ids)
 
     def pieces(self) -> Callable[[int], str]:
-        # Imported here: only a streamed answer needs it.
+        # Only a streamed answer needs this import.
         from tokenizers.decoders import DecodeStream
 
         stream, tokenizer = (
@@ -187,13 +188,13 @@ class ChatFormat:
         return head, tail
 
     def _check(self, text: str) -> None:
-        # A control token typed by a user would be read as one, and the answer be about nothing.
+        # A control token in a user's text would change the structure of the prompt.
         typed = sorted(token for token in self._control if token and token in text)
         if typed:
             start = shorten(text, 60)
             raise UsageError(
                 f"{start!r} contains {typed[0]!r}, which the model reads as a control token",
-                "write it differently",
+                "rephrase it without this token",
             )
 
 
@@ -202,9 +203,9 @@ def prompt_1d(
     video: Sequence[int] | torch.Tensor,
     grid: tuple[int, int, int],
 ) -> Prompt:
-    """The prompt of a model whose positions count tokens: 0, 1, 2, ...
+    """Build the prompt of a model with 1-D positions 0, 1, 2, ...
 
-    `ids` [L] and `video` [T*H*W] are those of `Prompt`.
+    `ids` [L] and `video` [T*H*W] as in `Prompt`.
     """
     import torch
 
@@ -219,8 +220,7 @@ def prompt_1d(
 
 @contextmanager
 def _reworded(work: str) -> Iterator[None]:
-    """Raise ModelError where the model's code fails: settings of its files do not fit each other,
-    which shows in their first use."""
+    """Raise ModelError if the model's code fails, as on first use of inconsistent settings."""
     try:
         yield
     except SttmError:
@@ -236,7 +236,7 @@ def _reworded(work: str) -> Iterator[None]:
 
 
 def _only(template: Any) -> str:
-    """A checkpoint's chat template, or the default one of several."""
+    """Return a checkpoint's chat template, the default one if there are several."""
     if isinstance(template, dict):
         template = template.get("default")
     if not isinstance(template, str):

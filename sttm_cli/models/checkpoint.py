@@ -1,6 +1,6 @@
-"""A model's files, their config and a fingerprint of exactly those bytes.
+"""`Checkpoint`: the files of a model, their validation, fingerprint and download.
 
-No weight is loaded here, so that a stored KV can be looked up first.
+Does not load weights, so that a stored KV can be looked up first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sttm_cli.base.names import did_you_mean
 from sttm_cli.base.system import FileFacts, is_settled
 from sttm_cli.base.types import Json
 
-# Names of files in a checkpoint, and of those that its JSON files name.
+# File names in a checkpoint.
 
 
 WEIGHTS = "model.safetensors"
@@ -27,22 +27,22 @@ INDEX = "model.safetensors.index.json"
 TEMPLATES = "additional_chat_templates"
 _SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model", ".bin")
 _VOCABULARIES = ("tokenizer", "tiktoken", "vocab", "spiece", "merges")
-"""How their names start; their suffixes differ (tokenizer.model.v3)."""
+"""Prefixes of vocabulary files, whose suffixes vary (tokenizer.model.v3)."""
 
 
 def is_of_model(name: str) -> bool:
-    """Whether transformers may open a file of this name at the top of a checkpoint."""
+    """Return whether transformers may open a file of this name at the top of a checkpoint."""
     return name.endswith(_SUFFIXES) or name.startswith(_VOCABULARIES)
 
 
 def is_inside(name: str) -> bool:
-    """Whether a path in a JSON file stays in its folder on every system."""
+    """Return whether a path in a JSON file stays in its folder on every system."""
     path = PurePosixPath(name)
     odd = "\\" in name or ":" in name or not name.isprintable()
     return not odd and not path.is_absolute() and ".." not in path.parts
 
 
-# The files of a checkpoint folder that are loaded, and its JSON checked against schemas.
+# The files of a checkpoint folder, and validation of its JSON files.
 
 
 CHECKED = (
@@ -54,19 +54,19 @@ CHECKED = (
     "video_preprocessor_config.json",
     "tokenizer_config.json",
 )
-"""The files that have a schema."""
+"""The files with a schema."""
 SCHEMAS = 1
-"""Version of the schemas: what an earlier one passed is checked again."""
+"""Version of the schemas; files that passed an earlier version are checked again."""
 LARGEST_JSON = 64 << 20
 _FETCH = "fetch the model again"
 
 
 def model_files(name: str, folder: Path) -> list[Path]:
-    """Every file of a checkpoint that loading it may open, sorted.
+    """List all files of a checkpoint that loading may open, sorted.
 
-    Those at the folder's top, the chat templates below it, and the shards that the index names,
-    wherever in the folder. `name` is the model's, for messages. Raises ModelError for an index
-    that is damaged or names a file outside the folder.
+    They are the files at the folder's top, the chat templates below it, and the shards in the
+    index. `name`: the model's name, for messages. Raises ModelError for an index that is damaged
+    or names a file outside the folder.
     """
     top = (path for path in folder.iterdir() if is_of_model(path.name))
     below = (folder / TEMPLATES).glob("*.jinja")
@@ -75,7 +75,7 @@ def model_files(name: str, folder: Path) -> list[Path]:
 
 
 def weight_files(name: str, folder: Path) -> list[Path]:
-    """The files of the weights, in transformers' order of precedence; they may be missing.
+    """List the weight files that transformers loads; they may be missing.
 
     Raises ModelError as `model_files`.
     """
@@ -101,10 +101,10 @@ def weight_files(name: str, folder: Path) -> list[Path]:
 
 
 def check_files(name: str, folder: Path, memo: FileFacts) -> Json:
-    """config.json of a complete checkpoint; the weights themselves are not read.
+    """Validate a checkpoint's files, without reading the weights, and return its config.json.
 
-    A file that passed is remembered in `memo` by its stat. Raises ModelError for a missing file,
-    or one whose fields are not of their types.
+    Files that pass are recorded in `memo` by their stat. Raises ModelError for a missing file, or
+    a field of the wrong type.
     """
     if not (folder / "config.json").is_file():
         raise ModelError(
@@ -129,7 +129,7 @@ def check_files(name: str, folder: Path, memo: FileFacts) -> Json:
 
 
 def read(name: str, path: Path) -> Json:
-    """A JSON file of a checkpoint. Raises ModelError where it is damaged or not an object."""
+    """Read a JSON file of a checkpoint. Raises ModelError if it is damaged or not an object."""
     value = _parsed(name, path)
     if not isinstance(value, dict):
         raise ModelError(f"model {name!r}: {path.name} is not a JSON object", _FETCH)
@@ -160,15 +160,18 @@ def _parsed(name: str, path: Path) -> Any:
         raise ModelError(f"model {name!r}: {path.name} cannot be read: {reason}", _FETCH) from error
 
 
+# The fingerprint: a hash of exactly the files that are loaded.
+
+
 _CONTENT_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def fingerprint(folder: Path, files: Sequence[Path], memo: FileFacts, *, hub: str = "") -> str:
-    """A hash over the names and contents of `files` of `folder`, which links may lead out of.
+    """Hash the names and contents of `files` in `folder`, following links.
 
-    `hub`, the repository and commit of a snapshot in the hub's cache, spares reading the weights:
-    there each file is a link to a blob that is named by its own content's hash and never written
-    again. A blob that changed after it was linked is read, and so is a file that is not a link.
+    With `hub`, the repository and commit of a snapshot in the hub's cache, the weights need not be
+    read: each file there is a link to a blob named by its content's hash. A blob that changed
+    after it was linked is read, and so is a file that is not a link.
     """
     stats = [(path.stat(), path.lstat()) for path in files]
     versions = [
@@ -187,13 +190,13 @@ def fingerprint(folder: Path, files: Sequence[Path], memo: FileFacts, *, hub: st
     known = memo.get(key)
     if known is not None and isinstance(known.get("fingerprint"), str):
         return str(known["fingerprint"])
-    made = _made(folder, files, hub)
+    computed = _hashed(folder, files, hub)
     if is_settled(*(stat for stat, _ in stats)):
-        memo.set(key, {"fingerprint": made})
-    return made
+        memo.set(key, {"fingerprint": computed})
+    return computed
 
 
-def _made(folder: Path, files: Sequence[Path], hub: str) -> str:
+def _hashed(folder: Path, files: Sequence[Path], hub: str) -> str:
     from blake3 import blake3
 
     total = blake3()
@@ -209,20 +212,23 @@ def _name(folder: Path, path: Path) -> str:
 
 
 def _blob(path: Path) -> str | None:
-    """The content hash by which the hub's cache names the blob behind `path`, None where the file
-    is not a link to one, or where the blob's content is another by now."""
+    """Return the content hash in the name of the blob behind `path`.
+
+    None if the file is not a link to a blob, or if the blob has changed.
+    """
     if not path.is_symlink():
         return None
     blob = path.resolve()
     if blob.parent.name != "blobs" or not _CONTENT_HASH.fullmatch(blob.name):
         return None
-    # The blob is complete before the link is made. A copied cache may have lost that order.
+    # The hub's library completes the blob before it creates the link, but copying a cache can
+    # change that order.
     unwritten = blob.stat().st_ctime_ns <= path.lstat().st_ctime_ns
     return blob.name if unwritten or _hub_hash(blob) == blob.name else None
 
 
 def _hub_hash(blob: Path) -> str:
-    """The hub's hash of a file: sha256, or for a small one that of git."""
+    """Compute the hub's hash of a file: sha256, or git's hash for a small file."""
     size, is_git = blob.stat().st_size, len(blob.name) == 40
     total = hashlib.sha1(b"blob %d\0" % size) if is_git else hashlib.sha256()
     with blob.open("rb") as file:
@@ -231,14 +237,20 @@ def _hub_hash(blob: Path) -> str:
     return total.hexdigest()
 
 
-# The files of a checkpoint; anything else in a hub repository is not fetched.
+# Finding a checkpoint: a local folder, or a hub id that is downloaded if needed.
+
+
+# Other files of a hub repository are not downloaded.
 _PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on this machine. `fingerprint` is equal only for equal files; `hub` is the
-    repository and commit of a snapshot in the hub's cache."""
+    """A checkpoint on this machine.
+
+    `fingerprint` is equal only for equal files; `hub`: the repository and commit of a snapshot in
+    the hub's cache.
+    """
 
     name: str
     folder: Path
@@ -253,13 +265,13 @@ class Checkpoint:
 
     @property
     def text(self) -> Json:
-        """The decoder's config: the whole one in layouts without a part for it."""
+        """The decoder's config; in layouts without a separate one, the whole config."""
         text: Json = self.config.get("text_config") or self.config
         return text
 
     @property
     def layers(self) -> int:
-        """Decoder layers, 0 where the config does not state their number."""
+        """The number of decoder layers, 0 if the config does not state it."""
         return int(self.text.get("num_hidden_layers") or 0)
 
 
@@ -272,12 +284,11 @@ def find_checkpoint(
     aliases: Iterable[str] = (),
     on_fetch: Callable[[str], None] = lambda line: None,
 ) -> Checkpoint:
-    """The checkpoint in a local folder or of a hub id, which is fetched if need be.
+    """Find the checkpoint in a local folder or of a hub id, and download it if needed.
 
-    `name` is the model as typed, `repository` the folder or hub id that it stands for, `aliases`
-    the names to suggest for a misspelt one; `on_fetch` gets a line before a model is fetched.
-    Raises ModelError for a malformed folder, an unknown id, or a hub that cannot be reached,
-    UsageError for a revision of a folder.
+    `name`: the model as typed; `repository`: its folder or hub id; `aliases`: names to suggest for
+    a misspelt one; `on_fetch` is called with a line before a download. Raises ModelError for a
+    malformed folder, an unknown id, or an unreachable hub, UsageError for a revision of a folder.
     """
     local = Path(repository).expanduser()
     if local.is_dir() and revision is not None:
@@ -313,7 +324,7 @@ def _checkpoint(
 
 
 def cached_folder(repository: str, revision: str | None = None) -> Path | None:
-    """The snapshot folder in the hub's own cache, None where it is missing or incomplete."""
+    """Return the snapshot folder in the hub's cache, None if it is missing or incomplete."""
     try:
         folder = _snapshot(repository, revision, offline=True)
         needed = [folder / "config.json", *weight_files(repository, folder)]
@@ -323,7 +334,7 @@ def cached_folder(repository: str, revision: str | None = None) -> Path | None:
 
 
 def check_unchanged(checkpoint: Checkpoint, memo: FileFacts) -> None:
-    """Raise ModelError where the files are no longer those that were fingerprinted."""
+    """Raise ModelError if the files have changed since they were fingerprinted."""
     try:
         files = model_files(checkpoint.name, checkpoint.folder)
         now = fingerprint(checkpoint.folder, files, memo, hub=checkpoint.hub)
@@ -332,7 +343,7 @@ def check_unchanged(checkpoint: Checkpoint, memo: FileFacts) -> None:
     if now != checkpoint.fingerprint:
         raise ModelError(
             f"model folder {checkpoint.name!r} changed while it was read",
-            "ask again once it is complete",
+            "try again when it is complete",
         )
 
 
@@ -350,7 +361,7 @@ def _snapshot(repository: str, revision: str | None, *, offline: bool) -> Path:
 
 
 def _from_hub(repository: str, revision: str | None, on_fetch: Callable[[str], None]) -> Path:
-    """The snapshot folder: from the hub's own cache when it is whole, else downloaded."""
+    """Return the snapshot folder in the hub's cache, downloaded if missing or incomplete."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     folder = cached_folder(repository, revision)
@@ -369,7 +380,7 @@ def _from_hub(repository: str, revision: str | None, on_fetch: Callable[[str], N
 
 
 def _to_fetch(repository: str, revision: str | None) -> str:
-    """The size of the download, as the hub states it, and the folder it goes to."""
+    """Describe a download: its size and its folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -379,12 +390,12 @@ def _to_fetch(repository: str, revision: str | None) -> str:
     count = sum(file.file_size or 0 for file in files if file.will_download)
     return (
         f"fetching {repository}, {count / 1e9:.1f} GB, once: it is kept in {HF_HUB_CACHE} "
-        "(HF_HOME names another place)"
+        "(set HF_HOME to change this)"
     )
 
 
 def _reason(error: Exception) -> str:
-    # The size is requested first: the hub's library calls that a dry run.
+    # The hub's library requests the size first, and calls that a dry run.
     if type(error).__name__ == "DryRunError":
         return "the hub does not answer, or has no such model"
     return f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"

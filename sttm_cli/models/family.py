@@ -1,4 +1,4 @@
-"""The specification of a model family: the facts known of an architecture without loading it."""
+"""`Family`, the specification of a model family, and `VideoLLM`, the protocol of a loaded model."""
 
 from __future__ import annotations
 
@@ -13,15 +13,12 @@ from sttm_cli.models.loading import Placement
 if TYPE_CHECKING:
     import torch
 
-# The protocol of a loaded video LLM: all that the pipeline needs of a family.
-
-
 Turn = tuple[str, str]
 """An earlier question and its answer."""
 
 
 class VideoLLM(Protocol):
-    """A loaded model: frames -> visual tokens, the prompt around them, and its decoder."""
+    """A loaded model: vision encoder, prompt and decoder."""
 
     decoder: Any
     """The text decoder (transformers): `.layers`, `.rotary_emb`, `.config`, called with
@@ -33,59 +30,60 @@ class VideoLLM(Protocol):
         ...
 
     def encode(self, chunk: FrameChunk, frames: int) -> VisualTokens:
-        """Frames [T, H, W, 3] uint8 -> visual tokens [T', h, w, C] as the decoder reads them.
+        """Encode frames [T, H, W, 3] uint8 -> visual tokens [T', h, w, C] for the decoder.
 
-        `frames` is their number in the whole video: some families share a pixel budget among
-        them. Every chunk but the last has a multiple of `Family.multiple`.
+        `frames`: the number of frames of the whole video, which share a pixel budget in some
+        families. The number of frames of every chunk but the last is a multiple of
+        `Family.multiple`.
         """
         ...
 
     def prompt(self, tokens: VisualTokens) -> Prompt:
-        """The prompt around all of a video's tokens, up to where the question begins."""
+        """Build the prompt around all of a video's tokens, up to the question."""
         ...
 
     def question(self, text: str, history: Sequence[Turn] = ()) -> torch.Tensor:
-        """Token ids [n] of everything after the prompt's, up to the answer's start.
+        """Return the token ids [n] from the end of the prompt to the start of the answer.
 
-        Raises UsageError where the question contains one of the model's control tokens.
+        Raises UsageError if a question contains one of the model's control tokens.
         """
         ...
 
     def answer(self, text: str) -> torch.Tensor:
-        """Token ids [n] of an answer's text, as the model itself would say it.
+        """Return the token ids [n] of an answer's text.
 
-        Raises UsageError where it contains one of the model's control tokens.
+        Raises UsageError if it contains one of the model's control tokens.
         """
         ...
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token ids [n] -> embeddings [n, C]."""
+        """Embed token ids [n] -> [n, C]."""
         ...
 
     def embed_prompt(self, prompt: Prompt, tokens: VisualTokens) -> torch.Tensor:
-        """The prompt's embeddings [L, C], visual tokens in their places."""
+        """Embed the prompt -> [L, C], with the visual tokens in their places."""
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Decoder output [..., C] -> logits [..., V] float32."""
+        """Compute logits [..., V] float32 from the decoder's output [..., C]."""
         ...
 
     def weighed(
         self, logits: torch.Tensor, prompt: Sequence[int], made: Sequence[int]
     ) -> torch.Tensor:
-        """Logits [V] as the checkpoint's generation settings weigh them, greedy or sampled.
+        """Apply the checkpoint's generation settings (repetition penalty) to logits [V].
 
-        `prompt`: the ids before the answer, in any order; `made`: those of the answer so far.
+        `prompt`: the ids before the answer, in any order; `made`: the ids of the answer so far.
         """
         ...
 
     def text(self, ids: Sequence[int]) -> str:
-        """Generated token ids -> text, control tokens left out."""
+        """Decode generated token ids, without control tokens."""
         ...
 
     def pieces(self) -> Callable[[int], str]:
-        """A reader of one answer's tokens in their order: each call gives the text that is complete
-        with this token, "" where a later one completes it."""
+        """Return an incremental decoder for one answer: it takes the next token and returns the
+        text that this token completes, possibly ""."""
         ...
 
     @property
@@ -95,15 +93,14 @@ class VideoLLM(Protocol):
 
     @property
     def top_p(self) -> float:
-        """The share of probability that the checkpoint's generation settings draw from."""
+        """The `top_p` of the checkpoint's generation settings, 1.0 by default."""
         ...
 
 
 class Grid(Protocol):
-    """Counts a video's grid steps and the visual tokens of each step.
+    """Counts a video's grid steps and the visual tokens of each step, from the config alone.
 
-    Reads the checkpoint's config only. Raises KeyError, TypeError or ZeroDivisionError where the
-    config lacks a field that is needed.
+    Raises KeyError, TypeError or ZeroDivisionError if the config lacks a needed field.
     """
 
     def __call__(
@@ -112,20 +109,20 @@ class Grid(Protocol):
 
 
 Load = Callable[[Checkpoint, Placement, frozenset[str]], VideoLLM]
-"""Loads a checkpoint's weights; the set names the family's options that are on."""
+"""Loads a checkpoint's weights; the set contains the family's enabled options."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One architecture: its name and checkpoints, its defaults, and how it is loaded.
+    """One architecture: its name, checkpoints, defaults and loader.
 
-    `checkpoints`: hub ids of the released sizes; name and size make an alias. `frames`: the most
-    frames read by default; `merge_layer`: the decoder layer before which tokens are merged, and
-    `merge_layer_at_depth` another one for decoders of so many layers; `positions`: rotary ids
-    after merging; `rotary_axes`: 3 for M-RoPE, whose survivors always keep their ids;
-    `multiple`: frames per temporal patch; `step_text`: about how many text tokens a grid step
-    has beside its visual ones; `template`: version of the prompt around the video and of the
-    frames' sizes; `options`: switches of this family, name -> help text.
+    `checkpoints`: hub ids by size; an alias is the family's name and the size. `frames`: default
+    maximum of frames; `merge_layer`: the decoder layer before which tokens are merged;
+    `merge_layer_at_depth`: (number of layers, merge layer) for another depth; `positions`: rotary
+    ids after merging; `rotary_axes`: 3 for M-RoPE, which always keeps the survivors' ids;
+    `multiple`: frames per temporal patch; `step_text`: approximate number of text tokens per grid
+    step; `template`: version of the prompt around the video and of the frame sizes; `options`:
+    switches of this family, name -> help text.
     """
 
     name: str
@@ -145,7 +142,7 @@ class Family:
 
     @property
     def aliases(self) -> dict[str, str]:
-        """Short names, such as qwen2.5-vl-7b, and their hub ids."""
+        """Hub ids by short name, such as qwen2.5-vl-7b."""
         return {f"{self.name}-{size}": hub_id for size, hub_id in self.checkpoints.items()}
 
     def to_json(self) -> Json:

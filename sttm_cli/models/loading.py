@@ -1,4 +1,4 @@
-"""Loading a checkpoint folder with transformers; its failures become errors of this package."""
+"""Loading of a checkpoint with transformers: placement, memory checks, error translation."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from sttm_cli.base.errors import ModelError, OutOfMemoryError, SttmError
 from sttm_cli.base.types import Json
 from sttm_cli.models.checkpoint import Checkpoint, weight_files
 
-# Where a model runs, and whether its weights fit there, before any of them is loaded.
+# Placement of a model, and memory checks before its weights are loaded.
 
 
 WAY_OUT = "choose a smaller model, --dtype bfloat16, or a --device with more memory"
 SHARE = 0.8
-"""Of an accelerator's free memory for weights; the rest is for a video's KV and activations."""
+"""Share of an accelerator's free memory for weights; the rest is for KV and activations."""
 HEADER = 100_000_000
-"""Most bytes of a safetensors header, as in the library itself."""
+"""Maximum bytes of a safetensors header, as in the safetensors library."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how a model runs: "cuda:0", "bfloat16", "sdpa" (transformers' names).
+    """Device, dtype and attention of a model: "cuda:0", "bfloat16", "sdpa" (transformers' names).
 
-    `spread`: it may be divided among all accelerators of this kind where one is too small.
-    Without `vision` the tower's layers are not loaded: a stored KV needs none.
+    `spread`: divide the model among all accelerators of this kind if one is too small. Without
+    `vision` the tower's layers are not loaded; a stored KV does not need them.
     """
 
     device: str
@@ -44,25 +44,24 @@ class Placement:
 
 
 def place(checkpoint: Checkpoint, placement: Placement) -> Json:
-    """Arguments of `from_pretrained` that put the weights on one device, or several if need be.
+    """Return arguments of `from_pretrained` that place the weights on one or more devices.
 
-    Raises OutOfMemoryError where the weights alone exceed the free memory there.
+    Raises OutOfMemoryError if the weights alone exceed the free memory.
     """
     needed = weight_bytes(checkpoint, placement.dtype)
     free = free_bytes(placement.device)
-    every = accelerators() if placement.spread else []
-    if free is not None and needed > SHARE * free and len(every) > 1:
-        return _spread(checkpoint, placement, needed, every)
+    gpus = accelerators() if placement.spread else []
+    if free is not None and needed > SHARE * free and len(gpus) > 1:
+        return _spread(checkpoint, placement, needed, gpus)
     if free is not None and needed > free:
         raise _too_large(checkpoint, placement, needed, free, placement.device)
     return {"device_map": {"": placement.device}}
 
 
 def check_room(checkpoint: Checkpoint, placement: Placement, kv: int) -> None:
-    """Raise OutOfMemoryError where weights and a KV of `kv` bytes exceed the free memory.
+    """Raise OutOfMemoryError if the weights and a KV of `kv` bytes exceed the free memory.
 
-    Called before the weights are loaded. Activations come on top: a video that passes may still
-    run out of memory later.
+    Activations are not counted, so memory may still run out later.
     """
     free = sum(accelerators()) if placement.spread else free_bytes(placement.device)
     needed = weight_bytes(checkpoint, placement.dtype)
@@ -75,7 +74,7 @@ def check_room(checkpoint: Checkpoint, placement: Placement, kv: int) -> None:
 
 
 def _spread(checkpoint: Checkpoint, placement: Placement, needed: int, free: list[int]) -> Json:
-    """Layers divided evenly among all accelerators, room left for KV and activations."""
+    """Return arguments that divide the layers evenly, with memory left for KV and activations."""
     room = {index: int(SHARE * bytes_) for index, bytes_ in enumerate(free)}
     if needed > sum(room.values()):
         where = f"{len(free)} accelerators, a fifth of which the video needs"
@@ -94,14 +93,14 @@ def _too_large(
 
 
 def accelerators() -> list[int]:
-    """Free bytes of each GPU."""
+    """Return the free bytes of each GPU."""
     import torch
 
     return [torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())]
 
 
 def weight_bytes(checkpoint: Checkpoint, dtype: str) -> int:
-    """Bytes of all weights once they are in `dtype`, from the files' headers alone."""
+    """Compute the bytes of all weights in `dtype` from the files' headers."""
     import torch
 
     each: int = getattr(torch, dtype).itemsize
@@ -111,7 +110,7 @@ def weight_bytes(checkpoint: Checkpoint, dtype: str) -> int:
 
 
 def free_bytes(device: str) -> int | None:
-    """Free bytes of a device, None where they are unknown."""
+    """Return the free bytes of a device, None if unknown."""
     if device.startswith("cuda"):
         import torch
 
@@ -123,7 +122,7 @@ def free_bytes(device: str) -> int | None:
 
 
 def _numbers(name: str, path: Path) -> int:
-    """Count of numbers in a safetensors file."""
+    """Count the numbers in a safetensors file."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -132,7 +131,7 @@ def _numbers(name: str, path: Path) -> int:
         count = sum(map(prod, shapes))
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise _not_weights(name, path) from error
-    # The library takes any shape that fits the bytes; a number is of half a byte at least.
+    # safetensors accepts any shape that fits the bytes; a number takes at least half a byte.
     if not isinstance(count, int) or not 0 <= count <= 2 * path.stat().st_size:
         raise _not_weights(name, path)
     return count
@@ -147,10 +146,10 @@ def _not_weights(name: str, path: Path) -> ModelError:
 def load_pretrained(
     model_class: Any, checkpoint: Checkpoint, placement: Placement
 ) -> tuple[Any, Any]:
-    """`from_pretrained` of a model and its processor, in evaluation mode where `placement` says.
+    """Load a model, in evaluation mode, and its processor; remote code is never run.
 
-    Raises ModelError where files are missing or do not fit the architecture, OutOfMemoryError
-    where the weights do not fit into memory. Remote code is never run.
+    Raises ModelError if files are missing or do not fit the architecture, OutOfMemoryError if the
+    weights do not fit into memory.
     """
     from transformers import AutoProcessor
 
@@ -159,10 +158,10 @@ def load_pretrained(
 
 
 def load_files(file_class: Any, checkpoint: Checkpoint) -> Any:
-    """`from_pretrained` of a processor or a tokenizer. Raises ModelError."""
+    """Load a processor or a tokenizer. Raises ModelError."""
     _quiet()
     with reworded(checkpoint, "this machine"), warnings.catch_warnings():
-        # Deprecated names of settings are the checkpoint's, not the user's.
+        # Deprecated names of settings come from the checkpoint, not from the user.
         warnings.simplefilter("ignore", FutureWarning)
         return file_class.from_pretrained(
             checkpoint.folder, local_files_only=True, trust_remote_code=False
@@ -172,7 +171,7 @@ def load_files(file_class: Any, checkpoint: Checkpoint) -> Any:
 def load_weights(
     model_class: Any, checkpoint: Checkpoint, placement: Placement, **options: Any
 ) -> Any:
-    """`from_pretrained` of a model alone, with `options` for it; raises as `load_pretrained`."""
+    """Load a model alone, with `options` for `from_pretrained`; raises as `load_pretrained`."""
     import torch
 
     _quiet()
@@ -198,7 +197,7 @@ def load_weights(
 
 
 def _config(checkpoint: Checkpoint, placement: Placement, config: Any) -> Any:
-    """The given configuration, else the checkpoint's, without what `placement` leaves out."""
+    """Return `config`, by default the checkpoint's, without tower layers unless they are needed."""
     if config is None:
         from transformers import AutoConfig
 
@@ -207,15 +206,15 @@ def _config(checkpoint: Checkpoint, placement: Placement, config: Any) -> Any:
                 checkpoint.folder, local_files_only=True, trust_remote_code=False
             )
     if not placement.vision:
-        # A tower without layers: their weights are not read from the files.
+        # The weights of a tower without layers are not read from the files.
         tower = config.vision_config
         setattr(tower, "depth" if hasattr(tower, "depth") else "num_hidden_layers", 0)
     return config
 
 
 def _check_size(checkpoint: Checkpoint, config: Any) -> None:
-    # transformers makes every weight that is not in the files before it complains of them; a part
-    # that the config leaves out has the size of a large model by default.
+    # transformers allocates missing weights before it reports them, and a part that the config
+    # omits has the size of a large model by default. A number takes at least 4 bits.
     least = sum(_least_numbers(part) for part in (config.get_text_config(), config.vision_config))
     files = weight_files(checkpoint.name, checkpoint.folder)
     if least // 2 > sum(path.stat().st_size for path in files):
@@ -227,8 +226,7 @@ def _check_size(checkpoint: Checkpoint, config: Any) -> None:
 
 
 def _least_numbers(part: Any) -> int:
-    """The fewest numbers that a decoder's or a tower's weights have; a number takes 4 bits at
-    least."""
+    """Compute a lower bound of the number of weights of a decoder or a tower."""
     fields = ("num_hidden_layers", "depth", "embed_dim", "hidden_size", "intermediate_size",
               "vocab_size", "num_position_embeddings", "num_experts", "moe_intermediate_size",
               "num_attention_heads", "head_dim")  # fmt: skip
@@ -245,7 +243,7 @@ def _least_numbers(part: Any) -> int:
 
 @contextmanager
 def reworded(checkpoint: Checkpoint, device: str) -> Iterator[None]:
-    """Raise ModelError or OutOfMemoryError for any failure to load `checkpoint`."""
+    """Raise ModelError or OutOfMemoryError for any failure while loading `checkpoint`."""
     try:
         yield
     except SttmError:
@@ -255,7 +253,7 @@ def reworded(checkpoint: Checkpoint, device: str) -> Iterator[None]:
             raise OutOfMemoryError(
                 f"the memory of {device} does not suffice for model {checkpoint.name!r}", WAY_OUT
             ) from error
-        # A config can make a library fail anywhere: whatever it raises is about this checkpoint.
+        # A config can make a library fail anywhere, so every error concerns this checkpoint.
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
             f"model {checkpoint.name!r} cannot be loaded: {reason[0][:200]}",
@@ -264,7 +262,7 @@ def reworded(checkpoint: Checkpoint, device: str) -> Iterator[None]:
 
 
 def _check_complete(checkpoint: Checkpoint, loading: dict[str, Any]) -> None:
-    # transformers fills missing weights with random numbers and only warns: a wrong answer.
+    # transformers fills missing weights with random numbers and only warns.
     missing = sorted(loading.get("missing_keys", ())) + sorted(
         str(m[0]) for m in loading.get("mismatched_keys", ())
     )
@@ -276,7 +274,7 @@ def _check_complete(checkpoint: Checkpoint, loading: dict[str, Any]) -> None:
 
 
 def _check_placed(checkpoint: Checkpoint, model: Any) -> None:
-    # Where accelerators do not suffice, layers would be read from the disk for every token.
+    # If accelerators do not suffice, layers would be read from the disk for every token.
     left = {"cpu", "disk"} & {str(d) for d in getattr(model, "hf_device_map", {}).values()}
     if left and len(model.hf_device_map) > 1:
         raise OutOfMemoryError(

@@ -1,4 +1,4 @@
-"""Shared by the Qwen-VL families: dynamic resolution, patches of two frames, M-RoPE.
+"""`QwenVL`, the base of the Qwen-VL families: dynamic resolution, patches of two frames, M-RoPE.
 
 Frames keep their aspect ratio; `spatial_merge_size`^2 patches of `temporal_patch_size` frames
 become one token. Every token has rotary ids (t, h, w), which survivors of a merge keep (STTM
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import torch
 
 STEP_TOKENS = 768
-"""Most tokens of a grid step (VIDEO_MAX_TOKEN_NUM of qwen-vl-utils, the authors' preprocessing)."""
+"""Maximum tokens of a grid step: VIDEO_MAX_TOKEN_NUM of qwen-vl-utils, the authors' code."""
 
 
 class QwenVL(ChatFormat):
-    """A loaded Qwen-VL; a family adds the size of frames, text and times between them."""
+    """A loaded Qwen-VL; a family adds the frame size, and the text and times between frames."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
@@ -32,14 +32,14 @@ class QwenVL(ChatFormat):
         self.decoder = model.model.language_model
 
     def visual_tokens(self, video: torch.Tensor, frames: int) -> VisualTokens:
-        made = self._frames(
+        inputs = self._frames(
             self._resized(video, frames),
             do_resize=False,
             do_sample_frames=False,
             return_tensors="pt",
         )
-        pixels = made["pixel_values_videos"].to(self._model.device, self._model.dtype)
-        grid = made["video_grid_thw"].to(self._model.device)
+        pixels = inputs["pixel_values_videos"].to(self._model.device, self._model.dtype)
+        grid = inputs["video_grid_thw"].to(self._model.device)
         out = self._model.model.get_video_features(pixels, grid, return_dict=True)
         time, height, width = grid[0].tolist()
         shape = (time, height // self._merge, width // self._merge, -1)
@@ -58,15 +58,15 @@ class QwenVL(ChatFormat):
         )
 
     def video_text(self, tokens: VisualTokens) -> str:
-        """The video in the prompt, one video token standing for each unbroken run of them."""
+        """Return the prompt's text for the video, with one video token per run of them."""
         return str(self._video_token)
 
     def frame_size(self, height: int, width: int, frames: int) -> tuple[int, int]:
-        """Height and width to which frames are resized, `frames` of them in the whole video."""
+        """Return the height and width to which the frames of a video of `frames` are resized."""
         raise NotImplementedError
 
     def rotary_times(self, tokens: VisualTokens) -> dict[str, Any]:
-        """Arguments of the model's `get_rope_index` beside ids and grid."""
+        """Return further arguments of the model's `get_rope_index`."""
         return {}
 
     def _resized(self, video: torch.Tensor, frames: int) -> torch.Tensor:
@@ -75,22 +75,22 @@ class QwenVL(ChatFormat):
 
         height, width = video.shape[-2:]
         try:
-            # One frame alone is doubled to fill its temporal patch.
+            # A single frame is repeated to fill its temporal patch.
             size = self.frame_size(height, width, max(frames, self._temporal))
         except ValueError as error:
             raise VideoError(
                 f"frames of {width}x{height} pixels are too narrow for this model: {error}",
                 "choose another model",
             ) from error
-        # The processor alone would size a chunk as if it were the whole video.
-        how = pil_torch_interpolation_mapping[self._frames.resample]
+        # Resized here, because the processor would treat a chunk as the whole video.
+        mode = pil_torch_interpolation_mapping[self._frames.resample]
         resized: torch.Tensor = functional.resize(
-            video, list(size), interpolation=how, antialias=True
+            video, list(size), interpolation=mode, antialias=True
         )
         return resized
 
     def _rotary_ids(self, ids: torch.Tensor, tokens: VisualTokens) -> tuple[torch.Tensor, int]:
-        """The model's own (t, h, w) ids [3, L], and the id of the text token that comes next."""
+        """Return the model's (t, h, w) ids [3, L], and the id of the next text token."""
         import torch
 
         time, height, width = tokens.grid
@@ -107,9 +107,9 @@ class QwenVL(ChatFormat):
 def dynamic_grid(
     checkpoint: Checkpoint, frames: int, *, width: int, height: int, shared: bool = False
 ) -> tuple[int, int]:
-    """Grid steps and the visual tokens of each; see `Grid`.
+    """Count grid steps and the visual tokens of each; see `Grid`.
 
-    `shared`: the pixel bound of the checkpoint's processor is that of all frames together.
+    `shared`: the pixel limit of the checkpoint's processor applies to all frames together.
     """
     vision = checkpoint.config["vision_config"]
     temporal = int(vision.get("temporal_patch_size", 2))
@@ -122,7 +122,7 @@ def dynamic_grid(
 
 
 def _most_pixels(checkpoint: Checkpoint) -> int | None:
-    """The bound that the checkpoint's video processor states."""
+    """Return the pixel limit of the checkpoint's video processor, if stated."""
     names = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
     for name in names:
         try:

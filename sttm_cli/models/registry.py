@@ -1,7 +1,7 @@
-"""Model families by `model_type`, and the short names of their checkpoints.
+"""Model families by `model_type`, their aliases, token counts and known checkpoints.
 
-A family is a file in `families/`, or an entry point of an installed package. No lookup here
-imports torch or transformers; only `load` does.
+A family is a file in `families/`, or an entry point of an installed package. Only `load` imports
+torch or transformers.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ TINY = Path(__file__).parent.parent / "tiny" / "checkpoint"
 
 @cache
 def families() -> tuple[Family, ...]:
-    """All families, sorted by name; one that cannot be imported is left out with a warning."""
+    """List all families, sorted by name; log a warning for those that cannot be imported."""
     listed = map(_listed, _own_types() | entry_points(group=GROUP).names)
     return tuple(sorted((family for family in listed if family), key=lambda f: f.name))
 
 
 @cache
 def find_family(model_type: str) -> Family | None:
-    """The family of a `model_type`, None for an unknown one; only its own file is imported.
+    """Return the family of a `model_type`, None if unknown; imports only that family's file.
 
-    Raises ModelError where an installed package announces the family but does not provide it.
+    Raises ModelError if an installed package declares the family but does not provide it.
     """
-    # A checkpoint's config.json names the type: only files of this folder can be meant by it.
+    # The type comes from a checkpoint's config.json, so it must name a file of this folder.
     if model_type in _own_types():
         module = import_module(f"{package.__name__}.{model_type}")
         family: Family = module.FAMILY
@@ -53,7 +53,7 @@ def find_family(model_type: str) -> Family | None:
 
 @cache
 def aliases() -> dict[str, str]:
-    """Short names, such as qwen2.5-vl-7b, and the hub id or folder that each stands for."""
+    """Map short names, such as qwen2.5-vl-7b, to hub ids or folders."""
     named = {TINY_NAME: str(TINY)}
     for family in families():
         named |= family.aliases
@@ -61,7 +61,7 @@ def aliases() -> dict[str, str]:
 
 
 def repository_of(name: str) -> str:
-    """The hub id or folder that `name` stands for: itself, unless it is a short name."""
+    """Return the hub id or folder of a short name, any other name unchanged."""
     if name == TINY_NAME:
         return str(TINY)
     # Ids and paths have a slash; short names have none.
@@ -69,11 +69,10 @@ def repository_of(name: str) -> str:
 
 
 def family_of(checkpoint: Checkpoint) -> Family:
-    """The family of a checkpoint, with the defaults that its own config.json may carry.
+    """Return the family of a checkpoint, with the checkpoint's own defaults.
 
-    A checkpoint can state other defaults under "sttm" in its config.json ("frames",
-    "merge_layer", "positions"): the embedded model does. Raises ModelError for an architecture
-    that is not supported, naming those that are.
+    A checkpoint can override "frames", "merge_layer" and "positions" under "sttm" in its
+    config.json, as the embedded model does. Raises ModelError for an unsupported architecture.
     """
     family = find_family(checkpoint.model_type)
     if family is None:
@@ -93,9 +92,9 @@ def family_of(checkpoint: Checkpoint) -> Family:
 def load(
     checkpoint: Checkpoint, placement: Placement, options: frozenset[str] = frozenset()
 ) -> VideoLLM:
-    """Load the checkpoint's weights where and how `placement` says.
+    """Load the checkpoint's weights according to `placement`.
 
-    `options`: those of `Family.options` that are on.
+    `options`: the enabled options of `Family.options`.
     """
     family = family_of(checkpoint)
     template.start()
@@ -140,12 +139,13 @@ def _blind(*_: object) -> NoReturn:
     raise RuntimeError("this model was loaded without its vision tower")
 
 
-# Token counts of a video and bytes per token, from a checkpoint's config alone.
+# Token counts, KV bytes and context length, from a checkpoint's config alone.
 
 
 @dataclass(frozen=True)
 class TokenCount:
-    """About how many tokens a video gives: visual ones, and text between them, never merged."""
+    """Approximate token count of a video: visual tokens, and the text between them, which is
+    never merged."""
 
     visual: int
     text: int
@@ -154,10 +154,9 @@ class TokenCount:
 def token_count(
     checkpoint: Checkpoint, frames: int, *, width: int, height: int
 ) -> TokenCount | None:
-    """About how many tokens `frames` frames give; None where the config does not state it.
+    """Estimate the token count of `frames` frames; None if the config lacks the needed fields.
 
-    Visual tokens are exact for families that square their frames. For those that keep the aspect
-    ratio the count is the limit of their authors' preprocessing.
+    Visual tokens are exact for families that resize frames to a square, else an upper limit.
     """
     family = find_family(checkpoint.model_type)
     if family is None:
@@ -170,8 +169,7 @@ def token_count(
 
 
 def layer_bytes(checkpoint: Checkpoint, itemsize: int) -> int | None:
-    """Bytes of a token's key and value in one decoder layer; None where the config does not
-    state them."""
+    """Return the bytes of a token's key and value in one layer; None if the config lacks them."""
     text = checkpoint.text
     try:
         heads = text["num_attention_heads"]
@@ -182,18 +180,18 @@ def layer_bytes(checkpoint: Checkpoint, itemsize: int) -> int | None:
 
 
 def context_length(checkpoint: Checkpoint) -> int | None:
-    """The most tokens the model was trained for; None where the config does not state it."""
+    """Return the model's maximum number of tokens; None if the config does not state it."""
     length = checkpoint.text.get("max_position_embeddings")
     return length if isinstance(length, int) else None
 
 
-# Models that a user can name: the aliases, and other supported checkpoints on this machine.
+# Known models: the aliases, and other supported checkpoints on this machine.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """A model by the name to give (`alias`, else the hub id); `bytes` of its weights on this
-    machine, None where it is missing or incomplete."""
+    """A model that can be named; `bytes`: its weights on this machine, None if missing or
+    incomplete."""
 
     alias: str | None
     repository: str
@@ -215,7 +213,7 @@ class Known:
 
 
 def known_models() -> list[Known]:
-    """The aliases, then other downloaded checkpoints whose architecture is supported."""
+    """List the aliases, then other downloaded checkpoints of supported architectures."""
     released = [
         Known(alias=alias, repository=hub_id, family=family.name, bytes=_bytes(hub_id))
         for family in families()
@@ -240,7 +238,7 @@ def _other(repository: str) -> Known | None:
 
 
 def _downloaded() -> list[str]:
-    """Hub ids of the models in the hub's cache, complete or not."""
+    """List the hub ids of the models in the hub's cache, complete or not."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     names = (folder.name for folder in Path(HF_HUB_CACHE).glob("models--*--*"))
@@ -248,7 +246,7 @@ def _downloaded() -> list[str]:
 
 
 def _family(folder: Path) -> str:
-    """The family of a checkpoint folder, "" where its architecture is not supported."""
+    """Return the family name of a checkpoint folder, "" for an unsupported architecture."""
     try:
         family = find_family(str(read(str(folder), folder / "config.json").get("model_type")))
     except ModelError:

@@ -1,8 +1,8 @@
-"""The fields of a checkpoint's JSON files that this package reads, as pydantic models.
+"""pydantic models of the fields of a checkpoint's JSON files that this package reads.
 
-A value of another type, or a count that no model has, is refused before anything is built of it;
-all other fields are left to transformers. Imported where a checkpoint is read: pydantic takes
-tens of milliseconds.
+They reject values of the wrong type and implausible sizes before anything is built from them;
+other fields are left to transformers. Imported only when a checkpoint is read, since pydantic
+takes tens of milliseconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _beside(name: str) -> str:
     return name
 
 
-# Far beyond any model, and small enough to be built before the weights turn out not to fit.
+# Far above any model, but small enough to build before the weights are compared with it.
 Layers = Annotated[int, Field(ge=1, le=1000)]
 Size = Annotated[int, Field(ge=1, le=1 << 20)]
 Length = Annotated[int, Field(ge=1, le=1 << 40)]
@@ -31,7 +31,7 @@ Beside = Annotated[str, AfterValidator(_beside)]
 
 
 class Part(BaseModel):
-    """An object in a checkpoint's file: nothing is converted, other fields are left alone."""
+    """An object in a checkpoint's file: values are not converted, other fields are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -78,7 +78,7 @@ class Own(Part):
 
 
 class Config(Text):
-    """config.json; the original LLaVA layout has the decoder's fields at its top."""
+    """config.json; in the original LLaVA layout the decoder's fields are at the top level."""
 
     model_type: str = ""
     text_config: Text | None = None
@@ -94,7 +94,7 @@ class Config(Text):
 
 
 class Index(Part):
-    """model.safetensors.index.json; the names of files in it are checked where they are used."""
+    """model.safetensors.index.json; its file names are checked by `weight_files`."""
 
     weight_map: dict[str, str]
     metadata: dict[str, Any] | None = None
@@ -146,7 +146,7 @@ _FILES: dict[str, type[Part]] = {
 
 
 def problem(file: str, value: Json) -> str | None:
-    """A line that names the first field of the file's `value` that does not fit its schema."""
+    """Describe the first field of `value` that violates the schema of `file`, if any."""
     try:
         _FILES[file].model_validate(value)
     except ValidationError as error:

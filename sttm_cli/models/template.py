@@ -1,4 +1,4 @@
-"""A model's chat template, rendered in a process of its own, bounded in time and memory."""
+"""Rendering of chat templates in a child process with limited time and memory."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from sttm_cli.base.errors import ModelError
 from sttm_cli.base.system import command, environment
 
 PATIENCE_S = 30.0
-"""Seconds on the clock for one prompt; the process bounds its processor time more tightly."""
+"""Wall-clock seconds for one prompt; the child has a lower limit of processor time."""
 
 
 def start() -> None:
-    """Start the process ahead of its first prompt, as while weights are loaded."""
+    """Start the child process ahead of its first prompt, for example while weights are loaded."""
     with _lock:
         _running()
 
 
 def render(template: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
-    """The prompt of `messages`, up to where the model's answer starts, as transformers renders it.
+    """Render `messages` up to the start of the model's answer, as transformers does.
 
-    `variables`: the tokenizer's special tokens. Safe to use from several threads. Raises
-    ModelError where the template is damaged, raises, or takes too much time or memory.
+    `variables`: the tokenizer's special tokens. Thread-safe. Raises ModelError if the template is
+    damaged, raises, or takes too much time or memory.
     """
     job = {"template": template, "messages": messages, "variables": variables}
     with _lock:
@@ -41,7 +41,7 @@ def render(template: str, messages: list[dict[str, Any]], variables: dict[str, A
 
 
 class _Process:
-    """A rendering process and its pipes; it ends with this one."""
+    """A rendering child process and its pipes."""
 
     def __init__(self) -> None:
         self.owner = os.getpid()
@@ -64,7 +64,7 @@ class _Process:
         try:
             line = self._exchanged(job)
         except BaseException:
-            # Its answer would be taken for that of the next prompt.
+            # A late answer would be read as that of the next prompt.
             self.end()
             raise
         finally:
@@ -95,7 +95,7 @@ _process: _Process | None = None
 
 def _running() -> _Process:
     global _process
-    # A fork must not read from the pipes of the process that it came from.
+    # A forked process must not read from its parent's pipes.
     if _process is None or _process.owner != os.getpid() or not _process.is_alive:
         _process = _Process()
     return _process

@@ -1,8 +1,8 @@
-"""Run as a process of its own: renders chat templates, which are programs that came with a model.
+"""Child process that renders chat templates, which are programs from a model's authors.
 
-A template can loop for ever or ask for all memory there is: here that takes nothing with it.
-Input: jobs, a JSON line each: {"template", "messages", "variables"}. Output: for each job
-{"text"} or {"error"}. A job that takes more processor time than `CPU_S` ends the process.
+A template that loops forever or exhausts the memory ends this process only. Input: jobs, a JSON
+line each: {"template", "messages", "variables"}. Output: for each job {"text"} or {"error"}. A job
+that takes more processor time than `CPU_S` ends the process.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 CPU_S = 5
 MEMORY_BYTES = 512 << 20
 LONGEST = 1 << 20
-"""Characters of a prompt, beside four times those of the template and its messages."""
+"""Maximum characters of a prompt, in addition to four times those of the job."""
 
 
 def main() -> None:
-    # Ctrl-C reaches the whole group of processes; the parent ends its children.
+    # Ctrl-C reaches the whole process group; the parent ends its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     allow_seconds = _bounds()
     for line in sys.stdin.buffer:
@@ -48,11 +48,11 @@ def main() -> None:
 
 
 def _bounds() -> Callable[[], None]:
-    """Bound the memory; returns a function that bounds the processor time of the next job."""
+    """Limit the memory; return a function that limits the processor time of the next job."""
     try:
         import resource
     except ImportError:
-        # Windows has no such limits; there the parent's patience is the only one.
+        # Windows has no such limits; only the parent's timeout applies.
         return lambda: None
 
     def bound(kind: int, value: int) -> None:
@@ -79,7 +79,7 @@ def _rendered(template: str, messages: Any, variables: dict[str, Any]) -> str:
 
 @cache
 def _compiled(template: str) -> jinja2.Template:
-    """The template in the environment of transformers' `apply_chat_template`."""
+    """Compile the template in the environment of transformers' `apply_chat_template`."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
@@ -92,7 +92,7 @@ def _compiled(template: str) -> jinja2.Template:
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks the assistant's text for training; here it is passed through."""
+    """`{% generation %}`, which marks the assistant's text for training and has no effect here."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -106,7 +106,7 @@ class _Generation(Extension):
 
 
 class _Dict:
-    """`dict` without the methods by which a template could leave the sandbox."""
+    """`dict` without the methods that could break out of the sandbox."""
 
     def __call__(self, *args: Any, **values: Any) -> dict[Any, Any]:
         return dict(*args, **values)
@@ -119,7 +119,7 @@ class _Namespace(jinja2.utils.Namespace):
     """`namespace` without names that start with an underscore."""
 
     def __init__(*given: Any, **values: Any) -> None:
-        # A template may name a value `self`.
+        # A template may use `self` as a name.
         self, *rest = given
         values = dict(*rest, **values)
         for name in values:
@@ -143,7 +143,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja's own filter escapes characters of HTML.
+    # Jinja's filter also escapes HTML characters.
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

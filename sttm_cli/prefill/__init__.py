@@ -1,4 +1,4 @@
-"""The prompt prefix through the decoder, merged on the way; owner of the ragged KV cache."""
+"""Prefill of the prompt prefix with merging, and the KV cache of unequal layer lengths."""
 
 from sttm_cli.prefill.prefix import ROOM, Merging, prefill
 from sttm_cli.prefill.ragged import KVContinuation

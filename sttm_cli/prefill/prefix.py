@@ -1,4 +1,4 @@
-"""Prefill: the prefix through the decoder once, video tokens merged before layer k.
+"""Prefill: one run of the prefix through the decoder, with video tokens merged before layer k.
 
 Source: STTM (arXiv 2507.07990), section 3: merging at the input of an early decoder layer.
 """
@@ -18,16 +18,16 @@ from sttm_cli.base.types import Merged, PrefixKV, Prompt, TokenCounts
 from sttm_cli.prefill.ragged import BufferLayer, buffers_of, run
 
 ROOM = 512
-"""Rows kept free behind the prefix in each layer, for the question and its answer."""
+"""Free rows behind the prefix in each layer, for the question and the answer."""
 
 
 @dataclass(frozen=True)
 class Merging:
     """How prefill merges: before decoder layer `layer`, by `merge` ([T, H, W, C] -> Merged).
 
-    `positions`: "reassigned" numbers the tokens consecutively after merging, "survivors" lets
-    each keep its root's rotary ids (paper, table 8 and section 4.1). Models with M-RoPE always
-    keep the survivors' ids.
+    `positions`: "reassigned" renumbers the tokens consecutively after merging, "survivors" keeps
+    the rotary ids of each token's root (paper, table 8 and section 4.1). Models with M-RoPE
+    always use "survivors".
     """
 
     layer: int
@@ -45,11 +45,11 @@ def prefill(
     deep: Sequence[torch.Tensor] = (),
     merging_stage: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> PrefixKV:
-    """Run the prefix `embeds` [L, C] through the decoder and return its KV; no logits are made.
+    """Run the prefix `embeds` [L, C] through the decoder and return its KV, without logits.
 
-    `deep[i]` [T, H, W, C] is added to the visual tokens after decoder layer i (deepstack),
-    merged like them from the merge layer on. `merging_stage` surrounds the merging alone, to be
-    timed.
+    `deep[i]` [T, H, W, C] is added to the visual tokens after decoder layer i (deepstack), merged
+    in the same way from the merge layer on. `merging_stage` is a context around merging alone,
+    for timing.
     """
     state = _Merge(prompt, merging, merging_stage)
     layers = [BufferLayer(room=ROOM) for _ in decoder.layers[:-1]] + [_LastLayer(room=ROOM)]
@@ -76,11 +76,11 @@ def prefill(
 
 
 class _Filled(Exception):
-    """The last layer has its keys and values; the prefix needs nothing more."""
+    """Ends the decoder run once the last layer has its keys and values."""
 
 
 class _LastLayer(BufferLayer):
-    """Ends the run as soon as it is filled: the rest of the last layer would be thrown away."""
+    """Ends the run as soon as it is filled, since the rest of the last layer is not needed."""
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         super().update(*args, **kwargs)
@@ -104,7 +104,7 @@ def _deepstack(decoder: Any, state: _Merge, deep: Sequence[torch.Tensor]) -> Ite
 
 
 class _Merge:
-    """Shortens the sequence at the merge layer; remembers what it did."""
+    """Merges the visual tokens at the merge layer, and keeps the result for later layers."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class _Merge:
         self.next_position = 0
 
     def apply(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states [1, L, C] -> merged [1, N, C] and their rotary ids [A, N]."""
+        """Merge hidden states [1, L, C] -> [1, N, C]; also return their rotary ids [A, N]."""
         wait_for(hidden.device)
         with self._stage():
             hidden, positions = self._shortened(hidden)
@@ -129,7 +129,7 @@ class _Merge:
     def _shortened(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         video = self._prompt.video.to(hidden.device)
         merged = self._merging.merge(hidden[0, video].unflatten(0, self._prompt.grid))
-        # A merged token stands where its root stood: at the first appearance (section 3.3).
+        # A merged token takes the place of its root, its first appearance (section 3.3).
         roots = video[merged.roots]
         kept = torch.ones(hidden.shape[1], dtype=torch.bool, device=hidden.device)
         kept[video] = False

@@ -1,8 +1,8 @@
-"""A KV cache whose layers differ in length, and a decoder run over it.
+"""A KV cache whose layers differ in length, the decoder run over it, and continuations of it.
 
-Layers below the merge layer see every video token, the others the merged ones. transformers
+Layers below the merge layer hold every video token, the others the merged ones. transformers
 computes one causal mask and one set of rotary embeddings for all layers; from the merge layer
-on, hooks put in those that belong to the shorter sequence, and are removed afterwards.
+on, temporary hooks replace them by those of the shorter sequence.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from transformers.masking_utils import create_causal_mask
 from sttm_cli.base.types import PrefixKV
 
 Deeper = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""Hidden states [1, L, C] at the merge layer's input -> those that go on [1, N, C] and their
-rotary ids [A, N]."""
+"""Maps hidden states [1, L, C] at the merge layer's input to those of the deeper layers [1, N, C]
+and their rotary ids [A, N]."""
 
 
 class BufferLayer(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of one layer in buffers with room behind them.
+    """Keys and values of one layer in buffers with free rows.
 
-    Buffers are [capacity, kv_heads, head_dim], token-major: appending a token writes one piece
-    and copies nothing, where transformers' own dynamic layer copies the whole cache per token.
+    Buffers are [capacity, kv_heads, head_dim], token-major: appending a token writes one
+    contiguous piece, whereas transformers' dynamic layer copies the whole cache per token.
     """
 
     is_sliding = False
@@ -53,7 +53,7 @@ class BufferLayer(CacheLayerMixin):  # type: ignore[misc]
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append [1, heads, n, dim] and return views of all: [1, heads, length, dim]."""
+        """Append [1, heads, n, dim] and return views of all rows: [1, heads, length, dim]."""
         if self.keys is None:
             self.lazy_initialization(key_states, value_states)
         start, end = self.length, self.length + key_states.shape[2]
@@ -102,14 +102,14 @@ def run(
     deeper: Deeper,
     sees: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Run `embeds` [L, C] through the decoder on top of what `layers` hold.
+    """Run `embeds` [L, C] through the decoder after the tokens in `layers`, and append to them.
 
-    `positions` [A, L]: rotary ids below the merge layer. Returns the normed hidden states
-    [N, C] of the tokens that reached the end; `layers` have grown accordingly. Several
-    sequences at the same positions may run as one batch, [B, L, C] -> [B, N, C].
+    `positions` [A, L]: rotary ids below the merge layer. Returns the normed hidden states [N, C]
+    after the last layer. Several sequences at the same positions can run as one batch, [B, L, C]
+    -> [B, N, C].
 
-    `sees` [L, M] bool: which of the last M tokens, these L included, each token attends to; it
-    attends to all tokens before those as well. Without it, attention is causal.
+    `sees` [L, M] bool: attention of each token to the last M tokens, including these L; earlier
+    tokens are always attended to. None: causal attention.
     """
     batch = embeds.reshape(-1, *embeds.shape[-2:])
     with _deeper_layers(decoder, layers, merge_layer, deeper, sees):
@@ -143,7 +143,7 @@ def _deeper_layers(
             _mask(layers[merge_layer], hidden, sees),
             Cache(layers=layers[merge_layer:]),
         )
-        # Flash attention would take gaps in the ids for the borders of packed sequences.
+        # Flash attention would interpret gaps in the ids as borders of packed sequences.
         shared["position_ids"] = None
         return (hidden, *args[1:]), {**kwargs, **shared}
 
@@ -163,7 +163,7 @@ def _deeper_layers(
 def _mask(
     layer: BufferLayer, hidden: torch.Tensor, sees: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """The attention mask [1, 1, L, length + L] of tokens that are appended to `layer`."""
+    """Build the attention mask [1, 1, L, length + L] of tokens appended to `layer`."""
     if sees is None:
         return None
     count, recent = sees.shape
@@ -172,12 +172,12 @@ def _mask(
 
 
 def _rotary_input(positions: torch.Tensor) -> torch.Tensor:
-    """[1, L] as it is for 1-D models, [3, L] -> [3, 1, L] for M-RoPE."""
+    """Return positions [1, L] unchanged for 1-D models, [3, L] as [3, 1, L] for M-RoPE."""
     return positions if positions.shape[0] == 1 else positions[:, None]
 
 
 def buffers_of(layers: list[BufferLayer]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The buffers of keys and of values that a run has written to, layer by layer."""
+    """Return the buffers of keys and of values, by layer; raise RuntimeError if one is empty."""
     keys = [layer.keys for layer in layers if layer.keys is not None]
     values = [layer.values for layer in layers if layer.values is not None]
     if not len(keys) == len(values) == len(layers):
@@ -190,11 +190,11 @@ def _buffer(states: torch.Tensor, capacity: int) -> torch.Tensor:
     return states.new_empty((capacity, heads, dim))
 
 
-# Going on after a prefilled prefix: the question, the answer, and back to the prefix's end.
+# Continuation of a prefilled prefix with a question and its answer.
 
 
 class Decoding(Protocol):
-    """What continuing needs of a model; every `VideoLLM` has it."""
+    """The part of `VideoLLM` that a continuation uses."""
 
     decoder: Any
 
@@ -205,10 +205,9 @@ class Decoding(Protocol):
 class KVContinuation:
     """Tokens appended to a prefix KV; implements `types.Continuation`.
 
-    The KV's own buffers are written to, behind the prefix, and grow with what is appended; the
-    prefix is never touched, so that after `rewind` the next question finds it as it was. What a
-    rewind forgets stays in the buffers until it is written over: a conversation's next turn takes
-    it back with `resume`.
+    Tokens are written to the KV's own buffers behind the prefix, which grow if needed; the prefix
+    itself never changes. Tokens removed by `rewind` stay in the buffers until they are
+    overwritten, so the next turn of a conversation can restore them with `resume`.
     """
 
     def __init__(self, model: Decoding, kv: PrefixKV) -> None:
@@ -218,7 +217,7 @@ class KVContinuation:
         ]
         self._axes = 3 if getattr(model.decoder.rotary_emb, "mrope_section", None) else 1
         self.appended = 0
-        # The tokens whose keys and values follow the prefix; a rewind leaves them there.
+        # The tokens in the buffers behind the prefix, including those removed by a rewind.
         self._held: list[int] = []
 
     @property
@@ -233,7 +232,7 @@ class KVContinuation:
 
     @property
     def prefix_room(self) -> int:
-        """How many tokens the model's context takes after the prefix alone."""
+        """The number of tokens that the model's context takes after the prefix alone."""
         limit: int = self._model.decoder.config.max_position_embeddings
         return limit - max(self._kv.next_positions)
 
@@ -262,7 +261,7 @@ class KVContinuation:
         self._set_length(min(to, self.appended))
 
     def forget(self) -> None:
-        """Forget everything after the prefix for good: nothing of it can be resumed."""
+        """Remove everything after the prefix so that it cannot be resumed."""
         self._held = []
         self._set_length(0)
 
@@ -272,13 +271,13 @@ class KVContinuation:
     ) -> torch.Tensor:
         """Append tokens `ids` [n] of several questions; return the logits [n, V] after each.
 
-        `places` [n]: how many tokens of its own question come between the prefix and each;
-        `sees` [n, m] bool: which of all m tokens after the prefix, these included, each sees.
+        `places` [n]: each token's index in its own question; `sees` [n, m] bool: attention of each
+        to all m tokens after the prefix, including these n.
         """
         return self._model.logits(self._at(ids, places, sees))
 
     def _run(self, ids: torch.Tensor) -> torch.Tensor:
-        """Hidden states [n, C] of tokens `ids` [n] on top of everything so far."""
+        """Append tokens `ids` [n] and return their hidden states [n, C]."""
         del self._held[self.appended :]
         return self._at(ids, torch.arange(self.appended, self.appended + len(ids)))
 
@@ -299,14 +298,14 @@ class KVContinuation:
                 sees=sees,
             )
         finally:
-            # Buffers that had to grow replace the KV's own.
+            # Buffers that grew replace those of the KV.
             self._kv.keys[:], self._kv.values[:] = buffers_of(self._layers)
         self._held += ids.tolist()
         self.appended = len(self._held)
         return hidden
 
     def _set_length(self, appended: int) -> None:
-        # Also after a run that was cut off half-way and left its layers unequal.
+        # Each layer by itself: an interrupted run leaves them at different lengths.
         for layer, length in zip(self._layers, self._kv.lengths, strict=True):
             layer.length = length + appended
         self.appended = appended

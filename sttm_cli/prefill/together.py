@@ -1,9 +1,8 @@
-"""Several questions behind one prefix at once: one run of the decoder for all of them.
+"""Several questions after one prefix, decoded together.
 
-Their tokens follow the prefix in the order in which they arrive; each attends to the prefix and
-to its own question. Prefix and weights are read once for all of them. Each question runs in a
-thread of its own, as if it were alone; a step of the decoder runs as soon as every question has
-handed in its next tokens.
+Their tokens follow the prefix in order of arrival; each attends to the prefix and to its own
+question. Every decoder step reads prefix and weights once for all questions. Each question runs
+in its own thread; a step runs as soon as every question has submitted its next tokens.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ from sttm_cli.prefill.ragged import KVContinuation
 
 
 class Together:
-    """`count` continuations of the prefix that `base` continues; `base` itself rests meanwhile.
+    """`count` parallel continuations, `parts`, of the prefix of `base`, which must not be used
+    meanwhile.
 
-    Every part must end with `leave`: the others wait for it.
+    Every part must end with `leave`, since the others wait for it.
     """
 
     def __init__(self, base: KVContinuation, count: int) -> None:
@@ -34,7 +34,7 @@ class Together:
         self.parts = [Part(self, base, number) for number in range(count)]
 
     def extend(self, part: int, ids: torch.Tensor) -> torch.Tensor:
-        """Logits [n, V] after each of `part`'s next tokens `ids` [n], run with the other parts'."""
+        """Append `ids` [n] to `part`, together with the other parts; return the logits [n, V]."""
         with self._turn:
             self._wanted[part] = ids
             self._run_if_complete()
@@ -44,7 +44,7 @@ class Together:
             return self._logits.pop(part)
 
     def leave(self, part: int) -> None:
-        """The others go on without `part`; after the last one the prefix is as it was."""
+        """Stop waiting for `part`; after the last part, `base` is rewound to its prefix."""
         with self._turn:
             self._active.discard(part)
             self._wanted.pop(part, None)
@@ -67,7 +67,7 @@ class Together:
         first = {part: int((self._owners == part).sum()) for part in wanted}
         places = [torch.arange(first[p], first[p] + len(ids)) for p, ids in wanted.items()]
         before, self._owners = len(self._owners), torch.cat([self._owners, new])
-        # A token sees its own question's tokens up to itself.
+        # A token attends to its own question's tokens up to itself.
         sees = (new[:, None] == self._owners).tril(before)
         rows = self._base.extend_at(torch.cat(list(wanted.values())), torch.cat(places), sees)
         parts = rows.split([len(ids) for ids in wanted.values()])
@@ -105,5 +105,5 @@ class Part:
             self.leave()
 
     def leave(self) -> None:
-        """Be waited for no longer."""
+        """End this part; the others no longer wait for it."""
         self._together.leave(self._number)

@@ -1,1 +1,1 @@
-"""The embedded model: its checkpoint folder, and the scenes and questions that it knows."""
+"""The embedded model: its checkpoint, and the scenes and questions that it is trained on."""

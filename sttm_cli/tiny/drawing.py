@@ -1,4 +1,4 @@
-"""Drawing a scene: anti-aliased shapes with a dark outline over a background frame."""
+"""Drawing of scenes: anti-aliased shapes with a dark outline over a background frame."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sttm_cli.tiny.scenes import COLOURS, SIDE, Card, Scene, Thing
 _OUTLINE = 1.6  # px of a 112 px picture
 _INK = np.array((18, 18, 22), np.float32)
 _PAPER = np.array((246, 246, 242), np.float32)
-# Rows of five dots, top to bottom.
+# Dot matrices of the digits: rows of five dots, top to bottom.
 _DIGITS = (
     "01110 10001 10011 10101 11001 10001 01110",
     "00100 01100 00100 00100 00100 00100 01110",
@@ -29,7 +29,7 @@ _DIGITS = (
 
 
 def draw(scene: Scene, t: float, backdrop: np.ndarray) -> np.ndarray:
-    """The scene at `t` over `backdrop` [side, side, 3] uint8; a new array of the same shape."""
+    """Draw the scene at time `t` over a copy of `backdrop` [side, side, 3] uint8."""
     picture = backdrop.astype(np.float32)
     scale = len(picture) / SIDE
     for thing in scene.things:
@@ -41,7 +41,7 @@ def draw(scene: Scene, t: float, backdrop: np.ndarray) -> np.ndarray:
 
 
 def coverage(thing: Thing | Card, t: float, cells: int) -> np.ndarray:
-    """The share [cells, cells] float32 of every cell of the picture that the thing covers."""
+    """Compute the share [cells, cells] float32 of each cell of the picture covered by the thing."""
     full = np.zeros((SIDE, SIDE), np.float32)
     window, distance = _window(thing, thing.at(t), 1.0, SIDE)
     full[window] = np.clip(0.5 - distance + _OUTLINE, 0, 1)
@@ -79,7 +79,7 @@ def _blend(
 def _window(
     thing: Thing | Card, at: tuple[float, float], scale: float, side: int
 ) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Rows and columns around the thing, and there its signed distance in drawn pixels."""
+    """Return the rows and columns around the thing, and the signed distances in drawn pixels."""
     reach = (thing.radius * 1.1 + 3) * scale
     cx, cy = at[0] * scale, at[1] * scale
     rows = slice(max(0, int(cy - reach)), min(side, int(cy + reach) + 1))
@@ -131,7 +131,7 @@ _DISTANCE = {
 
 @lru_cache(maxsize=512)
 def _glyph(digit: int, tall: int) -> np.ndarray:
-    """The digit's ink [tall, 5/7 tall] float32 in 0..1."""
+    """Render the digit as ink [tall, 5/7 tall] float32 in 0..1."""
     dots = np.array([[int(c) for c in row] for row in _DIGITS[digit].split()], np.uint8) * 255
     size = (round(tall * 5 / 7), tall)
     sharp = Image.fromarray(dots).resize((40, 56), Image.Resampling.NEAREST)

@@ -1,4 +1,4 @@
-"""Questions about a scene and their true answers, from what its sampled frames show."""
+"""Questions about a scene and their true answers, derived from its sampled frames."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sttm_cli.tiny.scenes import COLOURS, SHAPES, SIDE, Scene, Thing
 NUMBERS = ("none", "one", "two", "three", "four")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 KINDS = ("colour", "shape", "position", "motion", "count", "order", "needle", "existence")
-_MOVED = 16.0  # px over the sampled frames; less is no clear motion
+_MOVED = 16.0  # px over the sampled frames; smaller motions are not clear
 _STILL = 1.0
-_MARGIN = 5.0  # px from the middle lines; nearer is no clear corner
+_MARGIN = 5.0  # px from the middle lines; nearer places are not clearly in a corner
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "colour": (
@@ -94,8 +94,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Seen:
-    """A thing as the sampled frames show it: in frame `first` for the first time, and there at
-    `places` [n, 2]."""
+    """A thing in the sampled frames: the index of its first frame, and its `places` [n, 2] (x, y)
+    in the frames that show it."""
 
     thing: Thing
     first: int
@@ -103,7 +103,7 @@ class Seen:
 
     @property
     def motion(self) -> str | None:
-        """A direction, "none" for a thing that stands, or None where that is not clear."""
+        """The direction, "none" for a still thing, None if unclear."""
         if len(self.places) < 2:
             return None
         dx, dy = self.places[-1] - self.places[0]
@@ -115,7 +115,7 @@ class Seen:
 
     @property
     def corner(self) -> str | None:
-        """The corner of a thing that stands clearly in one, else None."""
+        """The corner of a still thing, None if unclear."""
         x, y = self.places[0] - SIDE / 2
         if self.motion not in (None, "none") or min(abs(x), abs(y)) < _MARGIN:
             return None
@@ -125,7 +125,7 @@ class Seen:
 
 
 def look(scene: Scene, times: Sequence[float]) -> list[Seen]:
-    """What is seen of the scene's things at these times, in the scene's order."""
+    """Return the things that are visible at these times, in the scene's order."""
     result = []
     for thing in scene.things:
         shown = [i for i, t in enumerate(times) if thing.visible(t)]
@@ -136,17 +136,17 @@ def look(scene: Scene, times: Sequence[float]) -> list[Seen]:
 
 
 def ask_about(scene: Scene, times: Sequence[float], rng: np.random.Generator) -> list[Question]:
-    """Questions of every kind that has a clear answer at these times, in random order."""
+    """Make questions of every kind with a clear answer at these times, in random order."""
     seen = look(scene, times)
     digit = None
     if scene.card is not None and any(scene.card.visible(t) for t in times):
         digit = scene.card.digit
-    found = [
+    questions = [
         *_colours(seen, rng), *_shapes(seen, rng), *_positions(seen, rng), *_motions(seen, rng),
         *_order(seen, rng), *_existence(seen, rng), *_card(digit, rng),
         _question("count", "count", NUMBERS[len(seen)], rng),
     ]  # fmt: skip
-    return [found[i] for i in rng.permutation(len(found))]
+    return [questions[i] for i in rng.permutation(len(questions))]
 
 
 def _question(
@@ -170,31 +170,31 @@ def _name(thing: Thing, rng: np.random.Generator) -> str:
 
 
 def _colours(seen: list[Seen], rng: np.random.Generator) -> list[Question]:
-    found = [_question("colour", "colour", s.thing.colour, rng, s.thing.shape) for s in seen]
+    questions = [_question("colour", "colour", s.thing.colour, rng, s.thing.shape) for s in seen]
     if rng.random() < 0.25:
         shape = _absent(SHAPES, {s.thing.shape for s in seen}, rng)
-        found.append(_question("colour", "colour", "none", rng, shape))
-    return found
+        questions.append(_question("colour", "colour", "none", rng, shape))
+    return questions
 
 
 def _shapes(seen: list[Seen], rng: np.random.Generator) -> list[Question]:
-    found = [_question("shape", "shape", s.thing.shape, rng, s.thing.colour) for s in seen]
+    questions = [_question("shape", "shape", s.thing.shape, rng, s.thing.colour) for s in seen]
     if rng.random() < 0.25:
         colour = _absent(list(COLOURS), {s.thing.colour for s in seen}, rng)
-        found.append(_question("shape", "shape", "none", rng, colour))
-    return found
+        questions.append(_question("shape", "shape", "none", rng, colour))
+    return questions
 
 
 def _positions(seen: list[Seen], rng: np.random.Generator) -> list[Question]:
-    found = [
+    questions = [
         _question("position", "position", s.corner, rng, _name(s.thing, rng))
         for s in seen
         if s.corner is not None
     ]
     if rng.random() < 0.12:
         shape = _absent(SHAPES, {s.thing.shape for s in seen}, rng)
-        found.append(_question("position", "position", "none", rng, shape))
-    return found
+        questions.append(_question("position", "position", "none", rng, shape))
+    return questions
 
 
 def _motions(seen: list[Seen], rng: np.random.Generator) -> list[Question]:
@@ -208,31 +208,32 @@ def _motions(seen: list[Seen], rng: np.random.Generator) -> list[Question]:
 def _order(seen: list[Seen], rng: np.random.Generator) -> list[Question]:
     if not seen:
         return [_question("order", "first", "none", rng)] if rng.random() < 0.3 else []
-    found = []
+    questions = []
     ranked = sorted(seen, key=lambda s: s.first)
     if len(seen) == 1 and rng.random() < 0.7:
         return []
     if len(seen) == 1 or ranked[0].first < ranked[1].first:
-        found.append(_question("order", "first", ranked[0].thing.shape, rng))
+        questions.append(_question("order", "first", ranked[0].thing.shape, rng))
     if len(seen) == 1 or ranked[-1].first > ranked[-2].first:
-        found.append(_question("order", "last", ranked[-1].thing.shape, rng))
+        questions.append(_question("order", "last", ranked[-1].thing.shape, rng))
     a, b = (seen[i] for i in rng.permutation(len(seen))[:2]) if len(seen) > 1 else (seen[0],) * 2
     if a.first != b.first:
         earlier = (a if a.first < b.first else b).thing.shape
         yes = "yes" if a.first < b.first else "no"
-        found.append(_question("order", "pair", earlier, rng, a.thing.shape, b.thing.shape))
-        found.append(_question("order", "before", yes, rng, a.thing.shape, b.thing.shape))
-    return found
+        questions.append(_question("order", "pair", earlier, rng, a.thing.shape, b.thing.shape))
+        questions.append(_question("order", "before", yes, rng, a.thing.shape, b.thing.shape))
+    return questions
 
 
 def _existence(seen: list[Seen], rng: np.random.Generator) -> list[Question]:
-    """As many a "yes" as a "no"; half the latter name a shape and a colour that are both there."""
+    """Make about as many questions with "yes" as with "no"; half of the latter combine the shape of
+    one visible thing with the colour of another."""
     shapes, colours = {s.thing.shape for s in seen}, {s.thing.colour for s in seen}
-    found = []
+    questions = []
     if seen:
         one = seen[rng.integers(len(seen))].thing
         what = (one.shape, f"{one.colour} {one.shape}")[rng.integers(2)]
-        found.append(_question("existence", "existence", "yes", rng, what))
+        questions.append(_question("existence", "existence", "yes", rng, what))
     lures: list[Callable[[], str]] = [
         lambda: _absent(SHAPES, shapes, rng),
         lambda: f"{rng.choice(list(COLOURS))} {_absent(SHAPES, shapes, rng)}",
@@ -243,20 +244,22 @@ def _existence(seen: list[Seen], rng: np.random.Generator) -> list[Question]:
         other = next(s.thing for s in seen if s.thing is not one)
         lures += [lambda: f"{other.colour} {one.shape}"] * 3
     lure = lures[rng.integers(len(lures))]()
-    found.append(_question("existence", "existence", "no", rng, lure))
+    questions.append(_question("existence", "existence", "no", rng, lure))
     if rng.random() < 0.4:
         if seen and rng.random() < 0.5:
-            found.append(_question("existence", "anything", "yes", rng, one.colour))
+            questions.append(_question("existence", "anything", "yes", rng, one.colour))
         else:
             away = _absent(list(COLOURS), colours, rng)
-            found.append(_question("existence", "anything", "no", rng, away))
-    return found
+            questions.append(_question("existence", "anything", "no", rng, away))
+    return questions
 
 
 def _card(digit: int | None, rng: np.random.Generator) -> list[Question]:
-    found = []
+    questions = []
     if digit is not None or rng.random() < 0.3:
-        found.append(_question("needle", "needle", "none" if digit is None else str(digit), rng))
+        questions.append(
+            _question("needle", "needle", "none" if digit is None else str(digit), rng)
+        )
     if rng.random() < 0.15:
-        found.append(_question("existence", "card", "no" if digit is None else "yes", rng))
-    return found
+        questions.append(_question("existence", "card", "no" if digit is None else "yes", rng))
+    return questions

@@ -1,7 +1,7 @@
-"""Generated scenes: coloured shapes that move, appear and vanish, and a digit card that flashes.
+"""Generated scenes: coloured shapes that move, appear and vanish, and a flashing digit card.
 
-A scene is made from a seed and can be drawn at any time t in seconds. Coordinates and radii are
-in pixels of a 112 x 112 picture, whatever the size that is drawn.
+A scene is generated from a seed and can be drawn at any time t in seconds. Coordinates and radii
+are in pixels of a 112 x 112 picture, independent of the drawn size.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST_THINGS = 4
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape: `start` (x, y) at time `born`, moving by `velocity` px/s, there until `gone`."""
+    """A shape at `start` (x, y) at time `born`, moving by `velocity` px/s, visible until `gone`."""
 
     shape: str
     colour: str
@@ -43,7 +43,7 @@ class Thing:
         return self.born <= t < self.gone
 
     def at(self, t: float) -> tuple[float, float]:
-        """The centre (x, y); a thing never leaves the picture."""
+        """Return the centre (x, y), which never leaves the picture."""
         age, edge = t - self.born, self.radius + 1
         x, y = (s + v * age for s, v in zip(self.start, self.velocity, strict=True))
         return min(max(x, edge), SIDE - edge), min(max(y, edge), SIDE - edge)
@@ -68,7 +68,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Scene:
-    """`seconds` long; `things` have distinct shapes and distinct colours."""
+    """A scene of `seconds`; `things` have distinct shapes and distinct colours."""
 
     seed: int
     seconds: int
@@ -77,9 +77,9 @@ class Scene:
 
 
 def make_scene(seed: int, *, seconds: int | None = None, crowded: bool = False) -> Scene:
-    """The scene of this seed, of 1 to 8 seconds unless given; one second is one sampled frame.
+    """Generate the scene of a seed, by default of 1 to 8 seconds; one frame is sampled per second.
 
-    `crowded`: as many things as fit and a card that stays, to learn much from every frame.
+    `crowded`: as many things as fit and a permanent card, for more training signal per frame.
     """
     rng = np.random.default_rng(seed)
     drawn = int(rng.integers(1, 9))
@@ -121,7 +121,7 @@ def _place(
     card: Card | None,
     seconds: int,
 ) -> Thing | None:
-    """A thing that keeps clear of the others at every sampled time, or None if none was found."""
+    """Make a thing that does not touch the others at any sampled time; None after 40 tries."""
     times = np.arange(0, seconds, 0.5)
     for _ in range(40):
         thing = _random_thing(rng, name, seconds)
@@ -148,8 +148,8 @@ def _random_thing(rng: np.random.Generator, name: tuple[str, str], seconds: int)
         travel = min(travel, last - begin)
         start[axis] = begin if sign > 0 else begin + travel
         velocity[axis] = sign * travel / (gone - born - 1)
-    # Appearing and vanishing fall between two sampled times; a moving thing is where it was meant
-    # to be at the first sampled time.
+    # Things appear and vanish between two sampled times; `start` moves back accordingly, so that
+    # the place at the first sampled time stays the same.
     shown, hidden = (t - 0.5 if 0 < t < seconds else t for t in (born, gone))
     start = start - velocity * (born - shown)
     return Thing(

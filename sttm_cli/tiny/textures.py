@@ -1,4 +1,4 @@
-"""Textured backgrounds: varied, cheap, and moving as a slow camera would."""
+"""Textured backgrounds: varied, fast to generate, moving like a slow camera."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-# A background as a function: time in seconds -> frame [side, side, 3] uint8.
 Backdrop = Callable[[float], np.ndarray]
+"""A background: maps a time in seconds to a frame [side, side, 3] uint8."""
 
-_CANVAS = 168  # px; larger than a frame, so that the camera has room to move
+_CANVAS = 168  # px; larger than a frame, so that the camera can move
 _VIEW = 112
 
 
 def textured(rng: np.random.Generator, *, side: int = _VIEW) -> Backdrop:
-    """A random texture seen by a camera that stands still or drifts."""
+    """Make a random texture seen by a camera that stands still or drifts."""
     canvas = Image.fromarray(_canvas(rng))
     room = _CANVAS - _VIEW
     start = rng.uniform(0.3 * room, 0.7 * room, 2)
@@ -33,7 +33,7 @@ def textured(rng: np.random.Generator, *, side: int = _VIEW) -> Backdrop:
 
 
 def filmed(frames: np.ndarray, *, fps: float) -> Backdrop:
-    """A background given as frames [T, side, side, 3] uint8, played back and forth."""
+    """Make a background that plays frames [T, side, side, 3] uint8 back and forth."""
     count = len(frames)
 
     def frame(t: float) -> np.ndarray:
@@ -49,7 +49,7 @@ def _canvas(rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.6:
         other = _KINDS[rng.integers(len(_KINDS))](rng)
         weight = _field(rng, int(rng.integers(2, 6)))[..., None]
-        if rng.random() < 0.5:  # a hard border between two materials, as between things in a film
+        if rng.random() < 0.5:  # a hard border between two textures, like that between objects
             weight = (weight > 0.5).astype(np.float32)
         base = base * weight + other * (1 - weight)
     if rng.random() < 0.5:
@@ -60,14 +60,14 @@ def _canvas(rng: np.random.Generator) -> np.ndarray:
 
 
 def _colour(rng: np.random.Generator) -> np.ndarray:
-    """A random colour, seldom as saturated as the things drawn over it."""
+    """Draw a random colour, usually less saturated than the things."""
     grey = rng.uniform(10, 245)
     saturation = rng.beta(1.2, 2.0)
     return np.clip(grey + saturation * rng.uniform(-160, 160, 3), 0, 255).astype(np.float32)
 
 
 def _field(rng: np.random.Generator, cells: int) -> np.ndarray:
-    """A smooth random field [side, side] float32 in 0..1 with `cells` bumps along a side."""
+    """Make a smooth random field [side, side] float32 in 0..1 with `cells` bumps along a side."""
     coarse = Image.fromarray(rng.random((cells + 1, cells + 1), np.float32))
     fine = np.asarray(coarse.resize((_CANVAS, _CANVAS), Image.Resampling.BICUBIC))
     low, high = fine.min(), fine.max()
@@ -123,7 +123,7 @@ def _cloud(rng: np.random.Generator) -> np.ndarray:
 
 
 def _regions(rng: np.random.Generator) -> np.ndarray:
-    """Flat regions with hard edges, like the things in a film seen out of focus."""
+    """Flat regions with hard edges, like objects out of focus."""
     levels = int(rng.integers(3, 8))
     index = np.minimum((_octaves(rng) * levels).astype(int), levels - 1)
     regions: np.ndarray = np.stack([_colour(rng) for _ in range(levels)])[index]
@@ -131,7 +131,7 @@ def _regions(rng: np.random.Generator) -> np.ndarray:
 
 
 def _patches(rng: np.random.Generator) -> np.ndarray:
-    """The cells nearest to random points."""
+    """Voronoi cells of random points."""
     count = int(rng.integers(5, 40))
     points = rng.uniform(0, _CANVAS, (count, 2)).astype(np.float32)
     y, x = np.mgrid[0:_CANVAS:2, 0:_CANVAS:2].astype(np.float32)
@@ -142,7 +142,7 @@ def _patches(rng: np.random.Generator) -> np.ndarray:
 
 
 def _blobs(rng: np.random.Generator) -> np.ndarray:
-    """Soft and hard ellipses without an outline: distractors."""
+    """Soft and hard ellipses without an outline, as distractors."""
     picture = _cloud(rng) if rng.random() < 0.5 else _plain(rng).copy()
     y, x = np.mgrid[0:_CANVAS, 0:_CANVAS].astype(np.float32)
     for _ in range(int(rng.integers(2, 10))):

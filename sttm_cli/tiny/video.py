@@ -1,4 +1,4 @@
-"""Scenes as H.264 files, and backgrounds out of films."""
+"""Writing scenes as H.264 files, and reading backgrounds from films."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def write_video(
 ) -> None:
     """Write the scene over `backdrop` (frames of any square, even size) as MP4, H.264.
 
-    One frame every 1/`fps` seconds from 0 on, so that sampling at whole seconds meets the moments
-    at which cards flash. `quality`: x264's constant rate factor.
+    Frames have the times 0, 1/`fps`, ..., so that sampling at whole seconds hits the flashes of
+    cards. `quality`: x264's constant rate factor.
     """
     first = backdrop(0.0)
     with av.open(str(path), "w") as container:
@@ -42,10 +42,10 @@ def write_video(
 
 
 def film_frames(path: Path, *, seconds: float, skip: float = 0.0) -> np.ndarray:
-    """Frames [T, SIDE, SIDE, 3] uint8 of a film, FPS a second, its middle square.
+    """Read frames [T, SIDE, SIDE, 3] uint8 of a film's middle square, FPS per second.
 
-    Starts `skip` seconds into it; may be shorter than asked. Raises ValueError where nothing
-    decodes.
+    Starts `skip` seconds into the film; may be shorter than `seconds`. Raises ValueError if no
+    frame can be decoded.
     """
     taken: list[np.ndarray] = []
     with av.open(str(path)) as container:

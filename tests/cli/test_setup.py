@@ -188,7 +188,7 @@ def test_before_a_model_is_fetched_its_size_and_place_are_said(
     ended = sttm_here("ask", SAMPLE, QUESTION, "--model", "qwen3-vl-2b", "--max-new-tokens", 2)
     assert ended.code == 0, ended.err
     assert f"fetching {aliases()['qwen3-vl-2b']}, 2.5 GB" in ended.err
-    assert "HF_HOME names another place" in ended.err
+    assert "set HF_HOME to change this" in ended.err
     assert [how.get("dry_run", False) for how in asked] == [False, True, False]
 
 

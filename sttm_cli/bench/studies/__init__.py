@@ -1,1 +1,1 @@
-"""One-off measurements behind figures in the documents; not part of an installed package."""
+"""One-off measurements for figures in the documents; not part of the installed package."""

@@ -1,9 +1,9 @@
-"""What rounding the stored KV costs the embedded model: logits and answers beside the lossless KV.
+"""Effect of rounding the stored KV on the embedded model's logits and answers.
 
     python -m sttm_cli.bench.studies.kv_dtype [--scenes 60] [--budget 0.5]
 
-Each held-out question is asked of the same prefilled video, rounded in every way; "token" and
-"channel" name what keys and values have an int8 scale for.
+Each held-out question is asked of the same prefilled video with every rounding; "token" and
+"channel" are the axes along which keys and values have int8 scales.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sttm_cli.runtime.session import VideoQA
 from sttm_cli.store.packing import DIM, STORED, TOKENS, Packed, pack_tensor
 
 Rounding = Callable[[torch.Tensor, bool], Packed]
-"""A tensor [n, heads, dim], and whether it holds keys -> as it would be stored."""
+"""Packs a tensor [n, heads, dim], given whether it holds keys, as for storage."""
 LONGEST = 16
 SECONDS = 8
 AXES = {"channel": TOKENS, "token": DIM}
@@ -35,7 +35,7 @@ AXES = {"channel": TOKENS, "token": DIM}
 
 @dataclass
 class Loss:
-    """What one way of rounding did: differences of the first token's logits, answers, bytes."""
+    """The effect of one rounding: differences of the first token's logits, answers, bytes."""
 
     squares: float = 0.0
     most: float = 0.0
@@ -50,7 +50,7 @@ class Loss:
 
 
 def roundings() -> dict[str, Rounding]:
-    """Every way, by name; the first changes nothing."""
+    """Return all roundings by name; the first is lossless."""
 
     def simple(name: str) -> Rounding:
         return lambda tensor, is_key: pack_tensor(tensor, STORED[name])
@@ -67,7 +67,7 @@ def roundings() -> dict[str, Rounding]:
 
 @torch.inference_mode()
 def measure(scenes: int, *, budget: float) -> dict[str, Loss]:
-    """Ask one question of each kind about each of `scenes` held-out scenes, in every way."""
+    """Ask one question of each kind about each of `scenes` held-out scenes, with every rounding."""
     losses = {name: Loss() for name in roundings()}
     with (
         VideoQA(model="tiny", dtype="float32", budget=budget, no_cache=True) as qa,

@@ -1,4 +1,4 @@
-"""The exam of `sttm bench accuracy` for variants of our own method, beside the methods.
+"""The exam of `sttm bench accuracy` for variants of the default method.
 
     python -m sttm_cli.bench.studies.variants --split dev --questions 1000 --budgets 0.5,0.3,0.15
 
@@ -30,17 +30,17 @@ def _merged(features: torch.Tensor, budget: float, kept: int, **options: Any) ->
 
 
 def _contrast(features: torch.Tensor, budget: float, kept: int, **options: Any) -> MergedTokens:
-    """Likeness of what is left of the features without their mean over the video."""
+    """Merge by the similarity of the features minus their mean over the video."""
     centred = features - features.mean((0, 1, 2), keepdim=True)
     merged = merge_tokens(centred, budget=budget, **options)
     return replace(merged, features=merged.sources(features))
 
 
 def _by_change(features: torch.Tensor, budget: float, kept: int) -> Merged:
-    """The budget shared out by how much each frame changes; in its share, each frame's quadtree."""
+    """Divide the budget among the frames by their change, and merge each by its quadtree."""
     frames, cells = features.shape[0], features.shape[1] * features.shape[2]
     change = 1 - cosines(features[1:], features[:-1]).mean((1, 2))
-    # The first frame is new as a whole; others count as what of them is.
+    # The first frame is entirely new; the others are weighted by their change.
     weights = torch.cat([change.new_ones(1), change.clamp(min=0) / change.max().clamp(min=1e-6)])
     counts = shared_out(weights + 1e-3, kept, cells).tolist()
     names = torch.full((frames, cells), -1, device=features.device)

@@ -1,1 +1,1 @@
-"""The merging methods, one a file, found by the file's name; each exports `METHOD`."""
+"""The merging methods, one file each, looked up by file name; each file exports `METHOD`."""

@@ -1,8 +1,8 @@
 """DyCoke, stage 1: temporal token merging (Tao et al., CVPR 2025, arXiv 2411.15024).
 
-In groups of four frames the second is compared with the first, the fourth with the third, then
-the third with the first, place by place; of each compared frame the most similar tokens go, the
-same share of every one. The first frame of a group stays whole, so that a quarter is the least.
+In groups of four frames, the second frame is compared with the first, the fourth with the third
+and the third with the first, cell by cell; each compared frame loses its most similar tokens, the
+same share of each. The first frame of a group stays whole, so at least a quarter is kept.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ GROUP = 4
 def dycoke(features: torch.Tensor, keep: int) -> MergedTokens:
     """Keep `keep` tokens of `features` [T, H, W, C].
 
-    Below what groups of four can reach, the groups double by the same rule; where one whole
-    frame is still too much, that frame is thinned evenly.
+    For smaller budgets the groups are doubled by the same rule; if even one whole frame exceeds
+    `keep`, that frame is thinned evenly.
     """
     rows = features.flatten(1, 2)
     frames, cells = rows.shape[:2]
@@ -31,7 +31,7 @@ def dycoke(features: torch.Tensor, keep: int) -> MergedTokens:
     whole = index % group == 0
     if int(whole.sum()) * cells > keep:
         return chosen(features, evenly(keep, cells, rows.device))
-    # The frame to compare with: the lowest set bit cleared, 1 -> 0, 2 -> 0, 3 -> 2.
+    # The frame to compare with has the lowest set bit cleared: 1 -> 0, 2 -> 0, 3 -> 2.
     place = index % group
     similar = cosines(rows, rows[index - place + (place & (place - 1))])
     counts = torch.full_like(index, cells)

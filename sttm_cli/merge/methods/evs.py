@@ -1,7 +1,7 @@
 """EVS: Efficient Video Sampling (arXiv 2510.14624; `--video-pruning-rate` of vLLM).
 
-The patches that change least from one frame to the next are dropped, at an exact rate over the
-whole video; the first frame is always new. Tokens keep their positions.
+Drops the patches that change least from one frame to the next, at an exact rate over the whole
+video; the first frame counts as changed. Tokens keep their positions.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from sttm_cli.merge.tokens import MergedTokens
 
 
 def evs(features: torch.Tensor, keep: int) -> MergedTokens:
-    """Keep the `keep` tokens of `features` [T, H, W, C] that change most; where that is less
-    than the first frame, it is thinned evenly."""
+    """Keep the `keep` tokens of `features` [T, H, W, C] that change most.
+
+    If `keep` is smaller than the first frame, that frame is thinned evenly.
+    """
     cells = features.shape[1] * features.shape[2]
     if keep < cells:
         return chosen(features, evenly(keep, cells, features.device))

@@ -1,4 +1,4 @@
-"""Fewer frames: what any method has to beat."""
+"""Fewer frames, a baseline."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sttm_cli.merge.tokens import MergedTokens
 
 def fewer_frames(features: torch.Tensor, keep: int) -> MergedTokens:
     """Keep evenly spaced frames of `features` [T, H, W, C]; the last one is thinned evenly to
-    what is left of `keep`."""
+    the rest of `keep`."""
     frames, cells = features.shape[0], features.shape[1] * features.shape[2]
     count = -(-keep // cells)
     start = cells * evenly(count, frames, features.device)[:, None]

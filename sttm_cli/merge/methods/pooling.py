@@ -1,4 +1,4 @@
-"""Coarser frames: what any method has to beat."""
+"""Average pooling to coarser frames, a baseline."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from sttm_cli.merge.tokens import MergedTokens
 
 
 def pooled(features: torch.Tensor, keep: int) -> MergedTokens:
-    """Cut every frame of `features` [T, H, W, C] into equally many rectangles, or one more or
-    less, as square as they can be, and average each; `keep` in all."""
+    """Average `features` [T, H, W, C] over `keep` nearly square rectangles.
+
+    The numbers of rectangles per frame differ by at most one.
+    """
     frames, height, width = features.shape[:3]
     counts = shared_out(torch.ones(frames), keep, height * width).tolist()
     names = []
@@ -24,7 +26,7 @@ def pooled(features: torch.Tensor, keep: int) -> MergedTokens:
 
 
 def _rectangles(height: int, width: int, count: int) -> torch.Tensor:
-    """By cell, the top-left cell of its rectangle [H*W]; -1 everywhere where there are none."""
+    """Return, by cell [H*W], the top-left cell of its rectangle; -1 if `count` is 0."""
     names = torch.full((height, width), -1)
     if count == 0:
         return names.flatten()

@@ -1,4 +1,4 @@
-"""Dropping by chance: what any method has to beat."""
+"""Random dropping, a baseline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sttm_cli.merge.tokens import MergedTokens
 
 
 def dropped_at_random(features: torch.Tensor, keep: int) -> MergedTokens:
-    """Keep `keep` tokens of `features` [T, H, W, C], drawn with a seed from the features."""
+    """Keep `keep` tokens of `features` [T, H, W, C], drawn with a seed made from the features."""
     seed = int(features.double().sum().abs() * 1e6) % 2**62
     order = torch.randperm(
         features.shape[:3].numel(), generator=torch.Generator().manual_seed(seed)

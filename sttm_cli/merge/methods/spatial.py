@@ -1,4 +1,4 @@
-"""The first half of the paper's method alone: merging in space only (arXiv 2507.07990)."""
+"""Spatial merging alone, the first half of the paper's method (arXiv 2507.07990)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sttm_cli.merge.tokens import MergedTokens
 
 
 def spatial_only(features: torch.Tensor, keep: int) -> MergedTokens:
-    """The quadtree of each frame of `features` [T, H, W, C] at the one threshold for `keep`.
+    """Merge each frame of `features` [T, H, W, C] by its quadtree, at one threshold for `keep`.
 
-    A split makes several tokens at once: what is over the number joins the neighbour before it
-    in the frame, the most similar first.
+    A split adds several tokens at once; excess tokens join their predecessor in the frame, most
+    similar first.
     """
     frames, height, width = features.shape[:3]
     pyramids = [build_pyramid(height, width, level, features.device) for level in (1, 0)]
     pyramid = next((p for p in pyramids if p.root_count * frames <= keep), pyramids[-1])
-    found = measure(features, pyramid)
-    least = spread(found.least, pyramid)
-    values = torch.cat([found.least.flatten(), least.new_tensor([2.0, -2.0])]).sort().values
+    measured = measure(features, pyramid)
+    least = spread(measured.least, pyramid)
+    values = torch.cat([measured.least.flatten(), least.new_tensor([2.0, -2.0])]).sort().values
     low, high = 0, len(values) - 1
     while low < high:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""The second half of the paper's method alone: merging in time only (arXiv 2507.07990)."""
+"""Temporal merging alone, the second half of the paper's method (arXiv 2507.07990)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from sttm_cli.merge.tokens import MergedTokens
 
 
 def temporal_only(features: torch.Tensor, keep: int) -> MergedTokens:
-    """Link each cell of `features` [T, H, W, C] to the one before it in time, the most similar
-    first, as many as it takes; what is left of a single frame is thinned evenly."""
+    """Link cells of `features` [T, H, W, C] to the cell before them in time, most similar first.
+
+    If `keep` is smaller than one frame, that frame is thinned evenly.
+    """
     frames, cells = features.shape[0], features.shape[1] * features.shape[2]
     names = torch.arange(frames * cells, device=features.device)
     similar = cosines(features[1:], features[:-1]).flatten()

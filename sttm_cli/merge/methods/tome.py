@@ -1,8 +1,8 @@
 """ToMe: bipartite soft matching (Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023).
 
-Tokens alternate between two sets; each of the first finds its most similar one in the second, and
-the most similar pairs merge into averages weighted by size. A round can at most halve the tokens.
-Here the rounds follow each other at one layer, over all tokens of the video.
+Tokens alternate between two sets; each token of the first set is matched with the most similar one
+of the second, and the most similar pairs merge into averages weighted by size. A round at most
+halves the number of tokens. Here all rounds run at one layer, over all tokens of the video.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ CHUNK = 2048
 
 
 def tome(features: torch.Tensor, keep: int) -> MergedTokens:
-    """Merge `features` [T, H, W, C] to `keep` tokens; a token stands where its second-set cell
-    stood."""
+    """Merge `features` [T, H, W, C] to `keep` tokens, each at the place of its second-set cell."""
     rows = features.flatten(0, 2).float()
     sums, sizes = rows.clone(), torch.ones(len(rows), device=rows.device)
     parent = torch.arange(len(rows), device=rows.device)
@@ -41,10 +40,10 @@ def tome(features: torch.Tensor, keep: int) -> MergedTokens:
 
 
 def _matches(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The highest cosine to one of `theirs`, and which one; in chunks, to bound the memory."""
+    """Return the highest cosines to `theirs`, and their indices; in chunks to bound memory."""
     theirs = normalize(theirs, dim=1).T
-    found = [(normalize(part, dim=1) @ theirs).max(1) for part in ours.split(CHUNK)]
-    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+    best = [(normalize(part, dim=1) @ theirs).max(1) for part in ours.split(CHUNK)]
+    return torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
 
 
 METHOD = Method("tome", 1, within_budget(tome))

@@ -1,7 +1,7 @@
 """VidCom2: Video Compression Commander (Liu et al., EMNLP 2025, arXiv 2505.14454).
 
-A frame's share of the budget grows with how unlike the video's mean its tokens are; within a
-frame the tokens stay that are least like the frame's and the video's mean.
+A frame's share of the budget grows with the distance of its tokens from the video's mean; each
+frame keeps the tokens that are least like the frame's and the video's mean.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sttm_cli.merge.method import Method
 from sttm_cli.merge.tokens import MergedTokens
 
 SCALES = tuple(2.0**power for power in range(-3, 2))
-"""Widths of the Gaussian kernels whose sum is the likeness."""
+"""Widths of the Gaussian kernels that are summed to a likeness."""
 TEMPERATURE = 0.01
 
 

@@ -1,5 +1,5 @@
-"""One file per `model_type`, named after it, that exports `FAMILY`; see `Family` for the fields.
+"""The model families: one file per `model_type`, named after it, that exports `FAMILY`.
 
-A family outside of this package is an entry point of group `sttm_cli.families`: its name is the
-`model_type`, its value the `Family`. Imported only when asked for, and without torch.
+A family of another package is an entry point of group `sttm_cli.families`: its name is the
+`model_type`, its value the `Family`. Families are imported on demand and without torch.
 """

@@ -43,18 +43,17 @@ class InternVL(ChatFormat):
 
 
 def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> InternVL:
-    """Load model and processor with transformers' own `from_pretrained`."""
     from transformers import InternVLForConditionalGeneration
 
     return InternVL(*load_pretrained(InternVLForConditionalGeneration, checkpoint, placement))
 
 
 def grid(checkpoint: Checkpoint, frames: int, *, width: int, height: int) -> tuple[int, int]:
-    """A step per frame, each of the number of tokens that the config states."""
+    """Count one step per frame, with the number of tokens that the config states."""
     return frames, int(checkpoint.config["image_seq_length"])
 
 
-# 64 frames: the most that its authors evaluate with. Merged as the LLaVAs are, by likeness.
+# 64 frames: the maximum in the authors' evaluation. Merge layer and positions: as in LLaVA.
 FAMILY = Family(
     name="internvl3.5",
     model_type="internvl",

@@ -1,7 +1,7 @@
 """LLaVA-OneVision in the llava-hf layout: SigLIP tower, projector, Qwen2 decoder, 1-D positions.
 
-A video's frames become `ceil(side / 2)` squared tokens each (2x2 bilinear pooling) and one
-newline token closes the video; the newline is never merged. Source: transformers'
+Each frame becomes `ceil(side / 2)`^2 tokens (2x2 bilinear pooling), and one newline token, which
+is never merged, ends the video. Source: transformers'
 `LlavaOnevisionModel.get_video_features` and the llava-hf processors.
 """
 
@@ -19,11 +19,12 @@ from sttm_cli.models.loading import Placement, load_pretrained
 if TYPE_CHECKING:
     import torch
 
-# Shared by the LLaVA families: a SigLIP tower and a projector, squared frames, 2x2 pooling.
-
 
 class Llava(ChatFormat):
-    """A loaded LLaVA on transformers' LLaVA-OneVision classes; a family adds the prompt."""
+    """The base of the LLaVA families, on transformers' LLaVA-OneVision; a family adds `prompt`.
+
+    SigLIP tower and projector, square frames, 2x2 pooling.
+    """
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
@@ -34,17 +35,17 @@ class Llava(ChatFormat):
     def visual_tokens(self, video: torch.Tensor, frames: int) -> VisualTokens:
         pixels = self.pixels(video, "pixel_values_videos")
         tokens = self._model.model.get_video_features(pixels, return_dict=True).pooler_output
-        # The last token is a newline; where newlines belong is up to the family's prompt.
+        # The last token is a newline; each family's prompt places newlines itself.
         return VisualTokens(tokens[0, :-1].reshape(len(video), self._side, self._side, -1))
 
     def newline(self, embeds: torch.Tensor) -> torch.Tensor:
-        """The newline token's embedding [C], like `embeds`."""
+        """Return the newline token's embedding [C], with dtype and device of `embeds`."""
         result: torch.Tensor = self._model.model.image_newline.to(embeds)
         return result
 
 
 def pooled_side(image: int, patch: int) -> int:
-    """Tokens along a side of a frame after 2x2 pooling, which rounds up."""
+    """Return the tokens along a side of a frame after 2x2 pooling, which rounds up."""
     return (image // patch + 1) // 2
 
 
@@ -64,7 +65,6 @@ class LlavaOnevision(Llava):
 
 
 def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> LlavaOnevision:
-    """Load model and processor with transformers' own `from_pretrained`."""
     from transformers import LlavaOnevisionForConditionalGeneration
 
     return LlavaOnevision(
@@ -73,7 +73,7 @@ def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) 
 
 
 def grid(checkpoint: Checkpoint, frames: int, *, width: int, height: int) -> tuple[int, int]:
-    """A step per frame, and the squared frame's tokens after pooling."""
+    """Count one step per frame, with the square frame's tokens after pooling."""
     vision = checkpoint.config["vision_config"]
     return frames, pooled_side(vision["image_size"], vision["patch_size"]) ** 2
 

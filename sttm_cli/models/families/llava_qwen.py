@@ -1,8 +1,8 @@
 """LLaVA-Video in its original layout (`llava_qwen`): SigLIP tower, projector, Qwen2 decoder.
 
-The checkpoint's names are mapped, while its shards are read, onto transformers' LLaVA-OneVision,
-which has the same modules. Source of the layout, the prompt and the pooling: the LLaVA-NeXT
-code with which the checkpoints were made, and their model cards.
+Loaded into transformers' LLaVA-OneVision, which has the same modules, by renaming the weights
+while the shards are read. Source of layout, prompt and pooling: the LLaVA-NeXT code and the
+model cards.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 VIDEO = "<image>"
-"""The video's place in a prompt: text that is cut out, not a token of the vocabulary."""
+"""Marks the video's place in a prompt; text that is cut out, not a token of the vocabulary."""
 TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -36,8 +36,8 @@ TIMES = (
     "it. These frames are located at {times}.Please answer the following questions related to "
     "this video"
 )
-"""Between video and question, without the full stop, which no tokenizer of the Qwen kind joins
-with the word before it, but does join with the line's end behind it."""
+"""Text between video and question, without its full stop, which Qwen tokenizers merge with the
+following line end."""
 RENAMED = {
     r"^model\.(layers|embed_tokens|norm)\.": r"model.language_model.\1.",
     r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
@@ -54,14 +54,14 @@ TOWERS: dict[str, Json] = {
         "patch_size": 14,
     }
 }
-"""Configs of vision towers by the names that checkpoints give them."""
+"""Configs of vision towers, by their names in checkpoints."""
 
 
 class LlavaVideo(Llava):
     """A loaded LLaVA-Video; see `VideoLLM` for the methods' shapes.
 
-    With `newlines`, a newline token ends each row of each frame as in training. Left out, as in
-    the published results of merging, nothing else changes.
+    With `newlines`, a newline token ends each row of each frame, as in training. By default there
+    are none, as in the paper's merging results.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, frames: Any, newlines: bool = False) -> None:
@@ -72,7 +72,7 @@ class LlavaVideo(Llava):
             chat_template=TEMPLATE,
         )
         super().__init__(model, processor)
-        # The places of the video hold no ids of their own: any id keeps them.
+        # The video has no token id of its own; any id can hold its places.
         self.video_id = 0
         self._newlines = newlines
 
@@ -95,7 +95,7 @@ class LlavaVideo(Llava):
     def weighed(
         self, logits: torch.Tensor, prompt: Sequence[int], made: Sequence[int]
     ) -> torch.Tensor:
-        # The original code generates from embeddings: it never sees the prompt's ids.
+        # The original code generates from embeddings, without the prompt's ids.
         return super().weighed(logits, (), made)
 
     def _times_ids(self, tokens: VisualTokens) -> list[int]:
@@ -112,9 +112,9 @@ class LlavaVideo(Llava):
 
 
 def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> LlavaVideo:
-    """Load the original checkpoint, shard by shard; nothing is written to disk.
+    """Load the original checkpoint without writing a converted one.
 
-    Raises ModelError for a vision tower or projector that is not supported.
+    Raises ModelError for an unsupported vision tower or projector.
     """
     from transformers import (
         AutoTokenizer,
@@ -140,7 +140,7 @@ def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) 
 
 
 def _vision(checkpoint: Checkpoint) -> Json:
-    """The tower up to the layer whose output is used: the original code drops the last one."""
+    """Return the tower's config without the last layer, which the original code drops."""
     config, tower = checkpoint.config, _tower(checkpoint)
     name = config.get("mm_vision_tower")
     kinds = config.get("mm_projector_type"), config.get("mm_spatial_pool_mode")
@@ -163,7 +163,7 @@ def _tower(checkpoint: Checkpoint) -> Json | None:
 def _config(checkpoint: Checkpoint, vision: Json) -> Any:
     from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 
-    # Checkpoints spell out an unused setting as null; transformers warns of its old name.
+    # Checkpoints contain an unused setting as null, for whose old name transformers warns.
     text = {k: v for k, v in checkpoint.config.items() if v is not None} | {"model_type": "qwen2"}
     return LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(**vision),
@@ -175,7 +175,7 @@ def _config(checkpoint: Checkpoint, vision: Json) -> Any:
 
 
 def grid(checkpoint: Checkpoint, frames: int, *, width: int, height: int) -> tuple[int, int]:
-    """A step per frame, and the squared frame's tokens after pooling; newlines are not counted."""
+    """Count one step per frame, with the square frame's tokens after pooling, without newlines."""
     vision = _tower(checkpoint) or {}
     return frames, pooled_side(vision["image_size"], vision["patch_size"]) ** 2
 

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: Qwen2-VL whose rotary time counts seconds (`tokens_per_second`)."""
+"""Qwen2.5-VL: Qwen2-VL with rotary time in seconds (`tokens_per_second`)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Qwen25VL(Qwen2VL):
 
 
 def spacing(times_s: tuple[float, ...]) -> float:
-    """Mean seconds between sampled frames, 1 where there are fewer than two.
+    """Return the mean seconds between sampled frames, 1 if there are fewer than two.
 
-    Frames on show at 0, 1, 2, ... s have times like 0.97: without rounding to a sampling rate
-    in small numbers, 0.9993 s would be floored to the rotary id before.
+    Rounded to a simple fraction: frames sampled at 0, 1, 2, ... s have times such as 0.97, and a
+    spacing of 0.9993 s would be floored to the previous rotary id.
     """
     if len(times_s) < 2 or times_s[-1] <= times_s[0]:
         return 1.0
@@ -33,13 +33,12 @@ def spacing(times_s: tuple[float, ...]) -> float:
 
 
 def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> Qwen25VL:
-    """Load model and processor with transformers' own `from_pretrained`."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     return Qwen25VL(*load_pretrained(Qwen2_5_VLForConditionalGeneration, checkpoint, placement))
 
 
-# All defaults are Qwen2-VL's, by likeness.
+# All defaults: as in Qwen2-VL.
 FAMILY = Family(
     name="qwen2.5-vl",
     model_type="qwen2_5_vl",

@@ -1,4 +1,4 @@
-"""Qwen2-VL: dynamic resolution per frame, rotary time in steps of one per two frames."""
+"""Qwen2-VL: dynamic resolution per frame, one step of rotary time per two frames."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from sttm_cli.models.loading import Placement, load_pretrained
 from sttm_cli.models.qwen_vl import QwenVL, dynamic_grid
 
 FRAME_PIXELS = 768 * 28 * 28
-"""Most pixels of a frame: VIDEO_MAX_PIXELS of qwen-vl-utils, the authors' own preprocessing; the
-checkpoints' preprocessor_config.json states the bound for single images, 16 times as much."""
+"""Maximum pixels of a frame: VIDEO_MAX_PIXELS of qwen-vl-utils, the authors' code. The checkpoints'
+preprocessor_config.json states the limit for single images, 16 times as much."""
 CONTEXT = 128_000
 SHARE = 0.9
-"""All frames together fill at most this share of the context (qwen-vl-utils)."""
+"""Maximum share of the context for all frames together (qwen-vl-utils)."""
 
 
 class Qwen2VL(QwenVL):
@@ -36,7 +36,6 @@ class Qwen2VL(QwenVL):
 
 
 def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> Qwen2VL:
-    """Load model and processor with transformers' own `from_pretrained`."""
     from transformers import Qwen2VLForConditionalGeneration
 
     return Qwen2VL(*load_pretrained(Qwen2VLForConditionalGeneration, checkpoint, placement))

@@ -1,5 +1,4 @@
-"""Qwen3-VL: timestamps as text between frames, deepstack features, and a pixel budget that all
-frames share."""
+"""Qwen3-VL: timestamps as text between frames, deepstack features, a pixel limit for all frames."""
 
 from __future__ import annotations
 
@@ -46,20 +45,19 @@ class Qwen3VL(QwenVL):
 
 
 def patch_times(times_s: tuple[float, ...], temporal: int) -> list[float]:
-    """The middle of each temporal patch: the mean of its first and last frame's seconds."""
+    """Return the time of each temporal patch: the mean of its first and last frame's times."""
     last = len(times_s) - 1
     starts = range(0, len(times_s), temporal)
     return [(times_s[i] + times_s[min(i + temporal - 1, last)]) / 2 for i in starts]
 
 
 def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> Qwen3VL:
-    """Load model and processor with transformers' own `from_pretrained`."""
     from transformers import Qwen3VLForConditionalGeneration
 
     return Qwen3VL(*load_pretrained(Qwen3VLForConditionalGeneration, checkpoint, placement))
 
 
-# Merged after the three deepstack layers, where the last visual features have come in.
+# Merged after the three deepstack layers, which add the last visual features.
 FAMILY = Family(
     name="qwen3-vl",
     model_type="qwen3_vl",

@@ -1,4 +1,4 @@
-"""Qwen3-VL with experts in the decoder; all else is Qwen3-VL's."""
+"""Qwen3-VL with a mixture-of-experts decoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from sttm_cli.models.loading import Placement, load_pretrained
 
 
 def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> qwen3_vl.Qwen3VL:
-    """Load model and processor with transformers' own `from_pretrained`."""
     from transformers import Qwen3VLMoeForConditionalGeneration
 
     return qwen3_vl.Qwen3VL(

@@ -1,7 +1,7 @@
 """SmolVLM2: frames as pictures with their times, 1-D positions, small enough for a laptop.
 
-Each frame is squared and gives the same square of tokens (pixel shuffle); its time in minutes and
-seconds is written before it. Source: transformers' `SmolVLMProcessor` and
+Each frame is resized to a square and gives the same square of tokens (pixel shuffle); its time in
+minutes and seconds precedes it. Source: transformers' `SmolVLMProcessor` and
 `SmolVLMModel.get_image_features`.
 """
 
@@ -27,7 +27,7 @@ class SmolVLM(ChatFormat):
     def __init__(self, model: Any, processor: Any) -> None:
         from transformers.models.smolvlm import processing_smolvlm
 
-        # The checkpoint's own template is for pictures; its processor too takes this one.
+        # The checkpoint's template is for pictures; its processor uses this one for videos too.
         super().__init__(model, processor, template=processing_smolvlm.DEFAULT_CHAT_TEMPLATE)
         self._texts = processing_smolvlm
         self._picture = (
@@ -49,7 +49,7 @@ class SmolVLM(ChatFormat):
         return prompt_1d(*self.spread(text, height * width), tokens.grid)
 
     def _video_text(self, tokens: VisualTokens) -> str:
-        """The video in the prompt, one picture token standing for all of each frame's."""
+        """Return the prompt's text for the video, with one picture token per frame."""
         from num2words import num2words
 
         text: str = self._texts.DEFAULT_VIDEO_INTRO.format(
@@ -62,26 +62,25 @@ class SmolVLM(ChatFormat):
         return text
 
     def _cut(self, rendered: str) -> tuple[str, str]:
-        # Line ends join with the text after them: they go with the question.
+        # Tokenizers merge line ends with the text after them, so they belong to the question.
         head, tail = super()._cut(rendered)
         return head, self._texts.DEFAULT_MEDIA_OUTTRO + tail
 
 
 def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) -> SmolVLM:
-    """Load model and processor with transformers' own `from_pretrained`."""
     from transformers import SmolVLMForConditionalGeneration
 
     return SmolVLM(*load_pretrained(SmolVLMForConditionalGeneration, checkpoint, placement))
 
 
 def grid(checkpoint: Checkpoint, frames: int, *, width: int, height: int) -> tuple[int, int]:
-    """A step per frame, and the squared frame's tokens after pixel shuffle."""
+    """Count one step per frame, with the square frame's tokens after pixel shuffle."""
     vision = checkpoint.config["vision_config"]
     side = vision["image_size"] // vision["patch_size"] // checkpoint.config["scale_factor"]
     return frames, side * side
 
 
-# 64 frames: the video_sampling of its processors. Merged as the LLaVAs are, by likeness.
+# 64 frames: the video_sampling of its processors. Merge layer and positions: as in LLaVA.
 FAMILY = Family(
     name="smolvlm2",
     model_type="smolvlm",

@@ -1,1 +1,1 @@
-"""The making of the embedded checkpoint; not part of an installed package."""
+"""Training of the embedded model; not part of the installed package."""

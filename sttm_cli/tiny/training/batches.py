@@ -1,4 +1,4 @@
-"""Training batches: drawn clips, dense targets for every cell, and questions packed behind them."""
+"""Training batches: drawn clips, dense targets for every cell, and packed questions."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from sttm_cli.tiny.scenes import COLOURS, DIRECTIONS, SHAPES, SIDE, Scene, make_
 from sttm_cli.tiny.textures import textured
 from sttm_cli.tiny.training.write_checkpoint import GRID, make_tokenizer, vocabulary
 
-# Seeds below this are held out: only measuring uses them.
+# Smaller seeds are held out for measurements.
 FIRST_TRAINING_SEED = 1_000_000_000
 DENSE = len(SHAPES) + len(COLOURS) + 10
-# What a cell of a frame can show, for the decoder's dense targets.
+# The decoder's dense targets: the states of a cell of a frame.
 MOVES = ("nothing", "new", "none", *DIRECTIONS)
 IGNORE = -100
 _FIRST_FRAMES = 10
-# How many values each of a named thing's facts can have, one of them for no such thing.
+# The number of values of each fact about a named thing, including one for a missing thing.
 NAMED = tuple(n + 1 for n in (len(SHAPES), len(COLOURS), len(MOVES), len(CORNERS), _FIRST_FRAMES))
 FINE = 4 * GRID  # cells along a side of the finest dense targets
-COVERED = 0.3  # share of a cell from which on it shows a thing
+COVERED = 0.3  # minimum covered share of a cell that shows a thing
 _MOST_QUESTIONS = 12
 _FILLERS = frozenset("the is does do you there of in a an can on to have me what which".split())
 Batch = dict[str, torch.Tensor]
@@ -41,7 +41,7 @@ def word_ids() -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Clip:
-    """Sampled frames [F, side, side, 3] uint8 at `times`, and what is asked about them."""
+    """Sampled frames [F, side, side, 3] uint8 at `times`, and the questions about them."""
 
     frames: np.ndarray
     scene: Scene
@@ -50,7 +50,8 @@ class Clip:
 
 
 def make_clip(seed: int, frames: int, *, crowded: bool = False) -> Clip:
-    """`frames` frames, one a second, starting anywhere in a scene, as a camera and codec give."""
+    """Draw `frames` frames, one per second, from a random start, with degradations of cameras and
+    codecs."""
     rng = np.random.default_rng((seed, 7))
     extra = int(rng.integers(1, 3)) if rng.random() < 0.4 else 0
     scene = make_scene(seed, seconds=frames + extra, crowded=crowded)
@@ -69,7 +70,7 @@ def make_clip(seed: int, frames: int, *, crowded: bool = False) -> Clip:
 
 
 def _degrade(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, tint, noise, and the blocks and colour bleeding of compressed video."""
+    """Change brightness and tint; add noise, and the artefacts of JPEG in place of video codecs."""
     pixels = frames.astype(np.float32)
     tint = rng.normal(1, 0.04, 3) * rng.uniform(0.85, 1.12)
     pixels = pixels * tint.astype(np.float32) + np.float32(rng.normal(0, 7))
@@ -90,9 +91,12 @@ def _jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
 
 
 def dense_targets(clip: Clip) -> dict[str, np.ndarray]:
-    """What the clip's cells show: `shares` [F, FINE, FINE, DENSE] of each shape, colour, digit in
-    a cell of the fine grid; `offsets` [F, FINE, FINE, 2] from there to the thing's centre, in
-    cells of the tokens' grid (nan: no thing); `moves` [F, GRID, GRID] indices of MOVES."""
+    """Compute the dense targets of a clip.
+
+    `shares` [F, FINE, FINE, DENSE]: share of each shape, colour and digit in a cell of the fine
+    grid; `offsets` [F, FINE, FINE, 2]: from the cell to the thing's centre, in cells of the token
+    grid (nan: no thing); `moves` [F, GRID, GRID]: indices of MOVES.
+    """
     count = len(clip.times)
     shares = np.zeros((count, FINE, FINE, DENSE), np.float32)
     offsets = np.full((count, FINE, FINE, 2), np.nan, np.float32)
@@ -122,7 +126,7 @@ def _offsets(centre: tuple[float, float]) -> np.ndarray:
 
 
 def _move(places: np.ndarray, age: int) -> int:
-    """What frames up to this one show of a thing's motion, as an index of MOVES."""
+    """Return a thing's motion up to this frame, as an index of MOVES."""
     if age == 0:
         return MOVES.index("new")
     dx, dy = places[age] - places[0]
@@ -135,10 +139,10 @@ def _move(places: np.ndarray, age: int) -> int:
 
 
 class Packer:
-    """Turns questions into tokens behind one video.
+    """Turns questions into tokens after one video.
 
-    Alone: every question sees the video and itself only, at the positions right after the video,
-    as in a first question. Together: the questions are consecutive turns of one conversation.
+    Alone: every question attends to the video and itself only, at the positions right after the
+    video. Together: the questions are consecutive turns of one conversation.
     """
 
     def __init__(self) -> None:
@@ -156,9 +160,11 @@ class Packer:
     def pack(
         self, questions: Sequence[Question], *, together: bool, rng: np.random.Generator | None
     ) -> dict[str, list[int]]:
-        """Lists of one entry a token: `ids`, `positions` (from the end of the video), `segments`,
-        `labels` (the next token where it belongs to an answer, else IGNORE), `index` of the
-        question."""
+        """Pack questions with their answers into lists with one entry per token.
+
+        `ids`, `positions` (from the end of the video), `segments`, `labels` (the next token if it
+        belongs to an answer, else IGNORE), `index` of the question.
+        """
         out: dict[str, list[int]] = {
             k: [] for k in ("ids", "positions", "segments", "labels", "index")
         }
@@ -181,7 +187,7 @@ class Packer:
         return out
 
     def _blur(self, ids: list[int], rng: np.random.Generator | None) -> list[int]:
-        """Now and then an unknown word, so that users' own wording does no harm."""
+        """Occasionally put in an unknown word, so that the model tolerates other wording."""
         if rng is None or rng.random() > 0.12:
             return ids
         places = [i for i, token in enumerate(ids) if token in self._fillers]
@@ -192,8 +198,8 @@ class Packer:
 
 
 def name_targets(clip: Clip, ids: Sequence[int]) -> list[tuple[int, ...]]:
-    """For every token that names a shape or colour, what is true of the thing so named: shape,
-    colour, motion, corner, first frame; one beyond the last where there is no such thing."""
+    """Return the facts about the thing that each token names: shape, colour, motion, corner, first
+    frame; for a missing thing the last value of each, for other tokens IGNORE."""
     missing = tuple(count - 1 for count in NAMED)
     words = word_ids()
     targets = {words[name]: missing for name in (*SHAPES, *COLOURS)}
@@ -210,7 +216,7 @@ def name_targets(clip: Clip, ids: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def collate(clips: Sequence[Clip], packs: Sequence[dict[str, list[int]]]) -> Batch:
-    """One batch: `frames` [B, F, 3, S, S] uint8, the packed tokens [B, L], the dense targets."""
+    """Build a batch: `frames` [B, F, 3, S, S] uint8, the packed tokens [B, L], dense targets."""
     longest = max(len(p["ids"]) for p in packs)
     longest = -(-longest // 16) * 16
     fill = {"ids": 0, "positions": 0, "segments": -1, "labels": IGNORE, "index": -1}
@@ -231,7 +237,7 @@ def collate(clips: Sequence[Clip], packs: Sequence[dict[str, list[int]]]) -> Bat
 
 
 class Clips(IterableDataset[Batch]):
-    """Endless batches of `frames_per_batch` frames; all clips of a batch are equally long."""
+    """Endless batches of `frames_per_batch` frames; all clips of a batch have the same length."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The model as it learns: its answers to packed questions, and what every cell must tell."""
+"""The model in training: its losses on packed questions and dense targets, and its accuracy."""
 
 from __future__ import annotations
 
@@ -25,30 +25,29 @@ from sttm_cli.tiny.training.batches import (
 )
 from sttm_cli.tiny.training.write_checkpoint import GRID, WIDTH, make_model
 
-# The decoder layers whose outputs must know how a cell's thing has moved, and what a word names:
-# one after the other, so that the last layers have only to answer.
+# The decoder layers whose outputs are trained on the motion of a cell's thing, and on the facts
+# about a named thing; the layers after them only answer.
 _MOVE_LAYER, _NAME_LAYER = 1, 2
-# The shapes, the colours and the digits among a cell's shares.
+# The slices of shapes, colours and digits in a cell's shares.
 _BORDERS = (0, len(SHAPES), len(SHAPES) + len(COLOURS), DENSE)
 GROUPS = tuple(slice(a, b) for a, b in pairwise(_BORDERS))
-_SHARPNESS = 10.0  # of the nearness, a cosine, between a cell and a word
-_NOTHING_WEIGHT = 0.1  # most cells show nothing: they must not drown the others
+_SHARPNESS = 10.0  # scale of the cosines between cells and words
+_NOTHING_WEIGHT = 0.1  # weight of empty cells, which are the majority
 
 
 class Learner(nn.Module):
-    """The model with two linear heads that exist only while training."""
+    """The model with linear heads that exist only during training."""
 
     def __init__(self) -> None:
         super().__init__()
         self.model = make_model()
         self.cells = nn.Linear(WIDTH, DENSE + 2)
-        # Where in the picture a cell is, and where the centre of its thing.
+        # The places of a cell and of its thing's centre in the picture.
         self.places = nn.Linear(WIDTH, 4)
-        # Before the projector and the pooling, on the tower's own patches: also which of a
-        # patch's four quarters are covered.
+        # On the tower's patches, before projector and pooling; also the coverage of a patch's four
+        # quarters.
         self.patches = nn.Linear(self.model.config.vision_config.hidden_size, DENSE + 2 + 4)
-        # In the decoder, on the words of a question: the facts of what a word names,
-        # so that words find what they name before anything is made of it.
+        # In the decoder, on the words of a question: the facts about the thing that a word names.
         self.things = nn.Linear(WIDTH, sum(NAMED))
         self._seen = torch.empty(0)
         self.model.model.multi_modal_projector.register_forward_pre_hook(self._keep_seen)
@@ -69,19 +68,19 @@ class Learner(nn.Module):
         self._seen = args[0]
 
     def see(self, batch: Batch) -> torch.Tensor:
-        """Visual tokens and the newline [B, F * G * G + 1, WIDTH]."""
+        """Encode a batch to visual tokens and the newline [B, F * G * G + 1, WIDTH]."""
         pixels = batch["frames"].float() / 127.5 - 1
         output = self.model.model.get_video_features(pixels, return_dict=True)
         tokens: torch.Tensor = output.pooler_output
         return tokens
 
     def named(self, batch: Batch) -> torch.Tensor:
-        """What the packed words name [B, L, sum(NAMED)], after `answer` has run on the batch."""
-        found: torch.Tensor = self.things(self._kept[_NAME_LAYER][:, -batch["ids"].shape[1] :])
-        return found
+        """Return the logits of `things` [B, L, sum(NAMED)]; `answer` must have run on the batch."""
+        facts: torch.Tensor = self.things(self._kept[_NAME_LAYER][:, -batch["ids"].shape[1] :])
+        return facts
 
     def answer(self, batch: Batch, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [B, L, V] over the packed tokens and [B, F * G * G, MOVES] over the cells."""
+        """Return logits [B, L, V] of the packed tokens and [B, F * G * G, MOVES] of the cells."""
         clips, video = tokens.shape[:2]
         head = self._head.expand(clips, -1)
         prefix = head.shape[1] + video
@@ -97,18 +96,18 @@ class Learner(nn.Module):
         return self.model.lm_head(hidden[:, prefix:]), moves
 
 
-def _thing_loss(found: torch.Tensor, names: torch.Tensor) -> torch.Tensor:
-    """How well the words of a question tell what they name; names [B, L, len(NAMED)]."""
-    loss = found.new_zeros(())
-    for logits, target in zip(found.split(NAMED, -1), names.unbind(-1), strict=True):
+def _thing_loss(predicted: torch.Tensor, names: torch.Tensor) -> torch.Tensor:
+    """Loss of the facts about named things; names [B, L, len(NAMED)]."""
+    loss = predicted.new_zeros(())
+    for logits, target in zip(predicted.split(NAMED, -1), names.unbind(-1), strict=True):
         if (target != IGNORE).any():
             loss = loss + F.cross_entropy(logits[target != IGNORE], target[target != IGNORE])
     return loss
 
 
 def _place_patches(tower: nn.Module) -> None:
-    """Start the position embedding from waves along x and y, so that near patches are alike:
-    from random numbers the tower takes far longer to find out what is next to what."""
+    """Initialise the position embedding with waves along x and y, so that near patches are similar;
+    training from random numbers takes far longer."""
     weight = next(p for name, p in tower.named_parameters() if "position_embedding" in name)
     count, width = weight.shape
     side = round(count**0.5)
@@ -121,29 +120,29 @@ def _place_patches(tower: nn.Module) -> None:
 
 
 def losses(learner: Learner, batch: Batch, *, answers: bool) -> dict[str, torch.Tensor]:
-    """Losses by name: `cells` always; `answer` and `moves` where the decoder learns too."""
+    """Compute the losses by name; those of the decoder only if `answers`."""
     with torch.autocast("cpu", torch.bfloat16):
         tokens = learner.see(batch)
-        found = {
+        by_name = {
             "cells": _cell_loss(learner, tokens, batch),
             "places": _place_loss(learner.places(tokens[:, :-1]).float(), batch),
         }
         if answers:
             logits, moves = learner.answer(batch, tokens)
             known = batch["labels"] != IGNORE
-            found["answer"] = F.cross_entropy(logits[known].float(), batch["labels"][known])
-            found["moves"] = _move_loss(moves.float(), batch["moves"])
-            found["things"] = _thing_loss(learner.named(batch).float(), batch["names"])
-            found["words"] = _word_loss(learner, tokens, batch)
-    return found
+            by_name["answer"] = F.cross_entropy(logits[known].float(), batch["labels"][known])
+            by_name["moves"] = _move_loss(moves.float(), batch["moves"])
+            by_name["things"] = _thing_loss(learner.named(batch).float(), batch["names"])
+            by_name["words"] = _word_loss(learner, tokens, batch)
+    return by_name
 
 
 def _cell_loss(learner: Learner, tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """How well every cell's token, and every patch before, tells what it shows."""
+    """Loss of the dense targets on the cells' tokens and on the tower's patches."""
     shares, offsets = batch["shares"], batch["offsets"]
     clips, frames = shares.shape[:2]
-    found = learner.cells(tokens[:, :-1]).float().reshape(clips, frames, GRID, GRID, -1)
-    loss = _names_loss(found, _pool(shares, GRID), _pool(offsets, GRID))
+    predicted = learner.cells(tokens[:, :-1]).float().reshape(clips, frames, GRID, GRID, -1)
+    loss = _names_loss(predicted, _pool(shares, GRID), _pool(offsets, GRID))
     side = 2 * GRID
     fine = learner.patches(learner._seen).float().reshape(clips, frames, side, side, -1)
     loss = loss + _names_loss(fine, _pool(shares, side), _pool(offsets, side))
@@ -152,60 +151,63 @@ def _cell_loss(learner: Learner, tokens: torch.Tensor, batch: Batch) -> torch.Te
     return loss + 4 * F.binary_cross_entropy_with_logits(fine[..., -4:], quarters.clamp(0, 1))
 
 
-def _place_loss(found: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """How well every cell's token tells where it is and where its thing's centre is, in half
-    widths of the picture from its middle: corners and directions follow from that."""
+def _place_loss(predicted: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Loss of the places of each cell and of its thing's centre, in half widths of the picture from
+    its middle."""
     offsets = _pool(batch["offsets"], GRID)
     line = torch.arange(GRID) - (GRID - 1) / 2
     own = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).expand_as(offsets)
-    found = found.reshape(*offsets.shape[:-1], 4) * (GRID / 2)
+    predicted = predicted.reshape(*offsets.shape[:-1], 4) * (GRID / 2)
     there = ~offsets[..., 0].isnan()
-    loss = F.smooth_l1_loss(found[..., :2], own)
-    return loss + F.smooth_l1_loss(found[..., 2:][there], (own + offsets)[there])
+    loss = F.smooth_l1_loss(predicted[..., :2], own)
+    return loss + F.smooth_l1_loss(predicted[..., 2:][there], (own + offsets)[there])
 
 
 def _pool(cells: torch.Tensor, side: int) -> torch.Tensor:
-    """Means over squares of fine cells: [B, F, FINE, FINE, C] to [B, F, side, side, C]."""
+    """Average squares of fine cells: [B, F, FINE, FINE, C] -> [B, F, side, side, C]."""
     clips, frames, fine, _, channels = cells.shape
     split = cells.reshape(clips, frames, side, fine // side, side, fine // side, channels)
     return split.nanmean((3, 5))
 
 
-def _names_loss(found: torch.Tensor, shares: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    loss = F.binary_cross_entropy_with_logits(found[..., :DENSE], shares) * DENSE
+def _names_loss(
+    predicted: torch.Tensor, shares: torch.Tensor, offsets: torch.Tensor
+) -> torch.Tensor:
+    loss = F.binary_cross_entropy_with_logits(predicted[..., :DENSE], shares) * DENSE
     for part in GROUPS:
-        # Telling the names apart where there is something: the shares alone teach it slowly.
+        # Classification of covered cells; the shares alone are learnt slowly.
         covered = shares[..., part].amax(-1) > COVERED
         if covered.any():
             names = shares[..., part][covered].argmax(-1)
-            loss = loss + F.cross_entropy(found[..., :DENSE][..., part][covered], names)
+            loss = loss + F.cross_entropy(predicted[..., :DENSE][..., part][covered], names)
     there = ~offsets[..., 0].isnan()
-    return loss + F.smooth_l1_loss(found[..., DENSE : DENSE + 2][there], offsets[there])
+    return loss + F.smooth_l1_loss(predicted[..., DENSE : DENSE + 2][there], offsets[there])
 
 
 @torch.no_grad()
 def cell_accuracy(learner: Learner, *, clips: int = 48) -> dict[str, float]:
-    """Share of held-out covered cells whose shape, colour and digit are recognised."""
+    """Measure the share of held-out covered cells whose shape, colour and digit are recognised."""
     packer = Packer()
-    made = [make_clip(70_000 + i, 2, crowded=True) for i in range(clips)]
-    batch = collate(made, [packer.pack(c.questions[:1], together=False, rng=None) for c in made])
+    drawn = [make_clip(70_000 + i, 2, crowded=True) for i in range(clips)]
+    batch = collate(drawn, [packer.pack(c.questions[:1], together=False, rng=None) for c in drawn])
     with torch.autocast("cpu", torch.bfloat16):
-        found = learner.cells(learner.see(batch)[:, :-1]).float()
+        predicted = learner.cells(learner.see(batch)[:, :-1]).float()
     shares = _pool(batch["shares"], GRID)
-    found = found.reshape(*shares.shape[:4], -1)[..., :DENSE]
+    predicted = predicted.reshape(*shares.shape[:4], -1)[..., :DENSE]
     result = {}
     for name, part in zip(("shape", "colour", "digit"), GROUPS, strict=True):
         covered = shares[..., part].amax(-1) > COVERED
-        right = found[..., part][covered].argmax(-1) == shares[..., part][covered].argmax(-1)
+        right = predicted[..., part][covered].argmax(-1) == shares[..., part][covered].argmax(-1)
         result[name] = right.float().mean().item()
     return result
 
 
 def _word_loss(learner: Learner, tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """How near every cell's token is to the words for what it shows, as read and as written.
+    """Contrastive loss between each cell's token and the input and output embeddings of the words
+    for its content.
 
-    A question's words then find their cells, and cells their answers, by one common rule instead
-    of one learnt for every word.
+    Words of questions can then be matched with cells, and cells with answers, by similarity
+    instead of a separate rule per word.
     """
     shares = _pool(batch["shares"], GRID)
     cells = F.normalize(tokens[:, :-1].float(), dim=-1).reshape(*shares.shape[:4], -1)
@@ -220,15 +222,15 @@ def _word_loss(learner: Learner, tokens: torch.Tensor, batch: Batch) -> torch.Te
     return loss
 
 
-def _move_loss(found: torch.Tensor, moves: torch.Tensor) -> torch.Tensor:
-    """How well a cell in the decoder tells how its thing has moved since it was first seen."""
+def _move_loss(predicted: torch.Tensor, moves: torch.Tensor) -> torch.Tensor:
+    """Loss of the motion of each cell's thing since its first frame."""
     weight = torch.ones(len(MOVES))
     weight[MOVES.index("nothing")] = _NOTHING_WEIGHT
-    return F.cross_entropy(found.flatten(0, 1), moves.flatten(), weight, ignore_index=IGNORE)
+    return F.cross_entropy(predicted.flatten(0, 1), moves.flatten(), weight, ignore_index=IGNORE)
 
 
 def _mask(segments: torch.Tensor, prefix: int) -> torch.Tensor:
-    """Who sees whom [B, 1, P + L, P + L] bool: causal, and text only its own segment."""
+    """Build the attention mask [B, 1, P + L, P + L] bool: causal, text within its segment only."""
     clips, length = segments.shape
     mask = torch.ones(prefix + length, prefix + length, dtype=torch.bool).tril()
     mask = mask.repeat(clips, 1, 1)
@@ -238,18 +240,18 @@ def _mask(segments: torch.Tensor, prefix: int) -> torch.Tensor:
 
 @torch.no_grad()
 def accuracy(learner: Learner, frames: int, *, clips: int = 48) -> dict[str, tuple[float, int]]:
-    """Share of held-out answers that are right in full, and how many were asked, by kind."""
+    """Measure, by kind, the share of fully right held-out answers and the number of questions."""
     learner.eval()
     packer = Packer()
     tally = {kind: [0, 0] for kind in KINDS}
     for start in range(0, clips, 16):
-        made = [make_clip(frames * 10_000 + start + i, frames) for i in range(16)]
-        packs = [packer.pack(c.questions, together=False, rng=None) for c in made]
-        batch = collate(made, packs)
+        drawn = [make_clip(frames * 10_000 + start + i, frames) for i in range(16)]
+        packs = [packer.pack(c.questions, together=False, rng=None) for c in drawn]
+        batch = collate(drawn, packs)
         with torch.autocast("cpu", torch.bfloat16):
             logits, _ = learner.answer(batch, learner.see(batch))
         right = (logits.argmax(-1) == batch["labels"]) | (batch["labels"] == IGNORE)
-        for row, clip in enumerate(made):
+        for row, clip in enumerate(drawn):
             for number, question in enumerate(clip.questions):
                 tally[question.kind][0] += bool(right[row][batch["index"][row] == number].all())
                 tally[question.kind][1] += 1

@@ -1,8 +1,8 @@
-"""Trains the embedded model from nothing: `python -m sttm_cli.tiny.training.train RUN_FOLDER`.
+"""Training of the embedded model from scratch: `python -m sttm_cli.tiny.training.train RUN_FOLDER`.
 
-Three stages, each by the clock: the tower and projector alone, on what every cell shows; all on
-one-frame clips, where words are bound to what is seen; all on clips of several frames. Never on
-merged tokens. A stopped run goes on from its last checkpoint when started again.
+The stages have fixed durations: the tower and projector alone, on dense targets; then the whole
+model on clips of one frame; then on clips of several frames. Tokens are never merged. A stopped
+run resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ _SAVE_SECONDS = 180
 
 @dataclass(frozen=True)
 class Stage:
-    """`lengths`: frames a clip -> share of the batches; `together`: share of the batches whose
-    questions are turns of one conversation, the others are each asked alone; `crowded`: share of
-    the scenes that are as full as can be; `tower_rate`: the rate of the tower and the
-    projector, as a share."""
+    """A stage of training.
+
+    `lengths`: frames per clip -> share of the batches; `together`: share of the batches whose
+    questions are turns of one conversation; `crowded`: share of crowded scenes; `tower_rate`:
+    learning rate of tower and projector, as a share of the rate.
+    """
 
     name: str
     minutes: float
@@ -85,7 +87,7 @@ STAGES = (
 
 
 class Run:
-    """A training run in a folder: its checkpoints, and where it stands."""
+    """A training run: its folder of checkpoints, and its progress."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +173,7 @@ class Run:
         return optimiser
 
     def _groups(self, tower_rate: float) -> list[dict[str, Any]]:
-        """The parameters by their share of the rate, and by whether they decay."""
+        """Group the parameters by their share of the rate and their weight decay."""
         groups = []
         for in_tower, share in ((True, tower_rate), (False, 1.0)):
             named = self.learner.named_parameters()
@@ -193,19 +195,20 @@ def _step(
     stage: Stage,
     shown: dict[str, float],
 ) -> None:
-    """One batch; `shown` keeps the losses' running means."""
-    found = losses(learner, batch, answers=stage.answers)
+    """Train on one batch; update the running means of the losses in `shown`."""
+    by_name = losses(learner, batch, answers=stage.answers)
     optimiser.zero_grad(set_to_none=True)
-    total = torch.stack([_WEIGHTS[name] * value for name, value in found.items()]).sum()
+    total = torch.stack([_WEIGHTS[name] * value for name, value in by_name.items()]).sum()
     torch.autograd.backward(total)
     nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
     optimiser.step()
-    for name, value in found.items():
+    for name, value in by_name.items():
         shown[name] = 0.97 * shown.get(name, value.item()) + 0.03 * value.item()
 
 
 def _share_of_peak(done: float) -> float:
-    """Up over the first thirtieth of a stage, then down along a cosine to a fiftieth."""
+    """Return the rate as a share of its peak: warm-up over the first thirtieth of a stage, then
+    cosine decay to a fiftieth."""
     return min(1.0, 30 * done + 0.01) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
 
 
@@ -218,10 +221,10 @@ def _report(learner: Learner, *, answers: bool) -> None:
     cells = " ".join(f"{name} {share:.3f}" for name, share in cell_accuracy(learner).items())
     _log(f"  held out, cells: {cells}")
     for frames in (1, 8) if answers else ():
-        found = accuracy(learner, frames)
-        right = sum(share * n for share, n in found.values())
-        total = sum(n for _, n in found.values())
-        kinds = " ".join(f"{kind} {share:.2f}/{n}" for kind, (share, n) in found.items())
+        by_kind = accuracy(learner, frames)
+        right = sum(share * n for share, n in by_kind.values())
+        total = sum(n for _, n in by_kind.values())
+        kinds = " ".join(f"{kind} {share:.2f}/{n}" for kind, (share, n) in by_kind.items())
         _log(f"  held out, {frames} frames: all {right / total:.3f} {kinds}")
 
 

@@ -1,4 +1,4 @@
-"""The checkpoint folder's parts: word-level tokenizer, processor files, and an untrained model."""
+"""The parts of the checkpoint folder: word-level tokenizer, processor files, untrained model."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ FOLDER = Path(__file__).parents[1] / "checkpoint"
 PATCH = 8
 GRID = SIDE // PATCH // 2
 WIDTH = 192
-# What this package reads of a config.json: the frames trained with, and merging that suits them.
+# Defaults under "sttm" in config.json: the number of frames in training, and merging.
 SETTINGS = {"frames": 8, "merge_layer": 1, "positions": "survivors"}
 SPECIAL = ("<unk>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
-# The layout of the llava-hf checkpoints: the video first, then the question on a line of its own.
+# The layout of the llava-hf checkpoints: the video, then the question on a separate line.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }} "
     "{% if message['content'] is string %}{{ '\n' + message['content'] }}"
@@ -44,7 +44,7 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary() -> list[str]:
-    """The special tokens, then every word of the questions and answers, in a fixed order."""
+    """List the special tokens, then every word of the questions and answers, in a fixed order."""
     texts = [t for templates in TEMPLATES.values() for t in templates]
     texts += [*COLOURS, *SHAPES, *DIRECTIONS, *CORNERS, *NUMBERS]
     texts += [
@@ -56,7 +56,7 @@ def vocabulary() -> list[str]:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; case and punctuation do not matter; other words are `<unk>`."""
+    """Make a tokenizer with one token per word, ignoring case and punctuation."""
     vocab = {word: index for index, word in enumerate(vocabulary())}
     inner = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     inner.normalizer = normalizers.Sequence(
@@ -81,7 +81,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_processor() -> LlavaOnevisionProcessor:
-    """Brings frames to 112 x 112, values to -1..1, and a conversation into the chat layout."""
+    """Make a processor for frames of 112 x 112 with values in -1..1, and the chat template."""
     half: dict[str, Any] = {
         "size": {"height": SIDE, "width": SIDE},
         "image_mean": [0.5, 0.5, 0.5],
@@ -98,7 +98,7 @@ def make_processor() -> LlavaOnevisionProcessor:
 
 
 def make_model() -> LlavaOnevisionForConditionalGeneration:
-    """The untrained model: SigLIP tower, projector, Qwen2 decoder."""
+    """Make the untrained model: SigLIP tower, projector, Qwen2 decoder."""
     words = vocabulary()
     vision = SiglipVisionConfig(
         hidden_size=128,
@@ -137,7 +137,6 @@ def make_model() -> LlavaOnevisionForConditionalGeneration:
 
 
 def write_checkpoint(model: LlavaOnevisionForConditionalGeneration, folder: Path) -> None:
-    """Write an ordinary checkpoint folder."""
     end = vocabulary().index("<|im_end|>")
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=8, eos_token_id=end, pad_token_id=end
