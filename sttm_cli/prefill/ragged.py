@@ -8,7 +8,7 @@ on, hooks put in those that belong to the shorter sequence, and are removed afte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +16,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import create_causal_mask
 
 from sttm_cli.base.types import PrefixKV
+from sttm_cli.prefill.sizes import counting, logs_of
 
+Sizes = Callable[[], torch.Tensor | None]
+"""The sizes [P] of the first keys from the merge layer on; None where all are 1."""
 Deeper = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Hidden states [1, L, C] at the merge layer's input -> those that go on [1, N, C] and their
 rotary ids [A, N]."""
@@ -101,6 +104,7 @@ def run(
     merge_layer: int,
     deeper: Deeper,
     sees: torch.Tensor | None = None,
+    sizes: Sizes | None = None,
 ) -> torch.Tensor:
     """Run `embeds` [L, C] through the decoder on top of what `layers` hold.
 
@@ -110,9 +114,20 @@ def run(
 
     `sees` [L, M] bool: which of the last M tokens, these L included, each token attends to; it
     attends to all tokens before those as well. Without it, attention is causal.
+
+    `sizes`: how many cells stand behind each of the first keys from the merge layer on, asked for
+    once these are known; each counts as often in attention. Without it, every token counts once.
     """
     batch = embeds.reshape(-1, *embeds.shape[-2:])
-    with _deeper_layers(decoder, layers, merge_layer, deeper, sees):
+
+    def after(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        result = deeper(hidden)
+        if counted is not None and sizes is not None and (known := sizes()) is not None:
+            counted.logs = logs_of(known)
+        return result
+
+    count = nullcontext() if sizes is None else counting(decoder, merge_layer)
+    with count as counted, _deeper_layers(decoder, layers, merge_layer, after, sees):
         out = decoder(
             inputs_embeds=batch,
             attention_mask=_mask(layers[0], batch, sees),
@@ -174,6 +189,11 @@ def _mask(
 def _rotary_input(positions: torch.Tensor) -> torch.Tensor:
     """[1, L] as it is for 1-D models, [3, L] -> [3, 1, L] for M-RoPE."""
     return positions if positions.shape[0] == 1 else positions[:, None]
+
+
+def sizes_of(kv: PrefixKV) -> Sizes | None:
+    """The sizes that a KV's tokens count with."""
+    return None if kv.sizes is None else lambda: kv.sizes
 
 
 def buffers_of(layers: list[BufferLayer]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -297,6 +317,7 @@ class KVContinuation:
                 merge_layer=self._kv.merge_layer,
                 deeper=lambda states: (states, above.to(states.device)),
                 sees=sees,
+                sizes=sizes_of(self._kv),
             )
         finally:
             # Buffers that had to grow replace the KV's own.
