@@ -30,6 +30,11 @@ class FakeMerged:
     spatial_threshold: float | None = None
     temporal_threshold: float | None = None
     sources: Callable[[torch.Tensor], torch.Tensor] = lambda grid: grid.flatten(0, 2)
+    cells: int = 1
+
+    @property
+    def patch_counts(self) -> torch.Tensor:
+        return torch.full((len(self.roots),), self.cells)
 
 
 def keep_all(grid: torch.Tensor) -> FakeMerged:
@@ -44,5 +49,9 @@ def pair_up(grid: torch.Tensor) -> FakeMerged:
     roots = torch.arange(0, len(flat), 2)
     odd = flat[1::2] if len(flat) % 2 == 0 else torch.cat([flat[1::2], flat[-1:]])
     return FakeMerged(
-        (flat[::2] + odd) / 2, roots, len(roots), sources=lambda other: pair_up(other).features
+        (flat[::2] + odd) / 2,
+        roots,
+        len(roots),
+        sources=lambda other: pair_up(other).features,
+        cells=2,
     )

@@ -158,7 +158,7 @@ class Merged(Protocol):
 
     `features` [N, C]; `roots` [N] int64, ascending: the flat index in the [T, H, W] grid of the
     top-left cell of each token's box. `sources` merges other features [T, H, W, C] -> [N, C]
-    in the same way.
+    in the same way; `patch_counts` [N]: how many cells are behind each token.
     """
 
     @property
@@ -167,6 +167,8 @@ class Merged(Protocol):
     def roots(self) -> torch.Tensor: ...
     @property
     def sources(self) -> Callable[[torch.Tensor], torch.Tensor]: ...
+    @property
+    def patch_counts(self) -> torch.Tensor: ...
     @property
     def after_spatial(self) -> int: ...
     @property
@@ -273,8 +275,10 @@ class PrefixKV:
     buffers replace it when it is full. Token-major, so that a stored prefix is read, and a token
     appended, in one contiguous piece. Layers below `merge_layer` hold every video token, the
     others the merged ones. `next_positions`: the rotary ids of the next token below the merge
-    layer, and from it on. `facts` are stored with the entry: decode report, seconds, tool
-    version, and `token_ids`, the distinct token ids of the prefix.
+    layer, and from it on. `sizes` [lengths[-1]] int32, on the CPU: how often each token counts in
+    attention from the merge layer on; None where each counts once. `facts` are stored with the
+    entry: decode report, seconds, tool version, and `token_ids`, the distinct token ids of the
+    prefix.
     """
 
     keys: list[torch.Tensor]
@@ -285,6 +289,7 @@ class PrefixKV:
     tokens: TokenCounts
     grid: tuple[int, int, int]
     facts: Json = field(default_factory=dict)
+    sizes: torch.Tensor | None = None
 
     @property
     def nbytes(self) -> int:

@@ -37,11 +37,15 @@ Shorten = Callable[[torch.Tensor, float, int], Merged]
 
 @dataclass(frozen=True)
 class Entrant:
-    """A method under test, merging before decoder layer `layer` (None: the model's default)."""
+    """A method under test, merging before decoder layer `layer` (None: the model's default).
+
+    `sizes`: whether merged tokens count by their size in attention (None: as in the settings).
+    """
 
     name: str
     shorten: Shorten
     layer: int | None = None
+    sizes: bool | None = None
 
 
 def find_entrants(
@@ -49,21 +53,25 @@ def find_entrants(
 ) -> list[Entrant]:
     """Parse `names`, separated by commas; `sttm` is always included, and first.
 
-    `NAME@L` merges before decoder layer L of `layers` instead of the model's default. Names may be
-    methods or `variants`. Raises UsageError.
+    `NAME@L` merges before decoder layer L of `layers` instead of the model's default; `NAME+sizes`
+    weighs merged tokens by their size in attention. Names may be methods or `variants`. Raises
+    UsageError.
     """
     wanted = [DEFAULT_METHOD, *(name.strip() for name in names.split(","))]
     return [_find(name, layers, variants or {}) for name in dict.fromkeys(wanted)]
 
 
 def _find(name: str, layers: int, variants: Mapping[str, Shorten]) -> Entrant:
-    method, sign, layer = name.partition("@")
+    plain, plus, sizes = name.partition("+")
+    if plus and sizes != "sizes":
+        raise UsageError(f"--methods {name!r} is not known", "only +sizes can follow a method")
+    method, sign, layer = plain.partition("@")
     if sign and not layer.isdigit():
         raise UsageError(f"--methods {name!r} is not known", "a layer is a number, as in sttm@2")
     if layer and layers and int(layer) >= layers:
         raise UsageError(f"--methods {name!r}: the model has {layers} layers")
     shorten = variants.get(method) or _by_method(method)
-    entrant = Entrant(name, shorten)
+    entrant = Entrant(name, shorten, sizes=True if plus else None)
     return replace(entrant, layer=int(layer)) if sign else entrant
 
 
@@ -146,7 +154,9 @@ def _shortened(
     kept = 0
     for entrant, budget in cells:
         merge = _bound(entrant, budget, kept)
-        kv = qa.compute.prefill(tokens, Clock(), budget=budget, merge=merge, layer=entrant.layer)
+        kv = qa.compute.prefill(
+            tokens, Clock(), budget=budget, merge=merge, layer=entrant.layer, sizes=entrant.sizes
+        )
         if entrant.name == OURS:
             kept = kv.tokens.video_kept
         yield (entrant.name, budget), kv

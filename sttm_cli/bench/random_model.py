@@ -70,6 +70,7 @@ def random_qa(
         merge_layer=merge_layer,
         positions=family.positions if settings.positions == "auto" else settings.positions,
         attention=resolve_attention(device, dtype),
+        attention_sizes=settings.attention_sizes == "on",
         options=options_of(settings, family, model=given),
     )
     model, store = _wrapped(geometry, _random_model(geometry, plan), plan), NoStore()

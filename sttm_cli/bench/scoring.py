@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sttm_cli.base.types import PrefixKV
-from sttm_cli.prefill.ragged import BufferLayer, run
+from sttm_cli.prefill.ragged import BufferLayer, run, sizes_of
 from sttm_cli.tiny.questions import Question
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def _most_likely(model: VideoLLM, kv: PrefixKV, ids: torch.Tensor) -> torch.Tens
         positions=below,
         merge_layer=kv.merge_layer,
         deeper=lambda states: (states, above.to(states.device)),
+        sizes=sizes_of(kv),
     )
     return model.logits(hidden).argmax(-1)
 

@@ -27,12 +27,14 @@ class Merging:
 
     `positions`: "reassigned" renumbers the tokens consecutively after merging, "survivors" keeps
     the rotary ids of each token's root (paper, table 8 and section 4.1). Models with M-RoPE
-    always use "survivors".
+    always use "survivors". `sizes`: a merged token counts in attention as often as the cells
+    behind it (`prefill/sizes.py`).
     """
 
     layer: int
     merge: Callable[[torch.Tensor], Merged]
     positions: str
+    sizes: bool = False
 
 
 @torch.inference_mode()
@@ -61,6 +63,7 @@ def prefill(
             positions=prompt.positions,
             merge_layer=merging.layer,
             deeper=state.apply,
+            sizes=(lambda: state.sizes) if merging.sizes else None,
         )
     keys, values = buffers_of(layers)
     return PrefixKV(
@@ -72,6 +75,7 @@ def prefill(
         tokens=state.counts(),
         grid=prompt.grid,
         facts={"token_ids": prompt.ids.unique().tolist()},
+        sizes=None if state.sizes is None else state.sizes.cpu(),
     )
 
 
@@ -117,6 +121,7 @@ class _Merge:
         self._places = prompt.video
         self.length = 0
         self.next_position = 0
+        self.sizes: torch.Tensor | None = None
 
     def apply(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Merge hidden states [1, L, C] -> [1, N, C]; also return their rotary ids [A, N]."""
@@ -139,7 +144,17 @@ class _Merge:
         hidden = hidden[:, kept]
         self._places = kept.cumsum(0)[roots] - 1
         self._merged, self.length = merged, hidden.shape[1]
+        if self._merging.sizes:
+            self.sizes = self._counts(merged.patch_counts)
         return hidden, self._renumber(self._prompt.positions.to(hidden.device)[:, kept])
+
+    def _counts(self, behind: torch.Tensor) -> torch.Tensor | None:
+        """The sizes of all tokens; text counts once."""
+        if bool((behind == 1).all()):
+            return None
+        sizes = torch.ones(self.length, dtype=torch.int32, device=behind.device)
+        sizes[self._places.to(behind.device)] = behind.to(torch.int32)
+        return sizes
 
     def add(self, hidden: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         """Add features [T, H, W, C] to the visual tokens among the hidden states [1, L, C]."""

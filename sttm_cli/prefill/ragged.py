@@ -8,7 +8,7 @@ on, temporary hooks replace them by those of the shorter sequence.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +16,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import create_causal_mask
 
 from sttm_cli.base.types import PrefixKV
+from sttm_cli.prefill.sizes import counting, logs_of
 
+Sizes = Callable[[], torch.Tensor | None]
+"""The sizes [P] of the first keys from the merge layer on; None where all are 1."""
 Deeper = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Maps hidden states [1, L, C] at the merge layer's input to those of the deeper layers [1, N, C]
 and their rotary ids [A, N]."""
@@ -101,6 +104,7 @@ def run(
     merge_layer: int,
     deeper: Deeper,
     sees: torch.Tensor | None = None,
+    sizes: Sizes | None = None,
 ) -> torch.Tensor:
     """Run `embeds` [L, C] through the decoder after the tokens in `layers`, and append to them.
 
@@ -110,9 +114,20 @@ def run(
 
     `sees` [L, M] bool: attention of each token to the last M tokens, including these L; earlier
     tokens are always attended to. None: causal attention.
+
+    `sizes`: the number of cells behind each of the first keys from the merge layer on, read once
+    the merge layer was reached; each key counts as often in attention. None: every key counts once.
     """
     batch = embeds.reshape(-1, *embeds.shape[-2:])
-    with _deeper_layers(decoder, layers, merge_layer, deeper, sees):
+
+    def after(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        result = deeper(hidden)
+        if counted is not None and sizes is not None and (known := sizes()) is not None:
+            counted.logs = logs_of(known)
+        return result
+
+    count = nullcontext() if sizes is None else counting(decoder, merge_layer)
+    with count as counted, _deeper_layers(decoder, layers, merge_layer, after, sees):
         out = decoder(
             inputs_embeds=batch,
             attention_mask=_mask(layers[0], batch, sees),
@@ -174,6 +189,11 @@ def _mask(
 def _rotary_input(positions: torch.Tensor) -> torch.Tensor:
     """Return positions [1, L] unchanged for 1-D models, [3, L] as [3, 1, L] for M-RoPE."""
     return positions if positions.shape[0] == 1 else positions[:, None]
+
+
+def sizes_of(kv: PrefixKV) -> Sizes | None:
+    """The sizes that a KV's tokens count with."""
+    return None if kv.sizes is None else lambda: kv.sizes
 
 
 def buffers_of(layers: list[BufferLayer]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -296,6 +316,7 @@ class KVContinuation:
                 merge_layer=self._kv.merge_layer,
                 deeper=lambda states: (states, above.to(states.device)),
                 sees=sees,
+                sizes=sizes_of(self._kv),
             )
         finally:
             # Buffers that grew replace those of the KV.

@@ -109,10 +109,11 @@ class Compute:
         budget: float | int,
         merge: Merge | None = None,
         layer: int | None = None,
+        sizes: bool | None = None,
     ) -> PrefixKV:
         """Visual tokens through the decoder, merged to the budget on the way.
 
-        `merge` in place of the method, `layer` in place of the plan's merge layer.
+        `merge` in place of the method, `layer` and `sizes` in place of the plan's.
         """
         chosen = merge or (lambda features: self.plan.method.merge(features, budget))
 
@@ -121,7 +122,8 @@ class Compute:
             return chosen(features)
 
         where = self.plan.merge_layer if layer is None else layer
-        merging = Merging(where, checked, self.plan.positions)
+        count = self.plan.attention_sizes if sizes is None else sizes
+        merging = Merging(where, checked, self.plan.positions, count)
         if self._decoder_thread is None:
             return self._prefill(tokens, clock, merging)
         return self._decoder_thread.submit(self._prefill, tokens, clock, merging).result()

@@ -39,6 +39,7 @@ def fits(kv: PrefixKV, config: Any, plan: ModelPlan) -> bool:
         _is_shaped(kv, config, plan.dtype)
         and _is_merged(kv, plan.merge_layer, config.num_hidden_layers)
         and _is_placed(kv, plan.family.rotary_axes)
+        and _is_counted(kv, plan)
         and _has_its_record(kv, config.vocab_size)
     )
 
@@ -57,6 +58,13 @@ def _is_merged(kv: PrefixKV, merge_layer: int, layers: int) -> bool:
     wanted = (full,) * merge_layer + (tokens.prefix,) * (layers - merge_layer)
     kept = 0 < tokens.video_kept <= tokens.video_full
     return kept and kv.merge_layer == merge_layer and tuple(kv.lengths) == wanted
+
+
+def _is_counted(kv: PrefixKV, plan: ModelPlan) -> bool:
+    """Sizes are those of a method that counts each cell once at most."""
+    tokens = kv.tokens
+    full = tokens.prefix - tokens.video_kept + tokens.video_full
+    return kv.sizes is None or (plan.attention_sizes and int(kv.sizes.sum()) <= full)
 
 
 def _is_placed(kv: PrefixKV, axes: int) -> bool:

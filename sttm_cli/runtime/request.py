@@ -53,6 +53,7 @@ class ModelPlan:
     merge_layer: int
     positions: str
     attention: str = "sdpa"
+    attention_sizes: bool = False
     spread: bool = False
     options: tuple[str, ...] = ()
 
@@ -116,6 +117,7 @@ def plan_model(
         merge_layer=family.merge_layer if layer is None else layer,
         positions=family.positions if positions == "auto" else positions,
         attention=resolve_attention(device, dtype),
+        attention_sizes=settings.attention_sizes == "on",
         # A device named by hand is the one that is meant.
         spread=settings.device == "auto" and device == "cuda",
         options=options_of(settings, family, model=f"--model {name}"),
@@ -289,6 +291,7 @@ def identity_of(video: Json, plan: FramePlan, model: ModelPlan, settings: Settin
             "layer": model.merge_layer,
             "budget": settings.budget,
             "positions": model.positions,
+            "attention_sizes": model.attention_sizes,
         },
         "kv_dtype": model.dtype if settings.kv_dtype == "auto" else settings.kv_dtype,
         "prompt": {"template": model.family.template, "options": list(model.options)},

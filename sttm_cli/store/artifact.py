@@ -79,7 +79,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
-FORMAT = 2
+FORMAT = 3
 """Version of the file's layout; part of every identity, so that a file of another one is a miss."""
 
 MOST_HEADER = 4 << 20
@@ -301,9 +301,18 @@ def _check_meta(meta: Json, wanted: Spelled | None) -> None:
     numbers = [*meta["lengths"], *meta["next_positions"], *meta["grid"], meta["merge_layer"]]
     if not all(type(n) is int and 0 <= n < MOST_COUNT for n in numbers) or 0 in meta["lengths"]:
         raise Damaged("its lengths are damaged")
+    _check_sizes(meta["sizes"], meta["lengths"][-1])
     if not isinstance(meta["facts"], dict) or not isinstance(meta["identity"], dict):
         raise Damaged("its record is damaged")
     check_label(meta["label"])
+
+
+def _check_sizes(sizes: Any, length: int) -> None:
+    if sizes is None:
+        return
+    whole = isinstance(sizes, list) and all(type(n) is int and 0 < n < MOST_COUNT for n in sizes)
+    if not whole or len(sizes) != length:
+        raise Damaged("its sizes are damaged")
 
 
 def _check_tensors(header: Json, meta: Json, start: int, size: int) -> Header:

@@ -171,6 +171,7 @@ def _record(identity: Json, packed: PackedKV, label: Json) -> Json:
         "next_positions": list(kv.next_positions),
         "tokens": asdict(kv.tokens),
         "grid": list(kv.grid),
+        "sizes": None if kv.sizes is None else kv.sizes.tolist(),
         "facts": kv.facts,
         "label": label,
     }

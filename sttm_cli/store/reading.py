@@ -120,6 +120,7 @@ def read_tensors(artifact: Artifact[Blob], *, device: str | Sequence[str], room:
         tokens=header.tokens,
         grid=(meta["grid"][0], meta["grid"][1], meta["grid"][2]),
         facts=meta["facts"],
+        sizes=None if meta["sizes"] is None else torch.tensor(meta["sizes"], dtype=torch.int32),
     )
 
 

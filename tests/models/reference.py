@@ -41,12 +41,21 @@ def assert_equals_transformers(
     assert generate(prefix, question, model, max_new_tokens=12).text == text.strip()
 
 
-def assert_equals_one_pass(model: Any, tokens: VisualTokens, layer: int) -> None:
+def assert_equals_one_pass(
+    model: Any, tokens: VisualTokens, layer: int, *, sizes: bool = False
+) -> None:
     """A question behind a prefix that was merged before `layer` gives the logits of one pass."""
-    prefix, prompt = prefilled(model, tokens, Merging(layer, pair_up, "reassigned"))
+    prefix, prompt = prefilled(model, tokens, Merging(layer, pair_up, "reassigned", sizes))
     question = model.question(QUESTION)
     wanted = one_pass(
-        model, prompt, tokens, question=question, layer=layer, merge=pair_up, reassigned=True
+        model,
+        prompt,
+        tokens,
+        question=question,
+        layer=layer,
+        merge=pair_up,
+        reassigned=True,
+        sizes=sizes,
     )
     assert torch.allclose(prefix.extend(question), wanted, atol=1e-5)
 
@@ -61,11 +70,16 @@ def one_pass(
     layer: int,
     merge: Callable[[torch.Tensor], Any],
     reassigned: bool,
+    sizes: bool = False,
 ) -> torch.Tensor:
-    """Prompt and question together, merged before `layer`: the logits [V] of the last token."""
+    """Prompt and question together, merged before `layer`: the logits [V] of the last token.
+
+    `sizes`: from `layer` on, log(cells behind a token) is added to the logits of its key.
+    """
     embeds = torch.cat([model.embed_prompt(prompt, tokens), model.embed(question)])
     after = prompt.next_position + torch.arange(len(question))
     positions = torch.cat([prompt.positions, after.expand(len(prompt.positions), -1)], dim=1)
+    bias = torch.zeros(())
     hidden, places, deep = embeds, prompt.video, [d.flatten(0, 2) for d in tokens.deep]
     for index, block in enumerate(model.decoder.layers):
         if index == layer:
@@ -76,18 +90,23 @@ def one_pass(
             hidden, positions = hidden[keep], positions[:, keep]
             places = torch.tensor([keep.index(root) for root in roots.tolist()])
             deep = [merged.sources(d.unflatten(0, prompt.grid)) for d in deep]
+            if sizes:
+                bias = torch.zeros(len(keep))
+                bias[places] = merged.patch_counts.float().log()
             if reassigned:
                 positions = torch.arange(len(keep))[None]
-        hidden = _layer(model.decoder, block, hidden, positions)
+        hidden = _layer(model.decoder, block, hidden, positions, bias)
         if index < len(deep):
             hidden[places] += deep[index]
     return model.logits(model.decoder.norm(hidden)[-1])
 
 
-def _layer(decoder: Any, block: Any, hidden: torch.Tensor, positions: torch.Tensor):
+def _layer(
+    decoder: Any, block: Any, hidden: torch.Tensor, positions: torch.Tensor, bias: torch.Tensor
+):
     rotary = decoder.rotary_emb(
         hidden[None], positions if len(positions) == 1 else positions[:, None]
     )
-    mask = torch.full((len(hidden), len(hidden)), float("-inf")).triu(1)[None, None]
+    mask = torch.full((len(hidden), len(hidden)), float("-inf")).triu(1)[None, None] + bias
     out = block(hidden[None], attention_mask=mask, position_embeddings=rotary, position_ids=None)
     return (out[0] if isinstance(out, tuple) else out)[0].clone()

@@ -32,7 +32,8 @@ from pathlib import Path
 from sttm_cli.runtime.session import VideoQA
 found = {}
 for folder in sorted(Path(sys.argv[1]).iterdir()):
-    with VideoQA(model=str(folder), budget=float(sys.argv[3]), max_new_tokens=8) as qa:
+    fields = json.loads(sys.argv[3])
+    with VideoQA(model=str(folder), **fields) as qa:
         ready = qa.prepare(sys.argv[2])
         logits = ready.prefix.extend(qa.model().question(sys.argv[4]))
         ready.prefix.rewind()
@@ -71,9 +72,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @torch.inference_mode()
-def computed(folder: Path, video: Path) -> tuple[str, torch.Tensor]:
+def computed(folder: Path, video: Path, fields: dict[str, Any]) -> tuple[str, torch.Tensor]:
     """The cold answer, and the first token's logits from one plain pass."""
-    with VideoQA(model=str(folder), budget=BUDGET, max_new_tokens=8) as qa:
+    with VideoQA(model=str(folder), **fields) as qa:
         answer = qa.ask(video, QUESTION)
         assert not answer.cache_hit
         tokens, _ = qa.compute.visual_tokens(qa.request(video), Clock())
@@ -86,14 +87,19 @@ def computed(folder: Path, video: Path) -> tuple[str, torch.Tensor]:
             layer=qa.model_plan.merge_layer,
             merge=lambda grid: merge_tokens(grid, budget=BUDGET),
             reassigned=qa.model_plan.positions == "reassigned",
+            sizes=qa.model_plan.attention_sizes,
         )
     return answer.text, logits
 
 
-def test_a_fresh_process_restores_what_one_pass_gives(video: Path, folders: Path) -> None:
-    wanted = {folder.name: computed(folder, video) for folder in sorted(folders.iterdir())}
+@pytest.mark.parametrize("sizes", ["off", "on"])
+def test_a_fresh_process_restores_what_one_pass_gives(
+    video: Path, folders: Path, sizes: str
+) -> None:
+    fields = {"budget": BUDGET, "max_new_tokens": 8, "attention_sizes": sizes}
+    wanted = {folder.name: computed(folder, video, fields) for folder in sorted(folders.iterdir())}
     out = subprocess.run(
-        [sys.executable, "-c", FRESH, str(folders), str(video), str(BUDGET), QUESTION],
+        [sys.executable, "-c", FRESH, str(folders), str(video), json.dumps(fields), QUESTION],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

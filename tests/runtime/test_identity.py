@@ -62,6 +62,7 @@ MODELS: dict[str, Any] = {
     "merge_layer": 3,
     "positions": "survivors",
     "attention": "eager",
+    "attention_sizes": True,
     "options": ("newlines",),
 }
 CHOSEN: dict[str, Any] = {"budget": 0.3, "kv_dtype": "int8"}
@@ -71,7 +72,17 @@ READS_THE_SAME = {"start_s", "end_s", "fallback"}
 COMPUTES_THE_SAME = {"spread"}
 """Of a model: over how many devices of a kind its layers are laid out."""
 RESOLVED = {
-    *("model", "revision", "method", "merge_layer", "positions", "options", "device", "dtype"),
+    *(
+        "model",
+        "revision",
+        "method",
+        "merge_layer",
+        "positions",
+        "attention_sizes",
+        "options",
+        "device",
+        "dtype",
+    ),
     *("fps", "frames", "start", "end", "decoder"),
 }
 """Settings that the plans of frames and model contain, resolved."""

@@ -23,12 +23,14 @@ def kv(seed: int = 0, lengths: tuple[int, ...] = (12, 12, 7), dtype=torch.float3
         tokens=TokenCounts(10, 5, 7, 8, 0.8, 0.6),
         grid=(2, 1, 5),
         facts={"decode": {"times_s": [0.0], "warnings": []}, "seconds": {"decode": 0.5}},
+        sizes=torch.arange(1, lengths[-1] + 1, dtype=torch.int32),
     )
 
 
 def same(a: PrefixKV, b: PrefixKV) -> bool:
     pairs = zip(a.keys + a.values, b.keys + b.values, a.lengths * 2, strict=True)
-    return a.lengths == b.lengths and all(torch.equal(x[:n], y[:n]) for x, y, n in pairs)
+    sizes = torch.equal(a.sizes, b.sizes)
+    return sizes and a.lengths == b.lengths and all(torch.equal(x[:n], y[:n]) for x, y, n in pairs)
 
 
 def restored(store: Store, room: int = 0, device: str = "cpu") -> PrefixKV | None:

@@ -117,6 +117,6 @@ def test_the_format_is_pinned_byte_for_byte(store: LocalStore, kv_dtype: str) ->
 
 
 PINNED = {
-    "auto": "ba567481ab163c88b5c20fcdf5697a3f20df78a9aa7605fd51b6c44a776eb2fb",
-    "int8": "03699a8723750258e1e4e3123870872e5423bc413764d0ed993e9cd33b7c4823",
+    "auto": "08f2dd45a9adf9ddaf64b4a345305f800431711010c7db1a77df45a3bfba509a",
+    "int8": "34d198bc5c384337284903ff938538bca98d10e5cd7d21a96b2a1b34d263a8aa",
 }

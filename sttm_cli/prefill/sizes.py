@@ -1,0 +1,144 @@
+"""Attention in which a merged token counts as often as the cells behind it.
+
+log(size) is added to the attention logits of each key, from the merge layer on, in prefill and in
+every question: softmax then weighs a token as if its cells stood there one by one. Source: Bolya et
+al., "Token Merging: Your ViT But Faster", ICLR 2023, section 3 (proportional attention).
+
+In prefill the logarithm is a channel more of the keys against a constant one of the queries, so
+that every kernel can be used and causality costs nothing. Behind a prefix, where a channel more
+would mean copying the whole cache for each token, it is an additive mask of one row per query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+CHANNELS = 8
+"""Channels that are added: kernels take head sizes in steps of 8. Two of them are used."""
+KERNELS = ("sdpa", "flash_attention_2", "flash_attention_3")
+Attended = tuple[torch.Tensor, Any]
+_PREFIX = "sttm_sized_"
+
+
+@dataclass
+class Counted:
+    """One run of a decoder: `logs` [P] float32 are the logarithms of the sizes of the first P keys
+    from layer `merge_layer` on, None as long as nothing is merged; keys behind them have size 1."""
+
+    kernel: str
+    merge_layer: int
+    logs: torch.Tensor | None = None
+    masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
+
+
+_run: ContextVar[Counted | None] = ContextVar("_run", default=None)
+
+
+@contextmanager
+def counting(decoder: Any, merge_layer: int) -> Iterator[Counted]:
+    """Have the decoder's layers from `merge_layer` on add `Counted.logs` to their logits.
+
+    Raises ValueError for an attention kernel that cannot.
+    """
+    kernel = decoder.config._attn_implementation
+    if kernel not in KERNELS:
+        raise ValueError(
+            f"attention sizes cannot be combined with attention {kernel!r}: "
+            f"load the model with one of {', '.join(KERNELS)}"
+        )
+    counted = Counted(kernel, merge_layer)
+    token = _run.set(counted)
+    decoder.config._attn_implementation = _PREFIX + kernel
+    try:
+        yield counted
+    finally:
+        decoder.config._attn_implementation = kernel
+        _run.reset(token)
+
+
+def logs_of(sizes: torch.Tensor) -> torch.Tensor:
+    """Sizes [P], whole numbers from 1 on -> their logarithms [P] float32."""
+    return sizes.float().log()
+
+
+def _attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> Attended:
+    """An attention function of transformers: states [B, heads, n, dim] -> [B, n, heads, dim]."""
+    run = _run.get()
+    if run is None:
+        raise RuntimeError("attention with sizes outside of its run")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    attend = ALL_ATTENTION_FUNCTIONS[run.kernel]
+    if run.logs is None or module.layer_idx < run.merge_layer:
+        plain: Attended = attend(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+        return plain
+    if query.shape[2] != key.shape[2]:
+        mask = _biased(run, query, key.shape[2], attention_mask)
+        behind: Attended = sdpa_attention_forward(
+            module, query, key, value, mask, scaling=scaling, **kwargs
+        )
+        return behind
+    wide = _widened(query, key, value, run.logs.to(query.device) / scaling)
+    out, weights = attend(module, *wide, attention_mask, scaling=scaling, **kwargs)
+    return out[..., : value.shape[-1]], weights
+
+
+def _widened(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """States whose products are those of `query` and `key` plus `bias` [n]."""
+    dim = key.shape[-1]
+    query, key, value = (pad(states, (0, CHANNELS)) for states in (query, key, value))
+    query[..., dim : dim + 2] = 1
+    # In half precision the rounding error of the first channel goes into the second.
+    key[..., dim] = bias.to(key.dtype)
+    key[..., dim + 1] = (bias - bias.to(key.dtype).float()).to(key.dtype)
+    return query, key, value
+
+
+def _biased(
+    run: Counted, query: torch.Tensor, keys: int, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """The additive mask [1, 1, n, keys] of queries at the end of the keys; one for all layers."""
+    place = (query.device, query.dtype, query.shape[2], keys, id(mask))
+    if place not in run.masks:
+        run.masks[place] = _mask(run, query, keys, mask)
+    return run.masks[place]
+
+
+def _mask(run: Counted, query: torch.Tensor, keys: int, mask: torch.Tensor | None) -> torch.Tensor:
+    assert run.logs is not None
+    logs = run.logs.to(query.device, query.dtype)
+    bias = pad(logs, (0, keys - len(logs)))[None, None, None]
+    count = query.shape[2]
+    if mask is None:
+        if count == 1:
+            return bias
+        mask = torch.ones(count, keys, dtype=torch.bool, device=query.device).tril(keys - count)
+    if mask.dtype is torch.bool:
+        return torch.where(mask, bias, torch.finfo(query.dtype).min)
+    return mask.to(query.dtype) + bias
+
+
+for _kernel in KERNELS:
+    ALL_ATTENTION_FUNCTIONS.register(_PREFIX + _kernel, _attend)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_PREFIX + _kernel, ALL_MASK_ATTENTION_FUNCTIONS[_kernel])
