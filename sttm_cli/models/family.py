@@ -115,6 +115,19 @@ Load = Callable[[Checkpoint, Placement, frozenset[str]], VideoLLM]
 """Loads a checkpoint's weights; the set names the family's options that are on."""
 
 
+class Find(Protocol):
+    """Finds the one video of a prompt that transformers' own processor made.
+
+    From the model's config, the token ids [L] and the rotary ids [A, L] (A is 1, or 3 for
+    M-RoPE): the places of the visual tokens [T*H*W], in the grid's order, and the grid. Raises
+    UsageError where there is not exactly one video, or something that could be taken for it.
+    """
+
+    def __call__(
+        self, config: Any, ids: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[int, int, int]]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One architecture: its name and checkpoints, its defaults, and how it is loaded.
@@ -125,7 +138,8 @@ class Family:
     after merging; `rotary_axes`: 3 for M-RoPE, whose survivors always keep their ids;
     `multiple`: frames per temporal patch; `step_text`: about how many text tokens a grid step
     has beside its visual ones; `template`: version of the prompt around the video and of the
-    frames' sizes; `options`: switches of this family, name -> help text.
+    frames' sizes; `options`: switches of this family, name -> help text; `find`: the video in a
+    prompt that this package did not write, None where `sttm_cli.merging` does not support it.
     """
 
     name: str
@@ -142,6 +156,7 @@ class Family:
     template: int = 1
     rotary_axes: int = 1
     step_text: int = 0
+    find: Find | None = None
 
     @property
     def aliases(self) -> dict[str, str]:
