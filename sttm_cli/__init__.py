@@ -16,17 +16,21 @@ if TYPE_CHECKING:
     from sttm_cli.base.results import Answer, Choice
     from sttm_cli.base.types import Sampling
     from sttm_cli.merge import MergedTokens, merge_tokens
+    from sttm_cli.runtime.merging import merging
+    from sttm_cli.runtime.merging_block import MergingStats
     from sttm_cli.runtime.session import VideoQA
 
 __all__ = [
     "Answer",
     "Choice",
     "MergedTokens",
+    "MergingStats",
     "Sampling",
     "SttmError",
     "VideoQA",
     "__version__",
     "merge_tokens",
+    "merging",
 ]
 
 # Imported on demand (PEP 562): importing the package must cost nothing.
@@ -34,10 +38,12 @@ _HOMES = {
     "Answer": "sttm_cli.base.results",
     "Choice": "sttm_cli.base.results",
     "MergedTokens": "sttm_cli.merge",
+    "MergingStats": "sttm_cli.runtime.merging_block",
     "Sampling": "sttm_cli.base.types",
     "SttmError": "sttm_cli.base.errors",
     "VideoQA": "sttm_cli.runtime.session",
     "merge_tokens": "sttm_cli.merge",
+    "merging": "sttm_cli.runtime.merging",
 }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
@@ -215,6 +216,39 @@ def prompt_1d(
         grid=grid,
         positions=torch.arange(len(ids))[None],
         next_position=len(ids),
+    )
+
+
+def find_frames(
+    ids: torch.Tensor, token: int, side: int, *, numbered: bool
+) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """See `Find`: a video written as pictures of `side` x `side` tokens, with text before each.
+
+    Images are written in the same way: their tiles differ in the token before them, and they and
+    another video in the length of the text or, where it is `numbered`, in a number that was there.
+    One picture alone is taken for an image.
+    """
+    places, listed, each = (ids == token).nonzero()[:, 0], ids.tolist(), side * side
+    starts = [at for at in places.tolist() if at == 0 or listed[at - 1] != token]
+    sizes = [after - before - each for before, after in pairwise(starts)] or [0]
+    labels = {tuple(listed[max(0, start - max(1, min(sizes) - 2)) : start]) for start in starts}
+    if (
+        len(starts) < 2
+        or len(places) != len(starts) * each
+        or any(listed[start : start + each] != [token] * each for start in starts)
+        or len({listed[start - 1] for start in starts}) > 1
+        or max(sizes) > 2 * min(sizes)
+        or (numbered and len(labels) < len(starts))
+    ):
+        raise not_one_video()
+    return places, (len(starts), side, side)
+
+
+def not_one_video() -> UsageError:
+    """What is raised where tokens are to be merged and it is not certain of which video."""
+    return UsageError(
+        "the prompt does not hold exactly one video and nothing that could be taken for it",
+        "give one video, laid out by the model's own processor",
     )
 
 

@@ -112,6 +112,19 @@ Load = Callable[[Checkpoint, Placement, frozenset[str]], VideoLLM]
 """Loads a checkpoint's weights; the set contains the family's enabled options."""
 
 
+class Find(Protocol):
+    """Finds the one video of a prompt that transformers' own processor made.
+
+    From the model's config, the token ids [L] and the rotary ids [A, L] (A is 1, or 3 for
+    M-RoPE): the places of the visual tokens [T*H*W], in the grid's order, and the grid. Raises
+    UsageError where there is not exactly one video, or something that could be taken for it.
+    """
+
+    def __call__(
+        self, config: Any, ids: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[int, int, int]]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One architecture: its name, checkpoints, defaults and loader.
@@ -122,7 +135,8 @@ class Family:
     ids after merging; `rotary_axes`: 3 for M-RoPE, which always keeps the survivors' ids;
     `multiple`: frames per temporal patch; `step_text`: approximate number of text tokens per grid
     step; `template`: version of the prompt around the video and of the frame sizes; `options`:
-    switches of this family, name -> help text.
+    switches of this family, name -> help text; `find`: finds the video in a prompt that this
+    package did not write, None where `sttm_cli.merging` does not support the family.
     """
 
     name: str
@@ -139,6 +153,7 @@ class Family:
     template: int = 1
     rotary_axes: int = 1
     step_text: int = 0
+    find: Find | None = None
 
     @property
     def aliases(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sttm_cli.base.errors import ModelError, VideoError
 from sttm_cli.base.types import Prompt, VisualTokens
-from sttm_cli.models.chat_format import ChatFormat
+from sttm_cli.models.chat_format import ChatFormat, not_one_video
 from sttm_cli.models.checkpoint import Checkpoint, read
 
 if TYPE_CHECKING:
@@ -102,6 +102,26 @@ class QwenVL(ChatFormat):
             **self.rotary_times(tokens),
         )
         return positions[:, 0, :-1], int(positions[0, 0, -1])
+
+
+def find_video(
+    config: Any, ids: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """See `Find`: the grid's sides are those that the tokens' own (t, h, w) ids run through."""
+    import torch
+
+    video = (ids == config.video_token_id).nonzero()[:, 0]
+    if not len(video):
+        raise not_one_video()
+    # Timestamps may stand between the grid's steps: the first of them is in the first run.
+    run = video[video - video[0] == torch.arange(len(video), device=video.device)]
+    sides = [int(axis.max() - axis.min()) + 1 for axis in positions[1:, run]]
+    steps, rest = divmod(len(video), math.prod(sides))
+    step = positions[1:, run][:, : math.prod(sides)] - positions[1:, run[:1]]
+    wanted = torch.cartesian_prod(*(torch.arange(side) for side in sides)).T
+    if rest or len(run) % math.prod(sides) or not torch.equal(step.cpu(), wanted):
+        raise not_one_video()
+    return video, (steps, sides[0], sides[1])
 
 
 def dynamic_grid(

@@ -13,7 +13,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sttm_cli.base.errors import ModelError
 from sttm_cli.base.types import Json
@@ -74,18 +74,34 @@ def family_of(checkpoint: Checkpoint) -> Family:
     A checkpoint can override "frames", "merge_layer" and "positions" under "sttm" in its
     config.json, as the embedded model does. Raises ModelError for an unsupported architecture.
     """
-    family = find_family(checkpoint.model_type)
+    return _suited(
+        repr(checkpoint.name),
+        checkpoint.model_type,
+        checkpoint.layers,
+        checkpoint.config.get("sttm"),
+    )
+
+
+def family_of_loaded(model: Any) -> Family:
+    """The family of a model that transformers has loaded; as `family_of`."""
+    config = model.config
+    layers = config.get_text_config().num_hidden_layers
+    own = getattr(config, "sttm", None)
+    return _suited(type(model).__name__, config.model_type, layers, own)
+
+
+def _suited(name: str, model_type: str, layers: int, own: Json | None) -> Family:
+    family = find_family(model_type)
     if family is None:
         supported = sorted(known.model_type for known in families())
         raise ModelError(
-            f"model {checkpoint.name!r} is of type {checkpoint.model_type or 'unknown'!r}, "
-            "which is not supported",
+            f"model {name} is of type {model_type or 'unknown'!r}, which is not supported",
             f"supported types: {', '.join(supported)}",
         )
-    if family.merge_layer_at_depth and checkpoint.layers == family.merge_layer_at_depth[0]:
+    if family.merge_layer_at_depth and layers == family.merge_layer_at_depth[0]:
         family = replace(family, merge_layer=family.merge_layer_at_depth[1])
-    own = checkpoint.config.get("sttm") or {}
-    stated = {name: own[name] for name in ("frames", "merge_layer", "positions") if name in own}
+    own = own or {}
+    stated = {each: own[each] for each in ("frames", "merge_layer", "positions") if each in own}
     return replace(family, **stated)
 
 

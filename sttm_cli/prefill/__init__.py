@@ -1,7 +1,22 @@
 """Prefill of the prompt prefix with merging, and the KV cache of unequal layer lengths."""
 
-from sttm_cli.prefill.prefix import ROOM, Merging, prefill
-from sttm_cli.prefill.ragged import KVContinuation
+from sttm_cli.prefill.merged_cache import check_cache, held_by
+from sttm_cli.prefill.passes import Continuing, MergingPass, Pass
+from sttm_cli.prefill.prefix import ROOM, Merge, Merging, prefill
+from sttm_cli.prefill.ragged import KVContinuation, hooked_layers
 from sttm_cli.prefill.together import Together
 
-__all__ = ["ROOM", "KVContinuation", "Merging", "Together", "prefill"]
+__all__ = [
+    "ROOM",
+    "Continuing",
+    "KVContinuation",
+    "Merge",
+    "Merging",
+    "MergingPass",
+    "Pass",
+    "Together",
+    "check_cache",
+    "held_by",
+    "hooked_layers",
+    "prefill",
+]

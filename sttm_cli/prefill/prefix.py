@@ -53,7 +53,7 @@ def prefill(
     in the same way from the merge layer on. `merging_stage` is a context around merging alone,
     for timing.
     """
-    state = _Merge(prompt, merging, merging_stage)
+    state = Merge(prompt, merging, merging_stage)
     layers = [BufferLayer(room=ROOM) for _ in decoder.layers[:-1]] + [_LastLayer(room=ROOM)]
     with suppress(_Filled), _deepstack(decoder, state, deep):
         run(
@@ -92,7 +92,7 @@ class _LastLayer(BufferLayer):
 
 
 @contextmanager
-def _deepstack(decoder: Any, state: _Merge, deep: Sequence[torch.Tensor]) -> Iterator[None]:
+def _deepstack(decoder: Any, state: Merge, deep: Sequence[torch.Tensor]) -> Iterator[None]:
     def add(level: torch.Tensor, *called: Any) -> torch.Tensor:
         return state.add(called[-1], level)
 
@@ -107,8 +107,12 @@ def _deepstack(decoder: Any, state: _Merge, deep: Sequence[torch.Tensor]) -> Ite
             handle.remove()
 
 
-class _Merge:
-    """Merges the visual tokens at the merge layer, and keeps the result for later layers."""
+class Merge:
+    """Merges the visual tokens at the merge layer, and keeps the result for later layers.
+
+    `kept` [L] bool: the tokens that go on, or that a merged one replaces; `length`: their number;
+    `next_position`: the rotary id of the next token from the merge layer on.
+    """
 
     def __init__(
         self,
@@ -119,6 +123,7 @@ class _Merge:
         self._prompt, self._merging, self._stage = prompt, merging, stage
         self._merged: Merged | None = None
         self._places = prompt.video
+        self.kept = torch.ones(0, dtype=torch.bool)
         self.length = 0
         self.next_position = 0
         self.sizes: torch.Tensor | None = None
@@ -143,7 +148,7 @@ class _Merge:
         hidden[0, roots] = merged.features.to(hidden.dtype)
         hidden = hidden[:, kept]
         self._places = kept.cumsum(0)[roots] - 1
-        self._merged, self.length = merged, hidden.shape[1]
+        self._merged, self.kept, self.length = merged, kept, hidden.shape[1]
         if self._merging.sizes:
             self.sizes = self._counts(merged.patch_counts)
         return hidden, self._renumber(self._prompt.positions.to(hidden.device)[:, kept])
@@ -157,19 +162,18 @@ class _Merge:
         return sizes
 
     def add(self, hidden: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        """Add features [T, H, W, C] to the visual tokens among the hidden states [1, L, C]."""
+        """Add features [T, H, W, C] to the visual tokens among the hidden states [B, L, C]."""
         level = level.to(hidden)
         rows = level.flatten(0, 2) if self._merged is None else self._merged.sources(level)
         hidden = hidden.clone()
-        hidden[0, self._places.to(hidden.device)] += rows
+        hidden[:, self._places.to(hidden.device)] += rows
         return hidden
 
     def _renumber(self, survivors: torch.Tensor) -> torch.Tensor:
-        axes, count = survivors.shape
-        if self._merging.positions == "reassigned" and axes == 1:
-            self.next_position = count
-            return torch.arange(count, device=survivors.device)[None]
         self.next_position = self._prompt.next_position
+        if self._merging.positions == "reassigned" and len(survivors) == 1:
+            self.next_position -= len(self.kept) - self.length
+            return survivors - (~self.kept).cumsum(0)[self.kept]
         return survivors
 
     def counts(self) -> TokenCounts:

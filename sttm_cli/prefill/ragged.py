@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -119,15 +120,20 @@ def run(
     the merge layer was reached; each key counts as often in attention. None: every key counts once.
     """
     batch = embeds.reshape(-1, *embeds.shape[-2:])
+    shared: dict[str, Any] = {}
 
-    def after(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        result = deeper(hidden)
-        if counted is not None and sizes is not None and (known := sizes()) is not None:
-            counted.logs = logs_of(known)
-        return result
+    def inputs(index: int, hidden: torch.Tensor, kwargs: Any) -> tuple[torch.Tensor, Any]:
+        if index == merge_layer:
+            hidden, ids = deeper(hidden)
+            mask = _mask(layers[merge_layer], hidden, sees)
+            held = Cache(layers=layers[merge_layer:])
+            shared.update(deeper_inputs(decoder, hidden, _rotary_input(ids), mask, held))
+            if counted is not None and sizes is not None and (known := sizes()) is not None:
+                counted.logs = logs_of(known)
+        return hidden, {**kwargs, **shared}
 
     count = nullcontext() if sizes is None else counting(decoder, merge_layer)
-    with count as counted, _deeper_layers(decoder, layers, merge_layer, after, sees):
+    with count as counted, hooked_layers(decoder, merge_layer, inputs):
         out = decoder(
             inputs_embeds=batch,
             attention_mask=_mask(layers[0], batch, sees),
@@ -139,40 +145,49 @@ def run(
     return hidden if embeds.dim() == 3 else hidden[0]
 
 
+Inputs = Callable[[int, torch.Tensor, dict[str, Any]], tuple[torch.Tensor, dict[str, Any]] | None]
+"""A layer's index, the hidden states it would get and its keyword arguments -> those that it gets
+in their place, None where they stay."""
+
+
 @contextmanager
-def _deeper_layers(
-    decoder: Any,
-    layers: list[BufferLayer],
-    merge_layer: int,
-    deeper: Deeper,
-    sees: torch.Tensor | None,
-) -> Iterator[None]:
-    shared: dict[str, Any] = {}
+def hooked_layers(decoder: Any, merge_layer: int, inputs: Inputs) -> Iterator[None]:
+    """While this lasts, the layers from `merge_layer` on get what `inputs` gives them."""
 
-    def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        hidden, positions = deeper(args[0])
-        shared["position_embeddings"] = decoder.rotary_emb(hidden, _rotary_input(positions))
-        shared["attention_mask"] = create_causal_mask(
-            decoder.config,
-            hidden,
-            _mask(layers[merge_layer], hidden, sees),
-            Cache(layers=layers[merge_layer:]),
-        )
-        # Flash attention would interpret gaps in the ids as borders of packed sequences.
-        shared["position_ids"] = None
-        return (hidden, *args[1:]), {**kwargs, **shared}
+    def before(index: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = inputs(index, args[0], kwargs)
+        return None if given is None else ((given[0], *args[1:]), given[1])
 
-    def follow(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return args, {**kwargs, **shared}
-
-    first, *rest = decoder.layers[merge_layer:]
-    handles = [first.register_forward_pre_hook(enter, with_kwargs=True)]
-    handles += [layer.register_forward_pre_hook(follow, with_kwargs=True) for layer in rest]
+    handles: list[Any] = []
     try:
+        for index in range(merge_layer, len(decoder.layers)):
+            hook = partial(before, index)
+            layer = decoder.layers[index]
+            handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def deeper_inputs(
+    decoder: Any,
+    hidden: torch.Tensor,
+    rotary_ids: torch.Tensor,
+    mask: torch.Tensor | None,
+    held: Cache,
+) -> dict[str, Any]:
+    """What belongs to the shorter sequence `hidden` [B, N, C], as arguments of a decoder layer.
+
+    `mask`: the attention mask that transformers takes, 2-D or 4-D; `held`: a cache whose first
+    layer has the length of the merge layer's.
+    """
+    return {
+        "position_embeddings": decoder.rotary_emb(hidden, rotary_ids),
+        "attention_mask": create_causal_mask(decoder.config, hidden, mask, held),
+        # Flash attention would take gaps in the ids for the borders of packed sequences.
+        "position_ids": None,
+    }
 
 
 def _mask(

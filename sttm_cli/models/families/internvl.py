@@ -10,7 +10,7 @@ from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 from sttm_cli.base.types import Prompt, VisualTokens
-from sttm_cli.models.chat_format import ChatFormat, prompt_1d
+from sttm_cli.models.chat_format import ChatFormat, find_frames, prompt_1d
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.family import Family
 from sttm_cli.models.loading import Placement, load_pretrained
@@ -48,6 +48,13 @@ def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) 
     return InternVL(*load_pretrained(InternVLForConditionalGeneration, checkpoint, placement))
 
 
+def find(
+    config: Any, ids: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """See `Find`: numbered frames."""
+    return find_frames(ids, config.image_token_id, isqrt(config.image_seq_length), numbered=True)
+
+
 def grid(checkpoint: Checkpoint, frames: int, *, width: int, height: int) -> tuple[int, int]:
     """Count one step per frame, with the number of tokens that the config states."""
     return frames, int(checkpoint.config["image_seq_length"])
@@ -68,4 +75,5 @@ FAMILY = Family(
     step_text=8,
     grid=grid,
     load=load,
+    find=find,
 )

@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from sttm_cli.base.types import Prompt, VisualTokens
-from sttm_cli.models.chat_format import ChatFormat, prompt_1d
+from sttm_cli.models.chat_format import ChatFormat, not_one_video, prompt_1d
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.family import Family
 from sttm_cli.models.loading import Placement, load_pretrained
@@ -72,6 +72,18 @@ def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) 
     )
 
 
+def find(
+    config: Any, ids: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """See `Find`: one run of tokens, of which the last is a newline and no part of the grid."""
+    side = pooled_side(config.vision_config.image_size, config.vision_config.patch_size)
+    places = (ids == config.video_token_id).nonzero()[:, 0]
+    steps, rest = divmod(len(places) - 1, side * side)
+    if not len(places) or rest or int(places[-1] - places[0]) != len(places) - 1:
+        raise not_one_video()
+    return places[:-1], (steps, side, side)
+
+
 def grid(checkpoint: Checkpoint, frames: int, *, width: int, height: int) -> tuple[int, int]:
     """Count one step per frame, with the square frame's tokens after pooling."""
     vision = checkpoint.config["vision_config"]
@@ -92,4 +104,5 @@ FAMILY = Family(
     positions="reassigned",
     grid=grid,
     load=load,
+    find=find,
 )

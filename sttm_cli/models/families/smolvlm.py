@@ -12,7 +12,7 @@ from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 from sttm_cli.base.types import Prompt, VisualTokens
-from sttm_cli.models.chat_format import ChatFormat, prompt_1d
+from sttm_cli.models.chat_format import ChatFormat, find_frames, prompt_1d
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.family import Family
 from sttm_cli.models.loading import Placement, load_pretrained
@@ -73,6 +73,15 @@ def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) 
     return SmolVLM(*load_pretrained(SmolVLMForConditionalGeneration, checkpoint, placement))
 
 
+def find(
+    config: Any, ids: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """See `Find`: frames with their times."""
+    vision = config.vision_config
+    side = vision.image_size // vision.patch_size // config.scale_factor
+    return find_frames(ids, config.image_token_id, side, numbered=False)
+
+
 def grid(checkpoint: Checkpoint, frames: int, *, width: int, height: int) -> tuple[int, int]:
     """Count one step per frame, with the square frame's tokens after pixel shuffle."""
     vision = checkpoint.config["vision_config"]
@@ -95,4 +104,5 @@ FAMILY = Family(
     step_text=12,
     grid=grid,
     load=load,
+    find=find,
 )

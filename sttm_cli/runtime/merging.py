@@ -1,0 +1,144 @@
+"""`merging`: any loaded transformers model of a supported family merges inside a `with` block."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from transformers import GenerationMixin, PreTrainedModel
+
+from sttm_cli.base.errors import ModelError, UsageError
+from sttm_cli.base.types import Merged
+from sttm_cli.merge.merging import SPATIAL, TEMPORAL, merge_tokens
+from sttm_cli.merge.method import find_method
+from sttm_cli.models.family import Family
+from sttm_cli.models.registry import family_of_loaded
+from sttm_cli.prefill import Merging
+from sttm_cli.runtime.merging_block import MergingBlock, MergingStats
+from sttm_cli.settings.fields import one_of, parse_budget, whole_number
+from sttm_cli.settings.settings import DEFAULT_METHOD, SETTINGS
+
+POSITIONS = ("auto", "reassigned", "survivors")
+
+
+@contextmanager
+def merging(
+    model: Any,
+    budget: float | int | None = None,
+    *,
+    spatial_threshold: float | None = None,
+    temporal_threshold: float | None = None,
+    method: str = DEFAULT_METHOD,
+    merge_layer: int | None = None,
+    positions: str = "auto",
+) -> Iterator[MergingStats]:
+    """Let `model`, a loaded transformers *ForConditionalGeneration, merge a prompt's video tokens.
+
+    Inside the block `generate` and plain calls merge the one video of a prompt to `budget` (0.5,
+    as everywhere, unless thresholds are given) before the family's merge layer, and go on from
+    caches made there. Logits stay at the places of their input tokens; NaN stands where a token
+    was merged into another. Afterwards the model is as it was before. Raises ModelError for a
+    model that is not supported, UsageError, a ValueError, for options and inputs that are not.
+    """
+    family, decoder = _supported(model)
+    layer = _layer(family, decoder, merge_layer)
+    how = Merging(
+        layer,
+        _merge(budget, spatial_threshold, temporal_threshold, method),
+        _positions(family, positions),
+    )
+    with _alone(decoder):
+        stats = MergingStats()
+        with MergingBlock(model, decoder, family, how, stats).hooked():
+            yield stats
+
+
+# ---- what can be given
+
+
+def _supported(model: Any) -> tuple[Family, Any]:
+    """The family of `model`, and its text decoder."""
+    if hasattr(model, "_orig_mod") or any(
+        getattr(part, "_compiled_call_impl", None)
+        for part in (model.modules() if isinstance(model, torch.nn.Module) else ())
+    ):
+        raise ModelError("a compiled model cannot merge", "give the model without torch.compile")
+    if not isinstance(model, PreTrainedModel) or not isinstance(model, GenerationMixin):
+        raise ModelError(
+            f"a {type(model).__name__} is not a model that transformers generates with",
+            "give a loaded *ForConditionalGeneration",
+        )
+    family, decoder = family_of_loaded(model), model.get_decoder()
+    kinds = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise ModelError(
+            f"{type(model).__name__} has layers of {', '.join(sorted(kinds))}",
+            "merging needs full attention in every layer",
+        )
+    return family, decoder
+
+
+def _layer(family: Family, decoder: Any, given: int | None) -> int:
+    layers = len(decoder.layers)
+    layer = family.merge_layer if given is None else whole_number(0)("merge_layer", given)
+    if not isinstance(layer, int) or layer >= layers:
+        raise UsageError(
+            f"merge_layer {layer} is not possible: the model has {layers} layers",
+            f"give 0 to {layers - 1}",
+        )
+    return layer
+
+
+def _positions(family: Family, given: str) -> str:
+    positions = str(one_of(*POSITIONS)("positions", given))
+    if positions == "reassigned" and family.rotary_axes > 1:
+        raise UsageError(
+            f"positions 'reassigned' cannot be combined with {family.name}: its tokens have ids in "
+            "time, height and width",
+            "leave it out, or give 'survivors'",
+        )
+    return family.positions if positions == "auto" else positions
+
+
+def _merge(
+    budget: float | int | None, spatial: float | None, temporal: float | None, method: str
+) -> Callable[[torch.Tensor], Merged]:
+    chosen = find_method(method, "method")
+    if spatial is None and temporal is None:
+        if budget is None:
+            budget = SETTINGS["budget"].default
+        amount = parse_budget("budget", budget)
+        return lambda features: chosen.merge(features, amount)
+    if budget is not None:
+        raise UsageError(
+            f"budget {budget} finds both thresholds and cannot be combined with any",
+            "give a budget or thresholds",
+        )
+    if method != DEFAULT_METHOD:
+        raise UsageError(f"method {method!r} has no thresholds", "give a budget")
+    given = (SPATIAL if spatial is None else spatial, TEMPORAL if temporal is None else temporal)
+    merge_tokens(torch.zeros(1, 1, 1, 1), *given)
+    return lambda features: merge_tokens(features, *given)
+
+
+_ACTIVE: WeakSet[Any] = WeakSet()
+_ENTERING = threading.Lock()
+
+
+@contextmanager
+def _alone(decoder: Any) -> Iterator[None]:
+    """Raise UsageError where the decoder merges in another block already, in whichever thread."""
+    with _ENTERING:
+        if decoder in _ACTIVE:
+            raise UsageError(
+                "this model is inside of another sttm_cli.merging block", "leave that one first"
+            )
+        _ACTIVE.add(decoder)
+    try:
+        yield
+    finally:
+        _ACTIVE.discard(decoder)

@@ -1,0 +1,100 @@
+"""A family's random checkpoint three times: in transformers, in `VideoQA`, and as its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.video_utils import VideoMetadata
+
+from sttm_cli.base.types import DecodeReport
+from sttm_cli.decode import read_frames
+from sttm_cli.runtime.session import VideoQA
+from tests.checkpoints import llava_onevision
+from tests.checkpoints_internvl import internvl
+from tests.checkpoints_qwen import qwen_vl
+from tests.checkpoints_smolvlm import smolvlm
+
+SAMPLE = Path(__file__).parents[1] / "docs" / "sample.mp4"
+QUESTION = "what colour is the circle?"
+FAMILIES: dict[str, Callable[[Path], Path]] = {
+    "llava_onevision": llava_onevision,
+    "internvl": lambda folder: internvl(folder, image=80),
+    "smolvlm": lambda folder: smolvlm(folder, image=120, scale=3),
+    "qwen2_vl": lambda folder: qwen_vl(folder, "qwen2_vl", pixels=(256, 80 * 112)),
+    "qwen2_5_vl": lambda folder: qwen_vl(folder, "qwen2_5_vl", pixels=(256, 80 * 112)),
+    "qwen3_vl": lambda folder: qwen_vl(folder, "qwen3_vl", pixels=(256, 8 * 80 * 112)),
+    "qwen3_vl_moe": lambda folder: qwen_vl(folder, "qwen3_vl_moe", pixels=(256, 8 * 80 * 112)),
+}
+
+
+@dataclass
+class Case:
+    """`inputs` are what the model's own processor makes of the sample's frames and QUESTION."""
+
+    folder: Path
+    model: Any
+    processor: Any
+    frames: np.ndarray
+    inputs: Any
+
+    @property
+    def length(self) -> int:
+        return int(self.inputs["input_ids"].shape[1])
+
+    def asking(self, question: str, frames: np.ndarray | None = None) -> Any:
+        """The processor's inputs for another question, or other frames."""
+        return inputs_of(self.processor, self.frames if frames is None else frames, question)
+
+
+def case_of(family: str, folder: Path) -> Case:
+    FAMILIES[family](folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    with asking(folder) as qa:
+        plan = qa.request(SAMPLE).plan
+        frames = np.concatenate(
+            [c.frames for c in read_frames(SAMPLE, plan, report=DecodeReport())]
+        )
+    return Case(folder, model, processor, frames, inputs_of(processor, frames, QUESTION))
+
+
+def asking(folder: Path, **options: Any) -> VideoQA:
+    """A session that reads the frames of `Case`."""
+    return VideoQA(
+        model=str(folder), device="cpu", dtype="float32", frames=8, no_cache=True, **options
+    )
+
+
+@contextmanager
+def video_qa(case: Case, **options: Any) -> Iterator[tuple[VideoQA, Any, torch.Tensor]]:
+    """A session, the sample prepared by it, and QUESTION's token ids."""
+    with asking(case.folder, **options) as qa:
+        yield qa, qa.prepare(SAMPLE), qa.model().question(QUESTION)
+
+
+def inputs_of(processor: Any, frames: np.ndarray, question: str) -> Any:
+    content = [{"type": "video"}, {"type": "text", "text": question}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    seen = VideoMetadata(
+        total_num_frames=len(frames), fps=1.0, duration=8.0, frames_indices=list(range(len(frames)))
+    )
+    return processor(
+        text=text, videos=[frames], return_tensors="pt", do_sample_frames=False,
+        video_metadata=[seen],
+    )  # fmt: skip
+
+
+def scored(prefix: Any, ids: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """`VideoQA`'s logits [n, V] before each of the tokens `new` [n] that follow `ids`."""
+    prefix.rewind()
+    logits: torch.Tensor = prefix.extend_each(torch.cat([ids, new]))
+    return logits[len(ids) - 1 : -1]
