@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sttm_cli.store.artifact import FORMAT, difference, key_of
 from sttm_cli.store.opening import open_store
-from sttm_cli.store.protocol import Entry, Finding, Lookup, Removed, Space, Store
+from sttm_cli.store.protocol import NO_BOUND, Entry, Finding, Lookup, Removed, Space, Store
 
 if TYPE_CHECKING:
     from sttm_cli.store.local import LocalStore
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMAT",
+    "NO_BOUND",
     "STORED",
     "Entry",
     "Finding",

@@ -11,28 +11,46 @@ from typing import TYPE_CHECKING
 from sttm_cli.base.errors import CacheError, UsageError
 from sttm_cli.base.names import did_you_mean, path_or_address, scheme_of
 from sttm_cli.base.types import Json
+from sttm_cli.settings.fields import NO_TIER
+from sttm_cli.settings.settings import cache_tier
 from sttm_cli.store.protocol import Entry, Finding, Lookup, Removed, Store
 
 if TYPE_CHECKING:
     from sttm_cli.base.types import PrefixKV
     from sttm_cli.store.packing import PackedKV
 
+SCHEMES = ("s3", "gs", "az")
+"""Addresses of buckets, which need the extra `cloud`."""
 GROUP = "sttm_cli.stores"
 """Entry points of this group open stores: the name is the scheme of an address, the object is
 called as `open(address, *, max_bytes, warn)` and returns a Store."""
 
 
 def open_store(
-    where: str | Path | None, *, warn: Callable[[str], None], max_bytes: int | None = None
+    where: str | Path | None,
+    *,
+    warn: Callable[[str], None],
+    max_bytes: int | None = None,
+    tier: str | Path | None = None,
 ) -> Store:
     """Open the store at a path or an address; None stores nothing.
 
-    `max_bytes`: its bound, None for the store's own choice. Raises UsageError for an address of
-    an unknown scheme, CacheError where the code for it cannot be loaded.
+    `max_bytes`: its bound, None for the store's own choice. `tier`: the folder of a bucket's local
+    copies as given, None for the usual one. Raises UsageError for an address of an unknown scheme
+    and for a tier where there can be none, CacheError where the code for it cannot be loaded.
     """
     if where is None:
         return NoStore()
     place = path_or_address(where)
+    if isinstance(place, str) and scheme_of(place) in SCHEMES:
+        from sttm_cli.store.cloud import BucketStore
+
+        return BucketStore(place, max_bytes=max_bytes, warn=warn, tier=cache_tier(tier))
+    if tier is not None and tier != NO_TIER:
+        raise UsageError(
+            f"--cache-tier {tier} cannot be combined with --cache-dir {place}",
+            "a tier keeps copies of a bucket: leave --cache-tier out, or give '--cache-tier none'",
+        )
     if isinstance(place, Path):
         from sttm_cli.store.local import LocalStore
 
@@ -51,10 +69,10 @@ def _entry_point(address: str) -> EntryPoint:
     known = {point.name: point for point in entry_points(group=GROUP)}
     if scheme in known:
         return known[scheme]
-    names = ", ".join(f"{name}://" for name in sorted(known)) or "none"
+    names = ", ".join(f"{name}://" for name in sorted({*SCHEMES, *known}))
     raise UsageError(
         f"--cache-dir {address}: there is no store for {scheme}://",
-        did_you_mean(scheme, known) or f"give a folder; installed stores: {names}",
+        did_you_mean(scheme, {*SCHEMES, *known}) or f"give a folder; installed stores: {names}",
     )
 
 
@@ -78,6 +96,11 @@ class NoStore(Store):
 
     def set(self, key: str, value: Json) -> None:
         self._rows[key] = value
+
+    def rows(self, prefix: str) -> dict[str, Json]:
+        """The remembered rows whose key begins so, by the rest of it."""
+        found = self._rows.items()
+        return {key.removeprefix(prefix): row for key, row in found if key.startswith(prefix)}
 
     def find(self, identity: Json) -> Lookup:
         return Lookup(miss_reason="the cache is off (--no-cache)")
