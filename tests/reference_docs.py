@@ -49,7 +49,8 @@ cache_dir = "/data/sttm"
 
 | variable | does |
 |---|---|
-| `STTM_MODEL`, `STTM_BUDGET`, `STTM_METHOD`, `STTM_CACHE_DIR` | defaults of the flags |
+| `STTM_MODEL`, `STTM_BUDGET`, `STTM_METHOD` | defaults of the flags |
+| `STTM_CACHE_DIR`, `STTM_CACHE_TIER` | defaults of the flags |
 | `STTM_CONFIG` | the config file |
 | `STTM_HOST` | the server that is asked, as `HOST:PORT`: see [Serving](serve.md) |
 | `STTM_API_KEY` | its key; of `sttm serve`, the key that clients must send |

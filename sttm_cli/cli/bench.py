@@ -12,7 +12,7 @@ from sttm_cli.cli.bench_speed import speed
 from sttm_cli.cli.flags import RUN, Output, only, settings_from, takes
 from sttm_cli.cli.output import print_json, print_text, say, size
 from sttm_cli.settings.fields import parse_bytes
-from sttm_cli.settings.settings import cache_folder
+from sttm_cli.settings.settings import Settings, cache_dir, cache_folder
 
 if TYPE_CHECKING:
     from sttm_cli.bench.storage import Row, Timing
@@ -69,13 +69,17 @@ def store(
 ) -> None:
     """Measure storing and restoring, compared with plain writes and reads of the same bytes.
 
-    Works in a folder of its own inside the cache folder and removes it.
+    Works in a folder of its own inside the cache folder and removes it. Of a bucket: the seconds,
+    requests and bytes of a miss, and of hits without and with a copy on this machine.
     """
     wanted = [parse_bytes("--sizes", part) for part in sizes.split(",")]
     settings = settings_from(flags)
     from sttm_cli.base.device import resolve_device
     from sttm_cli.bench.storage import measure_store
 
+    if isinstance(where := cache_dir(settings.cache_dir), str):
+        _bucket(where, wanted, settings, repeat, output)
+        return
     device, folder = resolve_device(settings.device), cache_folder(settings.cache_dir).absolute()
     if not output.quiet:
         say(f"measuring in {folder}, restoring to {device}")
@@ -90,6 +94,26 @@ def store(
         measured = [
             {**asdict(r), "warm_share": r.warm_share, "cold_share": r.cold_share} for r in rows
         ]
+        print_json({"schema": "sttm.bench.store/1", "device": device, "sizes": measured})
+
+
+def _bucket(where: str, sizes: list[int], settings: Settings, repeat: int, output: Output) -> None:
+    from sttm_cli.base.device import resolve_device
+    from sttm_cli.bench.bucket import measure_bucket
+
+    rows, device = [], resolve_device(settings.device)
+    for row in measure_bucket(
+        where, sizes, kv_dtype=settings.kv_dtype, device=device, repeat=repeat
+    ):
+        rows.append(row)
+        if not output.as_json:
+            print_text(f"{size(row.bytes):<24} seconds    received        sent  requests")
+            for step in row.steps:
+                asked = ", ".join(f"{count} {name}" for name, count in step.requests.items())
+                moved = f"{size(step.received):>10}  {size(step.sent):>10}"
+                print_text(f"  {step.name:<22} {step.seconds:7.3f}  {moved}  {asked}")
+    if output.as_json:
+        measured = [asdict(row) for row in rows]
         print_json({"schema": "sttm.bench.store/1", "device": device, "sizes": measured})
 
 

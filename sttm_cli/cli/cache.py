@@ -38,9 +38,12 @@ Keys = Annotated[list[str], typer.Argument(metavar="KEY", help="Keys, or how the
 @takes(CACHE)
 def ls(*, flags: dict[str, Any], output: Output) -> None:
     """List the stored videos, the last used first; 'saved' adds up what hits were faster by."""
+    from sttm_cli.store import NO_BOUND
+
     with _store(flags) as store:
         entries = sorted(store.entries(), key=lambda e: e.last_used, reverse=True)
-        total, bound = store.bytes, store.max_bytes
+        total, bound = 0 if store.failure else store.bytes, store.max_bytes
+        unbounded = bound == NO_BOUND
     if output.as_json:
         rows = [_entry_json(entry) for entry in entries]
         listed: CacheListReport = {
@@ -55,8 +58,9 @@ def ls(*, flags: dict[str, Any], output: Output) -> None:
     if not output.quiet:
         saved = sum(entry.uses.saved_s for entry in entries)
         say(
-            f"{len(entries):,} stored, {size(total)} of at most {size(bound)}, "
-            f"{saved:,.1f} s saved so far"
+            f"{len(entries):,} stored, {size(total)}"
+            + ("" if unbounded else f" of at most {size(bound)}")
+            + f", {saved:,.1f} s saved so far"
         )
 
 
@@ -133,12 +137,20 @@ def path(*, flags: dict[str, Any], output: Output) -> None:
         print_text(location)
 
 
-def _store(flags: dict[str, Any], *, warn: Callable[[str], None] = warn) -> Store:
+@contextmanager
+def _store(flags: dict[str, Any], *, warn: Callable[[str], None] = warn) -> Iterator[Store]:
+    """The store; raises CacheError at the end where its medium failed, rather than show as missing
+    what could not be read."""
     from sttm_cli.store import open_store
 
     settings = settings_from(flags)
-    where = cache_dir(settings.cache_dir)
-    return open_store(where, max_bytes=settings.max_bytes, warn=warn)
+    where, tier = cache_dir(settings.cache_dir), settings.cache_tier
+    with open_store(where, max_bytes=settings.max_bytes, tier=tier, warn=warn) as store:
+        yield store
+        if store.failure:
+            raise CacheError(
+                f"{store.location} cannot be used: {store.failure}", "sttm doctor tries it"
+            )
 
 
 @contextmanager
@@ -152,6 +164,10 @@ def _store_to_change(flags: dict[str, Any]) -> Iterator[Store]:
 
 def _entry(store: Store, key: str) -> Entry:
     entries = store.beginning(key)
+    if not entries and store.failure:
+        raise CacheError(
+            f"{store.location} cannot be used: {store.failure}", "sttm doctor tries it"
+        )
     if not entries:
         raise CacheError(f"nothing is stored under {key!r}", "sttm cache ls shows the keys")
     if len(entries) > 1:

@@ -17,12 +17,12 @@ def doctor(*, flags: dict[str, Any], output: Output) -> None:
 
     Libraries, devices, decoders, cache, config file; ends with 1 if one of them is broken. Each
     decoder reads a small video that is written for it, and some entries of the cache are checked
-    to the last byte. Nothing is sent anywhere.
+    to the last byte. Nothing is sent anywhere but to the bucket that --cache-dir names.
     """
     from sttm_cli.runtime.diagnostics import examine
 
     settings, checks = settings_from(flags), []
-    for check in examine(settings.cache_dir, settings.max_bytes):
+    for check in examine(settings):
         checks.append(check)
         if not output.as_json:
             mark = "ok" if check.problem is None else "BROKEN" if check.needed else "note"

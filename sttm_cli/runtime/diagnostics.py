@@ -17,7 +17,7 @@ from pathlib import Path
 from sttm_cli import __version__
 from sttm_cli.base.errors import SttmError
 from sttm_cli.base.types import Json
-from sttm_cli.settings.settings import cache_dir, config_path, read_config
+from sttm_cli.settings.settings import Settings, cache_dir, config_path, read_config
 
 NEEDED = {"torch": "torch", "torchvision": "torchvision", "transformers": "transformers",
           "av": "av", "diskcache": "diskcache", "safetensors": "safetensors",
@@ -45,8 +45,8 @@ class Check:
         return self.problem is not None and self.needed
 
 
-def examine(cache: str | Path | None, max_bytes: int | None) -> Iterator[Check]:
-    """Every check, as it is done; `cache` and `max_bytes` as asked for, None for the usual ones."""
+def examine(settings: Settings) -> Iterator[Check]:
+    """Every check, as it is done."""
     yield _python()
     for distribution, module in NEEDED.items():
         yield _library(distribution, module)
@@ -55,7 +55,9 @@ def examine(cache: str | Path | None, max_bytes: int | None) -> Iterator[Check]:
     yield _told("decode with av", partial(_decoder, "av", needed=True))
     yield _told("decode with decord", _decord)
     yield _told("models", _hub)
-    yield _told("cache", partial(_store, cache, max_bytes))
+    probed = list[Check]()
+    yield _told("cache", partial(_store, settings, probed))
+    yield from probed
     yield _told("config", _config)
 
 
@@ -214,15 +216,23 @@ def _hub() -> Check:
     return Check("models", f"{place}, {size / 1e9:.1f} GB{mode}", facts=facts)
 
 
-def _store(where: str | Path | None, max_bytes: int | None) -> Check:
-    from sttm_cli.store import open_store
+def _store(settings: Settings, probed: list[Check]) -> Check:
+    """The cache; what its store tries of its medium goes to `probed`."""
+    from sttm_cli.store import NO_BOUND, open_store
 
     said: list[str] = []
-    with open_store(cache_dir(where), max_bytes=max_bytes, warn=said.append) as store:
+    with open_store(
+        cache_dir(settings.cache_dir),
+        max_bytes=settings.max_bytes,
+        tier=settings.cache_tier,
+        warn=said.append,
+    ) as store:
         entries, damaged = store.verify(limit=VERIFIED)
         held = store.bytes
         writable, limit = store.writable, store.max_bytes
         free = store.space().free
+        if writable:
+            probed += [Check(**probe._asdict(), needed=False) for probe in store.probes()]
         facts = {
             "path": store.location, "entries": entries, "bytes": held, "max_bytes": limit,
             "free": free, "verified": min(entries, VERIFIED), "damaged": len(damaged),
@@ -237,9 +247,10 @@ def _store(where: str | Path | None, max_bytes: int | None) -> Check:
     elif free is not None and free < LEAST_FREE:
         problem = f"{free / 2**20:.0f} MiB of disk are left"
         hint = "sttm cache prune --max-bytes 1G, or another folder with --cache-dir"
+    bound = "GB" if limit == NO_BOUND else f"of at most {limit / 1e9:.2f} GB"
     left = "" if free is None else f"{free / 1e9:.0f} GB free, "
     found = (
-        f"{facts['path']}, {entries} entries, {held / 1e9:.2f} of at most {limit / 1e9:.2f} GB, "
+        f"{facts['path']}, {entries} entries, {held / 1e9:.2f} {bound}, "
         f"{left}{facts['verified']} checked"
     )
     return Check(name="cache", found=found, problem=problem, hint=hint, facts=facts)

@@ -259,4 +259,4 @@ class VideoQA:
 
 def _open_store(settings: Settings, warn: Callable[[str], None]) -> Store:
     where = None if settings.no_cache else cache_dir(settings.cache_dir)
-    return open_store(where, max_bytes=settings.max_bytes, warn=warn)
+    return open_store(where, max_bytes=settings.max_bytes, tier=settings.cache_tier, warn=warn)

@@ -69,7 +69,10 @@ class Engine:
         self.last_used, self.answered = time.monotonic(), 0
         self._loaded = asyncio.get_running_loop().create_future()
         self._store = open_store(
-            cache_dir(settings.cache_dir), max_bytes=settings.max_bytes, warn=lambda line: None
+            cache_dir(settings.cache_dir),
+            max_bytes=settings.max_bytes,
+            tier=settings.cache_tier,
+            warn=lambda line: None,
         )
         self.metrics = Metrics(queue=lambda: len(self._runs), held=self._held)
         self._runs: dict[asyncio.Task[None], JobRun] = {}

@@ -17,8 +17,8 @@ from sttm_cli.base.reports import ServerFacts
 from sttm_cli.base.shapes import shaped
 from sttm_cli.base.system import try_hold
 from sttm_cli.base.types import Json
-from sttm_cli.settings.fields import Scope
-from sttm_cli.settings.settings import Settings, cache_dir, in_scope
+from sttm_cli.settings.fields import NO_TIER, Scope
+from sttm_cli.settings.settings import Settings, cache_dir, cache_tier, in_scope
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,14 @@ def runtime_folder() -> Path | None:
 def pinned(settings: Settings) -> Json:
     """The settings that tell servers apart, independent of the working folder."""
     model = Path(settings.model).expanduser()
+    where, tier = cache_dir(settings.cache_dir), settings.cache_tier
+    if isinstance(where, str) and tier is None:
+        tier = cache_tier() or NO_TIER
     return {
         **{name: getattr(settings, name) for name in in_scope(Scope.MODEL, Scope.SERVER)},
         "model": str(model.resolve()) if model.is_dir() else settings.model,
-        "cache_dir": absolute(cache_dir(settings.cache_dir)),
+        "cache_dir": absolute(where),
+        "cache_tier": None if tier is None else absolute(tier),
     }
 
 

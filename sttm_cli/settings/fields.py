@@ -19,6 +19,7 @@ from sttm_cli.base.names import METHODS, did_you_mean, path_or_address
 
 Parse = Callable[[str, Any], Any]
 LEAST_TOKENS = 16
+NO_TIER = "none"
 _BUDGETS = (
     "give a share of the video's tokens above 0 and up to 1, such as 0.3, "
     f"or a whole number of tokens from {LEAST_TOKENS} on"
@@ -42,6 +43,17 @@ def parse_text(flag: str, value: Any) -> str:
 def parse_place(flag: str, value: Any) -> str | Path:
     """The path of a folder, which need not exist, or the text of an address."""
     return path_or_address(parse_text(flag, value))
+
+
+def parse_tier(flag: str, value: Any) -> str | Path:
+    """The path of a folder, or the word "none"."""
+    text = parse_text(flag, value)
+    if text == NO_TIER:
+        return text
+    place = path_or_address(text)
+    if isinstance(place, str):
+        raise UsageError(f"{flag} {text} is not a local folder", "give a folder, or none")
+    return place
 
 
 def parse_names(flag: str, value: Any) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from sttm_cli.base.errors import UsageError
 from sttm_cli.base.names import did_you_mean, path_or_address
 from sttm_cli.base.types import Sampling
 from sttm_cli.settings.fields import (
+    NO_TIER,
     Group,
     Parse,
     Scope,
@@ -27,6 +28,7 @@ from sttm_cli.settings.fields import (
     parse_seconds,
     parse_switch,
     parse_text,
+    parse_tier,
     parse_whole,
     setting,
     whole_number,
@@ -140,7 +142,14 @@ class Settings:
     cache_dir: str | Path | None = setting(
         None, "--cache-dir", parse=parse_place, group=Group.STORE, scope=Scope.SERVER,
         metavar="PATH", env="STTM_CACHE_DIR",
-        help="Folder of the cache. (default: the user's cache folder)",
+        help="Folder of the cache, or a bucket: s3://, gs:// or az://BUCKET/PREFIX. (default: the "
+        "user's cache folder)",
+    )
+    cache_tier: str | Path | None = setting(
+        None, "--cache-tier", parse=parse_tier, group=Group.STORE, scope=Scope.SERVER,
+        metavar="FOLDER", env="STTM_CACHE_TIER",
+        help="Folder of local copies of what is in a bucket; none for no copies. (default: beside "
+        "the user's cache folder)",
     )
     no_cache: bool = setting(
         False, "--no-cache", parse=parse_switch, group=Group.CACHE, scope=Scope.PROCESS,
@@ -237,6 +246,19 @@ def cache_dir(given: str | Path | None = None) -> str | Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("sttm")
+
+
+def cache_tier(given: str | Path | None = None) -> Path | None:
+    """Where copies of a bucket's entries are: as given, else STTM_CACHE_TIER, else beside the
+    user's cache folder; None for no copies."""
+    declared = SETTINGS["cache_tier"]
+    place = given if given is not None else os.environ.get(declared.env or "") or None
+    if place is None:
+        from platformdirs import user_cache_path
+
+        return user_cache_path("sttm-tier")
+    read = declared.read(place)
+    return None if read == NO_TIER else Path(read)
 
 
 def cache_folder(given: str | Path | None = None) -> Path:

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from sttm_cli.store.artifact import FORMAT, difference, key_of
 from sttm_cli.store.opening import open_store
-from sttm_cli.store.protocol import Entry, Finding, Lookup, Removed, Space, Store
+from sttm_cli.store.protocol import NO_BOUND, Entry, Finding, Lookup, Removed, Space, Store
 
 if TYPE_CHECKING:
     from sttm_cli.store.local import LocalStore
-    from sttm_cli.store.opening import NoStore
+    from sttm_cli.store.none import NoStore
     from sttm_cli.store.packing import STORED, PackedKV, pack
 
 __all__ = [
     "FORMAT",
+    "NO_BOUND",
     "STORED",
     "Entry",
     "Finding",
@@ -37,7 +38,7 @@ __all__ = [
 # Imported on demand (PEP 562): listing the entries needs no torch.
 _MODULES = {
     "LocalStore": "local",
-    "NoStore": "opening",
+    "NoStore": "none",
     "PackedKV": "packing",
     "STORED": "packing",
     "pack": "packing",

@@ -17,9 +17,11 @@ from sttm_cli.store.files import (
     PART,
     PRIVATE,
     SUFFIX,
+    Access,
+    access_to,
+    advice,
     entries_of,
-    exposure,
-    make_private,
+    repair,
     write_whole,
 )
 from sttm_cli.store.index import FILES, is_own, remove_old
@@ -49,19 +51,20 @@ def refusal(root: Path) -> str:
         return ""
     if not root.is_dir():
         return ""
-    if reason := exposure(stat):
-        return f"{root} {reason}"
+    access = access_to(root)
+    if reason := access.exposure(stat):
+        return f"{root} {reason}{advice(root, stat)}"
     if not is_marked(root):
         if stranger := next(_strangers(root), None):
             return f"{root} has no marker of a cache and contains {stranger}"
         with suppress(OSError):
             _adopt(root, private=stat.st_mode & 0o077 == 0)
-    return next(_exposed_levels(root), "")
+    return next(_exposed_levels(root, access), "")
 
 
 def claim(root: Path) -> None:
     """Make the folder if it is missing, and mark it; raises OSError and Refused."""
-    make_private(root)
+    PRIVATE.make(root)
     if not is_marked(root):
         if reason := refusal(root):
             raise Refused(reason)
@@ -80,7 +83,8 @@ def is_marked(root: Path) -> bool:
 
 def _mark(root: Path) -> None:
     # Whole or not at all: another process must not see half a marker.
-    write_whole(root / MARKER, lambda file: file.write(MARK + EXPLANATION))
+    text = MARK + EXPLANATION
+    write_whole(root / MARKER, lambda file: file.write(text), access_to(root))
 
 
 def _adopt(root: Path, *, private: bool) -> None:
@@ -91,7 +95,7 @@ def _adopt(root: Path, *, private: bool) -> None:
         # Earlier versions made these by the umask; nobody else could reach them.
         for level in [root / name for name in _LEVELS] + list((root / "kv").glob("??")):
             if level.is_dir() and not level.is_symlink():
-                level.chmod(PRIVATE)
+                level.chmod(PRIVATE.folder_mode)
     remove_old(root / "index")
     _mark(root)
 
@@ -132,7 +136,7 @@ def _strangers_of_index(index: Path) -> Iterator[str]:
         yield FILES[0]
 
 
-def _exposed_levels(root: Path) -> Iterator[str]:
+def _exposed_levels(root: Path, access: Access) -> Iterator[str]:
     for name in _LEVELS:
         level = root / name
         try:
@@ -143,5 +147,5 @@ def _exposed_levels(root: Path) -> Iterator[str]:
             # The index is done without.
             if name != "index":
                 yield f"{level} is not a folder"
-        elif reason := exposure(stat):
-            yield f"{level} {reason}"
+        elif reason := access.exposure(stat):
+            yield f"{level} {reason}{repair(root, access)}"

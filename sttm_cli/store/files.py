@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shlex
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,45 +26,141 @@ from sttm_cli.base.system import hold, remove_unheld
 from sttm_cli.store.artifact import Damaged
 from sttm_cli.store.protocol import Space
 
-# Folders and files that only this user can write: how they are made, and how that is checked.
+# Who may write a cache's folders and files: this user alone, or the members of one group.
 
 
-PRIVATE = 0o700
 OTHERS_WRITE = 0o022
+SHARED = 0o2770
+NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "ceph", "beegfs", "gpfs", "9p", "afs")
+"""File systems that several machines may have mounted."""
 
 
-def exposure(stat: os.stat_result) -> str:
-    """How others can change a file or folder, to follow its name; "" where only this user can."""
+@dataclass(frozen=True)
+class Access:
+    """Who is trusted with a cache: the members of the group `gid`, or without one this user."""
+
+    gid: int | None = None
+
+    @property
+    def folder_mode(self) -> int:
+        return 0o700 if self.gid is None else SHARED
+
+    @property
+    def file_mode(self) -> int:
+        return 0o600 if self.gid is None else 0o660
+
+    def exposure(self, stat: os.stat_result) -> str:
+        """How others can change a file or folder, to follow its name; "" where nobody else can."""
+        if not hasattr(os, "geteuid"):
+            return ""
+        if self.gid is not None:
+            if stat.st_gid != self.gid:
+                return "belongs to another group"
+            return "can be written by other users" if stat.st_mode & 0o002 else ""
+        if stat.st_uid != os.geteuid():
+            return "belongs to another user"
+        return "can be written by other users" if stat.st_mode & OTHERS_WRITE else ""
+
+    def make(self, folder: Path) -> None:
+        """Make a folder and the missing ones above it, each with its mode whatever the umask.
+
+        Raises OSError.
+        """
+        try:
+            os.mkdir(folder, self.folder_mode & 0o777)
+        except FileNotFoundError:
+            self.make(folder.parent)
+            self.make(folder)
+        except FileExistsError:
+            if not folder.is_dir():
+                raise
+        else:
+            if self.gid is not None:
+                os.chmod(folder, self.folder_mode)
+
+    def set_mode(self, descriptor: int) -> None:
+        """Give a file that was just made its mode, whatever the umask; raises OSError."""
+        if self.gid is not None:
+            os.fchmod(descriptor, self.file_mode)
+
+    def check_levels(self, place: Path) -> None:
+        """Raise Damaged unless the folders root, kv/ and kv/ab/ above an artifact are trusted.
+
+        Raises OSError where one is missing.
+        """
+        for level in list(place.parents)[:3]:
+            if reason := self.exposure(level.stat()):
+                raise Damaged(f"{level} {reason}")
+
+
+PRIVATE = Access()
+
+
+def access_to(root: Path) -> Access:
+    """Who is trusted with the cache in a folder, which need not exist."""
+    with suppress(OSError):
+        stat = root.stat()
+        shared = stat.st_mode & 0o7777 == SHARED and hasattr(os, "getgroups")
+        if shared and is_member(stat.st_gid):
+            return Access(stat.st_gid)
+    return PRIVATE
+
+
+def is_member(gid: int) -> bool:
+    """Whether this process belongs to a group."""
+    return gid in {os.getegid(), *os.getgroups()}
+
+
+def advice(root: Path, stat: os.stat_result) -> str:
+    """The commands that make a folder usable that is not, "" where there are none to run."""
     if not hasattr(os, "geteuid"):
         return ""
-    if stat.st_uid != os.geteuid():
-        return "belongs to another user"
-    return "can be written by other users" if stat.st_mode & OTHERS_WRITE else ""
+    place, owner = shlex.quote(str(root)), stat.st_uid == os.geteuid()
+    shared = f"chmod 2770 {place} makes it a cache of the group {group_name(stat.st_gid)}"
+    if owner:
+        return f": chmod 700 {place} makes it yours alone, {shared}"
+    if not is_member(stat.st_gid):
+        return f", and you are not a member of its group {group_name(stat.st_gid)}"
+    return f": its owner can run {shared}"
 
 
-def make_private(folder: Path) -> None:
-    """Make a folder and the missing ones above it, each for this user alone whatever the umask.
+def repair(root: Path, access: Access) -> str:
+    """The commands that give all of a group's cache to the group."""
+    if access.gid is None:
+        return ""
+    place = shlex.quote(str(root))
+    return (
+        f": chgrp -R {group_name(access.gid)} {place}; chmod -R g+rw,o-rwx {place}; "
+        f"find {place} -type d -exec chmod 2770 {{}} +"
+    )
 
-    Raises OSError.
-    """
+
+def group_name(gid: int) -> str:
+    """A group's name, or its number where it has none."""
     try:
-        os.mkdir(folder, PRIVATE)
-    except FileNotFoundError:
-        make_private(folder.parent)
-        make_private(folder)
-    except FileExistsError:
-        if not folder.is_dir():
-            raise
+        import grp
+
+        return grp.getgrgid(gid).gr_name
+    except (ImportError, KeyError):
+        return str(gid)
 
 
-def check_levels(place: Path) -> None:
-    """Raise Damaged unless the folders root, kv/ and kv/ab/ above an artifact are private.
-
-    Raises OSError where one is missing.
-    """
-    for level in list(place.parents)[:3]:
-        if reason := exposure(level.stat()):
-            raise Damaged(f"{level} {reason}")
+def on_network(root: Path) -> bool:
+    """Whether other machines may have a folder mounted as well; on Linux only, else False."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+        real = os.path.realpath(root)
+    except OSError:
+        return False
+    best = ("", "")
+    for line in mounts.splitlines():
+        before, _, after = line.partition(" - ")
+        place, kind = before.split(" ")[4], after.split(" ")[0]
+        place = place.replace("\\040", " ")
+        within = os.path.join(real, "").startswith(os.path.join(place, ""))
+        if within and len(place) >= len(best[0]):
+            best = (place, kind)
+    return best[1].removeprefix("fuse.") in (*NETWORK, "sshfs", "glusterfs", "s3fs", "juicefs")
 
 
 Seal = tuple[int, int, int, int]
@@ -78,16 +176,17 @@ def file_seal(stat: os.stat_result) -> Seal:
 class FileBlob:
     """The bytes of a file: a symbolic link is not followed, a pipe not waited for.
 
-    Raises OSError, and Damaged for anything but a regular file that only this user can write.
+    Raises OSError, and Damaged for anything but a regular file that only those with `access` can
+    write.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, access: Access = PRIVATE) -> None:
         flags = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
         self.path = os.fspath(path)
         descriptor = os.open(path, os.O_RDONLY | flags)
         self.stat = os.fstat(descriptor)
         regular = S_ISREG(self.stat.st_mode)
-        reason = exposure(self.stat) if regular else "is not a regular file"
+        reason = access.exposure(self.stat) if regular else "is not a regular file"
         if reason:
             os.close(descriptor)
             raise Damaged(f"it {reason}")
@@ -120,6 +219,12 @@ SUFFIX = ".safetensors"
 KEY = re.compile("[0-9a-f]{64}")
 PART = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}\.part|[0-9a-f]{8}[a-z0-9_]{8}\.part")
 """Temporary files, also those of earlier versions. Files of other names are never removed."""
+
+
+TOUCH_S = 3600.0
+"""The use of an entry is told to others at most so often."""
+OLD_S = 86400.0
+"""Where locks are not seen by all: until what a process may have left behind is removed."""
 
 
 class Stored(NamedTuple):
@@ -163,8 +268,14 @@ class Scan:
 class Folder:
     """The folders kv/ and locks/ below a cache's root."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, access: Access = PRIVATE, *, shared: bool = False) -> None:
+        """`shared`: by users or machines that do not see each other's locks."""
         self._root, self._kv, self._locks = root, root / "kv", root / "locks"
+        self._access, self._shared = access, shared
+
+    @property
+    def locks(self) -> Path:
+        return self._locks
 
     def space(self) -> Space:
         """The disk that the folders are, or will be, on."""
@@ -191,22 +302,31 @@ class Folder:
                     artifacts.append(Stored(key, entry.path, entry.stat(follow_symlinks=False)))
             elif PART.fullmatch(entry.name):
                 leftovers.append(Path(entry.path))
+        if self._shared:
+            leftovers = [path for path in leftovers if _is_old(path)]
         return Scan(sorted(artifacts, key=itemgetter(0)), leftovers)
+
+    def begin(self, path: Path) -> Incoming:
+        """An empty file that may become this artifact's; raises OSError and Damaged."""
+        self._access.make(path.parent)
+        self._access.check_levels(path)
+        return Incoming(path, self._access)
 
     def write(self, path: Path, fill: Callable[[BinaryIO], None]) -> None:
         """Write an artifact's file, whole or not at all; raises OSError and Damaged."""
-        make_private(path.parent)
-        check_levels(path)
-        write_whole(path, fill)
+        self._access.make(path.parent)
+        self._access.check_levels(path)
+        write_whole(path, fill, self._access)
 
 
-def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+def write_whole(path: Path, fill: Callable[[BinaryIO], object], access: Access = PRIVATE) -> None:
     """A temporary file beside its place, filled, synced and renamed. Raises OSError."""
-    part = path.with_name(f"{path.name.removesuffix(SUFFIX)}.{secrets.token_hex(8)}.part")
+    part = part_of(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     descriptor = os.open(part, flags, 0o600)
     try:
         with os.fdopen(descriptor, "wb", buffering=0) as file:
+            access.set_mode(file.fileno())
             # Another process that sweeps leaves alone a file that a living one has open.
             hold(file.fileno())
             fill(cast(BinaryIO, file))
@@ -220,6 +340,55 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+class Incoming:
+    """A file beside its place, filled in any order by several threads, which becomes the artifact
+    once it is kept. Raises OSError; the file is removed unless it is kept."""
+
+    def __init__(self, path: Path, access: Access = PRIVATE) -> None:
+        self.path = path
+        self._part = part_of(path)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        self.file = os.fdopen(os.open(self._part, flags, 0o600), "r+b", buffering=0)
+        access.set_mode(self.file.fileno())
+        hold(self.file.fileno())
+        self._seeking = Lock()
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write bytes at their place."""
+        while data:
+            if hasattr(os, "pwrite"):
+                count = os.pwrite(self.file.fileno(), data, offset)
+            else:
+                with self._seeking:
+                    self.file.seek(offset)
+                    count = self.file.write(data) or 0
+            data, offset = data[count:], offset + count
+
+    def keep(self) -> None:
+        """Put the file into its place. It is not synced: each restore computes its checksum, and
+        the bucket has it."""
+        self.file.close()
+        os.replace(self._part, self.path)
+
+    def drop(self) -> None:
+        """Remove the file unless it was kept."""
+        self.file.close()
+        with suppress(OSError):
+            self._part.unlink(missing_ok=True)
+
+
+def _is_old(path: Path) -> bool:
+    """Whether a file has not changed for so long that no living process writes it."""
+    with suppress(OSError):
+        return time.time() - path.lstat().st_mtime > OLD_S
+    return False
+
+
+def part_of(path: Path) -> Path:
+    """A new temporary name beside a file's place."""
+    return path.with_name(f"{path.name.removesuffix(SUFFIX)}.{secrets.token_hex(8)}.part")
 
 
 def sweep(leftovers: list[Path]) -> None:
@@ -240,6 +409,13 @@ def remove_files(paths: Iterable[Path], warn: Callable[[str], None]) -> list[Pat
     if kept:
         warn(kept[0] + (f", nor can {len(kept) - 1:,} more" if kept[1:] else ""))
     return removed
+
+
+def touch(path: Path) -> None:
+    """Set an artifact's time to now, at most once an hour, where that is allowed."""
+    with suppress(OSError):
+        if abs(time.time() - path.lstat().st_mtime) > TOUCH_S:
+            os.utime(path, follow_symlinks=False)
 
 
 def entries_of(folder: str | Path) -> Iterator[os.DirEntry[str]]:

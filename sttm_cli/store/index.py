@@ -25,7 +25,7 @@ from diskcache.core import MODE_RAW
 
 from sttm_cli.base.types import Json, TokenCounts
 from sttm_cli.store.artifact import Damaged, check_counts, check_label
-from sttm_cli.store.files import Folder, Stored, exposure, make_private
+from sttm_cli.store.files import PRIVATE, Folder, Stored
 from sttm_cli.store.protocol import Entry, Uses
 
 PATIENCE_S = 5.0
@@ -196,12 +196,12 @@ def _make(folder: Path) -> None:
 
     Without a lock diskcache would try again for a minute.
     """
-    make_private(folder)
+    PRIVATE.make(folder)
     path = folder / FILES[0]
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
-        if path.is_symlink() or not path.is_file() or exposure(path.stat()):
+        if path.is_symlink() or not path.is_file() or PRIVATE.exposure(path.stat()):
             raise
     with closing(sqlite3.connect(path, timeout=PATIENCE_S)) as database:
         database.execute("BEGIN IMMEDIATE")

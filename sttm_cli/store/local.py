@@ -20,16 +20,21 @@ from sttm_cli.base.types import Json
 from sttm_cli.store.artifact import Artifact, Damaged, Spelled, difference, open_artifact, spell
 from sttm_cli.store.claim import Refused, claim, refusal
 from sttm_cli.store.files import (
+    PRIVATE,
     SUFFIX,
     FileBlob,
     Folder,
+    Incoming,
     Scan,
     Stored,
-    check_levels,
+    access_to,
+    on_network,
     remove_files,
     sweep,
+    touch,
 )
 from sttm_cli.store.index import Index, Records
+from sttm_cli.store.lease import FolderLeases, holding
 from sttm_cli.store.protocol import (
     Entry,
     Finding,
@@ -133,8 +138,11 @@ class LocalStore(Store):
         self._refusal = refusal(self.path)
         if self._refusal:
             self._warn(f"the cache is not used: {self._refusal}")
-        self._folder = Folder(self.path)
-        self._index = Index(self.path / "index", enabled=not self._refusal)
+        self._access = access_to(self.path)
+        self._shared = self._access != PRIVATE or on_network(self.path)
+        self._folder = Folder(self.path, self._access, shared=self._shared)
+        rows = _own_rows(self.path) if self._shared else self.path / "index"
+        self._index = Index(rows, enabled=not self._refusal)
         self._records = Records(self._index, self._folder)
         self._bound = Bound(self._folder, self._records, warn=self._warn, max_bytes=max_bytes)
 
@@ -180,6 +188,10 @@ class LocalStore(Store):
         if self._make_folder(quiet=True):
             self._index.set(key, value)
 
+    def rows(self, prefix: str) -> dict[str, Json]:
+        """The remembered rows whose key begins so, by the rest of it."""
+        return self._index.rows(prefix)
+
     # ---- finding and reading
 
     def find(self, identity: Json) -> Lookup:
@@ -215,6 +227,9 @@ class LocalStore(Store):
 
     def count_use(self, entry: Entry, *, saved_s: float) -> None:
         self._records.count_use(entry.key, saved_s=saved_s)
+        if self._shared:
+            # The rows are each user's own: the file's time tells the others.
+            touch(self._folder.place(entry.key))
 
     def entries(self) -> list[Entry]:
         """Headers are read of entries that the index does not describe."""
@@ -256,7 +271,7 @@ class LocalStore(Store):
         path = self._folder.place(wanted.key)
         try:
             self._folder.write(path, lambda file: write(file, identity, packed, label))
-            artifact = _open(path, wanted)
+            artifact = self._open(path, wanted)
         except (OSError, Damaged) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             self._warn(f"not stored in {self.path}: {reason}")
@@ -268,6 +283,39 @@ class LocalStore(Store):
         self._bound.added(stored, scan)
         if scan:
             self._index.forget_old()
+        return entry
+
+    def has(self, key: str) -> bool:
+        """Whether a file is in this entry's place; nothing of it is read."""
+        return not self._refusal and os.path.lexists(self._folder.place(key))
+
+    def begin(self, key: str, size: int) -> Incoming | None:
+        """A file for an artifact of `size` bytes that arrives from elsewhere; None where the bound
+        or the disk has no room for it. `finish` makes it an entry."""
+        if not self._make_folder(quiet=True):
+            return None
+        scan = self._bound.scan_for(size)
+        try:
+            if scan and size > self._bound.limit(scan):
+                return None
+            return self._folder.begin(self._folder.place(key))
+        except (OSError, Damaged):
+            return None
+
+    def finish(self, incoming: Incoming, wanted: Spelled) -> Entry | None:
+        """Make a whole file the entry of `wanted`, within the bound; None where it cannot be."""
+        try:
+            incoming.keep()
+            artifact = self._open(incoming.path, wanted)
+        except (OSError, Damaged):
+            incoming.drop()
+            return None
+        artifact.blob.close()
+        entry = _entry(artifact, self._records.uses_of(wanted.key))
+        stored = Stored(entry.key, entry.location, artifact.blob.stat)
+        scan = self._bound.scan_for(entry.bytes)
+        self._records.add(entry, stored)
+        self._bound.added(stored, scan)
         return entry
 
     def remove(self, keys: Iterable[str]) -> list[str]:
@@ -288,7 +336,7 @@ class LocalStore(Store):
     ) -> tuple[int, list[Finding]]:
         scan, problems = self._scan(), dict[Path, str]()
         for stored in scan.artifacts[:limit]:
-            if (problem := _problem(stored.path)) is not None:
+            if (problem := self._problem(stored.path)) is not None:
                 problems[stored.path] = problem
         removed = set[Path]()
         if repair:
@@ -306,6 +354,11 @@ class LocalStore(Store):
         if not self._make_folder(quiet=True):
             yield
             return
+        if self._shared:
+            place, leases = self._folder.place(key), FolderLeases(self._folder.locks, self._access)
+            with holding(leases, key, on_wait, done=lambda: os.path.lexists(place)):
+                yield
+            return
         with single_flight(self._folder.lock(key), on_wait):
             yield
 
@@ -320,7 +373,7 @@ class LocalStore(Store):
         if not os.path.lexists(path):
             return None, ""
         try:
-            return _open(path, wanted), ""
+            return self._open(path, wanted), ""
         except FileNotFoundError:
             return None, "its entry was removed just now"
         except (Damaged, OSError) as error:
@@ -329,7 +382,7 @@ class LocalStore(Store):
 
     def _read(self, path: Path) -> Entry:
         """An entry as its file describes it; raises as `_open`."""
-        artifact = _open(path)
+        artifact = self._open(path)
         artifact.blob.close()
         return _entry(artifact, self._records.uses_of(artifact.header.key))
 
@@ -342,7 +395,9 @@ class LocalStore(Store):
                     difference(identity, self._read(self._folder.place(key)).identity or {})
                 )
         if not differences:
-            return f"nothing stored for this video (digest {digest[:12]})"
+            # What others stored is found by its whole identity alone.
+            beside = " and these settings" if self._shared else ""
+            return f"nothing stored for this video{beside} (digest {digest[:12]})"
         return "; ".join(min(differences, key=len)[:3])
 
     def _make_folder(self, *, quiet: bool = False) -> bool:
@@ -361,18 +416,31 @@ class LocalStore(Store):
             return False
         return True
 
+    def _open(self, path: Path, wanted: Spelled | None = None) -> Artifact[FileBlob]:
+        """The artifact in a file; raises OSError and Damaged."""
+        self._access.check_levels(path)
+        artifact = open_artifact(FileBlob(path, self._access), wanted)
+        if path.name != artifact.header.key + SUFFIX:
+            artifact.blob.close()
+            raise Damaged("its file has the name of another entry")
+        return artifact
+
+    def _problem(self, path: Path) -> str | None:
+        """The damage of an artifact, None for a whole one."""
+        from sttm_cli.store.reading import check_bytes
+
+        try:
+            artifact = self._open(path)
+            with closing(artifact.blob):
+                check_bytes(artifact)
+        except FileNotFoundError:
+            return None
+        except (Damaged, OSError) as error:
+            return str(error)
+        return None
+
     def _report_damage(self, key: str, error: Exception) -> None:
         self._warn(f"stored entry {key[:12]} is not used: {error}")
-
-
-def _open(path: Path, wanted: Spelled | None = None) -> Artifact[FileBlob]:
-    """The artifact in a file; raises OSError and Damaged."""
-    check_levels(path)
-    artifact = open_artifact(FileBlob(path), wanted)
-    if path.name != artifact.header.key + SUFFIX:
-        artifact.blob.close()
-        raise Damaged("its file has the name of another entry")
-    return artifact
 
 
 def _entry(artifact: Artifact[FileBlob], uses: Uses) -> Entry:
@@ -380,16 +448,11 @@ def _entry(artifact: Artifact[FileBlob], uses: Uses) -> Entry:
     return entry_of(header, location=blob.path, created=blob.stat.st_mtime, uses=uses)
 
 
-def _problem(path: Path) -> str | None:
-    """The damage of an artifact, None for a whole one."""
-    from sttm_cli.store.reading import check_bytes
+def _own_rows(root: Path) -> Path:
+    """Where this user's rows about a shared folder are: a database is safe neither on a network
+    file system nor between users."""
+    from blake3 import blake3
+    from platformdirs import user_cache_path
 
-    try:
-        artifact = _open(path)
-        with closing(artifact.blob):
-            check_bytes(artifact)
-    except FileNotFoundError:
-        return None
-    except (Damaged, OSError) as error:
-        return str(error)
-    return None
+    name = str(blake3(os.fsencode(root)).hexdigest())[:16]
+    return user_cache_path("sttm-shared") / name / "index"

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sttm_cli.base.errors import CacheError, UsageError
-from sttm_cli.base.names import did_you_mean, path_or_address, scheme_of
-from sttm_cli.base.types import Json
-from sttm_cli.store.protocol import Entry, Finding, Lookup, Removed, Store
+from sttm_cli.base.names import BUCKETS, did_you_mean, path_or_address, scheme_of
+from sttm_cli.settings.fields import NO_TIER
+from sttm_cli.settings.settings import cache_tier
+from sttm_cli.store.none import NoStore
+from sttm_cli.store.protocol import Store
 
 if TYPE_CHECKING:
-    from sttm_cli.base.types import PrefixKV
-    from sttm_cli.store.packing import PackedKV
+    pass
 
 GROUP = "sttm_cli.stores"
 """Entry points of this group open stores: the name is the scheme of an address, the object is
@@ -23,16 +23,30 @@ called as `open(address, *, max_bytes, warn)` and returns a Store."""
 
 
 def open_store(
-    where: str | Path | None, *, warn: Callable[[str], None], max_bytes: int | None = None
+    where: str | Path | None,
+    *,
+    warn: Callable[[str], None],
+    max_bytes: int | None = None,
+    tier: str | Path | None = None,
 ) -> Store:
     """Open the store at a path or an address; None stores nothing.
 
-    `max_bytes`: its bound, None for the store's own choice. Raises UsageError for an address of
-    an unknown scheme, CacheError where the code for it cannot be loaded.
+    `max_bytes`: its bound, None for the store's own choice. `tier`: the folder of a bucket's local
+    copies as given, None for the usual one. Raises UsageError for an address of an unknown scheme
+    and for a tier where there can be none, CacheError where the code for it cannot be loaded.
     """
     if where is None:
         return NoStore()
     place = path_or_address(where)
+    if isinstance(place, str) and scheme_of(place) in BUCKETS:
+        from sttm_cli.store.cloud import BucketStore
+
+        return BucketStore(place, max_bytes=max_bytes, warn=warn, tier=cache_tier(tier))
+    if tier is not None and tier != NO_TIER:
+        raise UsageError(
+            f"--cache-tier {tier} cannot be combined with --cache-dir {place}",
+            "a tier keeps copies of a bucket: leave --cache-tier out, or give '--cache-tier none'",
+        )
     if isinstance(place, Path):
         from sttm_cli.store.local import LocalStore
 
@@ -51,65 +65,8 @@ def _entry_point(address: str) -> EntryPoint:
     known = {point.name: point for point in entry_points(group=GROUP)}
     if scheme in known:
         return known[scheme]
-    names = ", ".join(f"{name}://" for name in sorted(known)) or "none"
+    names = ", ".join(f"{name}://" for name in sorted({*BUCKETS, *known}))
     raise UsageError(
         f"--cache-dir {address}: there is no store for {scheme}://",
-        did_you_mean(scheme, known) or f"give a folder; installed stores: {names}",
+        did_you_mean(scheme, {*BUCKETS, *known}) or f"give a folder; installed stores: {names}",
     )
-
-
-# The cache switched off.
-
-
-class NoStore(Store):
-    """Remembers rows within the process, stores no KV."""
-
-    location = "--no-cache"
-    keeps_nothing = True
-    writable = False
-    bytes = 0
-    max_bytes = 0
-
-    def __init__(self) -> None:
-        self._rows: dict[str, Json] = {}
-
-    def get(self, key: str) -> Json | None:
-        return self._rows.get(key)
-
-    def set(self, key: str, value: Json) -> None:
-        self._rows[key] = value
-
-    def find(self, identity: Json) -> Lookup:
-        return Lookup(miss_reason="the cache is off (--no-cache)")
-
-    def load(self, lookup: Lookup, *, device: str | Sequence[str], room: int) -> PrefixKV | None:
-        return None
-
-    def count_use(self, entry: Entry, *, saved_s: float) -> None:
-        return
-
-    def entries(self) -> list[Entry]:
-        return []
-
-    def beginning(self, key: str) -> list[Entry]:
-        return []
-
-    def save(self, identity: Json, packed: PackedKV, *, label: Json) -> Entry | None:
-        return None
-
-    def remove(self, keys: Iterable[str]) -> list[str]:
-        return []
-
-    def prune(self, limit: int) -> list[Removed]:
-        return []
-
-    def verify(
-        self, *, repair: bool = False, limit: int | None = None
-    ) -> tuple[int, list[Finding]]:
-        return 0, []
-
-    def telling(self, warn: Callable[[str], None]) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def close(self) -> None:
-        self._rows = {}

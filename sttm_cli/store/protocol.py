@@ -129,11 +129,24 @@ class Finding:
     removed: bool
 
 
+class Probe(NamedTuple):
+    """One property of a store's medium that was tried; `problem` is None where it is well."""
+
+    name: str
+    found: str
+    problem: str | None = None
+    hint: str = ""
+
+
 class Space(NamedTuple):
     """Bytes of the disk below a store; None where it has no such bound."""
 
     free: int | None = None
     total: int | None = None
+
+
+NO_BOUND = 2**63 - 1
+"""The `max_bytes` of a store that nothing bounds."""
 
 
 @runtime_checkable
@@ -161,6 +174,11 @@ class Store(Protocol):
         return ""
 
     @property
+    def failure(self) -> str:
+        """The reason why the last request to the store's medium failed, "" where it succeeded."""
+        return ""
+
+    @property
     def writable(self) -> bool:
         """Whether anything can be stored at this moment."""
         ...
@@ -179,6 +197,10 @@ class Store(Protocol):
         """The disk below the store."""
         return Space()
 
+    def probes(self) -> Iterator[Probe]:
+        """Try what matters of the medium and cannot be seen otherwise, for `sttm doctor`."""
+        return iter(())
+
     # ---- small rows
 
     def get(self, key: str) -> Json | None:
@@ -195,7 +217,8 @@ class Store(Protocol):
         """Open the entry whose identity is equal in full; its header was read and checked.
 
         The lookup must be loaded or closed. An entry that is replaced or removed meanwhile can
-        still be loaded. Without an entry, `miss_reason` names the differences to the nearest one.
+        still be loaded, or is a miss. Without an entry, `miss_reason` names the differences to the
+        nearest one.
         """
         ...
 

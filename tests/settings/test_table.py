@@ -30,6 +30,7 @@ TYPED: dict[str, tuple[str, Any]] = {
     "end": ("1:30", 90.0),
     "device": ("cuda:1", "cuda:1"),
     "cache_dir": ("/a/folder", Path("/a/folder")),
+    "cache_tier": ("/a/tier", Path("/a/tier")),
     "no_cache": ("true", True),
     "refresh": ("true", True),
     "max_bytes": ("2G", 2 << 30),
@@ -41,7 +42,7 @@ TYPED: dict[str, tuple[str, Any]] = {
 }
 """A value of each field as typed and from Python; none is the default."""
 NEEDED = {"seed": {"temperature": 1.0}, "top_p": {"temperature": 1.0}}
-NAMES = ("model", "revision", "device", "cache_dir")
+NAMES = ("model", "revision", "device", "cache_dir", "cache_tier")
 """Fields that take any text."""
 every_field = pytest.mark.parametrize("name", [field.name for field in fields(Settings)])
 
@@ -124,7 +125,13 @@ def test_a_flag_beats_the_environment_which_beats_the_file_which_beats_the_defau
     given = _defaults(["ask"])["ask"]
     held = getattr(ask(defaults=given), name)
     assert held == known.read(text) != default
-    others = {"model": "a", "budget": "0.125", "method": "evs", "cache_dir": "/b"}
+    others = {
+        "model": "a",
+        "budget": "0.125",
+        "method": "evs",
+        "cache_dir": "/b",
+        "cache_tier": "/c",
+    }
     if known.env:
         monkeypatch.setenv(known.env, others[name])
         assert getattr(ask(defaults=given), name) == known.read(others[name])
@@ -147,7 +154,7 @@ def test_the_config_file_reaches_the_commands_that_take_its_flags(
     assert set(defaults["precompute"]) == every - answers
     assert set(defaults["inspect"]) == every - answers - {"budget"} | {"max_download"}
     assert set(defaults["serve"]) == every - {"max_download", "keep_alive"}
-    stores = {"cache_dir", "max_bytes"}
+    stores = {"cache_dir", "cache_tier", "max_bytes"}
     assert all(set(given) == stores for given in defaults["cache"].values())
     assert set(defaults["doctor"]) == stores
     assert "bench" not in defaults

@@ -12,7 +12,7 @@ import torch
 from sttm_cli.base.errors import UsageError
 from sttm_cli.serve.server_files import pinned
 from sttm_cli.settings.settings import Settings, cache_dir
-from sttm_cli.store import LocalStore, NoStore, Store, open_store, pack
+from sttm_cli.store import LocalStore, Store, open_store, pack
 from tests.cli.process import sttm, sttm_here
 from tests.store import toy_store
 from tests.store.made import IDENTITY, kv, restored, same
@@ -23,7 +23,7 @@ QUESTION = "how many shapes are there?"
 
 
 @pytest.fixture
-def address(tmp_path: Path) -> str:
+def toy_address(tmp_path: Path) -> str:
     return f"toy://{tmp_path / 'Toy Box'}"
 
 
@@ -41,8 +41,9 @@ def installed(tmp_path: Path) -> dict[str, str]:
 
 
 def test_a_store_in_one_file_serves_ask_and_the_cache_commands(
-    installed: dict[str, str], address: str
+    installed: dict[str, str], toy_address: str
 ) -> None:
+    address = toy_address
     at = ("--cache-dir", address, "--json")
     cold = sttm("ask", SAMPLE, QUESTION, *at, **installed)
     assert cold.code == 0, cold.err
@@ -84,16 +85,17 @@ def test_an_address_arrives_unchanged_and_a_path_as_a_path(
         open_store("toy://a", warn=print)
 
 
-@pytest.fixture(params=["local", "none", "toy"])
-def any_store(request: pytest.FixtureRequest, tmp_path: Path, address: str) -> Store:
+@pytest.fixture(params=["local", "none", "toy", "bucket"])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path, toy_address: str) -> Store:
+    if request.param == "bucket":
+        return request.getfixturevalue("open_bucket")()
     if request.param == "toy":
-        return ToyStore(address, max_bytes=None, warn=print)
+        return ToyStore(toy_address, max_bytes=None, warn=print)
     return open_store(tmp_path / "cache" if request.param == "local" else None, warn=print)
 
 
 def test_every_method_of_the_protocol_works_in_every_store(any_store: Store) -> None:
     assert isinstance(any_store, Store)
-    assert isinstance(any_store, LocalStore | NoStore | ToyStore)
     keeps = not any_store.keeps_nothing
     with any_store as store:
         store.set("row", {"a": 1})
@@ -129,10 +131,10 @@ def test_every_method_of_the_protocol_works_in_every_store(any_store: Store) -> 
 
 
 def test_an_artifact_of_any_store_that_is_cut_short_while_it_is_read_is_damaged(
-    address: str,
+    toy_address: str,
 ) -> None:
     said = list[str]()
-    store = ToyStore(address, max_bytes=None, warn=said.append)
+    store = ToyStore(toy_address, max_bytes=None, warn=said.append)
     store.save(IDENTITY, pack(kv()), label={})
     lookup = store.find(IDENTITY)
     assert lookup.artifact is not None

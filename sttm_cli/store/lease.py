@@ -1,0 +1,223 @@
+"""One computation per key among machines: a lease, which its holder renews and others outwait.
+
+A lease is a small object or file. Its age is the difference of two times of the server that keeps
+it, so that clocks of machines may differ. A holder that dies delays the others by the limit at
+most. Where the server ignores conditions, or a holder is paused for longer than the limit, two
+compute the same KV: both are right, and one of them is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from sttm_cli.store.files import PRIVATE, Access
+
+LIMIT_S = 60.0
+"""A lease that was not renewed for so long has no holder."""
+RENEWALS = 4
+"""Renewals within the limit."""
+POLL_S = 1.0
+"""A waiter looks again after so long."""
+STEP_S = 2.0
+"""Servers count times in whole seconds."""
+
+V = TypeVar("V")
+
+
+class Seen(NamedTuple, Generic[V]):
+    """A lease: its version, and the server's time of its last renewal in seconds."""
+
+    version: V
+    renewed: float
+
+
+class Leases(Protocol[V]):
+    """Where leases are kept. Methods raise OSError where that cannot be asked or written."""
+
+    def create(self, key: str, token: str) -> V | None:
+        """Write a lease that does not exist yet; None if it does."""
+        ...
+
+    def replace(self, key: str, token: str, version: V) -> V | None:
+        """Write over this version of a lease, which renews or takes it; None if it is another."""
+        ...
+
+    def look(self, key: str) -> Seen[V] | None:
+        """The lease as it is now, None if there is none."""
+        ...
+
+    def release(self, key: str, version: V) -> None:
+        """Remove a lease, unless it is known to be another version."""
+        ...
+
+    def now(self) -> float:
+        """The time of the server in seconds."""
+        ...
+
+
+class _Clock:
+    """The server's time, asked once for each wait."""
+
+    def __init__(self, leases: Leases[Any]) -> None:
+        self._offset = leases.now() - time.monotonic()
+
+    def now(self) -> float:
+        return time.monotonic() + self._offset
+
+
+@contextmanager
+def holding(
+    leases: Leases[V],
+    key: str,
+    on_wait: Callable[[], None],
+    *,
+    done: Callable[[], bool],
+) -> Iterator[None]:
+    """Hold the lease of `key` while the block runs; calls `on_wait` once if it is held elsewhere.
+
+    Enters without it where `done` says, after a wait, that there is nothing left to compute, and
+    where leases cannot be written.
+    """
+    token = secrets.token_hex(16)
+    try:
+        version = _taken(leases, key, token, on_wait, done)
+    except OSError:
+        version = None
+    if version is None:
+        yield
+        return
+    renewal = _Renewal(leases, key, token, version)
+    try:
+        yield
+    finally:
+        renewal.end()
+
+
+def _taken(
+    leases: Leases[V],
+    key: str,
+    token: str,
+    on_wait: Callable[[], None],
+    done: Callable[[], bool],
+) -> V | None:
+    clock: _Clock | None = None
+    while (version := leases.create(key, token)) is None:
+        if clock is None:
+            on_wait()
+            clock = _Clock(leases)
+        while (seen := leases.look(key)) and clock.now() - seen.renewed <= LIMIT_S + STEP_S:
+            time.sleep(POLL_S)
+        if done():
+            return None
+        if seen and (version := leases.replace(key, token, seen.version)) is not None:
+            break
+    return version
+
+
+class _Renewal(Generic[V]):
+    """A thread that renews a lease until `end`, which releases it."""
+
+    def __init__(self, leases: Leases[V], key: str, token: str, version: V) -> None:
+        self._leases, self._key, self._token = leases, key, token
+        self._version: V | None = version
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self._version is not None:
+            try:
+                self._leases.release(self._key, self._version)
+            except OSError:
+                return
+
+    def _run(self) -> None:
+        while self._version is not None and not self._ended.wait(LIMIT_S / RENEWALS):
+            try:
+                self._version = self._leases.replace(self._key, self._token, self._version)
+            except OSError:
+                # It is tried again; others wait as long as the limit says.
+                continue
+
+
+class FolderLeases:
+    """Leases as files in a folder that users or machines share; a version is its holder's token.
+
+    Times are the file server's: a file's time is set by the server, and read by opening the file,
+    which network file systems do not answer from what they remember.
+    """
+
+    def __init__(self, folder: Path, access: Access = PRIVATE) -> None:
+        self._folder, self._access = folder, access
+
+    def create(self, key: str, token: str) -> str | None:
+        self._access.make(self._folder)
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            descriptor = os.open(self._folder / key, flags, self._access.file_mode)
+        except FileExistsError:
+            return None
+        with os.fdopen(descriptor, "w") as file:
+            self._access.set_mode(file.fileno())
+            file.write(token)
+        return token
+
+    def replace(self, key: str, token: str, version: str) -> str | None:
+        path = self._folder / key
+        seen = self.look(key)
+        if seen is None or seen.version != version:
+            return None
+        if token == version:
+            os.utime(path)
+            return token
+        # Of several that take it only one can move it away.
+        grave = path.with_name(f"{key}.{token}")
+        try:
+            os.rename(path, grave)
+        except FileNotFoundError:
+            return None
+        moved = _read(grave)[0]
+        if moved != version:
+            # Another one was faster, and holds what was moved.
+            with suppress(OSError):
+                os.link(grave, path)
+        grave.unlink(missing_ok=True)
+        return self.create(key, token) if moved == version else None
+
+    def look(self, key: str) -> Seen[str] | None:
+        try:
+            return Seen(*_read(self._folder / key))
+        except FileNotFoundError:
+            return None
+
+    def release(self, key: str, version: str) -> None:
+        seen = self.look(key)
+        if seen is not None and seen.version == version:
+            (self._folder / key).unlink(missing_ok=True)
+
+    def now(self) -> float:
+        path = self._folder / "clock"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, self._access.file_mode)
+        with os.fdopen(descriptor, "w") as file:
+            with suppress(OSError):
+                # Another user's already has its mode.
+                self._access.set_mode(file.fileno())
+            os.utime(path)
+            return os.fstat(file.fileno()).st_mtime
+
+
+def _read(path: Path) -> tuple[str, float]:
+    """A lease's token and the time of its last renewal; raises OSError."""
+    flags = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK"))
+    with os.fdopen(os.open(path, os.O_RDONLY | flags), "rb") as file:
+        token = file.read(64).decode(errors="replace")
+        return token, os.fstat(file.fileno()).st_mtime
