@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+LMMS = os.environ.get("STTM_LMMS_VENV")
+"""An environment with lmms-eval, for the tests that need one."""
 # Nothing in the tests may look at the user's own cache, model hub or settings.
 for name in [n for n in os.environ if n.startswith("STTM_")]:
     del os.environ[name]
@@ -19,6 +21,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STTM_CACHE_DIR", str(tmp_path_factory.mktemp("cache") / "sttm"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
     # No server of the user's own may be found.
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
 

@@ -35,7 +35,7 @@ TAIL = """\
 `STTM_CONFIG` names. Its keys are flags without their dashes: KEYS.
 Each is a default of `ask`, `chat`, `precompute`, `inspect`, `serve`, `cache` and `doctor` where
 they take the flag. From the command line alone come `--budget` of `inspect`, `--max-download` and
-`--keep-alive` of `serve`, which mean something else there, and all flags of `bench`:
+`--keep-alive` of `serve`, which mean something else there, and all flags of `bench` and `eval`:
 
 ```toml
 model = "llava-onevision-7b"
@@ -54,6 +54,7 @@ cache_dir = "/data/sttm"
 | `STTM_CONFIG` | the config file |
 | `STTM_HOST` | the server that is asked, as `HOST:PORT`: see [Serving](serve.md) |
 | `STTM_API_KEY` | its key; of `sttm serve`, the key that clients must send |
+| `STTM_LMMS_VENV` | lmms-eval's environment: see [Evaluation](evaluation.md) |
 | `HF_HOME`, `HF_HUB_OFFLINE` | where models from the hub are kept, and whether it is asked at all |
 | `XDG_CACHE_HOME`, `XDG_CONFIG_HOME` | on Linux: the folders of cache and config file |
 | `TMPDIR` | where downloads and stdin are kept while they are read |
@@ -64,7 +65,7 @@ cache_dir = "/data/sttm"
 | code | means |
 |---|---|
 | 0 | done |
-| 1 | any other failure; `precompute`: some file failed; `cache verify`: something is damaged |
+| 1 | any other failure; `precompute`, `eval`: a part failed; `cache verify`: damage was found |
 | 2 | usage: a flag that is not possible, or flags that cannot be combined |
 | 3 | the video cannot be read or has no video stream |
 | 4 | the model is missing or not supported |

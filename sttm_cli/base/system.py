@@ -145,3 +145,21 @@ def bound_memory(most_bytes: int) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     bound = most_bytes if most == resource.RLIM_INFINITY else min(most_bytes, most)
     resource.setrlimit(resource.RLIMIT_DATA, (bound, most))
+
+
+_TIED = """
+import os, runpy, signal, sys, threading
+def end():
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Timer(10, os._exit, [1]).start()
+threading.Thread(target=end, daemon=True).start()
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+def tied_command(module: str) -> list[str]:
+    """As `command`, of a process that ends when the pipe on its stdin does: with the process that
+    started it, however that ends."""
+    return [sys.executable, "-P", "-c", _TIED, module]

@@ -19,6 +19,7 @@ def chart_of(report: Json) -> Chart:
     charts = {
         "sttm.bench.accuracy/1": accuracy_chart,
         "sttm.bench.speed/1": speed_chart,
+        "sttm.eval/1": evaluation_chart,
     }
     return charts[report["schema"]](report)
 
@@ -43,6 +44,30 @@ def accuracy_chart(report: Json) -> Chart:
             Line(name=name, points=points, emphasised=name == DEFAULT_METHOD)
             for name, points in lines.items()
         ],
+        falling=True,
+    )
+
+
+def evaluation_chart(report: Json) -> Chart:
+    """Accuracy by budget of `sttm eval paper`: a line for each benchmark, dashed as published."""
+    # A number of tokens has no place among shares.
+    shares = [row for row in report["rows"] if row["budget"] <= 1]
+    rows = [row for row in shares if row.get("accuracy")]
+    lines = []
+    for number, name in enumerate(dict.fromkeys(row["benchmark"] for row in rows)):
+        of = [row for row in rows if row["benchmark"] == name]
+        points = [Point(100 * row["budget"], **row["accuracy"]) for row in of]
+        lines.append(Line(name=name, points=points, emphasised=len(rows) == len(of), colour=number))
+        known = [row for row in of if row["published"] is not None]
+        theirs = [Point(100 * row["budget"], row["published"]) for row in known]
+        if theirs:
+            lines.append(Line(name=f"{name}, published", points=theirs, dashed=True, colour=number))
+    return Chart(
+        title=f"Accuracy by budget: {report['model']}, {report['method']}",
+        note=f"measured with lmms-eval; published: {report['source']}; bars: 95 % intervals",
+        across="budget: % of the video tokens kept at most (logarithmic)",
+        up="% of the answers right",
+        lines=lines,
         falling=True,
     )
 

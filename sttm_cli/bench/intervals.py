@@ -53,6 +53,11 @@ class Bootstrap:
         drawn = self._share(right, among) - self._share(other, among)
         return _estimate(float(right[among].mean() - other[among].mean()), drawn)
 
+    def tells(self, among: np.ndarray) -> bool:
+        """Whether the questions that `among` [Q] bool names are about several videos: of one video
+        all draws are the same, and an interval would say nothing."""
+        return len(set(self._video[among].tolist())) > 1
+
     def _share(self, right: np.ndarray, among: np.ndarray) -> np.ndarray:
         size = self._times.shape[1]
         hits = np.bincount(self._video[among], weights=right[among], minlength=size)

@@ -11,7 +11,19 @@ from typing import Any, NoReturn
 import typer
 
 from sttm_cli.base.errors import UsageError
-from sttm_cli.cli import ask, bench, cache, chat, config, doctor, inspect, models, precompute, serve
+from sttm_cli.cli import (
+    ask,
+    bench,
+    cache,
+    chat,
+    config,
+    doctor,
+    eval,
+    inspect,
+    models,
+    precompute,
+    serve,
+)
 from sttm_cli.cli.flags import examples
 from sttm_cli.cli.output import print_text, show_failure
 from sttm_cli.settings.settings import read_config
@@ -42,11 +54,12 @@ app.command(name="models", rich_help_panel=_SETTINGS)(models.models)
 app.command(name="doctor", rich_help_panel=_SETTINGS)(doctor.doctor)
 app.add_typer(config.app, name="config", rich_help_panel=_SETTINGS)
 app.add_typer(bench.app, name="bench", rich_help_panel=_SETTINGS)
+app.add_typer(eval.app, name="eval", rich_help_panel=_SETTINGS)
 
 INTERRUPTED = 130
 DESPITE_CONFIG = ("config", "doctor", "--version")
 """What must run with a config file that cannot be read: they say what is wrong, or need none."""
-WITHOUT_CONFIG = ("bench",)
+WITHOUT_CONFIG = ("bench", "eval")
 """A measurement depends on its command line alone."""
 
 

@@ -63,6 +63,7 @@ def _settings(chat: ChatBody, base: Settings) -> Settings:
     wanted = {} if chat.sttm is None else chat.sttm.model_dump(exclude_none=True)
     limit = chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens
     given = {
+        **_reading(chat),
         "max_new_tokens": limit,
         "temperature": chat.temperature,
         "top_p": chat.top_p,
@@ -76,6 +77,18 @@ def _settings(chat: ChatBody, base: Settings) -> Settings:
         return replace(base, **wanted)
     except UsageError as error:
         bad(str(error))
+
+
+def _reading(chat: ChatBody) -> dict[str, Any]:
+    """Frames and rate in vLLM's form; the field 'sttm' may repeat them, not contradict them."""
+    video = chat.media_io_kwargs.video if chat.media_io_kwargs else None
+    if video is None:
+        return {}
+    for name, ours, theirs in (("frames", "frames", "num_frames"), ("fps", "fps", "fps")):
+        both = getattr(chat.sttm, ours, None), getattr(video, theirs)
+        if None not in both and both[0] != both[1]:
+            bad(f"'media_io_kwargs' and 'sttm' name different {name}: {both[1]} and {both[0]}")
+    return {"frames": video.num_frames, "fps": video.fps}
 
 
 # ---- the body
@@ -115,6 +128,19 @@ class _VideoSettings(Body):
         if unknown:
             raise ValueError(f"there is no {unknown[0][:40]!r}; use {', '.join(cls.model_fields)}")
         return given
+
+
+class _VideoReading(ClosedBody):
+    """How vLLM is asked to read a video: `num_frames` is an upper bound here, as --frames is."""
+
+    hint: ClassVar[str] = " in 'media_io_kwargs'; it takes num_frames and fps of a video"
+    num_frames: Annotated[Whole, Field(ge=1)] | None = None
+    fps: Annotated[Number, Field(gt=0)] | None = None
+
+
+class _MediaReading(ClosedBody):
+    hint: ClassVar[str] = _VideoReading.hint
+    video: _VideoReading | None = None
 
 
 class _TextPart(Body):
@@ -197,6 +223,7 @@ class ChatBody(ClosedBody):
     model: str
     messages: Annotated[list[_Message], Field(min_length=1, max_length=_MOST_TURNS)]
     sttm: _VideoSettings | None = None
+    media_io_kwargs: _MediaReading | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     temperature: Number | None = None

@@ -80,6 +80,14 @@ def said(content: Any, role: str = "user") -> dict[str, Any]:
         ({"modalities": ["audio"]}, "'modalities[0]' must be 'text'"),
         ({"tools": [{}]}, "'tools' is not supported"),
         ({"x" * 99: 1}, f"'{'x' * 40}' is not supported"),
+        ({"media_io_kwargs": {"video": {"num_frames": 0}}}, "'media_io_kwargs.video.num_frames'"),
+        ({"media_io_kwargs": {"video": {"num_frames": "8"}}}, "must be a whole number"),
+        ({"media_io_kwargs": {"video": {"backend": "x"}}}, "'backend' is not supported in 'media_"),
+        ({"media_io_kwargs": {"audio": {"x": 1}}}, "'audio' is not supported in 'media_io_kwargs'"),
+        (
+            {"media_io_kwargs": {"video": {"num_frames": 8}}, "sttm": {"frames": 9}},
+            "'media_io_kwargs' and 'sttm' name different frames: 8 and 9",
+        ),
     ],
 )
 def test_a_refusal_names_the_field(fields: dict[str, Any], message: str) -> None:
@@ -104,6 +112,14 @@ def test_values_are_read_as_the_flags_of_their_names() -> None:
     assert (settings.frames, settings.max_new_tokens) == (8, 5)
     assert chat(sttm={"budget": 500}).settings.budget == 500
     assert chat(max_tokens=5, max_completion_tokens=7).settings.max_new_tokens == 7
+
+
+def test_media_io_kwargs_are_read_as_frames_and_rate() -> None:
+    settings = chat(media_io_kwargs={"video": {"num_frames": 8, "fps": 2}}).settings
+    assert (settings.frames, settings.fps) == (8, 2.0)
+    both = chat(media_io_kwargs={"video": {"num_frames": 8}}, sttm={"frames": 8, "fps": 0.5})
+    assert (both.settings.frames, both.settings.fps) == (8, 0.5)
+    assert chat(media_io_kwargs={}).settings == chat().settings
 
 
 def ask(**fields: Any) -> AskBody:

@@ -1,0 +1,356 @@
+"""`sttm eval`: what a budget costs, on published benchmarks and on questions of one's own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from sttm_cli.base.errors import UsageError
+from sttm_cli.base.types import Json
+from sttm_cli.cli.flags import (
+    ANSWERS,
+    RUN,
+    Output,
+    check_serving,
+    examples,
+    only,
+    settings_from,
+    takes,
+    without,
+)
+from sttm_cli.cli.output import (
+    StageProgress,
+    check_plot,
+    columns,
+    print_json,
+    print_text,
+    say,
+    warn,
+)
+from sttm_cli.settings.fields import parse_budget
+
+PAPER_BUDGETS, OWN_BUDGETS = "1,0.5,0.3", "1,0.5,0.3,0.15"
+TASKS = "vnbench,videomme,longvideobench_val_v,mlvu_dev,egoschema_subset,nextqa_mc_test"
+PAPER_EXAMPLES = examples(
+    "sttm eval paper -m llava-video-7b --limit 50",
+    "sttm eval paper -m llava-video-7b --tasks videomme,mlvu --budgets 1,0.3 --json",
+)
+FILE_EXAMPLES = examples(
+    "sttm eval file questions.jsonl --videos ~/Videos -m llava-onevision-7b",
+    "sttm eval file questions.jsonl --videos ~/Videos --budgets 1,0.3 --json",
+)
+
+
+class _PathOrCommand(TyperGroup):
+    """A group in which what is no command is a file: `sttm eval FILE` is `sttm eval file FILE`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["file", *args]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=_PathOrCommand,
+    help="Measure what budgets cost: the published benchmarks, or questions of your own "
+    "('sttm eval FILE.jsonl').",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Again = Annotated[
+    bool, typer.Option("--again", help="Ask everything again, whatever was kept of earlier runs.")
+]
+
+
+@app.command("paper", epilog=PAPER_EXAMPLES)
+@takes(without(RUN, "budget", "fps", "frames", "start", "end", "no_cache", "refresh"))
+def paper(
+    *,
+    tasks: Annotated[
+        str,
+        typer.Option(
+            "--tasks",
+            metavar="T,T,...",
+            show_default=False,
+            help=f"What to measure. (default: {TASKS.replace(',', ', ')})",
+        ),
+    ] = TASKS,
+    budgets: Annotated[
+        str, typer.Option("--budgets", metavar="B,B,...", help="Budgets, as of --budget.")
+    ] = PAPER_BUDGETS,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", min=1, metavar="N", show_default=False,
+            help="Ask only the first N questions of each task.",
+        ),
+    ] = None,
+    include_path: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--include-path", metavar="FOLDER", show_default=False,
+            help="Tasks of your own for lmms-eval; may be given several times.",
+        ),
+    ] = None,
+    allow_path: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--allow-path", metavar="FOLDER", show_default=False,
+            help="Videos of tasks may lie below this folder as well as below HF_HOME; may be given "
+            "several times.",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", metavar="FILE", show_default=False,
+            help="Draw a chart as .png, .svg or .pdf; needs matplotlib.",
+        ),
+    ] = None,
+    again: Again = False,
+    flags: dict[str, Any],
+    output: Output,
+) -> None:  # fmt: skip
+    """Measure the paper's benchmarks with lmms-eval, beside the published rows.
+
+    lmms-eval gets an environment of its own, made once. The model is served once per budget. What
+    is measured is kept: stopped at any moment, the command goes on where it was when it is run
+    again.
+    """
+    check_plot(plot)
+    check_serving()
+    shares = _budgets(budgets)
+    _check_folders("--include-path", include_path)
+    _check_folders("--allow-path", allow_path)
+    from sttm_cli.eval.paper import Paper, data_folder, measure
+    from sttm_cli.eval.published import FPS, benchmarks
+    from sttm_cli.eval.rows import report
+    from sttm_cli.runtime.session import VideoQA
+
+    wanted = benchmarks(tasks.split(","), own=bool(include_path))
+    settings = settings_from({**flags, "fps": FPS})
+    with VideoQA(settings, warn=warn) as qa:
+        work = Paper(
+            settings=settings,
+            model=qa.model_plan,
+            benchmarks=wanted,
+            budgets=shares,
+            data=data_folder(),
+            kept=_kept_folder() / "paper",
+            limit=limit,
+            include=tuple(folder.absolute() for folder in include_path or ()),
+            allow=tuple(folder.absolute() for folder in allow_path or ()),
+        )
+    if again:
+        work.forget()
+    found = []
+    with StageProgress(output) as progress:
+
+        def told(line: str) -> None:
+            progress.stop()
+            if not output.quiet:
+                say(line)
+
+        for measured in measure(work, say=told, progress=progress):
+            found.append(measured)
+            progress.stop()
+            if measured.error:
+                warn(f"{measured.benchmark.name} at {measured.budget:g}: {measured.error}")
+    done = report(settings.model, settings.method, found)
+    if plot is not None:
+        from sttm_cli.bench.charts import evaluation_chart
+
+        evaluation_chart(done).save(plot)
+    if output.as_json:
+        print_json(done)
+    else:
+        _paper_table(done)
+    if any(row["error"] for row in done["rows"]):
+        raise typer.Exit(1)
+
+
+@app.command("file", epilog=FILE_EXAMPLES)
+@takes(without(RUN, "budget", "refresh"), only(ANSWERS, "max_new_tokens"))
+def file(
+    questions: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="JSON lines: video, question, answer, and if you like options and category.",
+        ),
+    ],
+    *,
+    videos: Annotated[
+        Path | None,
+        typer.Option(
+            "--videos", metavar="FOLDER", show_default=False,
+            help="Where the videos are. (default: the folder of FILE)",
+        ),
+    ] = None,
+    budgets: Annotated[
+        str, typer.Option("--budgets", metavar="B,B,...", help="Budgets, as of --budget.")
+    ] = OWN_BUDGETS,
+    again: Again = False,
+    flags: dict[str, Any],
+    output: Output,
+) -> None:  # fmt: skip
+    """Ask questions with known answers at several budgets: accuracy by category, and what changed.
+
+    'sttm eval FILE' is the same. Answers are kept: run again, only what is new is asked. Goes on
+    after a bad video, and ends with 1.
+    """
+    shares = _budgets(budgets)
+    folder = questions.parent if videos is None else videos
+    _check_folders("--videos", [folder])
+    from sttm_cli.eval.own import Kept, ask_all, read_items, report
+    from sttm_cli.runtime.session import VideoQA
+
+    items = read_items(questions)
+    settings = settings_from(flags)
+    name = hashlib.sha256(str(questions.absolute()).encode()).hexdigest()[:16]
+    place = None if settings.no_cache else _kept_folder() / "questions" / f"{name}.jsonl"
+    total, found = len(items) * len(shares), []
+    with StageProgress(output) as progress, VideoQA(settings, warn=warn) as qa:
+        for asked in ask_all(
+            qa,
+            items,
+            folder=folder,
+            budgets=shares,
+            kept=Kept(place, again=again),
+            progress=lambda done: progress("questions", done, total),
+        ):
+            found.append(asked)
+    done = {**report(found, shares), "model": settings.model, "method": settings.method}
+    for line, error in dict.fromkeys((f["line"], f["error"]) for f in done["failed"]):
+        warn(f"line {line} has no answer: {error}")
+    if output.as_json:
+        print_json(done)
+    else:
+        _own_table(done, shares)
+    if done["failed"]:
+        raise typer.Exit(1)
+
+
+def _kept_folder() -> Path:
+    from platformdirs import user_data_path
+
+    return user_data_path("sttm") / "eval"
+
+
+def _budgets(text: str) -> tuple[float | int, ...]:
+    return tuple(dict.fromkeys(parse_budget("--budgets", part) for part in text.split(",")))
+
+
+def _check_folders(flag: str, folders: Sequence[Path] | None) -> None:
+    for folder in folders or ():
+        if not folder.is_dir():
+            raise UsageError(f"{flag} {folder} is not a folder", "give an existing folder")
+
+
+# ---- tables
+
+_PAPER_HEAD = (
+    "benchmark", "budget", "questions", "accuracy", "published", "difference", "against 1",
+    "tokens kept", "computed", "from cache",
+)  # fmt: skip
+_MOST_CHANGED = 20
+"""Lines of changed answers on a terminal; --json has all of them."""
+
+
+def _paper_table(report: Json) -> None:
+    print_text(
+        f"{report['model']} by {report['method']}, and what is published of it ({report['source']})"
+    )
+    print_text(
+        "accuracy in %, differences in points, [95 % interval]; first token: seconds, median"
+    )
+    print_text(columns(_PAPER_HEAD, [_paper_row(row) for row in report["rows"]]))
+    for average in report["averages"]:
+        known = average["published"]
+        beside = "" if known is None else f", published {known:.1f}"
+        print_text(f"average at {average['budget']:g}: {average['accuracy']:.1f}{beside}")
+    notes = {row["benchmark"]: row["note"] for row in report["rows"] if row["note"]}
+    for benchmark, note in notes.items():
+        print_text(f"{benchmark}: {note}")
+    uses = [row["cache"] for row in report["rows"] if "cache" in row]
+    if uses:
+        hits, asked = (sum(use[name] for use in uses) for name in ("hits", "questions"))
+        saved = sum(use["saved_s"] for use in uses)
+        print_text(
+            f"cache: {hits:,} of {asked:,} questions began with a video that was already prepared, "
+            f"which saved {saved:,.1f} s"
+        )
+
+
+def _paper_row(row: Json) -> tuple[str, ...]:
+    first = (row["benchmark"], f"{row['budget']:g}")
+    if row["error"]:
+        return (*first, "failed", *("",) * 7)
+    seconds, tokens = row["first_token_s"], row["tokens"]
+    return (
+        *first,
+        f"{row['items']:,}",
+        _interval(row["accuracy"]) or f"{row['lmms_eval']['score']:.3g}",
+        "" if row["published"] is None else f"{row['published']:.1f}",
+        _interval(row["difference"], "+"),
+        _interval(row["against_full"], "+"),
+        "" if tokens["kept"] is None else f"{tokens['kept']:,.0f} of {tokens['full']:,.0f}",
+        *("" if s is None else f"{s:.2f}" for s in (seconds["computed"], seconds["cached"])),
+    )
+
+
+def _interval(estimate: Json | None, sign: str = "") -> str:
+    if estimate is None:
+        return ""
+    value = f"{estimate['value']:{sign}.1f}"
+    if estimate["low"] is None:
+        return value
+    low, high = (estimate[name] for name in ("low", "high"))
+    return f"{value} [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+
+def _own_table(report: Json, budgets: Sequence[float | int]) -> None:
+    print_text(
+        f"{report['model']} by {report['method']}: {report['answered']} of {report['items']} "
+        "questions answered at every budget"
+    )
+    print_text("% right, difference to the first budget in points, [95 % interval]")
+    rows = [
+        (
+            row["category"],
+            f"{row['budget']:g}",
+            str(row["items"]),
+            _interval(row["accuracy"]),
+            _interval(row["difference"], "+"),
+            f"{row['tokens']['kept']:,.0f} of {row['tokens']['full']:,.0f}",
+        )
+        for row in report["rows"]
+    ]
+    head = ("category", "budget", "questions", "right", "difference", "tokens kept")
+    print_text(columns(head, rows))
+    _own_changes(report["changed"], budgets)
+    use = report["cache"]
+    print_text(
+        f"{use['asked']} asked now, {use['kept_answers']} kept from before; the cache gave "
+        f"{use['hits']} of them their video and saved {use['saved_s']:.1f} s"
+    )
+
+
+def _own_changes(changed: Sequence[Json], budgets: Sequence[float | int]) -> None:
+    for place, budget in enumerate(budgets[1:], 1):
+        pairs = [(item["answers"][0]["right"], item["answers"][place]["right"]) for item in changed]
+        lost, gained = pairs.count((True, False)), pairs.count((False, True))
+        print_text(f"from {budgets[0]:g} to {budget:g}: {lost} lost, {gained} gained")
+    for item in changed[:_MOST_CHANGED]:
+        answers = "; ".join(
+            f"{a['budget']:g}: {a['answer']!r}{'' if a['right'] else ' (wrong)'}"
+            for a in item["answers"]
+        )
+        print_text(f"line {item['line']}, {item['video']}: {item['question']} -> {answers}")
+    if len(changed) > _MOST_CHANGED:
+        print_text(f"and {len(changed) - _MOST_CHANGED} more answers that changed: see --json")

@@ -1,0 +1,185 @@
+"""`sttm eval paper` with lmms-eval itself, in its own environment, against our own server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from platformdirs import user_data_path
+
+from sttm_cli.bench.exam import Sheet
+from sttm_cli.eval.paper import TASKS
+from sttm_cli.eval.published import BENCHMARKS
+from tests.cli.process import Ended, sttm, sttm_here
+from tests.eval.benchmarks import write_benchmarks
+from tests.eval.scenes import items, sheets, write_task
+
+BUDGETS = ("1", "0.05")
+pytestmark = pytest.mark.timeout(600)
+
+
+def paper(home: Path, *flags: object) -> Ended:
+    return sttm("eval", "paper", *flags, timeout=580, HF_HOME=str(home))
+
+
+def own_task(tmp_path: Path, rows: list[dict[str, Any]]) -> tuple[object, ...]:
+    """The flags of the task `scenes` with these items."""
+    folder = tmp_path / "task"
+    folder.mkdir()
+    write_task(folder, rows)
+    videos = Path(rows[0]["video"]).parent
+    return "--tasks", "scenes", "--include-path", folder, "--allow-path", videos
+
+
+def kept(suffix: str) -> list[Path]:
+    return sorted((user_data_path("sttm") / "eval" / "paper").glob(f"*{suffix}"))
+
+
+def test_lmms_eval_scores_as_bench_accuracy_does_on_the_same_items(
+    tmp_path: Path, lmms: Path
+) -> None:
+    folder = tmp_path / "scenes"
+    exam = ("--questions", 15, "--frames", 5, "--budgets", ",".join(BUDGETS), "--scenes", folder)
+    bench = sttm_here("bench", "accuracy", *exam, "--methods", "sttm", "--json", "-q").json
+    rows = items(sheets(folder, bench["videos"], seconds=5))
+    assert bench["questions"]["all"] == len(rows)
+    flags = own_task(tmp_path, rows)
+    done = paper(tmp_path / "hf", *flags, "--budgets", ",".join(BUDGETS), "--json")
+    assert done.code == 0, done.err
+    ours = [100 * row["accuracy"]["value"] for row in bench["rows"]]
+    assert ours[1] < ours[0]
+    theirs = done.json["rows"]
+    assert [row["accuracy"]["value"] for row in theirs] == pytest.approx(ours)
+    assert [100 * row["lmms_eval"]["score"] for row in theirs] == pytest.approx(ours)
+    assert [row["items"] for row in theirs] == [len(rows)] * 2
+    full, less = (row["tokens"] for row in theirs)
+    assert full["kept"] == full["full"] == less["full"]
+    assert less["kept"] <= 0.05 * less["full"]
+    for row in theirs:
+        # Each video is prepared once; the other questions about it find it so.
+        assert row["cache"]["hits"] == row["cache"]["questions"] - row["videos"]
+        assert row["cache"]["saved_s"] > 0
+        assert row["first_token_s"]["cached"] > 0
+        assert row["first_token_s"]["computed"] > 0
+        assert row["published"] is None
+
+
+def test_every_benchmark_is_read_in_its_own_format_and_asked(
+    tmp_path: Path, lmms: Path, scenes: list[Sheet]
+) -> None:
+    home = tmp_path / "hf"
+    write_benchmarks(home, lmms, scenes)
+    chart = tmp_path / "chart.svg"
+    done = paper(home, "--limit", 2, "--budgets", "0.3", "--plot", chart, "--json")
+    assert done.code == 0, done.err
+    rows = done.json["rows"]
+    assert [row["task"] for row in rows] == [benchmark.task for benchmark in BENCHMARKS]
+    assert [(row["items"], row["kept"]) for row in rows] == [(2, False)] * 6
+    assert all(row["accuracy"] is not None for row in rows)
+    assert all(row["tokens"]["kept"] <= 0.3 * row["tokens"]["full"] for row in rows)
+    # Two videos, which have the same bytes everywhere, are computed once each.
+    assert sum(row["cache"]["hits"] for row in rows) == 12 - 2
+    assert done.json["averages"][0]["budget"] == 0.3
+    assert chart.exists()
+    again = paper(home, "--limit", 2, "--budgets", "0.3")
+    assert again.code == 0
+    assert "serving" not in again.err
+    assert "LongVideoBench" in again.out
+
+
+def test_killed_in_the_middle_it_leaves_nothing_running_and_goes_on_there(
+    tmp_path: Path, lmms: Path, scenes: list[Sheet]
+) -> None:
+    rows = items(scenes)
+    flags = [*own_task(tmp_path, rows), "--budgets", "0.3,0.05", "-m", "tiny", "--json"]
+    command = [sys.executable, "-m", "sttm_cli", "eval", "paper", *map(str, flags)]
+    env = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
+    try:
+        waited(lambda: sum(p.read_bytes().count(b'{"key"') for p in kept(".journal")) > 2)
+        below = psutil.Process(process.pid).children(recursive=True)
+        assert below
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    waited(lambda: not any(child.is_running() for child in below))
+    (journal,) = kept(".journal")
+    mark_first(journal)
+    done = sttm(*command[3:], timeout=580, HF_HOME=str(tmp_path / "hf"))
+    assert done.code == 0, done.err
+    answers = [item["answer"] for path in kept(".json") for item in stored(path)]
+    assert answers.count("from the journal") == 1
+    assert len(answers) == 2 * len(rows)
+    assert kept(".journal") == kept(".log") == []
+
+
+def waited(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def mark_first(journal: Path) -> None:
+    """Make the first reply that is kept another, and cut the last one off."""
+    lines = [line for line in journal.read_bytes().split(b"\n") if line]
+    first = json.loads(lines[0])
+    first["reply"]["choices"][0]["message"]["content"] = "from the journal"
+    journal.write_bytes(b"\n".join([json.dumps(first).encode(), *lines[1:]])[:-9])
+
+
+def stored(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(path.read_text())["items"]
+    return found
+
+
+def test_what_fails_is_said_and_not_kept_and_the_rest_goes_on(
+    tmp_path: Path, lmms: Path, scenes: list[Sheet]
+) -> None:
+    forbidden = tmp_path / "else#where%41" / "a.mp4"
+    forbidden.parent.mkdir()
+    forbidden.write_bytes(scenes[0].path.read_bytes())
+    rows = [*items(scenes)[:2], {**items(scenes)[0], "video": str(forbidden)}]
+    flags = own_task(tmp_path, rows)
+    done = paper(tmp_path / "hf", *flags, "--tasks", "videomme,scenes", "--budgets", "0.3")
+    assert done.code == 1
+    assert "Video-MME at 0.3: lmms-eval ended without a result for videomme" in done.err
+    assert "1 of 3 questions were not answered" in done.err
+    assert "this server may not read that file" in done.err
+    assert kept(".json") == []
+    # With the folder named, only the one question is left to ask.
+    allowed = paper(tmp_path / "hf", *flags, "--allow-path", forbidden.parent, "--budgets", "0.3")
+    assert allowed.code == 0, allowed.err
+    assert len(kept(".json")) == 1
+
+
+def test_lmms_eval_knows_the_model_sttm(tmp_path: Path, lmms: Path, scenes: list[Sheet]) -> None:
+    rows = items(scenes)
+    flags = own_task(tmp_path, rows)
+    env = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "XDG_RUNTIME_DIR": str(tmp_path)}
+    command = [lmms, "-P", "-m", "lmms_eval", "--model", "sttm", "--tasks", "scenes"]
+    command += ["--model_args", "model=tiny,budget=0.05,frames=8", "--include_path", flags[3]]
+    command += ["--output_path", tmp_path / "out", "--limit", "4"]
+    done = subprocess.run(list(map(str, command)), env=env, capture_output=True, timeout=500)
+    (found,) = (tmp_path / "out").rglob("*_results.json")
+    score = json.loads(found.read_text())["results"]["scenes"]["scenes,none"]
+    asked = "".join(f"{row['question']}\n" for row in rows[:4])
+    told = [
+        sttm_here("ask", row["video"], row["question"], "-b", "0.05", "-q").out.strip()
+        for row in rows[:4]
+    ]
+    right = [one == row["answer"] for one, row in zip(told, rows, strict=False)]
+    assert score == sum(right) / 4, (asked, done.stderr[-2000:])
+
+
+def test_the_task_of_vnbench_is_in_the_package() -> None:
+    assert {path.name for path in (TASKS / "vnbench").iterdir()} >= {"vnbench.yaml", "utils.py"}
