@@ -128,8 +128,18 @@ class FailedVideo(TypedDict):
     error: str
 
 
+class NodeReport(TypedDict):
+    """What a machine of a cluster did: counts of videos, and bytes stored."""
+
+    node: str
+    done: int
+    skipped: int
+    failed: int
+    bytes: int
+
+
 class PrecomputeReport(TypedDict):
-    """`sttm precompute --json`; `stopped`: why the work ended early, if it did."""
+    """`sttm precompute --json`; `stopped`: why it ended early; `nodes`: those of a cluster."""
 
     schema: Literal["sttm.precompute/1"]
     done: int
@@ -143,6 +153,7 @@ class PrecomputeReport(TypedDict):
     stopped: str | None
     videos: NotRequired[int]
     estimated_bytes: NotRequired[int | None]
+    nodes: NotRequired[list[NodeReport]]
 
 
 class CacheEntryReport(TypedDict):

@@ -19,7 +19,7 @@ from sttm_cli.base.names import METHODS
 from sttm_cli.settings.fields import Group, Setting
 from sttm_cli.settings.settings import CONFIG_KEYS, KEEP_ALIVE, SETTINGS, Settings
 
-VIDEO = "A video file, a folder of images, an http(s) address, or '-' for stdin."
+VIDEO = "A video file, a folder of images, an http(s) or s3:// address, or '-' for stdin."
 
 NoServer = Annotated[
     bool,

@@ -5,24 +5,25 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sttm_cli.base.errors import CacheError, UsageError
-from sttm_cli.cli.flags import RUN, NoServer, Output, examples, settings_from, takes
+from sttm_cli.cli.flags import RUN, SOURCE, NoServer, Output, examples, settings_from, takes
 from sttm_cli.cli.output import STAGES, console, print_json, printable, say, size, warn
 from sttm_cli.library.outcome import Computed, Failed, Outcome, Skipped, Stopped, Tally, Wanted
 from sttm_cli.library.paths import Found, find_videos, share_of
-from sttm_cli.library.runners import LOCAL, check_runner
+from sttm_cli.library.runners import LOCAL, RAY, check_runner, open_runner
 
 if TYPE_CHECKING:
+    from sttm_cli.library.loop import FarRunner, Runner
     from sttm_cli.library.space import Estimate
     from sttm_cli.runtime.session import VideoQA
-    from sttm_cli.serve.client import Server
 
 # How far a library is: a bar with rate and time left on a terminal, else a line per video.
 
@@ -146,17 +147,19 @@ EXAMPLES = examples(
     "sttm precompute clips/ talk.mp4 -m llava-onevision-7b",
     "sttm precompute 'clips/**/*.mp4' --dry-run",
     "sttm precompute clips/ --shard 2/4",
+    "sttm precompute 's3://videos/**/*.mp4' --on ray --workers 8",
 )
 
 
-@takes(RUN)
+@takes(RUN, SOURCE)
 def precompute(
     paths: Annotated[
         list[str],
         typer.Argument(
             metavar="PATH",
             help="Folders (searched to any depth), video files, quoted patterns such as "
-            "'clips/**/*.mp4', and '-' for a list on stdin, a path a line.",
+            "'clips/**/*.mp4' and 's3://videos/*.mp4', addresses, and '-' for a list on stdin, a "
+            "path a line.",
         ),
     ],
     *,
@@ -180,9 +183,20 @@ def precompute(
         typer.Option(
             "--on",
             metavar="NAME",
-            help="Where to compute: local, or the name of a runner that is installed.",
+            help="Where to compute: local, ray, ray://HOST:PORT, or the name of a runner that is "
+            "installed.",
         ),
     ] = LOCAL,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            "--workers",
+            metavar="N",
+            show_default=False,
+            help="With --on ray: at most this many workers, or MIN-MAX. (default: one for each "
+            "GPU, or for two CPUs)",
+        ),
+    ] = None,
     no_server: NoServer = False,
     flags: dict[str, Any],
     output: Output,
@@ -199,6 +213,10 @@ def precompute(
     if null and "-" not in paths:
         raise UsageError("--null is about the list on stdin", "give '-' as a PATH as well")
     check_runner(on)
+    if workers is not None and on.partition("://")[0] != RAY:
+        raise UsageError(
+            f"--workers and --on {on} cannot be combined", "--workers are those of --on ray"
+        )
     listed = _listed(null) if "-" in paths else []
     found = find_videos([path for path in paths if path != "-"], listed)
     mine = replace(found, videos=share_of(found.videos, shard))
@@ -215,9 +233,18 @@ def precompute(
         # All shards fill one cache.
         wanted = estimate(qa, found.videos)
         _check(qa, wanted, dry_run)
+        make = partial(
+            open_runner,
+            on,
+            qa,
+            server,
+            workers=workers,
+            note=(lambda line: None) if output.quiet else say,
+            debug=output.debug,
+        )
         with (
             progress,
-            closing(_outcomes(qa, mine, dry_run=dry_run, on=on, server=server)) as outcomes,
+            closing(_outcomes(qa, mine, make, dry_run=dry_run)) as outcomes,
         ):
             _follow(outcomes, tally, progress)
     if output.as_json:
@@ -250,17 +277,17 @@ def _check(qa: VideoQA, wanted: Estimate | None, dry_run: bool) -> None:
 
 
 def _outcomes(
-    qa: VideoQA, found: Found, *, dry_run: bool, on: str, server: Server | None
+    qa: VideoQA, found: Found, make: Callable[[], Runner | FarRunner], *, dry_run: bool
 ) -> Generator[Outcome, None, None]:
     from sttm_cli.library import loop
-    from sttm_cli.library.runners import open_runner
 
     for folder, reason in found.unreadable:
-        yield Failed(folder, f"the folder cannot be read: {reason}")
+        what = "" if isinstance(folder, str) else "the folder cannot be read: "
+        yield Failed(folder, what + reason)
     if dry_run:
         yield from loop.dry_run(qa, found.videos)
     else:
-        yield from loop.prepare_library(qa, found.videos, open_runner(on, qa, server))
+        yield from loop.prepare_library(qa, found.videos, make())
 
 
 def _listed(null: bool) -> list[str]:

@@ -15,6 +15,7 @@ from typing import BinaryIO
 from sttm_cli.base.errors import SttmError, UsageError, VideoError
 from sttm_cli.base.system import FileFacts
 from sttm_cli.base.types import Progress
+from sttm_cli.decode.bucket import fetch, in_bucket, object_at
 from sttm_cli.decode.file import blake3_of, file_version, open_file
 from sttm_cli.decode.spool import BLOCK, write
 from sttm_cli.settings.settings import STDIN
@@ -61,11 +62,13 @@ KEPT = 4
 
 @dataclass(frozen=True)
 class Source:
-    """A video as the user named it, and where its bytes are now."""
+    """A video as the user named it, and where its bytes are now. `version`: of an object in a
+    bucket, what tells its bytes from others (`bucket.Object`); "" for all else."""
 
     name: str
     path: Path
     is_copy: bool = False
+    version: str = ""
 
     @property
     def origin(self) -> str:
@@ -96,6 +99,7 @@ class Sources:
     def __init__(self, *, max_bytes: int, progress: Progress) -> None:
         self._max_bytes, self._progress = max_bytes, progress
         self._copies: dict[str, tempfile.TemporaryDirectory[str]] = {}
+        self._versions: dict[str, str] = {}
         self._owner = True
 
     def find(self, video: object) -> Source:
@@ -114,12 +118,17 @@ class Sources:
         if video not in self._copies:
             self._copy(video)
         (path,) = Path(self._copies[video].name).iterdir()
-        return Source(video, path, is_copy=True)
+        return Source(video, path, is_copy=True, version=self._versions.get(video, ""))
+
+    def drop(self, video: object) -> None:
+        """Remove the copy of `video`, if there is one."""
+        if self._owner and isinstance(video, str) and (copy := self._copies.pop(video, None)):
+            copy.cleanup()
 
     def shared(self) -> Sources:
         """The same copies for another user, whose `close` leaves them alone."""
         other = Sources(max_bytes=self._max_bytes, progress=self._progress)
-        other._copies, other._owner = self._copies, False
+        other._copies, other._versions, other._owner = self._copies, self._versions, False
         return other
 
     def close(self) -> None:
@@ -135,6 +144,8 @@ class Sources:
             target = Path(folder.name) / "video"
             if video == STDIN:
                 _spool(target, self._max_bytes, self._progress)
+            elif in_bucket(video):
+                self._versions[video] = _fetched(video, target, self._max_bytes, self._progress)
             else:
                 from sttm_cli.decode.download import download
 
@@ -154,6 +165,18 @@ class Sources:
 def is_address(video: str) -> bool:
     """Whether `video` is an address rather than a path."""
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", video) is not None
+
+
+def _fetched(video: str, target: Path, max_bytes: int, progress: Progress) -> str:
+    """Fetch an object of a bucket; its version."""
+    found = object_at(video)
+    fetch(
+        found,
+        target,
+        max_bytes=max_bytes,
+        on_bytes=lambda done, of: progress("download", done, of),
+    )
+    return found.version
 
 
 def _spool(target: Path, max_bytes: int, progress: Progress) -> None:

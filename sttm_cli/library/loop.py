@@ -1,16 +1,28 @@
 """The policy of a run over many videos: what is skipped, what is prepared, and when it stops.
 
-Where the work is done is a runner's: this process (`local.py`), a server (`server.py`), or
-another one that is installed (`runners.py`).
+Where the work is done is a runner's: this process (`in_process.py`), a server (`server.py`), a
+cluster (`ray.py`), or another one that is installed (`runners.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Protocol
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
-from sttm_cli.library.outcome import Computed, Failed, Job, Outcome, Skipped, Stopped, Wanted
+from sttm_cli.base.errors import SttmError
+from sttm_cli.decode.source import is_address
+from sttm_cli.library.outcome import (
+    STORED,
+    Computed,
+    Failed,
+    Job,
+    Outcome,
+    Skipped,
+    Stopped,
+    Video,
+    Wanted,
+)
 from sttm_cli.library.prepare import look
 from sttm_cli.library.space import Room, store_of
 from sttm_cli.runtime.session import VideoQA
@@ -34,7 +46,18 @@ class Runner(Protocol):
         ...
 
 
-def prepare_library(qa: VideoQA, videos: Sequence[Path], runner: Runner) -> Iterator[Outcome]:
+@runtime_checkable
+class FarRunner(Protocol):
+    """A runner whose workers look at the videos too: this process reads none of them."""
+
+    def run_unseen(self, videos: Sequence[Video]) -> Iterator[Outcome]:
+        """Yield one outcome for each of `videos`, in any order; raises as `Runner.run`."""
+        ...
+
+
+def prepare_library(
+    qa: VideoQA, videos: Sequence[Video], runner: Runner | FarRunner
+) -> Iterator[Outcome]:
     """Have `runner` prepare every video that is not stored yet; yield what became of each.
 
     Ends early, with `Stopped`, before the disk is full or the run would push out its own
@@ -42,9 +65,14 @@ def prepare_library(qa: VideoQA, videos: Sequence[Path], runner: Runner) -> Iter
     """
     # Resolved here: a missing model is not the first video's fault.
     qa.model_plan  # noqa: B018
-    room, failures = Room(store_of(qa)), dict[Path, str]()
-    for outcome in runner.run(_looks(qa, videos), room.admit):
-        settled = _with_twin(outcome, failures)
+    room, failures, first = Room(store_of(qa)), dict[Video, str](), dict[str, Video]()
+    if isinstance(runner, FarRunner):
+        outcomes = runner.run_unseen(videos)
+    else:
+        outcomes = runner.run(_looks(qa, videos), room.admit)
+    for outcome in outcomes:
+        settled = _with_twin(_or_twin(outcome, first), failures)
+        qa.forget(settled.path)
         if isinstance(settled, Failed):
             failures[settled.path] = settled.error
         room.settle(settled.path, settled.bytes if isinstance(settled, Computed | Skipped) else 0)
@@ -53,24 +81,44 @@ def prepare_library(qa: VideoQA, videos: Sequence[Path], runner: Runner) -> Iter
             return
 
 
-def dry_run(qa: VideoQA, videos: Sequence[Path]) -> Iterator[Outcome]:
-    """What `prepare_library` would do: headers are read and bytes digested, nothing is decoded."""
-    for item in _looks(qa, videos):
+def dry_run(qa: VideoQA, videos: Sequence[Video]) -> Iterator[Outcome]:
+    """What `prepare_library` would do: headers are read and bytes digested, nothing is decoded,
+    and nothing is fetched."""
+    near = [video for video in videos if not is_address(str(video))]
+    for item in _looks(qa, near):
         yield Wanted(item.path, item.need) if isinstance(item, Job) else item
+    for video in videos[len(near) :]:
+        try:
+            known = qa.known(video)
+        except SttmError as error:
+            yield Failed(video, error.message)
+            continue
+        yield Skipped(video, STORED, key=known.key) if known else Wanted(video, None)
 
 
-def _looks(qa: VideoQA, videos: Sequence[Path]) -> Iterator[Item]:
+def _looks(qa: VideoQA, videos: Sequence[Video]) -> Iterator[Job | Skipped | Failed]:
     """What each video needs; of several with the same bytes only the first one."""
-    first: dict[str, Path] = {}
+    first: dict[str, Video] = {}
     for video in videos:
         item = look(qa, video)
         if not isinstance(item, Failed) and (twin := first.setdefault(item.key, video)) != video:
+            qa.forget(video)
             yield Skipped(video, f"same bytes as {twin}", twin=twin)
         else:
             yield item
 
 
-def _with_twin(outcome: Outcome, failures: dict[Path, str]) -> Outcome:
+def _or_twin(outcome: Outcome, first: dict[str, Video]) -> Outcome:
+    """A video that a worker skipped since another one of this run has its bytes says so."""
+    if not isinstance(outcome, Computed | Skipped) or not outcome.key:
+        return outcome
+    twin = first.setdefault(outcome.key, outcome.path)
+    if isinstance(outcome, Computed) or twin == outcome.path:
+        return outcome
+    return replace(outcome, reason=f"same bytes as {twin}", bytes=0, twin=twin)
+
+
+def _with_twin(outcome: Outcome, failures: dict[Video, str]) -> Outcome:
     """A video with the bytes of one that failed has failed too."""
     if isinstance(outcome, Skipped) and outcome.twin in failures:
         error = failures[outcome.twin]

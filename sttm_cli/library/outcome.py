@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sttm_cli.base.reports import PrecomputeReport
+from sttm_cli.base.reports import NodeReport, PrecomputeReport
 from sttm_cli.base.types import TokenCounts
 
 if TYPE_CHECKING:
     from sttm_cli.runtime.request import Request
 
 STORED = "in the cache already"
+
+Video = Path | str
+"""A video of a library: a path, or the text of an address."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,10 @@ class Job:
     need: int | None
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Video:
         """The video as it was named."""
-        return Path(self.request.source.name)
+        source = self.request.source
+        return source.name if source.is_copy else Path(source.name)
 
     @property
     def key(self) -> str:
@@ -41,42 +45,51 @@ class Job:
 @dataclass(frozen=True)
 class Computed:
     """A video whose KV was computed and stored. `video_s`: the seconds of video it covers;
-    `seconds`: what each stage took; `warnings`: what the decoder had to say."""
+    `seconds`: what each stage took; `warnings`: what the decoder had to say; `key`: its entry's;
+    `digest`: of its bytes; `node`: the machine of a cluster that did it."""
 
-    path: Path
+    path: Video
     bytes: int
     tokens: TokenCounts
     video_s: float
     seconds: dict[str, float | None]
     warnings: tuple[str, ...] = ()
+    key: str = ""
+    digest: str = ""
+    node: str = ""
 
 
 @dataclass(frozen=True)
 class Skipped:
     """A video that needs no work. `bytes`: of its entry where that counts for this video; `key`:
-    its entry's; `twin`: an earlier video with the same bytes."""
+    its entry's; `twin`: an earlier video with the same bytes; `digest` and `node`
+    as of `Computed`."""
 
-    path: Path
+    path: Video
     reason: str
     bytes: int = 0
     key: str = ""
-    twin: Path | None = None
+    twin: Video | None = None
+    digest: str = ""
+    node: str = ""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A video that could not be prepared; `traceback` for errors that nobody foresaw."""
+    """A video that could not be prepared; `traceback` for errors that nobody foresaw; `node` as of
+    `Computed`."""
 
-    path: Path
+    path: Video
     error: str
     traceback: str = ""
+    node: str = ""
 
 
 @dataclass(frozen=True)
 class Wanted:
     """In a dry run: a video that would be computed, and about what it would take."""
 
-    path: Path
+    path: Video
     bytes: int | None
 
 
@@ -84,7 +97,7 @@ class Wanted:
 class Stopped:
     """The work ended before `path`; nothing after it was looked at."""
 
-    path: Path
+    path: Video
     reason: str
 
 
@@ -102,8 +115,11 @@ class Tally:
     bytes: int = 0
     video_s: float = 0.0
     stopped: str | None = None
+    nodes: dict[str, NodeReport] = field(default_factory=dict)
 
     def add(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Computed | Skipped | Failed) and outcome.node:
+            self._count_node(outcome)
         if isinstance(outcome, Computed | Wanted):
             self.done += 1
             self.bytes += outcome.bytes or 0
@@ -116,6 +132,17 @@ class Tally:
         else:
             self.stopped = outcome.reason
 
+    def _count_node(self, outcome: Computed | Skipped | Failed) -> None:
+        fresh: NodeReport = {"node": outcome.node, "done": 0, "skipped": 0, "failed": 0, "bytes": 0}
+        node = self.nodes.setdefault(outcome.node, fresh)
+        if isinstance(outcome, Computed):
+            node["done"] += 1
+            node["bytes"] += outcome.bytes
+        elif isinstance(outcome, Skipped):
+            node["skipped"] += 1
+        else:
+            node["failed"] += 1
+
     @property
     def settled(self) -> int:
         """How many videos are through."""
@@ -126,7 +153,7 @@ class Tally:
         return seconds / self.video_s * 3600 if self.video_s else None
 
     def to_json(self, seconds: float) -> PrecomputeReport:
-        return {
+        report: PrecomputeReport = {
             "schema": "sttm.precompute/1",
             "done": self.done,
             "skipped": self.skipped,
@@ -138,3 +165,6 @@ class Tally:
             "seconds_per_video_hour": self.per_video_hour(seconds),
             "stopped": self.stopped,
         }
+        if self.nodes:
+            report["nodes"] = sorted(self.nodes.values(), key=lambda node: node["node"])
+        return report

@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sttm_cli.base.errors import UsageError
+from sttm_cli.base.errors import UsageError, VideoError
+from sttm_cli.decode.bucket import find_objects, in_bucket
+from sttm_cli.decode.source import is_address
+from sttm_cli.library.outcome import Video
 
 VIDEO_SUFFIXES = frozenset(
     ".3gp .asf .avi .f4v .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob "
@@ -21,8 +24,8 @@ VIDEO_SUFFIXES = frozenset(
 class Found:
     """The videos, in order, and the folders that could not be read: (path, reason)."""
 
-    videos: list[Path]
-    unreadable: list[tuple[Path, str]]
+    videos: list[Video]
+    unreadable: list[tuple[Video, str]]
 
 
 def find_videos(given: Iterable[str], listed: Iterable[str] = ()) -> Found:
@@ -31,27 +34,38 @@ def find_videos(given: Iterable[str], listed: Iterable[str] = ()) -> Found:
     A folder is searched to any depth; names that begin with a dot and links to folders are left
     out. What is not there but holds `*`, `?` or `[` is a pattern (`**`: any depth), in `given`
     only; it gives what a shell would make of it. A file that is named is taken whatever its name,
-    and a missing one too: it fails by name. Raises UsageError where nothing is found.
+    and a missing one too: it fails by name. An address stays as it is; of a bucket it may be a
+    folder (it ends with "/") or a pattern. Raises UsageError where nothing is found, SttmError
+    where the extra for a bucket is missing.
     """
-    unreadable: list[tuple[Path, str]] = []
+    unreadable: list[tuple[Video, str]] = []
 
     def note(error: OSError) -> None:
         unreadable.append((Path(error.filename), error.strerror or str(error)))
 
-    paths = [path for text in given for path in _matches(text)]
-    paths += [Path(text) for text in listed]
-    videos = (video for path in paths for video in _videos(path, note))
-    once = {os.path.realpath(video): video for video in sorted(videos, reverse=True)}
+    given, listed = list(given), list(listed)
+    paths = [path for text in given if not is_address(text) for path in _matches(text)]
+    paths += [Path(text) for text in listed if not is_address(text)]
+    videos = [video for path in paths for video in _videos(path, note)]
+    once: dict[str, Video] = {
+        os.path.realpath(video): video for video in sorted(videos, reverse=True)
+    }
+    for text in filter(is_address, [*given, *listed]):
+        # A list's names are never patterns.
+        if text in given or text.endswith("/"):
+            once |= {address: address for address in _addresses(text, unreadable)}
+        else:
+            once[text] = text
     if not once and not unreadable:
-        named = ", ".join(str(path) for path in paths[:3]) or "an empty list"
+        named = ", ".join(map(str, [*paths, *filter(is_address, given)][:3])) or "an empty list"
         raise UsageError(
             f"no video found in {named}",
             f"folders are searched for {' '.join(sorted(VIDEO_SUFFIXES))}; name other files",
         )
-    return Found(sorted(once.values()), unreadable)
+    return Found(sorted(once.values(), key=_in_order), unreadable)
 
 
-def share_of(videos: list[Path], shard: str | None) -> list[Path]:
+def share_of(videos: list[Video], shard: str | None) -> list[Video]:
     """The I-th of N equal shares for a shard "I/N", all for None; raises UsageError.
 
     The shares of one list are always the same and have nothing in common.
@@ -63,6 +77,23 @@ def share_of(videos: list[Path], shard: str | None) -> list[Path]:
     if not (whole and 1 <= int(index) <= int(count)):
         raise UsageError(f"--shard {shard!r} is not possible", "give I/N with I from 1 to N")
     return videos[int(index) - 1 :: int(count)]
+
+
+def _addresses(text: str, unreadable: list[tuple[Video, str]]) -> list[str]:
+    """The addresses that one stands for; what a bucket does not show is noted as unreadable."""
+    if not in_bucket(text):
+        return [text]
+    try:
+        return find_objects(text, VIDEO_SUFFIXES)
+    except VideoError as error:
+        unreadable.append((text, error.message.removeprefix(f"{text} ")))
+        return []
+
+
+def _in_order(video: Video) -> tuple[bool, Path, str]:
+    """Paths first, as paths are sorted; then addresses."""
+    is_text = isinstance(video, str)
+    return is_text, Path() if is_text else Path(video), str(video) if is_text else ""
 
 
 def _matches(text: str) -> list[Path]:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 
 from sttm_cli.base.errors import SttmError
 from sttm_cli.base.results import Clock
 from sttm_cli.base.types import Frames
-from sttm_cli.library.outcome import STORED, Computed, Failed, Job, Outcome, Skipped, Stopped
+from sttm_cli.library.outcome import (
+    STORED,
+    Computed,
+    Failed,
+    Job,
+    Outcome,
+    Skipped,
+    Stopped,
+    Video,
+)
 from sttm_cli.library.space import needed_bytes
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.settings.settings import Settings
@@ -17,27 +26,48 @@ from sttm_cli.settings.settings import Settings
 NOT_STORED = "its KV could not be stored"
 
 
-def prepare_one(settings: Settings, video: Path) -> Outcome:
+def prepare_one(settings: Settings, video: Video) -> Outcome:
     """Prepare one video in whatever process this is: what a worker elsewhere is sent.
 
     Its arguments and its outcome can be pickled. The model stays loaded in the process for the
     next video with the same settings.
     """
-    qa = _session(settings)
-    found = look(qa, video)
-    return prepare(qa, found) if isinstance(found, Job) else found
+    return prepare_with(_session(settings), video)
 
 
-def look(qa: VideoQA, video: Path) -> Job | Skipped | Failed:
-    """What a video needs: reads its header and its bytes, decodes nothing."""
+def prepare_with(
+    qa: VideoQA, video: Video, admit: Callable[[Job], Outcome | None] = lambda job: None
+) -> Outcome:
+    """Prepare one video with a session, unless `admit` refuses the work; leaves no copy behind."""
     try:
+        found = look(qa, video)
+        if not isinstance(found, Job):
+            return found
+        return admit(found) or prepare(qa, found)
+    finally:
+        qa.forget(video)
+
+
+def look(qa: VideoQA, video: Video) -> Job | Skipped | Failed:
+    """What a video needs: reads its header and its bytes, decodes nothing.
+
+    A video from elsewhere is fetched, unless it is known to be stored; the copy of a job's is
+    there until it is forgotten.
+    """
+    try:
+        known = None if qa.settings.refresh else qa.known(video)
+        if known is not None:
+            digest = (known.identity or {}).get("video", {}).get("digest", "")
+            return Skipped(video, STORED, bytes=known.bytes, key=known.key, digest=digest)
         request = qa.request(video)
         entry = qa.store.stored(request.identity)
-        if entry is not None and not qa.settings.refresh:
-            return Skipped(video, STORED, bytes=entry.bytes, key=request.key)
-        return Job(request, needed_bytes(qa, request.plan))
+        if entry is None or qa.settings.refresh:
+            return Job(request, needed_bytes(qa, request.plan))
     except Exception as error:
+        qa.forget(video)
         return failed(video, error)
+    qa.forget(video)
+    return Skipped(video, STORED, bytes=entry.bytes, key=request.key, digest=request.digest)
 
 
 def prepare(
@@ -57,7 +87,9 @@ def prepare(
     except Exception as error:
         return failed(job.path, error)
     if made is None:
-        return Skipped(job.path, STORED, bytes=job.need or 0)
+        return Skipped(
+            job.path, STORED, bytes=job.need or 0, key=job.key, digest=job.request.digest
+        )
     (kv, cache), report = made, frames.report
     if report.fallback:
         return Failed(job.path, f"it is not stored: {report.warnings[-1]}")
@@ -70,10 +102,12 @@ def prepare(
         video_s=job.video_s,
         seconds=clock.seconds(),
         warnings=tuple(report.warnings),
+        key=job.key,
+        digest=job.request.digest,
     )
 
 
-def failed(path: Path, error: Exception) -> Failed:
+def failed(path: Video, error: Exception) -> Failed:
     """The outcome for a video of which `error` was raised."""
     if isinstance(error, SttmError):
         return Failed(path, error.message)

@@ -4,32 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from sttm_cli.base.errors import UsageError
+from sttm_cli.base.errors import SttmError, UsageError
 from sttm_cli.base.names import did_you_mean
 
 if TYPE_CHECKING:
-    from sttm_cli.library.loop import Runner
+    from sttm_cli.library.loop import FarRunner, Runner
     from sttm_cli.runtime.session import VideoQA
     from sttm_cli.serve.client import Server
 
-LOCAL = "local"
+LOCAL, RAY = "local", "ray"
 GROUP = "sttm_cli.runners"
-"""Entry points by name: callables (address, session) -> Runner; `address` is all of --on."""
+"""Entry points by name: callables (address, session) -> Runner or FarRunner; `address` is all of
+--on."""
 
 
 def check_runner(on: str) -> None:
     """Raise UsageError for a name that no runner has."""
-    name, known = _name(on), [LOCAL, *_installed()]
+    name, known = _name(on), [LOCAL, RAY, *_installed()]
     if name not in known:
         raise UsageError(
             f"--on {on!r} is not known", did_you_mean(name, known) or f"known: {', '.join(known)}"
         )
+    if name == LOCAL and on != LOCAL:
+        raise UsageError(f"--on {on!r} has an address", "give local alone")
+    if name == RAY and any(find_spec(module) is None for module in ("ray", "pyarrow", "pandas")):
+        raise SttmError("--on ray needs what is not installed: ray", "pip install 'sttm-cli[ray]'")
 
 
-def open_runner(on: str, qa: VideoQA, server: Server | None = None) -> Runner:
-    """The runner of a name that was checked; a local one is the server's where there is one."""
+def open_runner(
+    on: str,
+    qa: VideoQA,
+    server: Server | None = None,
+    *,
+    workers: str | None = None,
+    note: Callable[[str], None] = lambda line: None,
+    debug: bool = False,
+) -> Runner | FarRunner:
+    """The runner of a name that was checked; a local one is the server's where there is one.
+
+    `workers`, `note` (gets lines for the person) and `debug` are for a cluster.
+    """
+    if _name(on) == RAY:
+        from sttm_cli.library.ray import RayRunner
+
+        return RayRunner(on, qa, workers=workers, note=note, debug=debug)
     if _name(on) != LOCAL:
         make: Callable[[str, VideoQA], Runner] = _installed()[_name(on)].load()
         return make(on, qa)

@@ -47,7 +47,10 @@ class ServerRunner:
                 warnings.append(event.line)
 
         try:
-            report = self._server.ask(self._qa.settings, str(job.request.path), (), show=show)
+            source = job.request.source
+            # A server that may be another machine fetches the video itself.
+            copy = source.path if source.is_copy and self._server.files is not None else None
+            report = self._server.ask(self._qa.settings, source.name, (), show=show, copy=copy)
         except SttmError as error:
             return Failed(job.path, error.message)
         cache, tokens = report["cache"], report["tokens"]

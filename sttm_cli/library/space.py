@@ -10,7 +10,7 @@ from pathlib import Path
 from sttm_cli.base.errors import CacheError, SttmError, UsageError
 from sttm_cli.base.types import FramePlan
 from sttm_cli.decode import Source
-from sttm_cli.library.outcome import Failed, Job, Stopped
+from sttm_cli.library.outcome import Failed, Job, Stopped, Video
 from sttm_cli.runtime.request import kv_bytes, plan_video
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.store import Store
@@ -39,14 +39,16 @@ def needed_bytes(qa: VideoQA, plan: FramePlan) -> int | None:
     return None if size is None else HEADER_BYTES + size
 
 
-def estimate(qa: VideoQA, videos: Sequence[Path]) -> Estimate | None:
+def estimate(qa: VideoQA, videos: Sequence[Video]) -> Estimate | None:
     """What all of `videos` take, from a sample of them; None where that is unknown.
 
-    Reads the sample's headers, which are remembered; decodes and digests nothing.
+    Reads the sample's headers, which are remembered; decodes, digests and fetches nothing: videos
+    from elsewhere count as the others do on average.
     """
-    step = max(1, ceil(len(videos) / SAMPLE))
+    near = [video for video in videos if isinstance(video, Path)]
+    step = max(1, ceil(len(near) / SAMPLE))
     found = []
-    for video in videos[::step]:
+    for video in near[::step]:
         try:
             _, plan = plan_video(Source(str(video), video), qa.model_plan, qa.settings, qa.store)
         except SttmError:
@@ -96,7 +98,7 @@ class Room:
         self._bound = store.max_bytes
         self._reserve = min(RESERVE, (store.space().total or 0) // 20)
         self._own = 0
-        self._reserved: dict[Path, int] = {}
+        self._reserved: dict[Video, int] = {}
 
     def admit(self, job: Job) -> Failed | Stopped | None:
         """Set room aside for a video; else why it, or any further one, cannot be stored."""
@@ -108,7 +110,7 @@ class Room:
         self._reserved[job.path] = need
         return None
 
-    def settle(self, video: Path, stored: int) -> None:
+    def settle(self, video: Video, stored: int) -> None:
         """A video is through: `stored` bytes of it are in the cache."""
         self._reserved.pop(video, None)
         self._own += stored
@@ -116,14 +118,19 @@ class Room:
     def _lacking(self, need: int) -> str | None:
         ahead = sum(self._reserved.values())
         if self._own + ahead + need > self._bound:
-            return (
-                f"the cache's bound of {_gib(self._bound)} is reached (--max-bytes): more videos "
-                "would push out those before them"
-            )
+            return bound_reached(self._bound)
         free = self._store.space().free
         if free is not None and free - ahead - need < self._reserve:
             return f"the disk of {self._store.location} is nearly full: {_gib(free)} are left"
         return None
+
+
+def bound_reached(bound: int) -> str:
+    """Why no further video is prepared."""
+    return (
+        f"the cache's bound of {_gib(bound)} is reached (--max-bytes): more videos would push out "
+        "those before them"
+    )
 
 
 def _gib(count: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +13,8 @@ from sttm_cli.base.errors import UsageError
 from sttm_cli.base.system import FileFacts
 from sttm_cli.base.types import FramePlan, Json, VideoInfo
 from sttm_cli.decode import (
+    REVISION,
+    Object,
     Source,
     changed,
     digest,
@@ -189,8 +191,16 @@ class Request:
         return key_of(self.identity)
 
 
-def make_request(source: Source, model: ModelPlan, settings: Settings, facts: FileFacts) -> Request:
+def make_request(
+    source: Source,
+    model: ModelPlan,
+    settings: Settings,
+    facts: FileFacts,
+    objects: FileFacts | None = None,
+) -> Request:
     """Read the video's header and digest its bytes; decodes nothing.
+
+    `objects`: where facts about an object of a bucket are remembered, for `known_identity`.
 
     Raises as `plan_video`, and DisturbedError where the file changes meanwhile.
     """
@@ -199,18 +209,44 @@ def make_request(source: Source, model: ModelPlan, settings: Settings, facts: Fi
     info, plan = plan_video(source, model, settings, facts, version=seen)
     with source.naming_it():
         video_digest = digest(source.path, facts, version=seen)
-    # The header is read by a program of which another version may find other facts: those that
-    # frames and prompts depend on count beside the bytes.
-    video = {"digest": video_digest, "duration_s": info.duration_s}
-    identity = identity_of(video, plan, model, settings)
+    if source.version and objects is not None:
+        row = {"digest": video_digest, "info": {**asdict(info), "notes": list(info.notes)}}
+        objects.set(f"object:{REVISION}:{source.version}", row)
     return Request(
         source=source,
         version=seen,
         digest=video_digest,
         info=info,
         plan=plan,
-        identity=identity,
+        identity=_identity(video_digest, info, plan, model, settings),
     )
+
+
+def known_identity(
+    found: Object, model: ModelPlan, settings: Settings, facts: FileFacts
+) -> Json | None:
+    """The identity for an object of a bucket that was read before; None where it must be fetched.
+
+    Raises UsageError as `plan_video`.
+    """
+    row = facts.get(f"object:{REVISION}:{found.version}") if found.version else None
+    try:
+        if row is None:
+            return None
+        info = VideoInfo(**{**row["info"], "notes": tuple(row["info"]["notes"])})
+        known = str(row["digest"])
+    except (KeyError, TypeError):
+        return None
+    return _identity(known, info, _plan(info, model, settings), model, settings)
+
+
+def _identity(
+    digest: str, info: VideoInfo, plan: FramePlan, model: ModelPlan, settings: Settings
+) -> Json:
+    # The header is read by a program of which another version may find other facts: those that
+    # frames and prompts depend on count beside the bytes.
+    video = {"digest": digest, "duration_s": info.duration_s}
+    return identity_of(video, plan, model, settings)
 
 
 def plan_video(
@@ -223,6 +259,10 @@ def plan_video(
     """
     with source.naming_it():
         info = remembered_probe(source.path, facts, image_fps=settings.fps or 1.0, version=version)
+    return info, _plan(info, model, settings)
+
+
+def _plan(info: VideoInfo, model: ModelPlan, settings: Settings) -> FramePlan:
     plan = plan_frames(
         info,
         # What the user asks for may exceed the model's default.
@@ -234,7 +274,7 @@ def plan_video(
         decoder=settings.decoder,
     )
     _check_context(plan, model)
-    return info, plan
+    return plan
 
 
 def version_to_read(request: Request) -> str:

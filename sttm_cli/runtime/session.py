@@ -13,15 +13,15 @@ from sttm_cli.base.device import reporting_memory
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.results import Answer, CacheUse, Choice, Clock
 from sttm_cli.base.types import Frames, OnToken, PrefixKV, Progress, Sampling
-from sttm_cli.decode import Source, Sources
+from sttm_cli.decode import Source, Sources, in_bucket, object_at
 from sttm_cli.runtime.compute import Compute
 from sttm_cli.runtime.prefix_cache import PrefixCache, facts_for
 from sttm_cli.runtime.prepared import Asked, Prepared, answer, choose
-from sttm_cli.runtime.request import ModelPlan, Request, make_request, plan_model
+from sttm_cli.runtime.request import ModelPlan, Request, known_identity, make_request, plan_model
 from sttm_cli.runtime.resources import Resources
 from sttm_cli.settings.fields import check_question
 from sttm_cli.settings.settings import Settings, cache_dir
-from sttm_cli.store import Store, open_store
+from sttm_cli.store import Entry, Store, open_store
 
 if TYPE_CHECKING:
     from sttm_cli.models.family import VideoLLM
@@ -225,7 +225,20 @@ class VideoQA:
         """Everything that shapes the video's KV; reads the file's bytes, decodes nothing."""
         source = self._sources.find(video)
         facts = facts_for(source, self.store)
-        return make_request(source, self.model_plan, self.settings, facts)
+        return make_request(source, self.model_plan, self.settings, facts, self.store)
+
+    def known(self, video: str | Path) -> Entry | None:
+        """The stored entry of an object in a bucket that was read before and has not changed;
+        fetches nothing. None for any other video."""
+        if not (isinstance(video, str) and in_bucket(video)):
+            return None
+        found = object_at(video)
+        identity = known_identity(found, self.model_plan, self.settings, self.store)
+        return None if identity is None else self.store.stored(identity)
+
+    def forget(self, video: str | Path) -> None:
+        """Remove the local copy of a video from elsewhere, which nobody will ask about again."""
+        self._sources.drop(video)
 
     def add(
         self, request: Request, clock: Clock, frames: Frames
