@@ -1,8 +1,8 @@
-"""Shared by the Qwen-VL families: dynamic resolution, patches of two frames, M-RoPE.
+"""Shared by the Qwen-VL and GLM-V families: dynamic resolution, patches of two frames, M-RoPE.
 
 Frames keep their aspect ratio; `spatial_merge_size`^2 patches of `temporal_patch_size` frames
 become one token. Every token has rotary ids (t, h, w), which survivors of a merge keep (STTM
-paper, section 4.1). Source: transformers' Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
+paper, section 4.1). Source: transformers' Qwen2-VL, Qwen2.5-VL, Qwen3-VL and GLM-4V.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ STEP_TOKENS = 768
 
 
 class QwenVL(ChatFormat):
-    """A loaded Qwen-VL; a family adds the size of frames, text and times between them."""
+    """A loaded model of this kind; a family adds the size of frames, text and times between them."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
         self._merge = model.config.vision_config.spatial_merge_size
         self._temporal = model.config.vision_config.temporal_patch_size
         self.decoder = model.model.language_model
+        # Stands in `video_text` for each unbroken run of visual tokens.
+        self._place = self._video_token
 
     def visual_tokens(self, video: torch.Tensor, frames: int) -> VisualTokens:
         made = self._frames(
@@ -50,7 +52,7 @@ class QwenVL(ChatFormat):
 
     def prompt(self, tokens: VisualTokens) -> Prompt:
         text = self.video_text(tokens)
-        each = math.prod(tokens.grid) // text.count(self._video_token)
+        each = math.prod(tokens.grid) // text.count(self._place)
         ids, video = self.spread(self.head() + text, each)
         positions, following = self._rotary_ids(ids, tokens)
         return Prompt(
@@ -58,8 +60,8 @@ class QwenVL(ChatFormat):
         )
 
     def video_text(self, tokens: VisualTokens) -> str:
-        """The video in the prompt, one video token standing for each unbroken run of them."""
-        return str(self._video_token)
+        """The video in the prompt, one token standing for each unbroken run of them."""
+        return str(self._place)
 
     def frame_size(self, height: int, width: int, frames: int) -> tuple[int, int]:
         """Height and width to which frames are resized, `frames` of them in the whole video."""
@@ -105,17 +107,25 @@ class QwenVL(ChatFormat):
 
 
 def dynamic_grid(
-    checkpoint: Checkpoint, frames: int, *, width: int, height: int, shared: bool = False
+    checkpoint: Checkpoint,
+    frames: int,
+    *,
+    width: int,
+    height: int,
+    shared: bool = False,
+    most: int | None = STEP_TOKENS,
 ) -> tuple[int, int]:
     """Grid steps and the visual tokens of each; see `Grid`.
 
     `shared`: the pixel bound of the checkpoint's processor is that of all frames together.
+    `most`: the most tokens of a grid step, whatever that bound is.
     """
     vision = checkpoint.config["vision_config"]
     temporal = int(vision.get("temporal_patch_size", 2))
     side = int(vision["patch_size"]) * int(vision.get("spatial_merge_size", 2))
     steps = math.ceil(frames / temporal)
-    each = min(math.ceil(width / side) * math.ceil(height / side), STEP_TOKENS)
+    each = math.ceil(width / side) * math.ceil(height / side)
+    each = min(each, most or each)
     if pixels := _most_pixels(checkpoint):
         each = min(each, pixels // ((steps * temporal if shared else 1) * side * side))
     return steps, max(1, each)
