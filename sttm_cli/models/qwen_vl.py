@@ -8,10 +8,11 @@ paper, section 4.1). Source: transformers' Qwen2-VL, Qwen2.5-VL, Qwen3-VL and GL
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sttm_cli.base.errors import ModelError, VideoError
-from sttm_cli.base.types import Prompt, VisualTokens
+from sttm_cli.base.types import Json, Prompt, VisualTokens
 from sttm_cli.models.chat_format import ChatFormat
 from sttm_cli.models.checkpoint import Checkpoint, read
 
@@ -72,24 +73,9 @@ class QwenVL(ChatFormat):
         return {}
 
     def _resized(self, video: torch.Tensor, frames: int) -> torch.Tensor:
-        from torchvision.transforms.v2 import functional
-        from transformers.image_utils import pil_torch_interpolation_mapping
-
-        height, width = video.shape[-2:]
-        try:
-            # One frame alone is doubled to fill its temporal patch.
-            size = self.frame_size(height, width, max(frames, self._temporal))
-        except ValueError as error:
-            raise VideoError(
-                f"frames of {width}x{height} pixels are too narrow for this model: {error}",
-                "choose another model",
-            ) from error
-        # The processor alone would size a chunk as if it were the whole video.
-        how = pil_torch_interpolation_mapping[self._frames.resample]
-        resized: torch.Tensor = functional.resize(
-            video, list(size), interpolation=how, antialias=True
-        )
-        return resized
+        # One frame alone is doubled to fill its temporal patch.
+        count = max(frames, self._temporal)
+        return resized(video, self._frames, lambda h, w: self.frame_size(h, w, count))
 
     def _rotary_ids(self, ids: torch.Tensor, tokens: VisualTokens) -> tuple[torch.Tensor, int]:
         """The model's own (t, h, w) ids [3, L], and the id of the text token that comes next."""
@@ -104,6 +90,30 @@ class QwenVL(ChatFormat):
             **self.rotary_times(tokens),
         )
         return positions[:, 0, :-1], int(positions[0, 0, -1])
+
+
+def resized(
+    video: torch.Tensor, processor: Any, size: Callable[[int, int], tuple[int, int]]
+) -> torch.Tensor:
+    """Frames [T, 3, H, W] as a video processor resizes them, to the (height, width) that `size`
+    makes of theirs: the processor alone would size a chunk as if it were the whole video.
+
+    Raises VideoError where `size` raises ValueError.
+    """
+    from torchvision.transforms.v2 import functional
+    from transformers.image_utils import pil_torch_interpolation_mapping
+
+    height, width = video.shape[-2:]
+    try:
+        wanted = list(size(height, width))
+    except ValueError as error:
+        raise VideoError(
+            f"frames of {width}x{height} pixels are too narrow for this model: {error}",
+            "choose another model",
+        ) from error
+    how = pil_torch_interpolation_mapping[processor.resample]
+    made: torch.Tensor = functional.resize(video, wanted, interpolation=how, antialias=True)
+    return made
 
 
 def dynamic_grid(
@@ -126,18 +136,20 @@ def dynamic_grid(
     steps = math.ceil(frames / temporal)
     each = math.ceil(width / side) * math.ceil(height / side)
     each = min(each, most or each)
-    if pixels := _most_pixels(checkpoint):
+    if pixels := frame_processor(checkpoint).get("size", {}).get("longest_edge"):
         each = min(each, pixels // ((steps * temporal if shared else 1) * side * side))
     return steps, max(1, each)
 
 
-def _most_pixels(checkpoint: Checkpoint) -> int | None:
-    """The bound that the checkpoint's video processor states."""
+def frame_processor(checkpoint: Checkpoint) -> Json:
+    """The settings of the checkpoint's video processor, empty where it has none."""
     names = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
     for name in names:
         try:
             stated = read(checkpoint.name, checkpoint.folder / name)
-            return int(stated.get("video_processor", stated)["size"]["longest_edge"])
-        except (ModelError, KeyError, TypeError, AttributeError):
+        except ModelError:
             continue
-    return None
+        settings: Json = stated.get("video_processor", stated)
+        if "size" in settings or "patch_size" in settings:
+            return settings
+    return {}

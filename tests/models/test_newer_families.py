@@ -18,6 +18,7 @@ from sttm_cli.models.checkpoint import find_checkpoint
 from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import family_of, load
 from tests.checkpoints_glm import glm
+from tests.checkpoints_videollama import videollama
 from tests.fakes import DictMemo
 from tests.models.reference import QUESTION, assert_equals_one_pass, assert_equals_transformers
 
@@ -38,6 +39,15 @@ CASES = {
     ),
     "glm4v_moe": Case(partial(glm, family="glm4v_moe", seed=2), (5, 80, 112)),
     "glm46v": Case(partial(glm, family="glm46v", seed=3), (7, 64, 96)),
+}
+_WHOLE = {"use_token_compression": False}
+CASES |= {
+    "videollama3-5x7": Case(videollama, (6, 80, 112), _WHOLE),
+    "videollama3-odd": Case(
+        partial(videollama, seed=1, heads=6, kv_heads=3, pixels=(32 * 32, 7 * 40 * 56)),
+        (7, 90, 40),
+        _WHOLE,
+    ),
 }
 FPS = 0.4
 """Frames at 0, 2.5, 5.0 s, ...: tenths of a second, and more than a minute in few frames."""
