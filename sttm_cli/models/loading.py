@@ -210,6 +210,8 @@ def _config(checkpoint: Checkpoint, placement: Placement, config: Any) -> Any:
         # A tower without layers: their weights are not read from the files.
         tower = config.vision_config
         setattr(tower, "depth" if hasattr(tower, "depth") else "num_hidden_layers", 0)
+        if getattr(tower, "model_args", None):  # a tower of the timm library
+            tower.model_args = {**tower.model_args, "depth": 0}
     return config
 
 

@@ -18,6 +18,7 @@ from sttm_cli.models.checkpoint import find_checkpoint
 from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import family_of, load
 from tests.checkpoints_glm import glm
+from tests.checkpoints_perception import perception_lm
 from tests.checkpoints_videollama import videollama
 from tests.fakes import DictMemo
 from tests.models.reference import QUESTION, assert_equals_one_pass, assert_equals_transformers
@@ -49,6 +50,12 @@ CASES |= {
         _WHOLE,
     ),
 }
+CASES |= {
+    "perception_lm-3x3": Case(perception_lm, (6, 64, 96)),
+    "perception_lm-5x5": Case(
+        partial(perception_lm, seed=1, heads=6, kv_heads=3, image=80), (5, 90, 40)
+    ),
+}
 FPS = 0.4
 """Frames at 0, 2.5, 5.0 s, ...: tenths of a second, and more than a minute in few frames."""
 
@@ -75,6 +82,8 @@ class Loaded(NamedTuple):
 @pytest.fixture(scope="module", params=CASES)
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     case = CASES[request.param]
+    if "perception" in request.param:
+        pytest.importorskip("timm", reason="Perception-LM's tower is timm's")
     folder = case.write(tmp_path_factory.mktemp("newer") / "m")
     frames = np.random.default_rng(3).integers(0, 255, (*case.shape, 3)).astype(np.uint8)
     return Loaded(case, folder, load(source(folder), Placement("cpu", "float32")), frames)
@@ -87,19 +96,20 @@ def source(folder: Path):
 def reference(loaded: Loaded):
     """transformers alone: its model, its processor, its inputs for the same frames."""
     processor = AutoProcessor.from_pretrained(loaded.folder)
-    content = [{"type": "video"}, {"type": "text", "text": QUESTION}]
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
-    )
     count = len(loaded.frames)
     seen = VideoMetadata(total_num_frames=count, fps=FPS, frames_indices=list(range(count)))
-    inputs = processor(
-        text=text,
-        videos=[loaded.frames],
+    video = {"type": "video", "video": loaded.frames}
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": [video, {"type": "text", "text": QUESTION}]}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
         return_tensors="pt",
-        do_sample_frames=False,
-        video_metadata=[seen],
-        **loaded.case.options,
+        processor_kwargs={
+            "do_sample_frames": False,
+            "video_metadata": [[seen]],
+            **loaded.case.options,
+        },
     )
     inputs.pop("video_metadata", None)
     model = AutoModelForImageTextToText.from_pretrained(loaded.folder, dtype=torch.float32)
