@@ -143,6 +143,8 @@ class Prompt:
     `ids` [L] int64; `video` [T*H*W] int64, the indices in `ids` that hold visual tokens, in the
     grid's order, text may stand between and after them; `positions` [A, L] int64 rotary ids (A is
     1, or 3 for M-RoPE); `next_position` is the rotary id of the first token after the prefix.
+    `blocks` [L] int64: tokens with the same number see each other in both directions, -1 marks
+    those that see only what comes before them; None where attention is causal throughout.
     """
 
     ids: torch.Tensor
@@ -150,6 +152,7 @@ class Prompt:
     grid: tuple[int, int, int]
     positions: torch.Tensor
     next_position: int
+    blocks: torch.Tensor | None = None
 
 
 class Merged(Protocol):

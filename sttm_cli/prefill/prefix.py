@@ -15,7 +15,7 @@ import torch
 
 from sttm_cli.base.device import wait_for
 from sttm_cli.base.types import Merged, PrefixKV, Prompt, TokenCounts
-from sttm_cli.prefill.ragged import BufferLayer, buffers_of, run
+from sttm_cli.prefill.ragged import Above, BufferLayer, buffers_of, run
 
 ROOM = 512
 """Rows kept free behind the prefix in each layer, for the question and its answer."""
@@ -61,6 +61,7 @@ def prefill(
             positions=prompt.positions,
             merge_layer=merging.layer,
             deeper=state.apply,
+            blocks=prompt.blocks,
         )
     keys, values = buffers_of(layers)
     return PrefixKV(
@@ -118,15 +119,15 @@ class _Merge:
         self.length = 0
         self.next_position = 0
 
-    def apply(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states [1, L, C] -> merged [1, N, C] and their rotary ids [A, N]."""
+    def apply(self, hidden: torch.Tensor) -> Above:
+        """Hidden states [1, L, C] -> merged [1, N, C], with their rotary ids and blocks."""
         wait_for(hidden.device)
         with self._stage():
-            hidden, positions = self._shortened(hidden)
+            above = self._shortened(hidden)
             wait_for(hidden.device)
-        return hidden, positions
+        return above
 
-    def _shortened(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _shortened(self, hidden: torch.Tensor) -> Above:
         video = self._prompt.video.to(hidden.device)
         merged = self._merging.merge(hidden[0, video].unflatten(0, self._prompt.grid))
         # A merged token stands where its root stood: at the first appearance (section 3.3).
@@ -139,7 +140,12 @@ class _Merge:
         hidden = hidden[:, kept]
         self._places = kept.cumsum(0)[roots] - 1
         self._merged, self.length = merged, hidden.shape[1]
-        return hidden, self._renumber(self._prompt.positions.to(hidden.device)[:, kept])
+        blocks, positions = self._prompt.blocks, self._prompt.positions.to(hidden.device)
+        return Above(
+            hidden,
+            self._renumber(positions[:, kept]),
+            None if blocks is None else blocks.to(hidden.device)[kept],
+        )
 
     def add(self, hidden: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         """Add features [T, H, W, C] to the visual tokens among the hidden states [1, L, C]."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -17,9 +18,18 @@ from transformers.masking_utils import create_causal_mask
 
 from sttm_cli.base.types import PrefixKV
 
-Deeper = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""Hidden states [1, L, C] at the merge layer's input -> those that go on [1, N, C] and their
-rotary ids [A, N]."""
+
+class Above(NamedTuple):
+    """What goes on at the merge layer: hidden states [1, N, C], rotary ids [A, N], and `blocks`
+    [N] as in `Prompt`."""
+
+    hidden: torch.Tensor
+    positions: torch.Tensor
+    blocks: torch.Tensor | None = None
+
+
+Deeper = Callable[[torch.Tensor], Above]
+"""Hidden states [1, L, C] at the merge layer's input -> those that go on."""
 
 
 class BufferLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -101,6 +111,7 @@ def run(
     merge_layer: int,
     deeper: Deeper,
     sees: torch.Tensor | None = None,
+    blocks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Run `embeds` [L, C] through the decoder on top of what `layers` hold.
 
@@ -109,13 +120,14 @@ def run(
     sequences at the same positions may run as one batch, [B, L, C] -> [B, N, C].
 
     `sees` [L, M] bool: which of the last M tokens, these L included, each token attends to; it
-    attends to all tokens before those as well. Without it, attention is causal.
+    attends to all tokens before those as well. Without it, attention is causal; where `layers` are
+    empty, `blocks` [L] marks tokens that see each other in both directions, as in `Prompt`.
     """
     batch = embeds.reshape(-1, *embeds.shape[-2:])
     with _deeper_layers(decoder, layers, merge_layer, deeper, sees):
         out = decoder(
             inputs_embeds=batch,
-            attention_mask=_mask(layers[0], batch, sees),
+            attention_mask=_mask(decoder, layers[0], batch, sees, blocks),
             position_ids=_rotary_input(positions.to(embeds.device)),
             past_key_values=Cache(layers=layers),
             use_cache=True,
@@ -133,26 +145,32 @@ def _deeper_layers(
     sees: torch.Tensor | None,
 ) -> Iterator[None]:
     shared: dict[str, Any] = {}
+    rotaries = _rotaries(decoder)[merge_layer:]
+    rotated: dict[Any, Any] = {}
 
     def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        hidden, positions = deeper(args[0])
-        shared["position_embeddings"] = decoder.rotary_emb(hidden, _rotary_input(positions))
+        hidden, positions, kept_blocks = deeper(args[0])
+        for rotary in set(rotaries):
+            rotated[rotary] = rotary(hidden, _rotary_input(positions))
         shared["attention_mask"] = create_causal_mask(
             decoder.config,
             hidden,
-            _mask(layers[merge_layer], hidden, sees),
+            _mask(decoder, layers[merge_layer], hidden, sees, kept_blocks),
             Cache(layers=layers[merge_layer:]),
         )
         # Flash attention would take gaps in the ids for the borders of packed sequences.
         shared["position_ids"] = None
-        return (hidden, *args[1:]), {**kwargs, **shared}
+        return follow(rotaries[0], module, (hidden, *args[1:]), kwargs)
 
-    def follow(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return args, {**kwargs, **shared}
+    def follow(rotary: Any, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, **shared, "position_embeddings": rotated[rotary]}
 
     first, *rest = decoder.layers[merge_layer:]
     handles = [first.register_forward_pre_hook(enter, with_kwargs=True)]
-    handles += [layer.register_forward_pre_hook(follow, with_kwargs=True) for layer in rest]
+    handles += [
+        layer.register_forward_pre_hook(partial(follow, rotary), with_kwargs=True)
+        for layer, rotary in zip(rest, rotaries[1:], strict=True)
+    ]
     try:
         yield
     finally:
@@ -160,12 +178,34 @@ def _deeper_layers(
             handle.remove()
 
 
+def _rotaries(decoder: Any) -> list[Any]:
+    """The rotary embedding of each layer: of one of two kinds where the decoder has `rope_types`."""
+    kinds = getattr(decoder, "rope_types", ["scaled"] * len(decoder.layers))
+    return [
+        decoder.rotary_emb if kind == "scaled" else decoder.rotary_emb_unscaled for kind in kinds
+    ]
+
+
 def _mask(
-    layer: BufferLayer, hidden: torch.Tensor, sees: torch.Tensor | None
+    decoder: Any,
+    layer: BufferLayer,
+    hidden: torch.Tensor,
+    sees: torch.Tensor | None,
+    blocks: torch.Tensor | None,
 ) -> torch.Tensor | None:
-    """The attention mask [1, 1, L, length + L] of tokens that are appended to `layer`."""
-    if sees is None:
+    """The attention mask [1, 1, L, length + L] of tokens that are appended to `layer`; None where
+    they are all causal."""
+    if sees is None and blocks is None:
         return None
+    if sees is None:
+        mask: torch.Tensor = create_causal_mask(
+            decoder.config,
+            hidden,
+            None,
+            Cache(layers=[layer]),
+            block_sequence_ids=None if blocks is None else blocks.to(hidden.device)[None],
+        )
+        return mask
     count, recent = sees.shape
     before = sees.new_ones((count, layer.length + count - recent))
     return torch.cat([before, sees], dim=1).to(hidden.device)[None, None]
@@ -295,7 +335,7 @@ class KVContinuation:
                 self._layers,
                 positions=below,
                 merge_layer=self._kv.merge_layer,
-                deeper=lambda states: (states, above.to(states.device)),
+                deeper=lambda states: Above(states, above.to(states.device)),
                 sees=sees,
             )
         finally:

@@ -18,6 +18,7 @@ from sttm_cli.models.checkpoint import find_checkpoint
 from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import family_of, load
 from tests.checkpoints_glm import glm
+from tests.checkpoints_molmo import molmo2
 from tests.checkpoints_perception import perception_lm
 from tests.checkpoints_videollama import videollama
 from tests.fakes import DictMemo
@@ -54,6 +55,12 @@ CASES |= {
     "perception_lm-3x3": Case(perception_lm, (6, 64, 96)),
     "perception_lm-5x5": Case(
         partial(perception_lm, seed=1, heads=6, kv_heads=3, image=80), (5, 90, 40)
+    ),
+}
+CASES |= {
+    "molmo2-3x3": Case(partial(molmo2, scaled=[1, 3]), (6, 64, 96)),
+    "molmo2-4x4": Case(
+        partial(molmo2, seed=1, heads=6, kv_heads=3, image=80, columns=True), (5, 90, 40)
     ),
 }
 FPS = 0.4
