@@ -100,7 +100,9 @@ def molmo2(
     Molmo2Processor(
         image_processor=Molmo2ImageProcessor(size=size, patch_size=patch),
         tokenizer=tok,
-        video_processor=Molmo2VideoProcessor(size=size, patch_size=patch),
+        video_processor=Molmo2VideoProcessor(
+            size=size, patch_size=patch, do_rescale=True, do_normalize=True
+        ),
         video_use_col_tokens=columns,
         chat_template=TEMPLATE,
     ).save_pretrained(folder)

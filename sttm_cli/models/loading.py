@@ -179,6 +179,7 @@ def load_weights(
     where = place(checkpoint, placement)
     with reworded(checkpoint, placement.device):
         config = _config(checkpoint, placement, options.pop("config", None))
+        _check_layers(checkpoint, config)
         _check_size(checkpoint, config)
         model, loading = model_class.from_pretrained(
             checkpoint.folder,
@@ -213,6 +214,19 @@ def _config(checkpoint: Checkpoint, placement: Placement, config: Any) -> Any:
         if getattr(tower, "model_args", None):  # a tower of the timm library
             tower.model_args = {**tower.model_args, "depth": 0}
     return config
+
+
+def _check_layers(checkpoint: Checkpoint, config: Any) -> None:
+    # A window would see other frames after merging, a recurrent state is not in keys and values:
+    # such a decoder inside a supported model would answer, and wrongly.
+    text = config.get_text_config()
+    others = sorted({*(getattr(text, "layer_types", None) or ())} - {"full_attention"})
+    if others:
+        raise ModelError(
+            f"model {checkpoint.name!r} has decoder layers of the type {others[0]!r}, which is not "
+            "supported",
+            "choose a model whose layers all have full attention, such as qwen3-vl-4b",
+        )
 
 
 def _check_size(checkpoint: Checkpoint, config: Any) -> None:

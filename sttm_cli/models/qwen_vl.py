@@ -24,7 +24,7 @@ STEP_TOKENS = 768
 
 
 class QwenVL(ChatFormat):
-    """A loaded model of this kind; a family adds the size of frames, text and times between them."""
+    """A loaded model of this kind; a family adds frame sizes, and text and times between frames."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)

@@ -179,7 +179,7 @@ def _deeper_layers(
 
 
 def _rotaries(decoder: Any) -> list[Any]:
-    """The rotary embedding of each layer: of one of two kinds where the decoder has `rope_types`."""
+    """The rotary embedding of each layer: one of two where the decoder has `rope_types`."""
     kinds = getattr(decoder, "rope_types", ["scaled"] * len(decoder.layers))
     return [
         decoder.rotary_emb if kind == "scaled" else decoder.rotary_emb_unscaled for kind in kinds

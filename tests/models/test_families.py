@@ -29,6 +29,12 @@ SPECS = {
     "qwen3_vl_moe": ("qwen3-vl-moe", 128, 3, "survivors", 2, 3, "30b"),
     "smolvlm": ("smolvlm2", 64, 2, "reassigned", 1, 1, "256m 500m 2.2b"),
     "internvl": ("internvl3.5", 64, 2, "reassigned", 1, 1, "2b 4b 8b"),
+    "glm4v": ("glm-v", 128, 2, "survivors", 2, 3, "4.1-9b 4.6-9b"),
+    "glm4v_moe": ("glm-v-moe", 128, 2, "survivors", 2, 3, "4.5-106b 4.6-106b"),
+    "glm46v": ("glm-4.6v", 128, 2, "survivors", 2, 3, ""),
+    "video_llama_3": ("videollama3", 180, 2, "reassigned", 1, 1, ""),
+    "perception_lm": ("perception-lm", 32, 2, "reassigned", 1, 1, "1b 3b 8b"),
+    "molmo2": ("molmo2", 64, 2, "reassigned", 1, 1, "4b 8b o-7b"),
 }
 
 TOY = '''

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +18,7 @@ from transformers.video_utils import VideoMetadata
 from sttm_cli.base.types import FrameChunk, VisualTokens
 from sttm_cli.models.checkpoint import find_checkpoint
 from sttm_cli.models.loading import Placement
-from sttm_cli.models.registry import family_of, load
+from sttm_cli.models.registry import family_of, load, token_count
 from tests.checkpoints_glm import glm
 from tests.checkpoints_molmo import molmo2
 from tests.checkpoints_perception import perception_lm
@@ -30,7 +32,7 @@ class Case(NamedTuple):
 
     write: Callable[[Path], Path]
     shape: tuple[int, int, int]
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
 CASES = {
@@ -135,10 +137,18 @@ def test_merged_prefix_then_question_equals_one_pass(loaded: Loaded, layer: int 
 
 def test_encoding_in_chunks_equals_encoding_at_once(loaded: Loaded) -> None:
     ends = [*range(0, len(loaded.frames), 2), len(loaded.frames)]
-    parts = [
-        loaded.encoded(a, b).features for a, b in zip(ends[:-1], ends[1:], strict=True)
-    ]
+    parts = [loaded.encoded(a, b).features for a, b in pairwise(ends)]
     assert torch.allclose(torch.cat(parts), loaded.tokens.features, atol=1e-5)
+
+
+def test_tokens_are_counted_from_the_files_alone(loaded: Loaded) -> None:
+    frames, height, width = loaded.case.shape
+    counted = token_count(source(loaded.folder), frames, width=width, height=height)
+    assert counted is not None
+    time, rows, columns = loaded.tokens.grid
+    # A bound for frames that keep their aspect ratio, reached where the sides need no rounding.
+    assert counted.visual >= time * rows * columns
+    assert counted.visual == time * rows * columns or width == 40
 
 
 @pytest.mark.parametrize("loaded", [c for c in CASES if "glm" in c], indirect=True)

@@ -81,7 +81,11 @@ def grid(checkpoint: Checkpoint, frames: int, *, width: int, height: int) -> tup
 FAMILY = Family(
     name="molmo2",
     model_type="molmo2",
-    checkpoints={"4b": "allenai/Molmo2-4B", "8b": "allenai/Molmo2-8B", "o-7b": "allenai/Molmo2-O-7B"},
+    checkpoints={
+        "4b": "allenai/Molmo2-4B",
+        "8b": "allenai/Molmo2-8B",
+        "o-7b": "allenai/Molmo2-O-7B",
+    },
     frames=64,
     merge_layer=2,
     positions="reassigned",

@@ -1,4 +1,4 @@
-"""Perception-LM: a tower of the timm library, squared frames, pooled; a Llama decoder, 1-D positions.
+"""Perception-LM: a tower of the timm library, squared frames, pooling, 1-D positions.
 
 A video is one unbroken run of tokens without times. Source: transformers' `PerceptionLMProcessor`
 and `PerceptionLMModel.get_image_features`.
