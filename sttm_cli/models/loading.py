@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def place(checkpoint: Checkpoint, placement: Placement) -> Json:
 
     Raises OutOfMemoryError where the weights alone exceed the free memory there.
     """
-    needed = weight_bytes(checkpoint, placement.dtype)
+    needed = weight_bytes(checkpoint, placement.dtype, device=placement.device)
     free = free_bytes(placement.device)
     every = accelerators() if placement.spread else []
     if free is not None and needed > SHARE * free and len(every) > 1:
@@ -65,7 +66,7 @@ def check_room(checkpoint: Checkpoint, placement: Placement, kv: int) -> None:
     run out of memory later.
     """
     free = sum(accelerators()) if placement.spread else free_bytes(placement.device)
-    needed = weight_bytes(checkpoint, placement.dtype)
+    needed = weight_bytes(checkpoint, placement.dtype, device=placement.device)
     if free is not None and needed + kv > free:
         raise OutOfMemoryError(
             f"model {checkpoint.name!r} takes {needed / 2**30:.1f} GiB in {placement.dtype} and "
@@ -100,14 +101,19 @@ def accelerators() -> list[int]:
     return [torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())]
 
 
-def weight_bytes(checkpoint: Checkpoint, dtype: str) -> int:
-    """Bytes of all weights once they are in `dtype`, from the files' headers alone."""
+def weight_bytes(checkpoint: Checkpoint, dtype: str, *, device: str = "cpu") -> int:
+    """Bytes of all weights once they are in `dtype`, from the files' headers alone.
+
+    Whole numbers, as 4-bit weights are packed in, stay as they are; so do 8-bit floats of a
+    quantized checkpoint on a GPU, where transformers computes with them.
+    """
     import torch
 
     each: int = getattr(torch, dtype).itemsize
-    return each * sum(
-        _numbers(checkpoint.name, path) for path in weight_files(checkpoint.name, checkpoint.folder)
-    )
+    computed = quantization(checkpoint) and device.startswith("cuda")
+    kept = ("I", "U", "BOOL", "F8") if computed else ("I", "U", "BOOL")
+    files = weight_files(checkpoint.name, checkpoint.folder)
+    return sum(_bytes(checkpoint.name, path, each, kept) for path in files)
 
 
 def free_bytes(device: str) -> int | None:
@@ -122,26 +128,76 @@ def free_bytes(device: str) -> int | None:
     return int(psutil.virtual_memory().available + psutil.swap_memory().free)
 
 
-def _numbers(name: str, path: Path) -> int:
-    """Count of numbers in a safetensors file."""
+def _bytes(name: str, path: Path, each: int, kept: tuple[str, ...]) -> int:
+    """Bytes of a safetensors file's tensors at `each` a number; types that start as one of `kept`
+    take what they take in the file."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length) if length <= HEADER else b"")
-        shapes = [row["shape"] for key, row in header.items() if key != "__metadata__"]
-        count = sum(map(prod, shapes))
+        rows: list[Json] = [row for key, row in header.items() if key != "__metadata__"]
+        count = sum(prod(row["shape"]) for row in rows)
+        stays = [row["data_offsets"] for row in rows if row["dtype"].startswith(kept)]
+        same: int = sum(end - begin for begin, end in stays)
+        others: int = sum(prod(row["shape"]) for row in rows if not row["dtype"].startswith(kept))
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise _not_weights(name, path) from error
     # The library takes any shape that fits the bytes; a number is of half a byte at least.
-    if not isinstance(count, int) or not 0 <= count <= 2 * path.stat().st_size:
+    size = path.stat().st_size
+    if not isinstance(count, int) or not (0 <= count <= 2 * size and 0 <= same <= size):
         raise _not_weights(name, path)
-    return count
+    return same + each * others
 
 
 def _not_weights(name: str, path: Path) -> ModelError:
     return ModelError(
         f"model {name!r}: {path.name} is not a safetensors file", "fetch the model again"
     )
+
+
+# Quantized checkpoints: those that transformers computes with as they are.
+
+
+QUANTIZERS = {
+    "awq": ("gptqmodel",),
+    "bitsandbytes": ("bitsandbytes",),
+    "compressed-tensors": ("compressed-tensors",),
+    "fp8": (),
+    "gptq": ("gptqmodel", "optimum"),
+}
+"""Ways of quantization, and the packages that each needs."""
+
+
+def quantization(checkpoint: Checkpoint) -> str:
+    """The way in which a checkpoint's weights are quantized, "" where they are not."""
+    config = checkpoint.config
+    stated = config.get("quantization_config") or checkpoint.text.get("quantization_config")
+    return str(stated.get("quant_method") or "unknown") if isinstance(stated, dict) else ""
+
+
+def quantizers(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The installed packages that compute with a quantized checkpoint's weights."""
+    needed = QUANTIZERS.get(quantization(checkpoint), ())
+    return tuple(name for name in needed if _is_installed(name))
+
+
+def _check_quantization(checkpoint: Checkpoint) -> None:
+    method = quantization(checkpoint)
+    if method and method not in QUANTIZERS:
+        raise ModelError(
+            f"model {checkpoint.name!r} is quantized as {method[:40]!r}, which is not supported",
+            f"supported: {', '.join(QUANTIZERS)}",
+        )
+    missing = [name for name in QUANTIZERS.get(method, ()) if not _is_installed(name)]
+    if missing:
+        raise ModelError(
+            f"model {checkpoint.name!r} is quantized as {method!r}, which needs {missing[0]}",
+            f"pip install {' '.join(missing)}",
+        )
+
+
+def _is_installed(package: str) -> bool:
+    return find_spec(package.replace("-", "_")) is not None
 
 
 def load_pretrained(
@@ -176,6 +232,7 @@ def load_weights(
     import torch
 
     _quiet()
+    _check_quantization(checkpoint)
     where = place(checkpoint, placement)
     with reworded(checkpoint, placement.device):
         config = _config(checkpoint, placement, options.pop("config", None))
