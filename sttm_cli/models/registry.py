@@ -95,8 +95,8 @@ LEFT_OUT = {
 }
 """Video models that transformers has and this package not, and why."""
 NEAREST = {
-    "qwen3_5": "qwen3-vl-8b",
     "qwen3_5_moe": "qwen3-vl-moe-30b",
+    "qwen3_5": "qwen3-vl-8b",
     "qwen2_5_omni": "qwen2.5-vl-7b",
     "qwen3_omni_moe": "qwen3-vl-moe-30b",
     "minicpm": "qwen3-vl-2b",
