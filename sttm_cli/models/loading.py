@@ -305,7 +305,9 @@ def _least_numbers(part: Any) -> int:
     fields = ("num_hidden_layers", "depth", "embed_dim", "hidden_size", "intermediate_size",
               "vocab_size", "num_position_embeddings", "num_experts", "moe_intermediate_size",
               "num_attention_heads", "head_dim")  # fmt: skip
-    has = {name: value for name in fields if isinstance(value := getattr(part, name, None), int)}
+    other = getattr(part, "model_args", None) or {}  # those of a tower of the timm library
+    stated = {name: getattr(part, name, other.get(name)) for name in fields}
+    has = {name: value for name, value in stated.items() if isinstance(value, int)}
     layers = has.get("num_hidden_layers", has.get("depth", 0))
     width = has.get("embed_dim", has.get("hidden_size", 0))
     inner = has.get("intermediate_size", width)

@@ -136,7 +136,8 @@ def dynamic_grid(
     steps = math.ceil(frames / temporal)
     each = math.ceil(width / side) * math.ceil(height / side)
     each = min(each, most or each)
-    if pixels := frame_processor(checkpoint).get("size", {}).get("longest_edge"):
+    size = frame_processor(checkpoint).get("size")
+    if pixels := size.get("longest_edge") if isinstance(size, dict) else None:
         each = min(each, pixels // ((steps * temporal if shared else 1) * side * side))
     return steps, max(1, each)
 

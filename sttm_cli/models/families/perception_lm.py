@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from importlib.util import find_spec
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from sttm_cli.base.errors import ModelError
@@ -21,16 +22,8 @@ from sttm_cli.models.loading import Placement, load_pretrained
 if TYPE_CHECKING:
     import torch
 
-MOST = {"depth": 200, "embed_dim": 8192, "num_heads": 256, "patch_size": 256}
-"""Arguments of timm's towers that are counts, and the most that each is taken for."""
-OTHERS = {
-    "global_pool",
-    "img_size",
-    "init_values",
-    "mlp_ratio",
-    "ref_feat_shape",
-    "use_post_transformer_norm",
-}
+MOST = 8192
+"""Far beyond any number in a tower's settings."""
 
 
 class PerceptionLM(ChatFormat):
@@ -69,21 +62,23 @@ def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) 
 
 
 def _check_tower(checkpoint: Checkpoint) -> None:
+    from timm.models.eva import Eva
+
     # The name and the arguments go to timm as they are: it would fetch or open what they say.
     vision = checkpoint.config.get("vision_config") or {}
     name, arguments = str(vision.get("architecture")), vision.get("model_args") or {}
-    known = {key for key, most in MOST.items() if _is_count(arguments.get(key, 1), most)}
-    sides = arguments.get("img_size", 1)
-    square = all(_is_count(side, 8192) for side in (sides if isinstance(sides, list) else [sides]))
-    if not re.fullmatch(r"vit_pe_\w+", name) or not square or set(arguments) - known - OTHERS:
+    others = set(arguments) - set(signature(Eva).parameters)
+    if not re.fullmatch(r"vit_pe_\w+", name) or others or not _is_small(list(arguments.values())):
         raise ModelError(
             f"model {checkpoint.name!r} has a tower {name[:60]!r} whose settings are not supported",
             "supported: the released Perception-LM checkpoints, and fine-tuned ones",
         )
 
 
-def _is_count(value: Any, most: int) -> bool:
-    return type(value) is int and 1 <= value <= most
+def _is_small(value: Any) -> bool:
+    if isinstance(value, list):
+        return len(value) <= MOST and all(map(_is_small, value))
+    return isinstance(value, str) or value is None or abs(value) <= MOST
 
 
 def grid(checkpoint: Checkpoint, frames: int, *, width: int, height: int) -> tuple[int, int]:
