@@ -144,6 +144,8 @@ class Prompt:
     `ids` [L] int64; `video` [T*H*W] int64: the indices of visual tokens in `ids`, in the grid's
     order, possibly with text between and after them; `positions` [A, L] int64: rotary ids (A is
     1, or 3 for M-RoPE); `next_position`: the rotary id of the first token after the prefix.
+    `blocks` [L] int64: tokens with the same number attend to each other in both directions, -1
+    marks those that attend to earlier ones only; None where attention is causal throughout.
     """
 
     ids: torch.Tensor
@@ -151,6 +153,7 @@ class Prompt:
     grid: tuple[int, int, int]
     positions: torch.Tensor
     next_position: int
+    blocks: torch.Tensor | None = None
 
 
 class Merged(Protocol):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sttm_cli.base.types import PrefixKV
-from sttm_cli.prefill.ragged import BufferLayer, run, sizes_of
+from sttm_cli.prefill.ragged import Above, BufferLayer, run
 from sttm_cli.tiny.questions import Question
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ def _most_likely(model: VideoLLM, kv: PrefixKV, ids: torch.Tensor) -> torch.Tens
         [_Branches(k, v, n) for k, v, n in zip(kv.keys, kv.values, kv.lengths, strict=True)],
         positions=below,
         merge_layer=kv.merge_layer,
-        deeper=lambda states: (states, above.to(states.device)),
-        sizes=sizes_of(kv),
+        deeper=lambda states: Above(states, above.to(states.device), sizes=kv.sizes),
+        counts=kv.sizes is not None,
     )
     return model.logits(hidden).argmax(-1)
 

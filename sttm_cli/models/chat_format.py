@@ -87,7 +87,7 @@ class ChatFormat:
 
     def head_ids(self) -> list[int]:
         head = self.head()
-        return self._ids(head) if head else []
+        return self._ids_at_start(head) if head else []
 
     def ids_after(self, text: str) -> list[int]:
         """Return the token ids of text that follows other text."""
@@ -100,7 +100,7 @@ class ChatFormat:
         """
         import torch
 
-        ids = torch.tensor(self._ids(text), dtype=torch.long)
+        ids = torch.tensor(self._ids_at_start(text), dtype=torch.long)
         ids = ids.repeat_interleave(torch.where(ids == self.video_id, each, 1))
         return ids, (ids == self.video_id).nonzero()[:, 0]
 
@@ -161,6 +161,11 @@ class ChatFormat:
     def text(self, ids: Sequence[int]) -> str:
         with _reworded("write text"):
             return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _ids_at_start(self, text: str) -> list[int]:
+        # As transformers does: no second start token where the template has written one.
+        start = self._tokenizer.bos_token
+        return self._ids(text, add_special_tokens=not (start and text.startswith(start)))
 
     def _ids(self, text: str, **options: bool) -> list[int]:
         with _reworded("tokenize text"):

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def place(checkpoint: Checkpoint, placement: Placement) -> Json:
 
     Raises OutOfMemoryError if the weights alone exceed the free memory.
     """
-    needed = weight_bytes(checkpoint, placement.dtype)
+    needed = weight_bytes(checkpoint, placement.dtype, device=placement.device)
     free = free_bytes(placement.device)
     gpus = accelerators() if placement.spread else []
     if free is not None and needed > SHARE * free and len(gpus) > 1:
@@ -64,7 +65,7 @@ def check_room(checkpoint: Checkpoint, placement: Placement, kv: int) -> None:
     Activations are not counted, so memory may still run out later.
     """
     free = sum(accelerators()) if placement.spread else free_bytes(placement.device)
-    needed = weight_bytes(checkpoint, placement.dtype)
+    needed = weight_bytes(checkpoint, placement.dtype, device=placement.device)
     if free is not None and needed + kv > free:
         raise OutOfMemoryError(
             f"model {checkpoint.name!r} takes {needed / 2**30:.1f} GiB in {placement.dtype} and "
@@ -99,14 +100,19 @@ def accelerators() -> list[int]:
     return [torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())]
 
 
-def weight_bytes(checkpoint: Checkpoint, dtype: str) -> int:
-    """Compute the bytes of all weights in `dtype` from the files' headers."""
+def weight_bytes(checkpoint: Checkpoint, dtype: str, *, device: str = "cpu") -> int:
+    """Compute the bytes of all weights in `dtype` from the files' headers.
+
+    Whole numbers, which contain packed 4-bit weights, stay as they are; so do 8-bit floats of a
+    quantized checkpoint on a GPU, where transformers computes with them.
+    """
     import torch
 
     each: int = getattr(torch, dtype).itemsize
-    return each * sum(
-        _numbers(checkpoint.name, path) for path in weight_files(checkpoint.name, checkpoint.folder)
-    )
+    computed = quantization(checkpoint) and device.startswith("cuda")
+    kept = ("I", "U", "BOOL", "F8") if computed else ("I", "U", "BOOL")
+    files = weight_files(checkpoint.name, checkpoint.folder)
+    return sum(_bytes(checkpoint.name, path, each, kept) for path in files)
 
 
 def free_bytes(device: str) -> int | None:
@@ -121,26 +127,76 @@ def free_bytes(device: str) -> int | None:
     return int(psutil.virtual_memory().available + psutil.swap_memory().free)
 
 
-def _numbers(name: str, path: Path) -> int:
-    """Count the numbers in a safetensors file."""
+def _bytes(name: str, path: Path, each: int, kept: tuple[str, ...]) -> int:
+    """Count the bytes of a safetensors file's tensors at `each` a number; types that start as one
+    of `kept` take as many as in the file."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length) if length <= HEADER else b"")
-        shapes = [row["shape"] for key, row in header.items() if key != "__metadata__"]
-        count = sum(map(prod, shapes))
+        rows: list[Json] = [row for key, row in header.items() if key != "__metadata__"]
+        count = sum(prod(row["shape"]) for row in rows)
+        stays = [row["data_offsets"] for row in rows if row["dtype"].startswith(kept)]
+        same: int = sum(end - begin for begin, end in stays)
+        others: int = sum(prod(row["shape"]) for row in rows if not row["dtype"].startswith(kept))
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise _not_weights(name, path) from error
     # safetensors accepts any shape that fits the bytes; a number takes at least half a byte.
-    if not isinstance(count, int) or not 0 <= count <= 2 * path.stat().st_size:
+    size = path.stat().st_size
+    if not isinstance(count, int) or not (0 <= count <= 2 * size and 0 <= same <= size):
         raise _not_weights(name, path)
-    return count
+    return same + each * others
 
 
 def _not_weights(name: str, path: Path) -> ModelError:
     return ModelError(
         f"model {name!r}: {path.name} is not a safetensors file", "fetch the model again"
     )
+
+
+# Quantized checkpoints: those that transformers computes with as they are.
+
+
+QUANTIZERS = {
+    "awq": ("gptqmodel",),
+    "bitsandbytes": ("bitsandbytes",),
+    "compressed-tensors": ("compressed-tensors",),
+    "fp8": (),
+    "gptq": ("gptqmodel", "optimum"),
+}
+"""Ways of quantization, and the packages that each needs."""
+
+
+def quantization(checkpoint: Checkpoint) -> str:
+    """The way in which a checkpoint's weights are quantized, "" where they are not."""
+    config = checkpoint.config
+    stated = config.get("quantization_config") or checkpoint.text.get("quantization_config")
+    return str(stated.get("quant_method") or "unknown") if isinstance(stated, dict) else ""
+
+
+def quantizers(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The installed packages that compute with a quantized checkpoint's weights."""
+    needed = QUANTIZERS.get(quantization(checkpoint), ())
+    return tuple(name for name in needed if _is_installed(name))
+
+
+def _check_quantization(checkpoint: Checkpoint) -> None:
+    method = quantization(checkpoint)
+    if method and method not in QUANTIZERS:
+        raise ModelError(
+            f"model {checkpoint.name!r} is quantized as {method[:40]!r}, which is not supported",
+            f"supported: {', '.join(QUANTIZERS)}",
+        )
+    missing = [name for name in QUANTIZERS.get(method, ()) if not _is_installed(name)]
+    if missing:
+        raise ModelError(
+            f"model {checkpoint.name!r} is quantized as {method!r}, which needs {missing[0]}",
+            f"pip install {' '.join(missing)}",
+        )
+
+
+def _is_installed(package: str) -> bool:
+    return find_spec(package.replace("-", "_")) is not None
 
 
 def load_pretrained(
@@ -175,9 +231,11 @@ def load_weights(
     import torch
 
     _quiet()
+    _check_quantization(checkpoint)
     where = place(checkpoint, placement)
     with reworded(checkpoint, placement.device):
         config = _config(checkpoint, placement, options.pop("config", None))
+        _check_layers(checkpoint, config)
         _check_size(checkpoint, config)
         model, loading = model_class.from_pretrained(
             checkpoint.folder,
@@ -209,7 +267,22 @@ def _config(checkpoint: Checkpoint, placement: Placement, config: Any) -> Any:
         # The weights of a tower without layers are not read from the files.
         tower = config.vision_config
         setattr(tower, "depth" if hasattr(tower, "depth") else "num_hidden_layers", 0)
+        if getattr(tower, "model_args", None):  # a tower of the timm library
+            tower.model_args = {**tower.model_args, "depth": 0}
     return config
+
+
+def _check_layers(checkpoint: Checkpoint, config: Any) -> None:
+    # A window would see other frames after merging, a recurrent state is not in keys and values:
+    # such a decoder inside a supported model would answer, and wrongly.
+    text = config.get_text_config()
+    others = sorted({*(getattr(text, "layer_types", None) or ())} - {"full_attention"})
+    if others:
+        raise ModelError(
+            f"model {checkpoint.name!r} has decoder layers of the type {others[0]!r}, which is not "
+            "supported",
+            "choose a model whose layers all have full attention, such as qwen3-vl-4b",
+        )
 
 
 def _check_size(checkpoint: Checkpoint, config: Any) -> None:
@@ -230,7 +303,9 @@ def _least_numbers(part: Any) -> int:
     fields = ("num_hidden_layers", "depth", "embed_dim", "hidden_size", "intermediate_size",
               "vocab_size", "num_position_embeddings", "num_experts", "moe_intermediate_size",
               "num_attention_heads", "head_dim")  # fmt: skip
-    has = {name: value for name in fields if isinstance(value := getattr(part, name, None), int)}
+    other = getattr(part, "model_args", None) or {}  # those of a tower of the timm library
+    stated = {name: getattr(part, name, other.get(name)) for name in fields}
+    has = {name: value for name, value in stated.items() if isinstance(value, int)}
     layers = has.get("num_hidden_layers", has.get("depth", 0))
     width = has.get("embed_dim", has.get("hidden_size", 0))
     inner = has.get("intermediate_size", width)

@@ -1,17 +1,18 @@
-"""`QwenVL`, the base of the Qwen-VL families: dynamic resolution, patches of two frames, M-RoPE.
+"""`QwenVL`, the base of the Qwen-VL and GLM-V families: dynamic resolution, M-RoPE.
 
 Frames keep their aspect ratio; `spatial_merge_size`^2 patches of `temporal_patch_size` frames
 become one token. Every token has rotary ids (t, h, w), which survivors of a merge keep (STTM
-paper, section 4.1). Source: transformers' Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
+paper, section 4.1). Source: transformers' Qwen2-VL, Qwen2.5-VL, Qwen3-VL and GLM-4V.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sttm_cli.base.errors import ModelError, VideoError
-from sttm_cli.base.types import Prompt, VisualTokens
+from sttm_cli.base.types import Json, Prompt, VisualTokens
 from sttm_cli.models.chat_format import ChatFormat, not_one_video
 from sttm_cli.models.checkpoint import Checkpoint, read
 
@@ -23,13 +24,15 @@ STEP_TOKENS = 768
 
 
 class QwenVL(ChatFormat):
-    """A loaded Qwen-VL; a family adds the frame size, and the text and times between frames."""
+    """A loaded model of this kind; a family adds frame sizes, and text and times between frames."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
         self._merge = model.config.vision_config.spatial_merge_size
         self._temporal = model.config.vision_config.temporal_patch_size
         self.decoder = model.model.language_model
+        # Stands in `video_text` for each unbroken run of visual tokens.
+        self._place = self._video_token
 
     def visual_tokens(self, video: torch.Tensor, frames: int) -> VisualTokens:
         inputs = self._frames(
@@ -50,7 +53,7 @@ class QwenVL(ChatFormat):
 
     def prompt(self, tokens: VisualTokens) -> Prompt:
         text = self.video_text(tokens)
-        each = math.prod(tokens.grid) // text.count(self._video_token)
+        each = math.prod(tokens.grid) // text.count(self._place)
         ids, video = self.spread(self.head() + text, each)
         positions, following = self._rotary_ids(ids, tokens)
         return Prompt(
@@ -59,7 +62,7 @@ class QwenVL(ChatFormat):
 
     def video_text(self, tokens: VisualTokens) -> str:
         """Return the prompt's text for the video, with one video token per run of them."""
-        return str(self._video_token)
+        return str(self._place)
 
     def frame_size(self, height: int, width: int, frames: int) -> tuple[int, int]:
         """Return the height and width to which the frames of a video of `frames` are resized."""
@@ -70,24 +73,9 @@ class QwenVL(ChatFormat):
         return {}
 
     def _resized(self, video: torch.Tensor, frames: int) -> torch.Tensor:
-        from torchvision.transforms.v2 import functional
-        from transformers.image_utils import pil_torch_interpolation_mapping
-
-        height, width = video.shape[-2:]
-        try:
-            # A single frame is repeated to fill its temporal patch.
-            size = self.frame_size(height, width, max(frames, self._temporal))
-        except ValueError as error:
-            raise VideoError(
-                f"frames of {width}x{height} pixels are too narrow for this model: {error}",
-                "choose another model",
-            ) from error
-        # Resized here, because the processor would treat a chunk as the whole video.
-        mode = pil_torch_interpolation_mapping[self._frames.resample]
-        resized: torch.Tensor = functional.resize(
-            video, list(size), interpolation=mode, antialias=True
-        )
-        return resized
+        # A single frame is repeated to fill its temporal patch.
+        count = max(frames, self._temporal)
+        return resized(video, self._frames, lambda h, w: self.frame_size(h, w, count))
 
     def _rotary_ids(self, ids: torch.Tensor, tokens: VisualTokens) -> tuple[torch.Tensor, int]:
         """Return the model's (t, h, w) ids [3, L], and the id of the next text token."""
@@ -124,30 +112,65 @@ def find_video(
     return video, (steps, sides[0], sides[1])
 
 
+def resized(
+    video: torch.Tensor, processor: Any, size: Callable[[int, int], tuple[int, int]]
+) -> torch.Tensor:
+    """Resize frames [T, 3, H, W] like a video processor, to the (height, width) from `size`.
+
+    The processor itself would treat a chunk as the whole video. Raises VideoError where `size`
+    raises ValueError.
+    """
+    from torchvision.transforms.v2 import functional
+    from transformers.image_utils import pil_torch_interpolation_mapping
+
+    height, width = video.shape[-2:]
+    try:
+        sides = list(size(height, width))
+    except ValueError as error:
+        raise VideoError(
+            f"frames of {width}x{height} pixels are too narrow for this model: {error}",
+            "choose another model",
+        ) from error
+    mode = pil_torch_interpolation_mapping[processor.resample]
+    result: torch.Tensor = functional.resize(video, sides, interpolation=mode, antialias=True)
+    return result
+
+
 def dynamic_grid(
-    checkpoint: Checkpoint, frames: int, *, width: int, height: int, shared: bool = False
+    checkpoint: Checkpoint,
+    frames: int,
+    *,
+    width: int,
+    height: int,
+    shared: bool = False,
+    most: int | None = STEP_TOKENS,
 ) -> tuple[int, int]:
     """Count grid steps and the visual tokens of each; see `Grid`.
 
     `shared`: the pixel limit of the checkpoint's processor applies to all frames together.
+    `most`: the most tokens of a grid step, whatever that limit is.
     """
     vision = checkpoint.config["vision_config"]
     temporal = int(vision.get("temporal_patch_size", 2))
     side = int(vision["patch_size"]) * int(vision.get("spatial_merge_size", 2))
     steps = math.ceil(frames / temporal)
-    each = min(math.ceil(width / side) * math.ceil(height / side), STEP_TOKENS)
-    if pixels := _most_pixels(checkpoint):
+    each = math.ceil(width / side) * math.ceil(height / side)
+    each = min(each, most or each)
+    size = frame_processor(checkpoint).get("size")
+    if pixels := size.get("longest_edge") if isinstance(size, dict) else None:
         each = min(each, pixels // ((steps * temporal if shared else 1) * side * side))
     return steps, max(1, each)
 
 
-def _most_pixels(checkpoint: Checkpoint) -> int | None:
-    """Return the pixel limit of the checkpoint's video processor, if stated."""
+def frame_processor(checkpoint: Checkpoint) -> Json:
+    """Return the settings of the checkpoint's video processor, empty where it has none."""
     names = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
     for name in names:
         try:
             stated = read(checkpoint.name, checkpoint.folder / name)
-            return int(stated.get("video_processor", stated)["size"]["longest_edge"])
-        except (ModelError, KeyError, TypeError, AttributeError):
+        except ModelError:
             continue
-    return None
+        settings: Json = stated.get("video_processor", stated)
+        if "size" in settings or "patch_size" in settings:
+            return settings
+    return {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import pkgutil
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -72,7 +73,8 @@ def family_of(checkpoint: Checkpoint) -> Family:
     """Return the family of a checkpoint, with the checkpoint's own defaults.
 
     A checkpoint can override "frames", "merge_layer" and "positions" under "sttm" in its
-    config.json, as the embedded model does. Raises ModelError for an unsupported architecture.
+    config.json, as the embedded model does. Raises ModelError for an unsupported architecture,
+    naming the nearest checkpoint that is supported.
     """
     return _suited(
         repr(checkpoint.name),
@@ -93,16 +95,57 @@ def family_of_loaded(model: Any) -> Family:
 def _suited(name: str, model_type: str, layers: int, own: Json | None) -> Family:
     family = find_family(model_type)
     if family is None:
-        supported = sorted(known.model_type for known in families())
-        raise ModelError(
-            f"model {name} is of type {model_type or 'unknown'!r}, which is not supported",
-            f"supported types: {', '.join(supported)}",
-        )
+        raise _unsupported(name, model_type)
     if family.merge_layer_at_depth and layers == family.merge_layer_at_depth[0]:
         family = replace(family, merge_layer=family.merge_layer_at_depth[1])
     own = own or {}
     stated = {each: own[each] for each in ("frames", "merge_layer", "positions") if each in own}
     return replace(family, **stated)
+
+
+LINEAR = "its linear-attention layers keep a state that a stored KV does not hold"
+LEFT_OUT = {
+    "qwen3_5": LINEAR,
+    "qwen3_5_moe": LINEAR,
+    "minicpmv4_6": LINEAR,
+    "gemma4": "its window and global layers have keys and values of different sizes, and some none",
+}
+"""Video models that transformers has and this package not, and why."""
+NEAREST = {
+    "qwen3_5_moe": "qwen3-vl-moe-30b",
+    "qwen3_5": "qwen3-vl-8b",
+    "qwen2_5_omni": "qwen2.5-vl-7b",
+    "qwen3_omni_moe": "qwen3-vl-moe-30b",
+    "minicpm": "qwen3-vl-2b",
+    "gemma": "molmo2-4b",
+    "molmo": "molmo2-8b",
+    "internvl": "internvl3.5-8b",
+    "glm": "glm-v-4.6-9b",
+    "chatglm": "glm-v-4.6-9b",
+    "llava_next": "llava-video-7b",
+    "llava": "llava-onevision-7b",
+    "video_llava": "llava-video-7b",
+    "videollama": "perception-lm-8b",
+    "mllama": "perception-lm-8b",
+    "llama": "perception-lm-8b",
+    "idefics": "smolvlm2-2.2b",
+    "qwen": "qwen3-vl-8b",
+}
+"""How a type that is not supported begins -> the nearest checkpoint that is; the first that fits
+counts."""
+
+
+def _unsupported(name: str, given: str) -> ModelError:
+    near = next((alias for start, alias in NEAREST.items() if given.startswith(start)), None)
+    if near is None:
+        types = {family.model_type: family for family in families() if family.checkpoints}
+        close = get_close_matches(given, types, n=1)
+        near = min(types[close[0]].aliases) if close else "qwen3-vl-4b"
+    why = f": {LEFT_OUT[given]}" if given in LEFT_OUT else ""
+    return ModelError(
+        f"model {name} is of type {given or 'unknown'!r}, which is not supported{why}",
+        f"the nearest that is: {near}; `sttm models` lists all",
+    )
 
 
 def load(

@@ -20,10 +20,19 @@ def _beside(name: str) -> str:
     return name
 
 
+def _sides(size: dict[str, int | None]) -> dict[str, int | None]:
+    wrong = [name for name in ("height", "width") if (size.get(name) or 0) > MOST]
+    if wrong:
+        raise ValueError(f"{wrong[0]} must be less than or equal to {MOST}")
+    return size
+
+
+MOST = 1 << 20
 # Far above any model, but small enough to build before the weights are compared with it.
 Layers = Annotated[int, Field(ge=1, le=1000)]
-Size = Annotated[int, Field(ge=1, le=1 << 20)]
+Size = Annotated[int, Field(ge=1, le=MOST)]
 Length = Annotated[int, Field(ge=1, le=1 << 40)]
+Area = Annotated[int, Field(ge=1, le=1 << 30)]
 Id = Annotated[int, Field(ge=0, le=1 << 40)]
 Pixels = Annotated[int, Field(ge=1, le=8192)]
 Side = Pixels | Annotated[list[Pixels], Field(min_length=1, max_length=3)]
@@ -109,9 +118,9 @@ class Generation(Part):
 
 
 class Frames(Part):
-    """A video processor's sizes."""
+    """A video processor's sizes; its longest edge may mean the pixels of a whole video."""
 
-    size: dict[str, Size | None] | int | list[Size] | None = None
+    size: Annotated[dict[str, Area | None], AfterValidator(_sides)] | int | list[Size] | None = None
     patch_size: Side | None = None
     temporal_patch_size: Size | None = None
     merge_size: Size | None = None

@@ -7,7 +7,7 @@ on is the same, worked out from what the decoder was called with.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class Pass:
     ) -> None:
         self._decoder, self._first, self._mask = decoder, first, mask
         self._positions = positions
-        self._shared: dict[str, Any] = {}
+        self._shared: Callable[[int], dict[str, Any]] = lambda index: {}
 
     def inputs(
         self, index: int, hidden: torch.Tensor, kwargs: dict[str, Any]
@@ -42,7 +42,7 @@ class Pass:
             hidden = self._enter(hidden, cache)
         if cache is not None and isinstance(cache.layers[index], MergedLayer):
             cache.layers[index].expected = True
-        return hidden, {**kwargs, **self._shared}
+        return hidden, {**kwargs, **self._shared(index)}
 
     def after(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
         """What goes on from layer `index` [B, N, C]."""
@@ -136,8 +136,8 @@ class MergingPass(Pass):
         if not self.merged:
             return hidden
         times = len(hidden) // len(self.merges)
-        shorter = _padded([states[0] for states, _ in done], times)
-        positions = _padded([ids.T for _, ids in done], times).permute(2, 0, 1)
+        shorter = _padded([above.hidden[0] for above in done], times)
+        positions = _padded([above.positions.T for above in done], times).permute(2, 0, 1)
         held = self._holds(times)
         self._share(shorter, positions, held.until(self._past + count), held.padded)
         if cache is not None:

@@ -15,7 +15,7 @@ import torch
 
 from sttm_cli.base.device import wait_for
 from sttm_cli.base.types import Merged, PrefixKV, Prompt, TokenCounts
-from sttm_cli.prefill.ragged import BufferLayer, buffers_of, run
+from sttm_cli.prefill.ragged import Above, BufferLayer, buffers_of, run
 
 ROOM = 512
 """Free rows behind the prefix in each layer, for the question and the answer."""
@@ -63,7 +63,8 @@ def prefill(
             positions=prompt.positions,
             merge_layer=merging.layer,
             deeper=state.apply,
-            sizes=(lambda: state.sizes) if merging.sizes else None,
+            counts=merging.sizes,
+            blocks=prompt.blocks,
         )
     keys, values = buffers_of(layers)
     return PrefixKV(
@@ -128,15 +129,15 @@ class Merge:
         self.next_position = 0
         self.sizes: torch.Tensor | None = None
 
-    def apply(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Merge hidden states [1, L, C] -> [1, N, C]; also return their rotary ids [A, N]."""
+    def apply(self, hidden: torch.Tensor) -> Above:
+        """Merge hidden states [1, L, C] -> [1, N, C], with rotary ids, blocks and sizes."""
         wait_for(hidden.device)
         with self._stage():
-            hidden, positions = self._shortened(hidden)
+            above = self._shortened(hidden)
             wait_for(hidden.device)
-        return hidden, positions
+        return above
 
-    def _shortened(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _shortened(self, hidden: torch.Tensor) -> Above:
         video = self._prompt.video.to(hidden.device)
         merged = self._merging.merge(hidden[0, video].unflatten(0, self._prompt.grid))
         # A merged token takes the place of its root, its first appearance (section 3.3).
@@ -151,7 +152,13 @@ class Merge:
         self._merged, self.kept, self.length = merged, kept, hidden.shape[1]
         if self._merging.sizes:
             self.sizes = self._counts(merged.patch_counts)
-        return hidden, self._renumber(self._prompt.positions.to(hidden.device)[:, kept])
+        blocks, positions = self._prompt.blocks, self._prompt.positions.to(hidden.device)
+        return Above(
+            hidden=hidden,
+            positions=self._renumber(positions[:, kept]),
+            blocks=None if blocks is None else blocks.to(hidden.device)[kept],
+            sizes=self.sizes,
+        )
 
     def _counts(self, behind: torch.Tensor) -> torch.Tensor | None:
         """The sizes of all tokens; text counts once."""

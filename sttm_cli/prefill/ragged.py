@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -19,11 +19,20 @@ from transformers.masking_utils import create_causal_mask
 from sttm_cli.base.types import PrefixKV
 from sttm_cli.prefill.sizes import counting, logs_of
 
-Sizes = Callable[[], torch.Tensor | None]
-"""The sizes [P] of the first keys from the merge layer on; None where all are 1."""
-Deeper = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""Maps hidden states [1, L, C] at the merge layer's input to those of the deeper layers [1, N, C]
-and their rotary ids [A, N]."""
+
+class Above(NamedTuple):
+    """The input of the layers from the merge layer on: hidden states [1, N, C], rotary ids [A, N],
+    `blocks` [N] as in `Prompt`, and `sizes` [P]: the number of cells behind each of the first keys,
+    None where all are 1."""
+
+    hidden: torch.Tensor
+    positions: torch.Tensor
+    blocks: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
+
+
+Deeper = Callable[[torch.Tensor], Above]
+"""Maps hidden states [1, L, C] at the merge layer's input to the input of the deeper layers."""
 
 
 class BufferLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -105,7 +114,8 @@ def run(
     merge_layer: int,
     deeper: Deeper,
     sees: torch.Tensor | None = None,
-    sizes: Sizes | None = None,
+    blocks: torch.Tensor | None = None,
+    counts: bool = False,
 ) -> torch.Tensor:
     """Run `embeds` [L, C] through the decoder after the tokens in `layers`, and append to them.
 
@@ -114,29 +124,31 @@ def run(
     -> [B, N, C].
 
     `sees` [L, M] bool: attention of each token to the last M tokens, including these L; earlier
-    tokens are always attended to. None: causal attention.
+    tokens are always attended to. None: causal attention; where `layers` are empty, `blocks` [L]
+    marks tokens that attend to each other in both directions, as in `Prompt`.
 
-    `sizes`: the number of cells behind each of the first keys from the merge layer on, read once
-    the merge layer was reached; each key counts as often in attention. None: every key counts once.
+    `counts`: each key counts in attention as often as `Above.sizes` says, from the merge layer on.
     """
     batch = embeds.reshape(-1, *embeds.shape[-2:])
-    shared: dict[str, Any] = {}
+    given: Callable[[int], dict[str, Any]]
 
     def inputs(index: int, hidden: torch.Tensor, kwargs: Any) -> tuple[torch.Tensor, Any]:
+        nonlocal given
         if index == merge_layer:
-            hidden, ids = deeper(hidden)
-            mask = _mask(layers[merge_layer], hidden, sees)
+            above = deeper(hidden)
+            hidden = above.hidden
+            mask = _mask(decoder, layers[merge_layer], hidden, sees, above.blocks)
             held = Cache(layers=layers[merge_layer:])
-            shared.update(deeper_inputs(decoder, hidden, _rotary_input(ids), mask, held))
-            if counted is not None and sizes is not None and (known := sizes()) is not None:
-                counted.logs = logs_of(known)
-        return hidden, {**kwargs, **shared}
+            given = deeper_inputs(decoder, hidden, _rotary_input(above.positions), mask, held)
+            if counted is not None and above.sizes is not None:
+                counted.logs = logs_of(above.sizes)
+        return hidden, {**kwargs, **given(index)}
 
-    count = nullcontext() if sizes is None else counting(decoder, merge_layer)
+    count = counting(decoder, merge_layer) if counts else nullcontext()
     with count as counted, hooked_layers(decoder, merge_layer, inputs):
         out = decoder(
             inputs_embeds=batch,
-            attention_mask=_mask(layers[0], batch, sees),
+            attention_mask=_mask(decoder, layers[0], batch, sees, blocks),
             position_ids=_rotary_input(positions.to(embeds.device)),
             past_key_values=Cache(layers=layers),
             use_cache=True,
@@ -176,26 +188,50 @@ def deeper_inputs(
     rotary_ids: torch.Tensor,
     mask: torch.Tensor | None,
     held: Cache,
-) -> dict[str, Any]:
-    """What belongs to the shorter sequence `hidden` [B, N, C], as arguments of a decoder layer.
+) -> Callable[[int], dict[str, Any]]:
+    """The arguments of decoder layer i that belong to the shorter sequence `hidden` [B, N, C].
 
     `mask`: the attention mask that transformers takes, 2-D or 4-D; `held`: a cache whose first
     layer has the length of the merge layer's.
     """
-    return {
-        "position_embeddings": decoder.rotary_emb(hidden, rotary_ids),
+    rotaries = _rotaries(decoder)
+    rotated = {rotary: rotary(hidden, rotary_ids) for rotary in set(rotaries)}
+    shared = {
         "attention_mask": create_causal_mask(decoder.config, hidden, mask, held),
         # Flash attention would take gaps in the ids for the borders of packed sequences.
         "position_ids": None,
     }
+    return lambda index: {**shared, "position_embeddings": rotated[rotaries[index]]}
+
+
+def _rotaries(decoder: Any) -> list[Any]:
+    """The rotary embedding of each layer: one of two where the decoder has `rope_types`."""
+    kinds = getattr(decoder, "rope_types", ["scaled"] * len(decoder.layers))
+    return [
+        decoder.rotary_emb if kind == "scaled" else decoder.rotary_emb_unscaled for kind in kinds
+    ]
 
 
 def _mask(
-    layer: BufferLayer, hidden: torch.Tensor, sees: torch.Tensor | None
+    decoder: Any,
+    layer: BufferLayer,
+    hidden: torch.Tensor,
+    sees: torch.Tensor | None,
+    blocks: torch.Tensor | None,
 ) -> torch.Tensor | None:
-    """Build the attention mask [1, 1, L, length + L] of tokens appended to `layer`."""
-    if sees is None:
+    """Build the attention mask [1, 1, L, length + L] of tokens appended to `layer`; None where
+    attention is causal."""
+    if sees is None and blocks is None:
         return None
+    if sees is None:
+        mask: torch.Tensor = create_causal_mask(
+            decoder.config,
+            hidden,
+            None,
+            Cache(layers=[layer]),
+            block_sequence_ids=None if blocks is None else blocks.to(hidden.device)[None],
+        )
+        return mask
     count, recent = sees.shape
     before = sees.new_ones((count, layer.length + count - recent))
     return torch.cat([before, sees], dim=1).to(hidden.device)[None, None]
@@ -204,11 +240,6 @@ def _mask(
 def _rotary_input(positions: torch.Tensor) -> torch.Tensor:
     """Return positions [1, L] unchanged for 1-D models, [3, L] as [3, 1, L] for M-RoPE."""
     return positions if positions.shape[0] == 1 else positions[:, None]
-
-
-def sizes_of(kv: PrefixKV) -> Sizes | None:
-    """The sizes that a KV's tokens count with."""
-    return None if kv.sizes is None else lambda: kv.sizes
 
 
 def buffers_of(layers: list[BufferLayer]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -329,9 +360,9 @@ class KVContinuation:
                 self._layers,
                 positions=below,
                 merge_layer=self._kv.merge_layer,
-                deeper=lambda states: (states, above.to(states.device)),
+                deeper=lambda states: Above(states, above.to(states.device), sizes=self._kv.sizes),
                 sees=sees,
-                sizes=sizes_of(self._kv),
+                counts=self._kv.sizes is not None,
             )
         finally:
             # Buffers that grew replace those of the KV.

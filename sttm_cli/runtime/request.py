@@ -25,7 +25,7 @@ from sttm_cli.decode import (
 from sttm_cli.merge.method import Method, find_method
 from sttm_cli.models.checkpoint import Checkpoint, find_checkpoint
 from sttm_cli.models.family import Family
-from sttm_cli.models.loading import Placement
+from sttm_cli.models.loading import Placement, quantizers
 from sttm_cli.models.registry import (
     aliases,
     context_length,
@@ -335,17 +335,18 @@ def identity_of(video: Json, plan: FramePlan, model: ModelPlan, settings: Settin
         },
         "kv_dtype": model.dtype if settings.kv_dtype == "auto" else settings.kv_dtype,
         "prompt": {"template": model.family.template, "options": list(model.options)},
-        "libraries": _libraries(model.attention),
+        "libraries": _libraries(model.attention, quantizers(model.checkpoint)),
     }
 
 
 @cache
-def _libraries(attention: str) -> Json:
+def _libraries(attention: str, quantizers: tuple[str, ...]) -> Json:
     """The versions of what resizes frames, makes tokens and computes: another one may give other
     numbers. Looked up once, which takes longer than the rest of a request."""
     names = ["tokenizers", "torch", "torchvision", "transformers"]
     if attention.startswith("flash"):
         names.append("flash_attn")
+    names += quantizers
     return {name: version(name) for name in names}
 
 

@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import llava_onevision
+from tests.checkpoints_glm import glm
 from tests.checkpoints_internvl import internvl
 from tests.checkpoints_llava import llava_video
+from tests.checkpoints_molmo import molmo2
+from tests.checkpoints_perception import perception_lm
 from tests.checkpoints_qwen import qwen_vl
 from tests.checkpoints_smolvlm import smolvlm
+from tests.checkpoints_videollama import videollama
 
 FAMILIES = {
     "llava_onevision": llava_onevision,
@@ -19,11 +23,17 @@ FAMILIES = {
     "smolvlm": smolvlm,
     "qwen2_vl": lambda folder: qwen_vl(folder, "qwen2_vl", pixels=(256, 80 * 112)),
     "qwen3_vl": lambda folder: qwen_vl(folder, "qwen3_vl", pixels=(256, 400 * 112)),
+    "glm4v": lambda folder: glm(folder, "glm4v"),
+    "video_llama_3": videollama,
+    "perception_lm": perception_lm,
+    "molmo2": molmo2,
 }
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == "perception_lm":
+        pytest.importorskip("timm", reason="Perception-LM's tower is timm's")
     path = tmp_path_factory.mktemp("models") / request.param
     FAMILIES[request.param](path)
     return path

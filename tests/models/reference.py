@@ -47,6 +47,7 @@ def assert_equals_one_pass(
     """A question behind a prefix that was merged before `layer` gives the logits of one pass."""
     prefix, prompt = prefilled(model, tokens, Merging(layer, pair_up, "reassigned", sizes))
     question = model.question(QUESTION)
+    flat = len(prompt.positions) == 1
     wanted = one_pass(
         model,
         prompt,
@@ -54,7 +55,7 @@ def assert_equals_one_pass(
         question=question,
         layer=layer,
         merge=pair_up,
-        reassigned=True,
+        reassigned=flat,
         sizes=sizes,
     )
     assert torch.allclose(prefix.extend(question), wanted, atol=1e-5)
@@ -80,6 +81,9 @@ def one_pass(
     after = prompt.next_position + torch.arange(len(question))
     positions = torch.cat([prompt.positions, after.expand(len(prompt.positions), -1)], dim=1)
     bias = torch.zeros(())
+    blocks = torch.full((len(embeds),), -1)
+    if prompt.blocks is not None:
+        blocks[: len(prompt.ids)] = prompt.blocks
     hidden, places, deep = embeds, prompt.video, [d.flatten(0, 2) for d in tokens.deep]
     for index, block in enumerate(model.decoder.layers):
         if index == layer:
@@ -87,7 +91,7 @@ def one_pass(
             roots = places[merged.roots]
             keep = sorted({*range(len(hidden))} - {*places.tolist()} | {*roots.tolist()})
             hidden[roots] = merged.features
-            hidden, positions = hidden[keep], positions[:, keep]
+            hidden, positions, blocks = hidden[keep], positions[:, keep], blocks[keep]
             places = torch.tensor([keep.index(root) for root in roots.tolist()])
             deep = [merged.sources(d.unflatten(0, prompt.grid)) for d in deep]
             if sizes:
@@ -95,18 +99,28 @@ def one_pass(
                 bias[places] = merged.patch_counts.float().log()
             if reassigned:
                 positions = torch.arange(len(keep))[None]
-        hidden = _layer(model.decoder, block, hidden, positions, bias)
+        hidden = _layer(model.decoder, block, hidden, positions, blocks, bias)
         if index < len(deep):
             hidden[places] += deep[index]
     return model.logits(model.decoder.norm(hidden)[-1])
 
 
 def _layer(
-    decoder: Any, block: Any, hidden: torch.Tensor, positions: torch.Tensor, bias: torch.Tensor
+    decoder: Any,
+    block: Any,
+    hidden: torch.Tensor,
+    positions: torch.Tensor,
+    blocks: torch.Tensor,
+    bias: torch.Tensor,
 ):
-    rotary = decoder.rotary_emb(
-        hidden[None], positions if len(positions) == 1 else positions[:, None]
-    )
-    mask = torch.full((len(hidden), len(hidden)), float("-inf")).triu(1)[None, None] + bias
+    index = list(decoder.layers).index(block)
+    embedding = decoder.rotary_emb
+    if index not in getattr(decoder.config, "rope_scaling_layers", [index]):
+        embedding = decoder.rotary_emb_unscaled
+    rotary = embedding(hidden[None], positions if len(positions) == 1 else positions[:, None])
+    later = torch.ones(len(hidden), len(hidden), dtype=torch.bool).triu(1)
+    together = (blocks[:, None] == blocks) & (blocks >= 0)
+    mask = torch.zeros(len(hidden), len(hidden)).masked_fill(later & ~together, float("-inf"))
+    mask = (mask + bias)[None, None]
     out = block(hidden[None], attention_mask=mask, position_embeddings=rotary, position_ids=None)
     return (out[0] if isinstance(out, tuple) else out)[0].clone()

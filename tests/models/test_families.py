@@ -9,11 +9,24 @@ from pathlib import Path
 import pytest
 
 from sttm_cli.base.errors import ModelError, UsageError
-from sttm_cli.models.checkpoint import Checkpoint
-from sttm_cli.models.registry import TokenCount, families, family_of, find_family, token_count
+from sttm_cli.models.checkpoint import Checkpoint, find_checkpoint
+from sttm_cli.models.loading import Placement
+from sttm_cli.models.registry import (
+    NEAREST,
+    TokenCount,
+    aliases,
+    families,
+    family_of,
+    find_family,
+    load,
+    token_count,
+)
 from sttm_cli.runtime.request import options_of
 from sttm_cli.settings.settings import Settings
+from tests.checkpoints_internvl import internvl
+from tests.checkpoints_perception import perception_lm
 from tests.cli.process import sttm_here
+from tests.fakes import DictMemo
 from tests.installed import install, sttm
 from tests.test_startup import HEAVY, modules_after
 
@@ -29,6 +42,12 @@ SPECS = {
     "qwen3_vl_moe": ("qwen3-vl-moe", 128, 3, "survivors", 2, 3, "30b"),
     "smolvlm": ("smolvlm2", 64, 2, "reassigned", 1, 1, "256m 500m 2.2b"),
     "internvl": ("internvl3.5", 64, 2, "reassigned", 1, 1, "2b 4b 8b"),
+    "glm4v": ("glm-v", 128, 2, "survivors", 2, 3, "4.1-9b 4.6-9b"),
+    "glm4v_moe": ("glm-v-moe", 128, 2, "survivors", 2, 3, "4.5-106b 4.6-106b"),
+    "glm46v": ("glm-4.6v", 128, 2, "survivors", 2, 3, ""),
+    "video_llama_3": ("videollama3", 180, 2, "reassigned", 1, 1, ""),
+    "perception_lm": ("perception-lm", 32, 2, "reassigned", 1, 1, "1b 3b 8b"),
+    "molmo2": ("molmo2", 64, 2, "reassigned", 1, 1, "4b 8b o-7b"),
 }
 
 TOY = '''
@@ -114,6 +133,81 @@ def test_a_type_from_a_config_reaches_no_other_module() -> None:
         assert find_family(model_type) is None
     with pytest.raises(ModelError, match=r"type '\.\.registry', which is not supported"):
         family_of(checkpoint_of("..registry"))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "nearest"),
+    [
+        ("qwen3_5", "qwen3-vl-8b"),
+        ("qwen3_5_moe", "qwen3-vl-moe-30b"),
+        ("gemma4", "molmo2-4b"),
+        ("minicpmv4_6", "qwen3-vl-2b"),
+        ("internvl_chat", "internvl3.5-8b"),
+        ("llava_next_video", "llava-video-7b"),
+        ("videollama3_qwen2", "perception-lm-8b"),
+        ("smolvlm2", "smolvlm2-2.2b"),
+        ("bert", "qwen3-vl-4b"),
+        ("", "qwen3-vl-4b"),
+    ],
+)
+def test_a_refused_type_names_the_nearest_checkpoint(model_type: str, nearest: str) -> None:
+    with pytest.raises(ModelError, match="which is not supported") as error:
+        family_of(checkpoint_of(model_type))
+    assert f": {nearest};" in error.value.hint
+
+
+def test_every_checkpoint_that_a_refusal_names_exists() -> None:
+    assert set(NEAREST.values()) <= set(aliases())
+
+
+def test_models_left_out_say_why() -> None:
+    for model_type in ("qwen3_5", "minicpmv4_6"):
+        with pytest.raises(ModelError, match="linear-attention layers keep a state"):
+            family_of(checkpoint_of(model_type))
+    with pytest.raises(ModelError, match="keys and values of different sizes"):
+        family_of(checkpoint_of("gemma4"))
+
+
+@pytest.mark.parametrize("kind", ["sliding_attention", "linear_attention"])
+def test_a_supported_model_around_a_decoder_of_other_layers_is_refused(
+    tmp_path: Path, kind: str
+) -> None:
+    folder = internvl(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    kinds = ["full_attention", kind, "full_attention", "full_attention"]
+    config["text_config"] |= {"layer_types": kinds, "sliding_window": 8, "use_sliding_window": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    source = find_checkpoint("m", str(folder), revision=None, memo=DictMemo())
+    with pytest.raises(ModelError, match=f"layers of the type '{kind}'"):
+        load(source, Placement("cpu", "float32"))
+
+
+def test_a_tower_of_another_library_takes_known_settings_only(tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="Perception-LM's tower is timm's")
+    folder = perception_lm(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    vision = config["vision_config"]
+    for wrong in (
+        {"architecture": "hf-hub:someone/else"},
+        {"architecture": "resnet50"},
+        {"model_args": {**vision["model_args"], "checkpoint_path": "/tmp/x.bin"}},
+        {"model_args": {**vision["model_args"], "depth": 10**9}},
+        {"model_args": {**vision["model_args"], "img_size": [10**6, 10**6]}},
+    ):
+        text = json.dumps({**config, "vision_config": {**vision, **wrong}})
+        (folder / "config.json").write_text(text)
+        source = find_checkpoint("m", str(folder), revision=None, memo=DictMemo())
+        with pytest.raises(ModelError, match="settings are not supported"):
+            load(source, Placement("cpu", "float32"))
+
+
+def test_a_bound_of_a_whole_videos_pixels_is_taken_and_a_side_of_that_length_is_not() -> None:
+    from sttm_cli.models.schema import problem
+
+    size = {"shortest_edge": 4096, "longest_edge": 47_040_000}
+    assert problem("video_preprocessor_config.json", {"size": size}) is None
+    wrong = {"size": {"height": 47_040_000, "width": 384}}
+    assert "height must be less" in (problem("video_preprocessor_config.json", wrong) or "")
 
 
 @pytest.mark.parametrize("model_type", SPECS)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,14 @@ from sttm_cli.base.results import Clock
 from sttm_cli.merge import merge_tokens
 from sttm_cli.runtime.session import VideoQA
 from tests.checkpoints import llava_onevision
+from tests.checkpoints_glm import glm
 from tests.checkpoints_internvl import internvl
 from tests.checkpoints_llava import llava_video
+from tests.checkpoints_molmo import molmo2
+from tests.checkpoints_perception import perception_lm
 from tests.checkpoints_qwen import qwen_vl
 from tests.checkpoints_smolvlm import smolvlm
+from tests.checkpoints_videollama import videollama
 from tests.models.reference import one_pass
 
 QUESTION = "what colour is the circle?"
@@ -68,6 +73,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     llava_video(root / "llava_video")
     internvl(root / "internvl")
     smolvlm(root / "smolvlm")
+    for family in ("glm4v", "glm4v_moe", "glm46v"):
+        glm(root / family, family)
+    videollama(root / "video_llama_3")
+    molmo2(root / "molmo2", columns=True, scaled=[1, 3])
+    if find_spec("timm"):  # Perception-LM's tower
+        perception_lm(root / "perception_lm")
     return root
 
 
