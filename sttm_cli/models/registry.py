@@ -86,7 +86,8 @@ def family_of(checkpoint: Checkpoint) -> Family:
     if family.merge_layer_at_depth and checkpoint.layers == family.merge_layer_at_depth[0]:
         family = replace(family, merge_layer=family.merge_layer_at_depth[1])
     own = checkpoint.config.get("sttm") or {}
-    stated = {name: own[name] for name in ("frames", "merge_layer", "positions") if name in own}
+    defaults = {name: own.get(name) for name in ("frames", "merge_layer", "positions")}
+    stated = {name: value for name, value in defaults.items() if value is not None}
     return replace(family, **stated)
 
 
