@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -14,24 +16,32 @@ PAGE = b"<html><head><title>film</title></head><body><video src='/video.mp4'></v
 PLAYLIST = "application/vnd.apple.mpegurl"
 ENDLESS = ("/endless-page", "/endless-redirect", "/endless-playlist.m3u8")
 SEGMENT = b"#EXTINF:1,\n/video.mp4\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nTransfer-Encoding: chunked\r\n\r\n"
+RAW = {
+    "/dripping-head": (b"HTTP/1.1 200 OK\r\n", b"x"),
+    "/endless-interim": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000),
+    "/dripping-chunk": (CHUNKED + b"1;", b"x"),
+    "/endless-trailers": (CHUNKED + b"1\r\na\r\n0\r\n", b"a: b\r\n" * 10_000),
+}
+"""Answers as they go over the wire: the beginning, and what follows without end."""
 
 
 class Site:
     """The server's address, and the paths that were asked for."""
 
-    def __init__(self, video: bytes) -> None:
-        self.video = video
+    def __init__(self, video: bytes, scheme: str = "http") -> None:
+        self.video, self.scheme = video, scheme
         self.asked: list[str] = []
         self.port = 0
 
     def at(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.port}/{path}"
+        return f"{self.scheme}://127.0.0.1:{self.port}/{path}"
 
 
 @contextmanager
-def serving(video: Path) -> Iterator[Site]:
-    """Serve `video` until the block ends."""
-    site = Site(video.read_bytes())
+def serving(video: Path, tls: ssl.SSLContext | None = None) -> Iterator[Site]:
+    """Serve `video` until the block ends, over TLS where a context is given."""
+    site = Site(video.read_bytes(), "https" if tls else "http")
 
     class Handler(_Handler):
         pass
@@ -39,12 +49,21 @@ def serving(video: Path) -> Iterator[Site]:
     Handler.site = site
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     site.port = server.server_address[1]
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield site
     finally:
         server.shutdown()
         server.server_close()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -56,9 +75,22 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(body=True)
 
+    def do_CONNECT(self) -> None:
+        """As a proxy does it: bytes go to and fro until one side ends."""
+        self.site.asked.append(f"CONNECT {self.path}")
+        host, port = self.path.split(":")
+        with socket.create_connection((host, int(port))) as other:
+            self.send_response(200)
+            self.end_headers()
+            Thread(target=_copy, args=(other, self.connection), daemon=True).start()
+            _copy(self.connection, other)
+
     def _answer(self, *, body: bool) -> None:
         if body:
             self.site.asked.append(self.path)
+        if self.path in RAW:
+            self._send_raw(*RAW[self.path])
+            return
         kind, data, headers = self._page()
         self.send_response(302 if "Location" in headers else 200)
         self.send_header("Content-Type", kind)
@@ -89,6 +121,19 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/silent":
             time.sleep(3)
         self.wfile.write(data)
+
+    def _send_raw(self, start: bytes, more: bytes) -> None:
+        """For 20 seconds: whoever has more patience than that is let go."""
+        self.close_connection = True
+        ends = time.monotonic() + 20
+        try:
+            self.wfile.write(start)
+            while time.monotonic() < ends:
+                self.wfile.write(more)
+                if len(more) == 1:
+                    time.sleep(0.1)
+        except OSError:
+            return
 
     def _page(self) -> tuple[str, bytes, dict[str, str]]:
         """Content type, body and headers of the path that was asked for."""

@@ -95,6 +95,10 @@ def serve(
     max_body: Annotated[
         str, _option("--max-body", panel=_BOUNDS, metavar="SIZE", help="Largest request.")
     ] = "64M",
+    max_bodies: Annotated[
+        str | None, _option("--max-bodies", panel=_BOUNDS, metavar="SIZE", show_default=False,
+                            help="All requests at once. (default: four times --max-body)")
+    ] = None,
     max_download: Annotated[
         str, _option("--max-download", panel=_BOUNDS, metavar="SIZE",
                      help="Largest video fetched from an address.")
@@ -139,6 +143,7 @@ def serve(
         max_queue=max_queue,
         request_timeout=parse_duration("--request-timeout", request_timeout),
         max_body=parse_bytes("--max-body", max_body),
+        max_bodies=parse_bytes("--max-bodies", max_bodies) if max_bodies else None,
         max_download=parse_bytes("--max-download", max_download),
         download_timeout=parse_duration("--download-timeout", download_timeout),
         device_bytes=parse_bytes("--device-bytes", device_bytes) if device_bytes else None,

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import ssl
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 from typing import Any
 
 from sttm_cli.base.errors import VideoError
 from sttm_cli.base.types import Progress
-from sttm_cli.decode.spool import BLOCK, LEAST_SPEED, TIMEOUT_S, check_size, write
+from sttm_cli.decode.bounded_http import BoundedHandler, Bounds, Connect, TooSlow, connect_anywhere
+from sttm_cli.decode.spool import BLOCK, LONGEST_S, TIMEOUT_S, check_size, write
 
 PAGE = "text/html"
+HEAD_S = 60.0
+"""How long it may take until a response begins, redirects included."""
 
 
 def download(address: str, target: Path, *, max_bytes: int, progress: Progress) -> None:
@@ -28,13 +31,15 @@ def download(address: str, target: Path, *, max_bytes: int, progress: Progress) 
         raise VideoError(
             f"{address} is not an http(s) address", "give a file or an http(s) address"
         )
+    bounds = Bounds(seconds=HEAD_S, silence_s=TIMEOUT_S)
     try:
-        with open_address(address) as response:
+        with open_address(address, bounds) as response:
             if response.headers.get_content_type() == PAGE:
                 from sttm_cli.decode.web_page import download_from_page
 
                 download_from_page(address, target, max_bytes=max_bytes, progress=progress)
                 return
+            bounds.allow(seconds=LONGEST_S, most_bytes=max_bytes)
             save(
                 address,
                 response,
@@ -62,20 +67,21 @@ def download(address: str, target: Path, *, max_bytes: int, progress: Progress) 
 
 def open_address(
     address: str,
+    bounds: Bounds,
     *,
-    connections: Sequence[urllib.request.BaseHandler] | None = None,
+    connect: Connect | None = None,
     errors: urllib.request.HTTPErrorProcessor | None = None,
     headers: Mapping[str, str] | None = None,
-    timeout_s: float | None = None,
 ) -> Any:
     """The response, after redirects; only HTTP and HTTPS have a handler, wherever those lead.
 
-    `connections`: how to connect, instead of anywhere and through the environment's proxies.
-    Raises what urllib raises.
+    `connect`: how to connect, instead of anywhere and through the environment's proxies. Raises
+    what urllib raises.
     """
     opener = urllib.request.OpenerDirector()
     for handler in (
-        *(connections or _anywhere()),
+        *(() if connect else (_proxies(),)),
+        BoundedHandler(bounds, connect or connect_anywhere),
         urllib.request.UnknownHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
         _Redirects(),
@@ -86,7 +92,7 @@ def open_address(
     # Addresses are pasted as they are read, with spaces and other scripts in them.
     quoted = urllib.parse.quote(address, safe="%/:=&?~#+!$,;'@()*[]")
     request = urllib.request.Request(quoted, headers={**own, **(headers or {})})
-    return opener.open(request, timeout=timeout_s or TIMEOUT_S)
+    return opener.open(request, timeout=bounds.wait_s())
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -99,14 +105,18 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
-def _anywhere() -> Sequence[urllib.request.BaseHandler]:
-    proxies = {k: v for k, v in urllib.request.getproxies().items() if k in ("http", "https")}
-    proxy = urllib.request.ProxyHandler(proxies)
-    return proxy, urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()
+def _proxies() -> urllib.request.ProxyHandler:
+    proxies = urllib.request.getproxies().items()
+    return urllib.request.ProxyHandler({k: v for k, v in proxies if k in ("http", "https")})
 
 
 def save(
-    name: str, response: Any, target: Path, *, max_bytes: int, on_bytes: Callable[[int, int], None]
+    name: str,
+    response: Any,
+    target: Path,
+    *,
+    max_bytes: int,
+    on_bytes: Callable[[int, int], None] = lambda done, of: None,
 ) -> int:
     """Write a response's body to `target` and return its bytes; `on_bytes` gets those so far and
     those expected (0: unknown).
@@ -114,11 +124,11 @@ def save(
     Raises VideoError, in which the video is called `name`, where it is too large or breaks off,
     TimeoutError where it stalls.
     """
-    length = response.headers.get("Content-Length", "")
-    total = int(length) if length.isdigit() else 0
+    total = _length(response.headers.get("Content-Length", ""))
     check_size(name, total, max_bytes)
     done = write(
-        _blocks(response),
+        # read1 returns what there is: read would wait for a whole block, however slowly it comes.
+        iter(partial(response.read1, BLOCK), b""),
         target,
         name=name,
         max_bytes=max_bytes,
@@ -129,22 +139,15 @@ def save(
     return done
 
 
-def _blocks(response: Any) -> Iterator[bytes]:
-    """The body as it comes; raises TimeoutError where it comes too slowly."""
-    started, done = time.monotonic(), 0
-    # read1 returns what there is: read would wait for a whole block, however slowly it comes.
-    while block := response.read1(BLOCK):
-        done += len(block)
-        spent = time.monotonic() - started
-        if spent > TIMEOUT_S and done < LEAST_SPEED * spent:
-            raise TimeoutError
-        yield block
+def _length(text: str) -> int:
+    """A header's number of bytes; 0 for what is not one."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
 
 
 def _reason(error: Exception) -> str:
     cause = getattr(error, "reason", error)
     if isinstance(cause, TimeoutError):
-        return f"no answer within {TIMEOUT_S:.0f} s"
+        return str(cause) if isinstance(cause, TooSlow) else f"no answer within {TIMEOUT_S:.0f} s"
     if isinstance(cause, IncompleteRead):
         return "it broke off"
     return getattr(cause, "strerror", None) or _line(str(cause)) or type(cause).__name__

@@ -13,6 +13,9 @@ TIMEOUT_S = 30.0
 LEAST_SPEED = 1000
 """Bytes a second on average below which a download counts as stalled."""
 
+LONGEST_S = 6 * 3600.0
+"""How long the bytes of one video may take."""
+
 
 def write(
     blocks: Iterator[bytes],

@@ -26,7 +26,8 @@ HEAD = "This video's subtitles are listed below:"
 
 _TIME = r"(?:(\d{1,3}):)?([0-5]?\d):([0-5]?\d)[.,](\d{1,3})"
 _CUE = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?")
-_MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
+# Without brackets inside: each is looked at once, however many are never closed.
+_MARKUP = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
 _NO_CUES = ("WEBVTT", "NOTE", "STYLE", "REGION")
 
 
@@ -131,9 +132,20 @@ def _cue(path: Path, first: int, block: list[str]) -> Iterator[Cue]:
     for number, said in enumerate(block[at + 1 :], first + at + 1):
         if _CUE.fullmatch(said):
             raise UsageError(f"--subtitles {path}, line {number}: no blank line is before this one")
-    text = [html.unescape(_MARKUP.sub("", line)).strip() for line in block[at + 1 :]]
+    text = [_said(path, n, line) for n, line in enumerate(block[at + 1 :], first + at + 1)]
     if any(text):
         yield Cue(start, end, "\n".join(filter(None, text)))
+
+
+def _said(path: Path, number: int, line: str) -> str:
+    """A line without markup and references to characters."""
+    try:
+        return html.unescape(_MARKUP.sub("", line)).strip()
+    except ValueError:
+        # Python reads no number of more than some thousand digits.
+        raise UsageError(
+            f"--subtitles {path}, line {number}: a reference to a character is too long"
+        ) from None
 
 
 def _seconds(parts: tuple[str | None, ...]) -> float:

@@ -23,7 +23,7 @@ from typing import IO
 from sttm_cli.base.errors import VideoError
 from sttm_cli.base.system import command, environment
 from sttm_cli.base.types import Json, Progress
-from sttm_cli.decode.spool import LEAST_SPEED, check_size
+from sttm_cli.decode.spool import LEAST_SPEED, LONGEST_S, check_size
 
 PATIENCE_S = 60.0
 """How long it may take until the next `PATIENCE_S * LEAST_SPEED` bytes of the video are there."""
@@ -66,7 +66,8 @@ def _failure(
 ) -> str:
     """Wait for the child's end; the reason why there is no video, "" where there is one."""
     mark, since = 0, time.monotonic()
-    while True:
+    ends = since + LONGEST_S
+    while time.monotonic() < ends:
         with suppress(queue.Empty):
             line = lines.get(timeout=_LOOK_S)
             if "progress" not in line:
@@ -80,6 +81,7 @@ def _failure(
             mark, since = size, time.monotonic()
         elif time.monotonic() - since > PATIENCE_S:
             return f"nothing came for {PATIENCE_S:.0f} s"
+    return f"it took longer than {LONGEST_S / 3600:.0f} hours"
 
 
 @contextmanager

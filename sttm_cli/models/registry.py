@@ -98,8 +98,8 @@ def _suited(name: str, model_type: str, layers: int, own: Json | None) -> Family
         raise _unsupported(name, model_type)
     if family.merge_layer_at_depth and layers == family.merge_layer_at_depth[0]:
         family = replace(family, merge_layer=family.merge_layer_at_depth[1])
-    own = own or {}
-    stated = {each: own[each] for each in ("frames", "merge_layer", "positions") if each in own}
+    defaults = {each: (own or {}).get(each) for each in ("frames", "merge_layer", "positions")}
+    stated = {each: value for each, value in defaults.items() if value is not None}
     return replace(family, **stated)
 
 

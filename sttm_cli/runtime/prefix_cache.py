@@ -56,7 +56,8 @@ def _is_merged(kv: PrefixKV, merge_layer: int, layers: int) -> bool:
     tokens = kv.tokens
     full = tokens.prefix - tokens.video_kept + tokens.video_full
     wanted = (full,) * merge_layer + (tokens.prefix,) * (layers - merge_layer)
-    kept = 0 < tokens.video_kept <= tokens.video_full
+    between = tokens.video_kept if tokens.after_spatial is None else tokens.after_spatial
+    kept = 0 < tokens.video_kept <= between <= tokens.video_full
     return kept and kv.merge_layer == merge_layer and tuple(kv.lengths) == wanted
 
 

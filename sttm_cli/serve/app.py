@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -36,7 +37,11 @@ def make_app(service: Service) -> Starlette:
         service.route("/metrics", metrics),
         *private_routes(service),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _unknown_route})
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(service.bodies.counted)],
+        exception_handlers={HTTPException: _unknown_route},
+    )
 
 
 async def _unknown_route(request: Request, error: Any) -> Response:

@@ -17,9 +17,10 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from sttm_cli.base.errors import VideoError
+from sttm_cli.decode.bounded_http import Bounds, connect_anywhere
 from sttm_cli.decode.download import open_address, save
 from sttm_cli.serve.options import Options
-from sttm_cli.serve.public_internet import PublicHTTPHandler, PublicHTTPSHandler
+from sttm_cli.serve.public_internet import connect_public
 
 _SILENCE_S = 20.0
 _CHECK = "check the address"
@@ -124,42 +125,30 @@ class Downloads:
 
     def _fetch(self, address: str, validators: dict[str, str], part: Path, copy: Copy) -> bool:
         """Download to `part`; False if the existing copy is still current."""
-        deadline = time.monotonic() + self._options.download_timeout
+        seconds, most = self._options.download_timeout, self._options.max_download
+        bounds, started = Bounds(seconds=seconds, silence_s=_SILENCE_S), time.monotonic()
         try:
-            with self._open(address, validators) as response:
+            with self._open(address, validators, bounds) as response:
                 if response.status == 304:
                     return False
                 copy.validators = _validators(response.headers)
-                copy.bytes = self._save(response, part, deadline)
+                left = seconds - (time.monotonic() - started)
+                bounds.allow(seconds=left, most_bytes=most)
+                copy.bytes = save("the video", response, part, max_bytes=most)
                 return True
         except urllib.error.HTTPError as error:
             raise VideoError(f"the video's address answers {error.code}", _CHECK) from None
         except TimeoutError:
             raise VideoError("the video's address is too slow", "try again later") from None
-        except (OSError, HTTPException, ValueError) as error:
-            if isinstance(getattr(error, "reason", None), VideoError):
-                raise error.reason from None  # type: ignore[union-attr]
+        except (OSError, HTTPException, ValueError):
             raise VideoError("the video's address cannot be read", _CHECK) from None
 
-    def _open(self, address: str, validators: dict[str, str]) -> Any:
+    def _open(self, address: str, validators: dict[str, str], bounds: Bounds) -> Any:
         # Without proxies, which would resolve names unchecked.
-        plain = (urllib.request.HTTPHandler(), urllib.request.HTTPSHandler())
-        public = (PublicHTTPHandler(), PublicHTTPSHandler())
+        connect = connect_anywhere if self._options.allow_private else connect_public
         return open_address(
-            address,
-            connections=plain if self._options.allow_private else public,
-            errors=_Responses(),
-            headers=validators,
-            timeout_s=min(_SILENCE_S, self._options.download_timeout),
+            address, bounds, connect=connect, errors=_Responses(), headers=validators
         )
-
-    def _save(self, response: Any, part: Path, deadline: float) -> int:
-        def check_time(done: int, of: int) -> None:
-            if time.monotonic() > deadline:
-                raise TimeoutError
-
-        most = self._options.max_download
-        return save("the video", response, part, max_bytes=most, on_bytes=check_time)
 
     def _shrink(self) -> None:
         total = sum(copy.bytes for copy in self._copies.values())

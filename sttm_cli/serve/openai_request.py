@@ -43,7 +43,7 @@ class ChatRequest:
     logprobs: int | None
 
 
-def read_request(body: bytes, base: Settings) -> ChatRequest:
+def read_request(body: bytes | bytearray, base: Settings) -> ChatRequest:
     """Check a request's body. Raises Refused (400) if it is malformed or not supported."""
     chat = read_body(body, ChatBody)
     video, question, history = _conversation(chat.messages)

@@ -29,8 +29,8 @@ def openai_routes(service: Service) -> list[Route]:
     settings = service.engine.settings
 
     async def chat(request: Request) -> Response:
-        body = await service.body(request)
-        asked = await asyncio.to_thread(read_request, body, settings)
+        # Not named: it may be large, and is let go once it is read.
+        asked = await asyncio.to_thread(read_request, await service.body(request), settings)
         _check_name(settings, asked.model)
         events = service.engine.ask(_job(service, asked))
         writer = Writer.new(asked.model)

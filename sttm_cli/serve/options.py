@@ -31,6 +31,7 @@ class Options:
     max_queue: int = 64
     request_timeout: float = 600.0
     max_body: int = 64 * MIB
+    max_bodies: int | None = None
     max_download: int = 1024 * MIB
     download_timeout: float = 120.0
     device_bytes: int | None = None
@@ -46,6 +47,11 @@ class Options:
             )
         if self.port is not None and not 0 <= self.port <= 65535:
             raise UsageError(f"--port {self.port} is not possible", "give one from 0 to 65535")
+        if self.most_of_bodies < self.max_body:
+            raise UsageError(
+                f"--max-bodies {self.max_bodies} is less than --max-body {self.max_body}",
+                "give a larger --max-bodies, or a smaller --max-body",
+            )
         for folder in self.allow_path:
             if not folder.is_dir():
                 raise UsageError(
@@ -64,6 +70,11 @@ class Options:
         ):
             if not 0 < seconds < float("inf"):
                 raise UsageError(f"{flag} {seconds} is not possible", "give seconds above 0")
+
+    @property
+    def most_of_bodies(self) -> int:
+        """Bytes that the bodies of all requests may take together."""
+        return 4 * self.max_body if self.max_bodies is None else self.max_bodies
 
 
 def is_loopback(host: str) -> bool:

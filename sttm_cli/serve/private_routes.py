@@ -68,10 +68,13 @@ def private_routes(service: Service) -> list[Route]:
     engine = service.engine
 
     async def ask(request: Request) -> Response:
-        raw = await service.body(request)
         # A large body takes a while, and other clients are served meanwhile.
         body = await asyncio.to_thread(
-            read_body, raw, AskBody, with_file_names=True, trusted=service.trusted
+            read_body,
+            await service.body(request),
+            AskBody,
+            with_file_names=True,
+            trusted=service.trusted,
         )
         _check_model(engine.settings, body.model)
         job = _job(service, body)

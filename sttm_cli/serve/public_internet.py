@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
 import ipaddress
 import socket
-import ssl
-import urllib.request
-from typing import Any
 
 from sttm_cli.base.errors import VideoError
+from sttm_cli.decode.bounded_http import Bounds, connect_to
 
 SPECIAL = tuple(
     map(
@@ -39,7 +36,7 @@ def is_public(address: str) -> bool:
     return not any(ip in block for block in SPECIAL)
 
 
-def connect(host: str, port: int, timeout: float | None) -> socket.socket:
+def connect_public(host: str, port: int, bounds: Bounds) -> socket.socket:
     """Connect to `host` if all addresses it resolves to are public; raises VideoError otherwise.
 
     The name is resolved only once, so that a hostile name server cannot give a second answer.
@@ -50,43 +47,4 @@ def connect(host: str, port: int, timeout: float | None) -> socket.socket:
             "the video's address is not on the public internet",
             "start the server with --allow-private to permit it",
         )
-    error: OSError | None = None
-    for family, kind, protocol, _, address in places:
-        connection = socket.socket(family, kind, protocol)
-        try:
-            connection.settimeout(timeout)
-            connection.connect(address)
-            return connection
-        except OSError as failure:
-            connection.close()
-            error = failure
-    raise error or OSError("no address")
-
-
-class PublicConnection(http.client.HTTPConnection):
-    """HTTP to public addresses."""
-
-    def connect(self) -> None:
-        self.sock = connect(self.host, self.port, self.timeout)
-
-
-class PublicTLSConnection(http.client.HTTPSConnection):
-    """HTTPS to public addresses; the certificate is checked against the host name."""
-
-    def connect(self) -> None:
-        plain = connect(self.host, self.port, self.timeout)
-        self.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=self.host)
-
-
-class PublicHTTPHandler(urllib.request.HTTPHandler):
-    """Every request, a redirected one too, goes through a checked connection."""
-
-    def http_open(self, req: Any) -> Any:
-        return self.do_open(PublicConnection, req)
-
-
-class PublicHTTPSHandler(urllib.request.HTTPSHandler):
-    """The same with TLS."""
-
-    def https_open(self, req: Any) -> Any:
-        return self.do_open(PublicTLSConnection, req)
+    return connect_to(places, bounds)

@@ -33,7 +33,7 @@ class TooDeep(ValueError):
     """JSON with more levels than allowed."""
 
 
-def check_json(body: bytes) -> None:
+def check_json(body: bytes | bytearray) -> None:
     """Raise TooLarge or TooDeep for a body beyond the bounds. Whether it is JSON is not checked.
 
     The body is read once, and no further than to the first bound, so that this takes milliseconds.
@@ -58,7 +58,7 @@ def check_json(body: bytes) -> None:
         raise TooLarge
 
 
-def _string_end(body: bytes, start: int, most: int) -> tuple[int, int]:
+def _string_end(body: bytes | bytearray, start: int, most: int) -> tuple[int, int]:
     """The position behind the string whose text begins at `start`, and the escaped quotes in it,
     of which at most `most` are passed."""
     end, quotes = body.find(b'"', start), 0
@@ -67,7 +67,7 @@ def _string_end(body: bytes, start: int, most: int) -> tuple[int, int]:
     return (end + 1 if end >= 0 else len(body)), quotes
 
 
-def _is_escaped(body: bytes, start: int, end: int) -> bool:
+def _is_escaped(body: bytes | bytearray, start: int, end: int) -> bool:
     first = end
     while first > start and body[first - 1] == _BACKSLASH:
         first -= 1
@@ -122,7 +122,7 @@ B = TypeVar("B", bound=Body)
 
 
 def read_body(
-    body: bytes, model: type[B], *, with_file_names: bool = False, trusted: bool = False
+    body: bytes | bytearray, model: type[B], *, with_file_names: bool = False, trusted: bool = False
 ) -> B:
     """`body` as a `model`. Raises Refused (400) with one line that names the field, and 413 for
     more JSON than `check_json` allows; `trusted` clients may send any amount.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sttm_cli.serve.engine import Engine
 from sttm_cli.serve.options import Options, is_loopback
@@ -19,6 +21,10 @@ from sttm_cli.serve.videos import Videos
 _log = logging.getLogger("sttm_cli.serve")
 BODY_S = 60.0
 """How long a client may take to send a request's body."""
+
+FREE_BYTES = 64 << 10
+"""Of each body, beside the memory for all of them: a question about a file always gets through."""
+_TAKE = "sttm.take"
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -32,6 +38,7 @@ class Service:
 
     def __init__(self, engine: Engine, videos: Videos, options: Options, *, trusted: bool) -> None:
         self.engine, self.videos, self.options = engine, videos, options
+        self.bodies = Bodies(options.most_of_bodies)
         self.trusted = trusted
 
     def route(
@@ -67,8 +74,9 @@ class Service:
         if not hmac.compare_digest(given.encode(), key.encode()):
             raise Refused(401, "a valid API key is needed", code="invalid_api_key")
 
-    async def body(self, request: Request) -> bytes:
-        """The request's body. Raises Refused if it is too large, too slow or not JSON."""
+    async def body(self, request: Request) -> bytearray:
+        """The request's body. Raises Refused if it is too large, too slow or not JSON, and where
+        those of other requests take all memory for bodies."""
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             raise Refused(415, "the body must be application/json", code="unsupported_media_type")
         length = request.headers.get("content-length", "0")
@@ -78,12 +86,55 @@ class Service:
         try:
             async with asyncio.timeout(BODY_S):
                 async for part in request.stream():
-                    parts += part
-                    if len(parts) > most:
+                    if len(parts) + len(part) > most:
                         raise _too_large(most)
+                    request.scope[_TAKE](len(parts) + len(part))
+                    parts += part
         except TimeoutError:
             raise Refused(408, "the body came too slowly", code="timeout") from None
-        return bytes(parts)
+        return parts
+
+
+class Bodies:
+    """The memory that the bodies of all requests to one socket take together.
+
+    A body counts as its bytes arrive, until its request is answered.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._held = most, 0
+
+    def counted(self, app: ASGIApp) -> ASGIApp:
+        """`app` with room for the body of each request."""
+
+        async def run(scope: Scope, receive: Receive, send: Send) -> None:
+            with self._request() as scope[_TAKE]:
+                await app(scope, receive, send)
+
+        return run
+
+    @contextmanager
+    def _request(self) -> Iterator[Callable[[int], None]]:
+        """A function that takes room for a body of so many bytes so far, until the block ends."""
+        held = 0
+
+        def take(size: int) -> None:
+            nonlocal held
+            more = max(0, size - FREE_BYTES) - held
+            if self._held + more > self._most:
+                raise Refused(
+                    503,
+                    "the bodies of other requests take all memory for bodies; try again later",
+                    code="busy",
+                    retry_after=1,
+                )
+            self._held += more
+            held += more
+
+        try:
+            yield take
+        finally:
+            self._held -= held
 
 
 def problem(error: Exception) -> Response:

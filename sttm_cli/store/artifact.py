@@ -263,12 +263,14 @@ def check_label(label: Json) -> None:
 
 def check_counts(counts: TokenCounts) -> None:
     """Raise Damaged unless they are possible counts."""
-    numbers = [counts.video_full, counts.video_kept, counts.prefix, counts.after_spatial or 0]
+    numbers = [counts.video_full, counts.video_kept, counts.prefix]
+    # What is empty or False is not None.
+    numbers += [] if counts.after_spatial is None else [counts.after_spatial]
     thresholds = [counts.spatial_threshold, counts.temporal_threshold]
     whole = all(type(n) is int and 0 <= n < MOST_COUNT for n in numbers)
     if not whole or not counts.video_full:
         raise Damaged("its token counts are damaged")
-    if not all(value is None or isinstance(value, (int, float)) for value in thresholds):
+    if not all(t is None or (type(t) in (int, float) and abs(t) < MOST_COUNT) for t in thresholds):
         raise Damaged("its thresholds are damaged")
 
 

@@ -4,9 +4,12 @@ server goes on."""
 from __future__ import annotations
 
 import http.client
+import itertools
 import random
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,16 +17,23 @@ from urllib.parse import urlsplit
 from tests.attack.asking import LONGEST_S, Tried
 from tests.serve.running import serving
 
+AT_ONCE = 32
+"""Many of them keep their connection waiting for what they have promised."""
 RAW = (b"GET ", b"POST ", b"PUT ", b"HEAD ", b"OPTIONS ", b"DELETE ")
 
 
 def attack(rng: random.Random, folder: Path) -> Iterator[Tried]:
-    cases = import_module("tests.attack.requests").cases
-    with serving(folder) as running:
+    cases = import_module("tests.attack.requests").cases(rng)
+    with serving(folder) as running, ThreadPoolExecutor(AT_ONCE) as pool:
         place = urlsplit(running.url)
-        while True:
-            for name, data in cases(rng):
-                yield Tried(name, _problem(place.hostname or "", place.port or 80, data))
+
+        def tried(case: tuple[str, bytes]) -> Tried:
+            return Tried(case[0], _problem(place.hostname or "", place.port or 80, case[1]))
+
+        waiting = deque(pool.submit(tried, case) for case in itertools.islice(cases, AT_ONCE))
+        for case in cases:
+            yield waiting.popleft().result()
+            waiting.append(pool.submit(tried, case))
 
 
 def _problem(host: str, port: int, data: bytes) -> str:

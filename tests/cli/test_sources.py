@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import av
 import psutil
 import pytest
 
-from sttm_cli.decode import download
+from sttm_cli.decode import bounded_http, download
 from sttm_cli.runtime.session import VideoQA
 from tests.cli.process import sttm_here
 from tests.web import Site, serving
@@ -114,6 +115,80 @@ def test_a_download_that_stalls_is_given_up(
     assert site.at(path) in ended.err
 
 
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("dripping-head", "which is too slow"),
+        ("dripping-chunk", "which is too slow"),
+        ("endless-interim", "it sends more than 1,048,576 bytes"),
+        ("endless-trailers", "it sends more than 5,048,576 bytes"),
+    ],
+)
+def test_an_answer_without_end_is_given_up_wherever_it_goes_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch, path: str, part: str
+) -> None:
+    monkeypatch.setattr(download, "HEAD_S", 1.0)
+    monkeypatch.setattr(download, "TIMEOUT_S", 0.8)
+    started = time.monotonic()
+    ended = sttm_here("ask", site.at(path), QUESTION, "--max-download", "2000000", "--json")
+    assert ended.code == 3
+    assert part in ended.json["error"]["message"]
+    assert time.monotonic() - started < 15
+
+
+def test_a_download_ends_after_hours_though_it_is_never_too_slow(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded_http, "LEAST_SPEED", 1)
+    monkeypatch.setattr(download, "LONGEST_S", 0.5)
+    ended = sttm_here("ask", site.at("dripping"), QUESTION, "--json")
+    assert ended.code == 3
+    assert "which is too slow" in ended.json["error"]["message"]
+
+
+@pytest.fixture
+def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """That of a server at 127.0.0.1, which is trusted here."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed, which makes the server's certificate")
+    key, made = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
+    more = ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command_line = [*command.split(), *more, "-keyout", str(key), "-out", str(made)]
+    subprocess.run(command_line, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made, key)
+    monkeypatch.setenv("SSL_CERT_FILE", str(made))
+    return context
+
+
+def test_a_video_comes_over_tls_from_the_host_of_the_certificate_only(
+    certificate: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(SAMPLE, certificate) as site:
+        assert sttm_here("ask", site.at("video.mp4"), QUESTION).code == 0
+        other = site.at("video.mp4").replace("127.0.0.1", "localhost")
+        ended = sttm_here("ask", other, QUESTION)
+        assert ended.code == 3
+        assert "certificate" in ended.err
+        monkeypatch.delenv("SSL_CERT_FILE")
+        assert sttm_here("ask", site.at("again.mp4"), QUESTION).code == 3
+    assert site.asked == ["/video.mp4"]
+
+
+def test_the_proxies_of_the_environment_are_used(
+    site: Site, certificate: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, site.at(""))
+    monkeypatch.setenv("no_proxy", "")
+    assert sttm_here("ask", "http://elsewhere.test/a.mp4", QUESTION).code == 0
+    with serving(SAMPLE, certificate) as behind:
+        assert sttm_here("ask", behind.at("b.mp4"), QUESTION).code == 0
+        assert site.asked == ["http://elsewhere.test/a.mp4", f"CONNECT 127.0.0.1:{behind.port}"]
+        assert behind.asked == ["/b.mp4"]
+
+
 @pytest.mark.parametrize("address", ["rtsp://127.0.0.1/x", "http://", "http://127.0.0.1:1/x.mp4"])
 def test_an_address_that_leads_nowhere_ends_with_3(address: str) -> None:
     ended = sttm_here("ask", address, QUESTION)
@@ -161,6 +236,16 @@ def test_a_web_page_that_drips_is_given_up(site: Site, monkeypatch: pytest.Monke
     ended = sttm_here("ask", site.at("dripping-page"), QUESTION, "-q")
     assert ended.code == 3
     assert "nothing came for 4 s" in ended.err
+
+
+def test_a_web_page_is_given_up_after_hours_though_bytes_still_come(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("yt_dlp")
+    monkeypatch.setattr("sttm_cli.decode.web_page.LONGEST_S", 3.6)
+    ended = sttm_here("ask", site.at("dripping-page"), QUESTION, "-q")
+    assert ended.code == 3
+    assert "it took longer than 0 hours" in ended.err
 
 
 def test_no_process_is_left_of_a_web_page_whose_reader_was_killed(

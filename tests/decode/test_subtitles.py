@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,21 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.srt", tmp_path, Path("/dev/zero")):
         with pytest.raises(UsageError, match="--subtitles"):
             read_subtitles(path)
+
+
+@pytest.mark.parametrize("unit", ["<", "{\\", "<a", "&", "&#1", "-->", " "])
+def test_markup_that_is_never_closed_takes_no_time(tmp_path: Path, unit: str) -> None:
+    head = "00:00:01,000 --> 00:00:02,000\nhello "
+    path = write(tmp_path / "a.srt", head + unit * ((5 << 20) // len(unit)))
+    started = time.monotonic()
+    read_subtitles(path)
+    # Quadratic time would be hours.
+    assert time.monotonic() - started < 60
+
+
+def test_a_reference_to_a_character_that_is_too_long_is_refused_with_its_line(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path / "a.srt", f"00:00:01,000 --> 00:00:02,000\nhello\n&#{'9' * 5000};")
+    with pytest.raises(UsageError, match="line 3: a reference to a character is too long"):
+        read_subtitles(path)

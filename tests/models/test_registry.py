@@ -75,6 +75,13 @@ def test_a_checkpoint_may_state_its_own_defaults(tmp_path: Path) -> None:
     assert (family.frames, family.merge_layer, family.positions) == (9, 1, "survivors")
 
 
+def test_a_default_that_a_checkpoint_states_as_null_is_the_familys(tmp_path: Path) -> None:
+    config = {"model_type": "llava_onevision", "sttm": {"frames": None, "merge_layer": None}}
+    bare = source_of(folder_with(tmp_path, {"model_type": "llava_onevision"}))
+    plain = family_of(bare)
+    assert family_of(source_of(folder_with(tmp_path, config))) == plain
+
+
 def test_a_revision_of_a_folder_is_refused_naming_both_flags(random_model: Path) -> None:
     with pytest.raises(UsageError, match=r"--revision main.*--model"):
         find_checkpoint("m", str(random_model), revision="main", memo=DictMemo())

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sttm_cli.base.errors import ModelError
@@ -98,6 +99,19 @@ def test_a_template_that_never_ends_is_stopped_in_any_thread_and_the_next_prompt
     assert errors == ["the model's chat template cannot be rendered: it takes too much time"]
     monkeypatch.undo()
     assert "drei" in template.render(TEMPLATES["qwen"], TURNS, SPECIAL)
+
+
+def test_a_prompt_may_take_some_seconds_of_processor_time() -> None:
+    resource = pytest.importorskip("resource")
+    for _ in range(2):
+        assert "drei" in template.render(TEMPLATES["qwen"], TURNS, SPECIAL)
+        (child,) = (
+            child
+            for child in psutil.Process().children()
+            if "sttm_cli.models.template_child" in child.cmdline()
+        )
+        spent = sum(child.cpu_times()[:2])
+        assert spent < resource.prlimit(child.pid, resource.RLIMIT_CPU)[0] < spent + 10
 
 
 def test_prompts_of_many_threads_are_not_mixed_up() -> None:

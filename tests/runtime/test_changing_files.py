@@ -180,6 +180,15 @@ def test_a_file_swapped_while_its_frames_are_read_gives_no_frames_of_the_other(
         list(read_frames(videos[0], plan, report=DecodeReport(), version=seen))
 
 
+def test_a_file_that_is_overwritten_while_it_is_open_is_refused(tmp_path: Path) -> None:
+    video = Path(shutil.copy(SAMPLE, tmp_path / "video.mp4"))
+    opened = file.open_file(video)
+    opened.__enter__().read(1000)
+    flip_a_byte(video)
+    with pytest.raises(DisturbedError, match="changed while it was read"):
+        opened.__exit__(None, None, None)
+
+
 def test_a_file_that_was_only_linked_since_it_was_digested_is_read(tmp_path: Path) -> None:
     video = Path(shutil.copy(SAMPLE, tmp_path / "video.mp4"))
     with VideoQA(no_cache=True) as qa:

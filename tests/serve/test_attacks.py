@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -28,6 +29,7 @@ from sttm_cli.serve.server_files import of_the_model
 from sttm_cli.serve.videos import Videos
 from sttm_cli.settings.settings import Settings
 from tests.attack import requests as hostile
+from tests.cli.process import sttm_here
 from tests.serve.many import Case
 from tests.serve.running import Running
 from tests.serve.running import serving as running
@@ -102,17 +104,21 @@ def test_what_is_no_video_below_the_folder_is_told_as_such(
 
 
 def test_a_folder_elsewhere_is_refused_before_it_is_scanned(
-    http: httpx.Client, tmp_path: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(30_000):
-        os.mknod(tmp_path / f"{number}.png")
-    spent = []
-    for name in (tmp_path, tmp_path / "none"):
-        started = time.monotonic()
-        refused(http.post(ROUTE, json=body(str(name))), 403)
-        spent.append(time.monotonic() - started)
-    assert max(spent) < 2
-    assert spent[0] < spent[1] + 0.5
+    (tmp_path / "allowed").mkdir()
+    (tmp_path / "other").mkdir()
+    opened, scanned = Videos(Options(allow_path=(tmp_path / "allowed",))), list[object]()
+    scan = os.scandir
+    monkeypatch.setattr(videos.os, "scandir", lambda path: scanned.append(path) or scan(path))
+    for name in ("other", "none", "allowed/../other"):
+        part = VideoPart(str(tmp_path / name), None)
+        with pytest.raises(Refused, match="may not read"), opened.use(part, trusted=False):
+            pass
+    assert scanned == []
+    with opened.use(VideoPart(str(tmp_path / "allowed"), None), trusted=False):
+        assert scanned == [tmp_path / "allowed"]
+    opened.close()
 
 
 def test_a_folder_with_too_many_files_is_refused(
@@ -339,6 +345,44 @@ def test_a_large_body_is_not_read(tight: Running, http: httpx.Client) -> None:
     assert http.get("/health").status_code == 200
 
 
+def test_many_bodies_at_once_are_bounded_together(tmp_path: Path) -> None:
+    size, most = 8 << 20, 32 << 20
+    head = f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n"
+    # All but the last byte: the server has to keep them.
+    begun = f"{head}Content-Type: application/json\r\n\r\n".encode() + b" " * (size - 1)
+    bounds = ("--max-body", size, "--max-bodies", most)
+    with running(tmp_path, *bounds) as small, small.http() as http:
+        host, port = small.url.removeprefix("http://").split(":")
+        process = psutil.Process(small.process.pid)
+        before = process.memory_info().rss
+        with contextlib.ExitStack() as stack:
+            clients, refusals = [], 0
+            for _ in range(24):
+                client = socket.create_connection((host, int(port)), timeout=20)
+                clients.append(stack.enter_context(client))
+                # It refuses, and closes, while the rest is being sent.
+                with contextlib.suppress(ConnectionError):
+                    client.sendall(begun)
+            for client in clients:
+                client.settimeout(0.2)
+                with contextlib.suppress(ConnectionError, TimeoutError):
+                    report = client.recv(4096)
+                    refusals += report.startswith(b"HTTP/1.1 503") and b"all memory for" in report
+            assert refusals >= 10
+            assert process.memory_info().rss - before < 3 * most
+            assert http.get("/health").status_code == 200
+            refused(http.post(ROUTE, json=body("/nowhere/video.mp4")), 403)
+            large_one = json.dumps(body("data:video/mp4;base64," + "A" * (size - 1000))).encode()
+            told = post(http, large_one)
+            assert "memory for bodies" in refused(told, 503)
+            assert told.headers["Retry-After"] == "1"
+        # Room comes back with the requests that end.
+        deadline = time.monotonic() + 20
+        while (status := post(http, large_one).status_code) == 503:
+            assert time.monotonic() < deadline
+        assert status == 422
+
+
 @pytest.mark.parametrize(
     "start",
     [
@@ -435,7 +479,9 @@ connections.MOST, connections.MOST_OF_ONE = 8, 4
 """
 
 
-def test_one_address_cannot_take_all_connections(tmp_path: Path, allowed: Path) -> None:
+def test_one_address_cannot_take_all_connections(
+    tmp_path: Path, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
     head = (
         f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nExpect: 100-continue\r\n"
     )
@@ -455,6 +501,13 @@ def test_one_address_cannot_take_all_connections(tmp_path: Path, allowed: Path) 
         assert b" 503 " in answer(connect("127.0.0.2"), "/v1/models")
         assert b" 200 " in answer(connect("127.0.0.2"), "/health")
         assert b" 200 " in answer(connect("127.0.0.3"), "/v1/models")
+        for _ in range(8):
+            connect("127.0.0.3").sendall(begun)
+        # Nobody else can fill the user's own socket.
+        for name, value in small.env.items():
+            monkeypatch.setenv(name, value)
+        asked = sttm_here("ask", cases[0].video, "how many shapes are there?")
+        assert "this user's server" in asked.err
 
 
 def answer(client: socket.socket, path: str) -> bytes:
@@ -468,8 +521,6 @@ def post(http: httpx.Client, raw: bytes, *, route: str = ROUTE, **headers: str) 
 
 
 def test_another_address_than_loopback_needs_a_key() -> None:
-    from tests.cli.process import sttm_here
-
     report = sttm_here("serve", "--host", "0.0.0.0", "--port", "0")
     assert report.code == 2
     assert "--api-key" in report.err

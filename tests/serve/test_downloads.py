@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sttm_cli.base.errors import VideoError
+from sttm_cli.decode.bounded_http import Bounds
 from sttm_cli.serve import public_internet as addresses
 from sttm_cli.serve.downloads import Downloads
 from sttm_cli.serve.options import Options
@@ -51,6 +52,31 @@ def test_a_name_with_one_private_address_is_not_connected_to(
     assert site.asked == before
 
 
+def test_a_name_that_resolves_to_another_address_a_moment_later_gains_nothing(
+    tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"moving.test": ["93.184.216.34"]}
+    _public_name(monkeypatch, names, site.port)
+    look_up, asked = addresses.socket.getaddrinfo, list[str]()
+
+    def moving(host: str, *args: Any, **options: Any) -> Any:
+        found = look_up(host, *args, **options)
+        asked.append(host)
+        names["moving.test"] = ["127.0.0.1"]
+        return found
+
+    monkeypatch.setattr(addresses.socket, "getaddrinfo", moving)
+    # The name is resolved once for each connection: the first one goes to the checked address.
+    with Downloads(tmp_path, Options()).use("http://moving.test/video.mp4") as path:
+        assert path.read_bytes() == site.video
+    assert asked == ["moving.test"]
+    before = list(site.asked)
+    again = Downloads(tmp_path, Options()).use(f"http://moving.test:{site.port}/video.mp4")
+    with pytest.raises(VideoError, match="public"), again:
+        pass
+    assert site.asked == before
+
+
 BLOCKS = (
     "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 "
     "192.0.2.0/24 192.31.196.0/24 192.52.193.0/24 192.88.99.0/24 192.168.0.0/16 192.175.48.0/24 "
@@ -77,7 +103,7 @@ def test_no_address_of_a_special_block_is_connected_to(
     for index in (0, network.num_addresses // 2, network.num_addresses - 1):
         tried = _connected(monkeypatch, str(network[index]))
         with pytest.raises(VideoError, match="not on the public internet"):
-            addresses.connect("name.test", 80, 1.0)
+            addresses.connect_public("name.test", 80, Bounds(seconds=1))
         assert tried == []
 
 
@@ -86,7 +112,7 @@ def test_addresses_beside_the_special_blocks_are_connected_to(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = _connected(monkeypatch, address)
-    addresses.connect("name.test", 80, 1.0).close()
+    addresses.connect_public("name.test", 80, Bounds(seconds=1)).close()
     assert tried == [address]
 
 
@@ -126,6 +152,10 @@ def _public_name(monkeypatch: pytest.MonkeyPatch, names: dict[str, list[str]], p
         # Each would end by itself, with another message or none.
         ("dripping", "too slow"),
         ("silent", "too slow"),
+        ("dripping-head", "too slow"),
+        ("dripping-chunk", "too slow"),
+        ("endless-interim", "cannot be read"),
+        ("endless-trailers", "cannot be read"),
     ],
 )
 def test_downloads_are_bounded_in_size_and_time(

@@ -42,6 +42,12 @@ CHANGES: dict[str, Callable[[PrefixKV], PrefixKV]] = {
     "more kept than there were": lambda kv: replace(
         kv, tokens=replace(kv.tokens, video_kept=10**6)
     ),
+    "fewer after the spatial step than in the end": lambda kv: replace(
+        kv, tokens=replace(kv.tokens, after_spatial=1)
+    ),
+    "more after the spatial step than before it": lambda kv: replace(
+        kv, tokens=replace(kv.tokens, after_spatial=10**6)
+    ),
     "positions far away": lambda kv: replace(kv, next_positions=(2**39, 2**39)),
     "merged elsewhere": lambda kv: replace(kv, merge_layer=0),
     "a layer less": lambda kv: replace(

@@ -182,6 +182,36 @@ def test_a_header_of_millions_of_layers_is_refused_before_they_are_laid_out(
     assert most < 100 << 20
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("after_spatial", {}),
+        ("after_spatial", False),
+        ("after_spatial", -1),
+        ("spatial_threshold", True),
+        ("spatial_threshold", float("nan")),
+        ("temporal_threshold", 10**400),
+        ("temporal_threshold", "0.6"),
+        ("prefix", 7.0),
+    ],
+)
+def test_counts_of_another_type_are_damage_though_the_record_is_sealed(
+    store: LocalStore, field: str, value: object
+) -> None:
+    entry = store.save(IDENTITY, pack(kv()), label={})
+    path = Path(entry.location)
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    record = json.loads(header["__metadata__"]["sttm"])
+    record["tokens"][field] = value
+    text = json.dumps(record)
+    header["__metadata__"] |= {"sttm": text, "seal": seal_of(text.encode())}
+    changed = json.dumps(header).encode()
+    path.write_bytes(len(changed).to_bytes(8, "little") + changed + data[start:])
+    assert "damaged" in store.find(IDENTITY).miss_reason
+
+
 def test_the_number_of_layers_is_bounded(store: LocalStore) -> None:
     assert store.save(IDENTITY, pack(kv(lengths=(1,) * 1024)), label={}) is not None
     assert restored(store) is not None
