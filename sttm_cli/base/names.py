@@ -91,9 +91,21 @@ def absolute(where: str | Path) -> str:
 # What a person may have meant by a word that is not known.
 
 
+MOST = 8
+"""Names that are suggested at once."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """ "did you mean llava-onevision-7b?", or "" where nothing comes near."""
+    """ "did you mean llava-onevision-7b?", or "" where nothing comes near.
+
+    A word that begins names, or stands in them, suggests those; another one the name nearest to it.
+    """
     from difflib import get_close_matches
 
-    near = get_close_matches(word.lower(), list(known), n=1)
-    return f"did you mean {near[0]}?" if near else ""
+    word, names = word.lower(), list(known)
+    near = [name for name in names if len(word) > 1 and name.startswith(word)]
+    near = near or [name for name in names if len(word) > 2 and word in name]
+    near = near or get_close_matches(word, names, n=1)
+    *first, last = near[:MOST] or [""]
+    words = f"{', '.join(first)} or {last}" if first else last
+    return f"did you mean {words}?" if words else ""

@@ -42,7 +42,8 @@ class TokensReport(TypedDict):
 
 
 class CacheReport(TypedDict):
-    """What the cache did. `cold_seconds`: what computing the prefix took when it was stored."""
+    """What the cache did. `cold_seconds`: what decode, encode, merge and prefill took in the run
+    that computed it."""
 
     hit: bool
     tier: str | None
@@ -77,7 +78,8 @@ class AnswerReport(TypedDict):
 
 
 class SecondsReport(TypedDict):
-    """Seconds by stage; None for a stage that did not run."""
+    """Seconds by stage; None for a stage that did not run. `wait`: for another process that
+    computed the same video."""
 
     load_model: float | None
     decode: float | None
@@ -85,6 +87,7 @@ class SecondsReport(TypedDict):
     merge: float | None
     prefill: float | None
     restore: float | None
+    wait: NotRequired[float | None]
     first_token: float | None
     answer: float | None
     total: float | None
@@ -100,6 +103,27 @@ class AskReport(TypedDict):
     cache: CacheReport
     answers: list[AnswerReport]
     seconds: SecondsReport
+
+
+class LogEntry(TypedDict):
+    """An answered question of `sttm log --json`; `time` in seconds since the epoch."""
+
+    time: float
+    video: str
+    model: str
+    budget: float | int
+    question: str
+    answer: str
+    seconds: float | None
+    conversation: str
+
+
+class LogReport(TypedDict):
+    """`sttm log --json`, the oldest entry first; `path`: the log's file."""
+
+    schema: Literal["sttm.log/1"]
+    path: str
+    entries: list[LogEntry]
 
 
 class TurnReport(TypedDict):
@@ -146,8 +170,8 @@ class PrecomputeReport(TypedDict):
 
 
 class CacheEntryReport(TypedDict):
-    """A stored KV; times in seconds since the epoch. `video`, `model`, `budget` and `method`
-    are those of the entry's label."""
+    """A stored KV; times in seconds since the epoch. `video` to `system` are those of the entry's
+    label, None where it has none."""
 
     key: str
     path: str
@@ -158,6 +182,11 @@ class CacheEntryReport(TypedDict):
     model: object
     budget: object
     method: object
+    frames: object
+    start_s: object
+    end_s: object
+    merge_layer: object
+    system: object
     video_full: int
     video_kept: int
     created: float

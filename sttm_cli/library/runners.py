@@ -21,11 +21,16 @@ GROUP = "sttm_cli.runners"
 
 def check_runner(on: str) -> None:
     """Raise UsageError for a name that no runner has."""
-    name, known = _name(on), [LOCAL, *_installed()]
+    name, known = _name(on), runner_names()
     if name not in known:
         raise UsageError(
             f"--on {on!r} is not known", did_you_mean(name, known) or f"known: {', '.join(known)}"
         )
+
+
+def runner_names() -> list[str]:
+    """The names that --on takes; imports none of the runners."""
+    return [LOCAL, *_installed()]
 
 
 def open_runner(on: str, qa: VideoQA, server: Server | None = None) -> Runner:

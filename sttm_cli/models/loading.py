@@ -152,6 +152,8 @@ def load_pretrained(
     Raises ModelError where files are missing or do not fit the architecture, OutOfMemoryError
     where the weights do not fit into memory. Remote code is never run.
     """
+    if checkpoint.loaded is not None:
+        return checkpoint.loaded
     from transformers import AutoProcessor
 
     processor = load_files(AutoProcessor, checkpoint)

@@ -60,6 +60,11 @@ def aliases() -> dict[str, str]:
     return named
 
 
+def supported_types() -> list[str]:
+    """The `model_type` of every family, sorted."""
+    return sorted(known.model_type for known in families())
+
+
 def repository_of(name: str) -> str:
     """The hub id or folder that `name` stands for: itself, unless it is a short name."""
     if name == TINY_NAME:
@@ -77,11 +82,10 @@ def family_of(checkpoint: Checkpoint) -> Family:
     """
     family = find_family(checkpoint.model_type)
     if family is None:
-        supported = sorted(known.model_type for known in families())
         raise ModelError(
             f"model {checkpoint.name!r} is of type {checkpoint.model_type or 'unknown'!r}, "
             "which is not supported",
-            f"supported types: {', '.join(supported)}",
+            f"supported types: {', '.join(supported_types())}",
         )
     if family.merge_layer_at_depth and checkpoint.layers == family.merge_layer_at_depth[0]:
         family = replace(family, merge_layer=family.merge_layer_at_depth[1])
