@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ LMMS = os.environ.get("STTM_LMMS_VENV")
 for name in [n for n in os.environ if n.startswith("STTM_")]:
     del os.environ[name]
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The log of answers: also that of processes that outlive a test.
+_STATE = tempfile.TemporaryDirectory(prefix="sttm-tests-")
+os.environ["XDG_STATE_HOME"] = _STATE.name
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -22,6 +26,8 @@ SHARED = Path(__file__).parents[2] / "shared"
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STTM_CACHE_DIR", str(tmp_path_factory.mktemp("cache") / "sttm"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+    # The log of answers, and what a person was told before.
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
     # No server of the user's own may be found.
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
 

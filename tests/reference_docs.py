@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from sttm_cli.settings.fields import Setting
 from sttm_cli.settings.settings import CONFIG_KEYS, SETTINGS
 from tests.transcripts import commands_shown
 
@@ -16,15 +18,15 @@ PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 HEAD = """\
 # Commands
 
-This page is written from the commands' own help (`python -m tests.reference_docs`) and checked by a
-test. Answers and requested data go to stdout, everything else to stderr. A flag beats its
-environment variable, which beats the [config file](#config-file), which beats the default.
+Written from the commands' own help (`python -m tests.reference_docs`), which says more. Answers and
+requested data go to stdout, everything else to stderr. A flag beats its environment variable, which
+beats the [config file](#config-file), which beats the default.
 
 """
 SHARED = """\
 ## Shared flags
 
-Each command names those of these flags that it takes.
+They mean the same in every command that names their group. All take those of **Output**.
 
 """
 TABLE = "| option | does |\n|---|---|\n"
@@ -32,18 +34,15 @@ TAIL = """\
 ## Config file
 
 `config.toml` in the user's configuration folder (Linux: `~/.config/sttm/`), or the file that
-`STTM_CONFIG` names. Its keys are flags without their dashes: KEYS.
-Each is a default of `ask`, `chat`, `precompute`, `inspect`, `serve`, `cache` and `doctor` where
-they take the flag. From the command line alone come `--budget` of `inspect`, `--max-download` and
-`--keep-alive` of `serve`, which mean something else there, and all flags of `bench` and `eval`:
+`STTM_CONFIG` names; `sttm config path` prints which. Its keys are flags without their dashes: KEYS.
+Each is a default of the commands that take the flag, apart from `--budget` of `inspect`,
+`--max-download` and `--keep-alive` of `serve`, which mean something else there, and all of `bench`
+and `eval`.
 
 ```toml
 model = "llava-onevision-7b"
 budget = 0.3
-cache_dir = "/data/sttm"
 ```
-
-`sttm config path` prints where it is looked for, `sttm config show` what holds and why.
 
 ## Environment
 
@@ -56,7 +55,7 @@ cache_dir = "/data/sttm"
 | `STTM_API_KEY` | its key; of `sttm serve`, the key that clients must send |
 | `STTM_LMMS_VENV` | lmms-eval's environment: see [Evaluation](evaluation.md) |
 | `HF_HOME`, `HF_HUB_OFFLINE` | where models from the hub are kept, and whether it is asked at all |
-| `XDG_CACHE_HOME`, `XDG_CONFIG_HOME` | on Linux: the folders of cache and config file |
+| `XDG_CACHE_HOME`, `XDG_CONFIG_HOME`, `XDG_STATE_HOME` | Linux: folders of cache, config, log |
 | `TMPDIR` | where downloads and stdin are kept while they are read |
 | `NO_COLOR` | no colours |
 
@@ -65,7 +64,7 @@ cache_dir = "/data/sttm"
 | code | means |
 |---|---|
 | 0 | done |
-| 1 | any other failure; `precompute`, `eval`: a part failed; `cache verify`: damage was found |
+| 1 | any other failure; `precompute`, `eval`, `--each`: a part failed; `cache verify`: damage |
 | 2 | usage: a flag that is not possible, or flags that cannot be combined |
 | 3 | the video cannot be read or has no video stream |
 | 4 | the model is missing or not supported |
@@ -96,6 +95,8 @@ def commands() -> Iterator[tuple[str, Any]]:
 def _below(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
+            if command.invoke_without_command:
+                yield f"{prefix} {name}", command
             yield from _below(command, f"{prefix} {name}")
         else:
             yield f"{prefix} {name}", command
@@ -110,9 +111,53 @@ def _shared(ask: Any) -> str:
     panels["Output"] = [
         _option_row(p) for p in ask.params if is_shared(p) and p.name not in SETTINGS
     ]
-    return SHARED + "".join(
-        f"**{name}**\n\n{TABLE}" + "\n".join(rows) + "\n\n" for name, rows in panels.items()
-    )
+    panels["Several commands"] = [_option_row(option) for option in common().values()]
+    rows = [line for name, rows in panels.items() for line in (f"| **{name}** | |", *rows)]
+    return SHARED + TABLE + "\n".join(rows) + "\n\n"
+
+
+@cache
+def common() -> dict[str, Any]:
+    """The options beside the settings that several commands take with the same meaning, by name."""
+    found: dict[tuple[str, str], list[Any]] = {}
+    for _, command in commands():
+        for option in command.params:
+            if option.param_type_name == "option" and not is_shared(option):
+                found.setdefault((option.opts[-1], option.help or ""), []).append(option)
+    several = [options[0] for options in found.values() if len(options) > 1]
+    return {option.name: option for option in several if option.name != "help"}
+
+
+def is_common(option: Any) -> bool:
+    """Whether it is one of those."""
+    known = common().get(option.name)
+    return known is not None and (known.opts, known.help) == (option.opts, option.help)
+
+
+def groups_of(command: Any) -> str:
+    """The groups of shared flags that a command takes, and which of their flags it does not."""
+    taken = {p.name for p in command.params if is_shared(p)}
+    panels: dict[str, list[Setting]] = {}
+    for known in SETTINGS.values():
+        panels.setdefault(str(known.group.panel), []).append(known)
+    words = []
+    for name, known in panels.items():
+        here = [f"`{k.flag}`" for k in known if k.name in taken]
+        less = [f"`{k.flag}`" for k in known if k.name not in taken]
+        if here and not less:
+            words.append(f"**{name}**")
+        elif len(here) > len(less):
+            words.append(f"**{name}** without {_listed(less)}")
+        elif here:
+            words.append(", ".join(here))
+    if beside := [f"`{p.opts[-1]}`" for p in command.params if is_common(p)]:
+        words.append(", ".join(beside))
+    return f" Shared: {'; '.join(words)}." if words else ""
+
+
+def _listed(names: list[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def is_shared(option: Any) -> bool:
@@ -125,14 +170,12 @@ def _section(command: Any, name: str) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
     usage = " ".join([name, *map(_place, arguments), "[OPTIONS]"])
-    about = " ".join(command.help.split())
-    own = "".join(f"{_option_row(option)}\n" for option in options if not is_shared(option))
-    shared = [f"`{flag}`" for option in options if is_shared(option) for flag in option.opts]
-    return (
-        f"## {name}\n\n`{usage}`\n\n{about}\n\n"
-        + (f"{TABLE}{own}\n" if own else "")
-        + (f"[Shared](#shared-flags): {', '.join(shared)}.\n")
-        + _below_table(command, name)
+    # What follows the first paragraph is in the help itself.
+    about = " ".join(command.help.split("\n\n")[0].split())
+    shown = [option for option in options if not (is_shared(option) or is_common(option))]
+    own = "".join(f"{_option_row(option)}\n" for option in shown)
+    return f"## {name}\n\n`{usage}`: {about}{groups_of(command)}{_shown(name)}\n" + (
+        f"\n{TABLE}{own}" if own else ""
     )
 
 
@@ -146,13 +189,8 @@ def examples(command: Any) -> list[str]:
     return [line.strip() for line in (command.epilog or "").splitlines()[1:] if line.strip()]
 
 
-def _below_table(command: Any, name: str) -> str:
-    block = "\n".join(examples(command))
-    return (f"\n```sh\n{block}\n```\n" if block else "") + _shown(name)
-
-
 def _shown(name: str) -> str:
-    """Where the command stands with what it prints: three pages at most, in the README's order."""
+    """Where the command stands with what it prints: the first page in the README's order."""
     root = PAGE.parents[1]
     named = re.findall(r"\]\((docs/.*?\.md)\)", (root / "README.md").read_text(encoding="utf-8"))
     pages = {Path(page).name: (root / page).read_text(encoding="utf-8") for page in named}
@@ -161,7 +199,7 @@ def _shown(name: str) -> str:
         for page, text in pages.items()
         if any(f"sttm {shown} ".startswith(f"{name} ") for shown in commands_shown(text))
     ]
-    return f"\nWith its output: {', '.join(links[:3])}.\n" if links else ""
+    return f" Shown in {links[0]}." if links else ""
 
 
 def _option_row(option: Any) -> str:

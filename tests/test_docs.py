@@ -13,7 +13,7 @@ import pytest
 from sttm_cli.settings.settings import Settings
 from tests.cli.process import sttm_here
 from tests.messages import ERRORS, covers, says_something, told, written
-from tests.reference_docs import PAGE, commands, examples, page
+from tests.reference_docs import PAGE, commands, examples, groups_of, is_common, is_shared, page
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,8 +31,21 @@ def test_every_command_and_flag_says_what_it_does(name: str, command: Any) -> No
     assert command.help.strip()
     for option in command.params:
         assert (option.help or "").strip(), option.name
-        if option.param_type_name == "option" and option.name != "help":
+        if option.param_type_name == "option" and not (
+            option.name == "help" or is_shared(option) or is_common(option)
+        ):
             assert all(f"`{name}`" in section for name in option.opts), option.name
+
+
+def test_a_command_names_the_groups_of_its_shared_flags_and_what_it_lacks_of_them() -> None:
+    known = dict(COMMANDS)
+    assert groups_of(known["sttm ask"]) == (
+        " Shared: **Model**; **Frames**; **Cache**; **Answer**; `--subtitles`, `--no-server`, "
+        "`--keep-alive`, `--no-log`."
+    )
+    assert "**Model** without `--budget`; **Frames**" in groups_of(known["sttm inspect"])
+    assert groups_of(known["sttm cache ls"]) == " Shared: `--cache-dir`, `--max-bytes`."
+    assert groups_of(known["sttm models"]) == ""
 
 
 @pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])

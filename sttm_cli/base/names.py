@@ -95,9 +95,21 @@ def absolute(where: str | Path) -> str:
 # Suggestions for misspelt words.
 
 
+MOST = 8
+"""Names that are suggested at once."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return "did you mean llava-onevision-7b?", or "" if no known word is similar."""
+    """Return "did you mean llava-onevision-7b?", or "" if no known word is similar.
+
+    Known words that begin with `word`, or contain it, go before the most similar one.
+    """
     from difflib import get_close_matches
 
-    near = get_close_matches(word.lower(), list(known), n=1)
-    return f"did you mean {near[0]}?" if near else ""
+    word, names = word.lower(), list(known)
+    near = [name for name in names if len(word) > 1 and name.startswith(word)]
+    near = near or [name for name in names if len(word) > 2 and word in name]
+    near = near or get_close_matches(word, names, n=1)
+    *first, last = near[:MOST] or [""]
+    words = f"{', '.join(first)} or {last}" if first else last
+    return f"did you mean {words}?" if words else ""

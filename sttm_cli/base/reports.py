@@ -42,7 +42,8 @@ class TokensReport(TypedDict):
 
 
 class CacheReport(TypedDict):
-    """Cache use. `cold_seconds`: time to compute the prefix when it was stored."""
+    """Cache use. `cold_seconds`: seconds of decode, encode, merge and prefill in the run that
+    computed the entry."""
 
     hit: bool
     tier: str | None
@@ -77,7 +78,8 @@ class AnswerReport(TypedDict):
 
 
 class SecondsReport(TypedDict):
-    """Seconds by stage; None for a stage that did not run."""
+    """Seconds by stage; None for a stage that did not run. `wait`: for another process that
+    computed the same video."""
 
     load_model: float | None
     decode: float | None
@@ -85,6 +87,7 @@ class SecondsReport(TypedDict):
     merge: float | None
     prefill: float | None
     restore: float | None
+    wait: NotRequired[float | None]
     first_token: float | None
     answer: float | None
     total: float | None
@@ -100,6 +103,27 @@ class AskReport(TypedDict):
     cache: CacheReport
     answers: list[AnswerReport]
     seconds: SecondsReport
+
+
+class LogEntry(TypedDict):
+    """An answered question of `sttm log --json`; `time` in seconds since the epoch."""
+
+    time: float
+    video: str
+    model: str
+    budget: float | int
+    question: str
+    answer: str
+    seconds: float | None
+    conversation: str
+
+
+class LogReport(TypedDict):
+    """`sttm log --json`, the oldest entry first; `path`: the log's file."""
+
+    schema: Literal["sttm.log/1"]
+    path: str
+    entries: list[LogEntry]
 
 
 class TurnReport(TypedDict):
@@ -157,8 +181,8 @@ class PrecomputeReport(TypedDict):
 
 
 class CacheEntryReport(TypedDict):
-    """A stored KV; times in seconds since the epoch. `video`, `model`, `budget` and `method`
-    are those of the entry's label."""
+    """A stored KV; times in seconds since the epoch. `video` to `system` are those of the entry's
+    label, None where it has none."""
 
     key: str
     path: str
@@ -169,6 +193,11 @@ class CacheEntryReport(TypedDict):
     model: object
     budget: object
     method: object
+    frames: object
+    start_s: object
+    end_s: object
+    merge_layer: object
+    system: object
     video_full: int
     video_kept: int
     created: float

@@ -144,23 +144,30 @@ def growth(rows: Sequence[Row]) -> float | None:
     return above / math.fsum((x - mean_x) ** 2 for x, _ in points)
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Format the rows as a Markdown table."""
-    lines = [
-        "| T x H x W x C | dtype | budget | kept | best ms | median ms | processor ms | floor ms "
-        "| best / floor | extra memory |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        extra = "not measured" if row.extra is None else f"{row.extra:.2f} x input"
-        lines.append(
-            f"| {' x '.join(map(str, row.shape))} | {row.dtype} "
-            f"| {'0.8, 0.6' if row.budget is None else row.budget} | {row.kept:.1%} "
-            f"| {row.best * 1e3:.1f} | {row.median * 1e3:.1f} "
-            f"| {row.cpu * 1e3:.1f} | {row.floor * 1e3:.1f} "
-            f"| {row.best / row.floor:.1f} | {extra} |"
+HEAD = (
+    "T x H x W x C", "dtype", "budget", "kept", "best ms", "median ms", "processor ms", "floor ms",
+    "best / floor", "extra memory",
+)  # fmt: skip
+"""The columns of `cells`; floor: reading the tokens twice."""
+
+
+def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The rows as text, for a table with the columns `HEAD`."""
+    return [
+        (
+            " x ".join(map(str, row.shape)),
+            row.dtype,
+            "0.8, 0.6" if row.budget is None else f"{row.budget}",
+            f"{row.kept:.1%}",
+            f"{row.best * 1e3:.1f}",
+            f"{row.median * 1e3:.1f}",
+            f"{row.cpu * 1e3:.1f}",
+            f"{row.floor * 1e3:.1f}",
+            f"{row.best / row.floor:.1f}",
+            "not measured" if row.extra is None else f"{row.extra:.2f} x input",
         )
-    return "\n".join(lines)
+        for row in rows
+    ]
 
 
 def growths(rows: Sequence[Row]) -> Iterator[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
+import shlex
 import signal
 import sys
 from typing import Any, NoReturn
@@ -11,6 +13,7 @@ from typing import Any, NoReturn
 import typer
 
 from sttm_cli.base.errors import UsageError
+from sttm_cli.base.names import did_you_mean
 from sttm_cli.cli import (
     ask,
     bench,
@@ -20,6 +23,7 @@ from sttm_cli.cli import (
     doctor,
     eval,
     inspect,
+    log,
     models,
     precompute,
     serve,
@@ -34,7 +38,7 @@ app = typer.Typer(
     "made of it, its KV cache, is kept on disk for the next question.",
     epilog=examples(
         'sttm ask talk.mp4 "what happens?" --model llava-onevision-7b',
-        "sttm ask --help",
+        "sttm help ask",
     ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -48,9 +52,10 @@ app.command(name="precompute", epilog=precompute.EXAMPLES, rich_help_panel=_VIDE
     precompute.precompute
 )
 app.command(name="inspect", epilog=inspect.EXAMPLES, rich_help_panel=_VIDEOS)(inspect.inspect)
+app.command(name="log", epilog=log.EXAMPLES, rich_help_panel=_VIDEOS)(log.log)
 app.add_typer(cache.app, name="cache", rich_help_panel=_VIDEOS)
 app.command(name="serve", epilog=serve.EXAMPLES, rich_help_panel=_VIDEOS)(serve.serve)
-app.command(name="models", rich_help_panel=_SETTINGS)(models.models)
+app.add_typer(models.app, name="models", rich_help_panel=_SETTINGS)
 app.command(name="doctor", rich_help_panel=_SETTINGS)(doctor.doctor)
 app.add_typer(config.app, name="config", rich_help_panel=_SETTINGS)
 app.add_typer(bench.app, name="bench", rich_help_panel=_SETTINGS)
@@ -82,6 +87,7 @@ def main() -> NoReturn:
     gc.set_threshold(50_000)
     _end_on("SIGTERM", "SIGHUP")
     try:
+        arguments = _meant(arguments)
         code = app(arguments, standalone_mode=False, default_map=_defaults(arguments))
         if code == INTERRUPTED:
             # The parser made an exit code of it.
@@ -89,6 +95,28 @@ def main() -> NoReturn:
     except BaseException as error:
         code = show_failure(error, as_json="--json" in arguments, debug="--debug" in arguments)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _meant(arguments: list[str]) -> list[str]:
+    """The arguments as the parser knows them: `help` and `help COMMAND` are asked for as `--help`.
+
+    Raises UsageError for a first word that is not a command, with the command to give.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        return arguments
+    first, *rest = arguments
+    if first == "help":
+        return [*rest, "--help"]
+    known = [str(command.name) for command in app.registered_commands]
+    known += [str(group.name) for group in app.registered_groups]
+    if first in known:
+        return arguments
+    if os.path.exists(first) or "://" in first:
+        typed = shlex.join(["sttm", "ask", *arguments])
+        raise UsageError(f"{first!r} is a video, not a command", f"ask about it:\n    {typed}")
+    raise UsageError(
+        f"{first!r} is not a command", did_you_mean(first, known) or "'sttm help' lists them"
+    )
 
 
 def _defaults(arguments: list[str]) -> dict[str, Any]:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sttm_cli.base.errors import UsageError
-from sttm_cli.base.events import (
-    Answered,
-    Noted,
-    Progressed,
-    Restarted,
-    Shown,
-    TextPiece,
-    Warned,
-)
-from sttm_cli.base.reports import AnswerReport, AskReport
+from sttm_cli.base.errors import ContextError, UsageError
+from sttm_cli.base.reports import AskReport
+from sttm_cli.cli.ask_each import ask_each, find_each
+from sttm_cli.cli.ask_screen import Screen
 from sttm_cli.cli.asker import Asker, Questions
 from sttm_cli.cli.flags import (
     ANSWERS,
@@ -27,6 +20,7 @@ from sttm_cli.cli.flags import (
     SOURCE,
     VIDEO,
     KeepAlive,
+    NoLog,
     NoServer,
     Output,
     Subtitles,
@@ -36,12 +30,10 @@ from sttm_cli.cli.flags import (
     takes,
     typed,
 )
+from sttm_cli.cli.log import Record
+from sttm_cli.cli.notes import notes_on
 from sttm_cli.cli.output import (
-    NAME_A_MODEL,
     StageProgress,
-    cut_off,
-    one_line,
-    print_answer,
     print_json,
     say,
     share,
@@ -49,9 +41,12 @@ from sttm_cli.cli.output import (
     spent,
     warn,
 )
+from sttm_cli.cli.questions import questions_of
+from sttm_cli.decode.source import is_address
 from sttm_cli.decode.subtitles import subtitles_text
-from sttm_cli.settings.fields import check_question, parse_choices
-from sttm_cli.settings.settings import DEFAULT_MODEL, STDIN
+from sttm_cli.runtime.answer_log import Talk, last_talk, new_talk
+from sttm_cli.settings.fields import parse_choices
+from sttm_cli.settings.settings import STDIN
 
 GENERATING = ("--temperature", "--seed", "--top-p", "--max-new-tokens")
 """Flags that mean nothing together with --choices."""
@@ -59,14 +54,17 @@ GENERATING = ("--temperature", "--seed", "--top-p", "--max-new-tokens")
 EXAMPLES = examples(
     'sttm ask talk.mp4 "what is it about?" "who speaks?" -m llava-onevision-7b',
     'sttm ask talk.mp4 "which city is it?" --choices "Rome|Paris|Oslo" --start 1:30',
-    "sttm ask talk.mp4 --questions questions.txt --json > answers.json",
+    'sttm ask -c "and who answers?"',
+    'sttm ask clips/ "what happens?" --each --json > answers.jsonl',
 )
 
 
 @takes(RUN, SOURCE, ANSWERS)
 def ask(
     context: typer.Context,
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help=VIDEO)],
+    video: Annotated[
+        str, typer.Argument(metavar="VIDEO", help=f"{VIDEO} With --each: a folder or a pattern.")
+    ],
     questions: Annotated[
         list[str] | None,
         typer.Argument(
@@ -74,6 +72,23 @@ def ask(
         ),
     ] = None,
     *,
+    each: Annotated[
+        bool,
+        typer.Option(
+            "--each",
+            help="Ask about every video of a folder, a quoted pattern, or a list on stdin ('-'): "
+            "a line 'name<TAB>answer' for each answer.",
+        ),
+    ] = False,
+    go_on: Annotated[
+        bool,
+        typer.Option(
+            "-c",
+            "--continue",
+            help="Go on with the last conversation, or with the last one about VIDEO: with its "
+            "video, its settings and its turns.",
+        ),
+    ] = False,
     questions_file: Annotated[
         Path | None,
         typer.Option(
@@ -92,6 +107,7 @@ def ask(
     subtitles: Subtitles = None,
     no_server: NoServer = False,
     keep_alive: KeepAlive = None,
+    no_log: NoLog = False,
     flags: dict[str, Any],
     output: Output,
 ) -> None:
@@ -100,8 +116,15 @@ def ask(
     The model reads a video once. What it made of it, its KV cache, is kept on disk, and later calls
     with the same video and settings start from there.
     """
+    for flag in (name for name, given in (("-c", go_on), ("--subtitles", subtitles)) if given):
+        if each:
+            raise UsageError(f"--each and {flag} cannot be combined", "ask about one video")
+    given, talk = list(questions or []), None
+    if go_on:
+        video, given, talk = _last(context, video, given, subtitles)
+        flags = {**talk.settings, **_typed(context, flags)}
     settings = settings_from(flags)
-    if video == STDIN and STDIN in (questions or []):
+    if video == STDIN and STDIN in given:
         raise UsageError(
             "VIDEO - and QUESTION - cannot both be read from stdin", "give one of them otherwise"
         )
@@ -110,116 +133,101 @@ def ask(
         raise UsageError(
             f"--choices and {drawn[0]} cannot be combined", "options are weighed, not generated"
         )
-    asked = _questions(questions or [], questions_file)
-    # All of them before the first answer: a script gets every line or none.
-    for question in asked:
-        check_question(question)
-    _check_order(video, asked)
+    asked = questions_of(video, given, questions_file)
     before = subtitles_text(subtitles, settings.start, settings.end, warn=warn)
-    if settings.model == DEFAULT_MODEL and not output.quiet:
-        say(NAME_A_MODEL)
-    stays = check_keep_alive(context, keep_alive, no_server=no_server)
+    found = find_each(video) if each else None
+    stays = check_keep_alive(context, keep_alive, no_server=no_server, warn=warn)
     with StageProgress(output) as progress:
-        screen = _Screen(output, progress, settings.max_new_tokens)
+        screen = Screen(output, progress, settings.max_new_tokens)
         with Asker(settings, screen.show, server=not no_server, keep_alive=stays) as asker:
-            report = asker.ask(Questions(video, asked, options=options or (), before=before))
-    report["video"]["subtitles"] = None if subtitles is None else str(subtitles)
-    if output.as_json:
-        print_json(report)
+            if found is not None:
+                done = ask_each(asker, found, asked, options or (), screen=screen, keeps=not no_log)
+                if not done:
+                    raise typer.Exit(1)
+                return
+            record = Record(talk or new_talk(video, settings, before), keeps=not no_log)
+            try:
+                if talk is not None:
+                    report = continued(asker, talk, asked, options or ())
+                else:
+                    report = asker.ask(
+                        Questions(video, asked, options=options or (), before=before)
+                    )
+                report["video"]["subtitles"] = None if subtitles is None else str(subtitles)
+                if output.as_json:
+                    print_json(report)
+            finally:
+                # Those that were answered before it was interrupted, too.
+                record.add(screen.answered(asked), settings.budget)
     if output.debug:
         _explain(report)
     if not output.quiet:
         for note in report["video"]["notes"]:
             say(note)
-        say(_summary(report))
+        say(summary(report))
+        for note in notes_on(settings, report["tokens"]["video_full"]):
+            say(note)
 
 
-def _check_order(video: str, questions: list[str]) -> None:
-    if not os.path.exists(video) and (files := [q for q in questions if os.path.exists(q)]):
+def _last(
+    context: typer.Context, video: str, questions: list[str], subtitles: Path | None
+) -> tuple[str, list[str], Talk]:
+    """The conversation that -c goes on with, its video, and the questions: VIDEO is one of them
+    unless it is a video."""
+    if subtitles is not None:
+        raise UsageError("-c and --subtitles cannot be combined", "the conversation has its own")
+    named = os.path.exists(video) or is_address(video)
+    talk = last_talk(video if named else None)
+    if talk is None:
+        about = f" about {video}" if named else ""
         raise UsageError(
-            f"VIDEO {video!r} is not a file, but QUESTION {files[0]!r} is", "give the video first"
+            f"-c: there is no conversation{about} to go on with", "'sttm log' shows what was asked"
         )
+    if talk.video == STDIN:
+        raise UsageError("-c: the last conversation is about a video from stdin", "name a video")
+    return talk.video, questions if named else [video, *questions], talk
 
 
-def _questions(given: list[str], file: Path | None) -> list[str]:
-    if given and file is not None:
-        raise UsageError("QUESTION and --questions cannot be combined", "give one of them")
-    if file is None and not given:
-        raise UsageError("no QUESTION was given", "ask something about the video")
-    if file is None and "-" not in given:
-        return given
-    if file is None and given != ["-"]:
-        raise UsageError("'-' cannot be combined with other questions", "give '-' alone, or none")
-    lines = _lines(file) if file else list(sys.stdin)
-    asked = [stripped for line in lines if (stripped := line.strip())]
-    if not asked:
-        where = f"is in --questions {file}" if file else "came from stdin"
-        raise UsageError(f"no question {where}", "write one question a line")
-    return asked
+def _typed(context: typer.Context, flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in flags}
+    return {
+        name: value
+        for name, value in flags.items()
+        if (source := sources[name]) is not None and source.name == "COMMANDLINE"
+    }
 
 
-def _lines(file: Path) -> list[str]:
-    try:
-        # Editors on Windows begin a file with a mark that belongs to no question.
-        return file.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        reason = error.strerror or error
-        raise UsageError(f"--questions {file} cannot be read: {reason}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--questions {file} is not UTF-8 text") from error
+def continued(asker: Asker, talk: Talk, asked: Sequence[str], options: Sequence[str]) -> AskReport:
+    """The report of further questions of a conversation, each asked with the turns before it; the
+    oldest turns are left out once the model's context is full."""
+    turns, left_out, whole = list(talk.turns), 0, None
+    for question in asked:
+        while True:
+            history = turns[left_out:]
+            try:
+                report = asker.ask(
+                    Questions(talk.video, [question], history, options, before=talk.before)
+                )
+                break
+            except ContextError:
+                if not history:
+                    raise
+                left_out += 1
+        turns.append((question, report["answers"][0]["answer"]))
+        whole = report if whole is None else _joined(whole, report)
+    if left_out:
+        warn(f"the model's context is full: the first {left_out} turns were left out")
+    assert whole is not None
+    return whole
 
 
-class _Screen:
-    """Prints what happens: answers in pieces on a terminal, else as a line each."""
-
-    def __init__(self, output: Output, progress: StageProgress, max_new_tokens: int) -> None:
-        self._output, self._progress, self._limit = output, progress, max_new_tokens
-        self._streamed = sys.stdout.isatty() and not output.as_json
-        self._printed = self._skip = 0
-        self._open = False
-
-    def show(self, event: Shown) -> None:
-        if isinstance(event, Progressed):
-            self._progress(event.stage, event.done, event.of)
-            return
-        self._progress.stop()
-        match event:
-            case Warned(line):
-                warn(line)
-            case Noted(line) if not self._output.quiet:
-                say(line)
-            case Restarted(why):
-                self._restart(why)
-            case TextPiece(text) if self._streamed and not self._skip:
-                self._open = True
-                print_answer(one_line(text))
-            case Answered(answer):
-                self._answer(answer)
-
-    def _restart(self, why: str) -> None:
-        """All answers come once more: those that were printed already are skipped."""
-        if self._open:
-            print_answer("\n")
-        warn(why)
-        self._skip, self._open = self._printed, False
-
-    def _answer(self, answer: AnswerReport) -> None:
-        if self._skip:
-            self._skip -= 1
-            return
-        self._printed += 1
-        if not self._output.as_json:
-            print_answer(self._ending(answer))
-        self._open = False
-        if not self._output.quiet and (cut := cut_off(answer.get("ending"), self._limit)):
-            warn(cut)
-
-    def _ending(self, answer: AnswerReport) -> str:
-        """The part of an answer that is not printed yet."""
-        if choices := answer.get("choices"):
-            best = max(choices, key=lambda option: option["probability"])
-            return f"{best['text']}\t{best['probability']:.3f}\n"
-        return "\n" if self._streamed else one_line(answer["answer"]) + "\n"
+def _joined(whole: AskReport, report: AskReport) -> AskReport:
+    """One report of both: that of the first question, with the answers and seconds of the other."""
+    whole["answers"] += report["answers"]
+    for name in ("answer", "total"):
+        whole["seconds"][name] = (whole["seconds"][name] or 0) + (report["seconds"][name] or 0)
+    return whole
 
 
 def _explain(report: AskReport) -> None:
@@ -243,7 +251,7 @@ def _worth(restore: float, cold: float) -> str:
     return f"{what}: recomputing would have been faster, see docs/cache.md"
 
 
-def _summary(report: AskReport) -> str:
+def summary(report: AskReport) -> str:
     tokens, cache = report["tokens"], report["cache"]
     saved = f"{cache['kv_dtype']} saves {size(cache['saved_bytes'])}"
     if cache["hit"]:
@@ -261,8 +269,10 @@ def _waited(report: AskReport) -> str:
     first = seconds["first_token"]
     if first is None:
         return f"options weighed in {seconds['answer'] or 0.0:.2f} s"
-    if not cache["hit"]:
-        return f"first token {first:.2f} s"
-    # Cold: this question on top of what computing the prefix took when it was stored.
-    cold = cache["cold_seconds"] + first - (seconds["restore"] or 0.0)
-    return f"first token {first:.2f} s (cold: {cold:.2f} s)"
+    wait = seconds.get("wait") or 0.0
+    took = f"first token {first - wait:.2f} s"
+    if cache["hit"]:
+        # Both are the same work: the video, up to where the question begins.
+        restored = seconds["restore"] or 0.0
+        took += f" · video restored in {restored:.2f} s (cold: {cache['cold_seconds']:.2f} s)"
+    return took + (f" · after {wait:.1f} s of waiting for another process" if wait else "")

@@ -80,6 +80,11 @@ class Asker:
             self._qa.release()
             self._qa = self._session.with_settings(settings)
 
+    @property
+    def loaded(self) -> bool:
+        """Whether a model answers already: a server's, or one in this process."""
+        return self._server is not None or ("_session" in self.__dict__ and self._session.loaded)
+
     def ask(self, questions: Questions) -> AskReport:
         """The report `sttm.ask/1` of all questions; without questions, the video is prepared.
 
@@ -194,5 +199,6 @@ class Asker:
             return None
         self._progress("load", 0, 1)
         server = leave_behind(self.settings, files, keep_alive)
-        self._show(Noted(f"a server stays for {keep_alive} after the last question"))
+        stays = keep_alive if keep_alive[-1:].isalpha() else f"{keep_alive} s"
+        self._show(Noted(f"a server stays for {stays} after the last question"))
         return server

@@ -11,6 +11,7 @@ from sttm_cli.cli.bench_accuracy import accuracy
 from sttm_cli.cli.bench_speed import speed
 from sttm_cli.cli.flags import RUN, Output, only, settings_from, takes
 from sttm_cli.cli.output import print_json, print_text, say, size
+from sttm_cli.cli.tables import table
 from sttm_cli.settings.fields import parse_bytes
 from sttm_cli.settings.settings import Settings, cache_dir, cache_folder
 
@@ -40,7 +41,7 @@ def merge(
     import torch
 
     from sttm_cli.base.device import resolve_device
-    from sttm_cli.bench.merge_speed import SHAPES, growths, measure_merging, table
+    from sttm_cli.bench.merge_speed import HEAD, SHAPES, cells, growths, measure_merging
 
     there = resolve_device(settings_from(flags).device)
     shapes = [shape for shape in SHAPES if frames is None or shape[0] <= frames]
@@ -49,7 +50,7 @@ def merge(
         print_json({"schema": "sttm.bench.merge/1", "rows": [asdict(row) for row in rows]})
         return
     print_text(f"torch {torch.__version__}, {there}, {torch.get_num_threads()} threads\n")
-    print_text(table(rows), *growths(rows))
+    print_text(*table(HEAD, cells(rows)), *growths(rows))
 
 
 # `sttm bench store`: storing and restoring KVs compared with plain writes and reads.
@@ -123,21 +124,22 @@ def _show(row: Row) -> None:
         ("restore, page cache warm", row.warm, row.warm_floor, row.warm_share),
         ("restore, page cache cold", row.cold, row.cold_floor, row.cold_share),
     ]
-    print_text(f"{size(row.bytes):<28} seconds (cpu)        speed   floor (cpu)     of the floor")
+    head = (size(row.bytes), "seconds (cpu)", "speed", "floor (cpu)", "share of the floor")
+    cells = []
     for name, took, floor, share in lines:
         if took is None or floor is None:
-            print_text(f"  {name:<26} the page cache cannot be emptied of a file here")
+            cells.append((name, "the page cache cannot be emptied of a file here", "", "", ""))
             continue
         speed = size(row.bytes / took.seconds) + "/s"
-        shown = "" if share is None else f"{share:8.0%}"
-        print_text(f"  {name:<26} {_both(took)} {speed:>12}  {_both(floor)} {shown}".rstrip())
+        cells.append((name, _both(took), speed, _both(floor), f"{share or 0:.0%}"))
     if row.copy is not None:
         speed = size(row.bytes / row.copy.seconds) + "/s"
-        print_text(f"  {'host to device':<26} {_both(row.copy)} {speed:>12}")
+        cells.append(("host to device", _both(row.copy), speed, "", ""))
+    print_text(*table(head, cells))
 
 
 def _both(timing: Timing) -> str:
-    return f"{timing.seconds:6.3f} ({timing.processor:.3f})"
+    return f"{timing.seconds:.3f} ({timing.processor:.3f})"
 
 
 app = typer.Typer(

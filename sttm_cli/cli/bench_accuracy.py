@@ -8,9 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from sttm_cli.base.errors import UsageError
+from sttm_cli.base.names import METHODS as PLUGINS
 from sttm_cli.base.types import Json
-from sttm_cli.cli.flags import RUN, Output, only, settings_from, takes
-from sttm_cli.cli.output import StageProgress, check_plot, columns, print_json, print_text, warn
+from sttm_cli.cli.flags import RUN, Output, completing, only, settings_from, takes
+from sttm_cli.cli.output import (
+    StageProgress,
+    check_plot,
+    print_json,
+    print_text,
+    print_words,
+    starting,
+    warn,
+)
+from sttm_cli.cli.tables import columns
 from sttm_cli.settings.fields import parse_budget
 
 BUDGETS = "1,0.5,0.3,0.15,0.1"
@@ -22,7 +32,12 @@ _HERE = ("model", "revision", "device", "dtype", "merge_layer", "positions", "de
 def accuracy(
     *,
     split: Annotated[
-        str, typer.Option("--split", help="Which scenes: test, or dev to tune on.")
+        str,
+        typer.Option(
+            "--split",
+            autocompletion=completing(lambda: ("test", "dev")),
+            help="Which scenes: test, or dev to tune on.",
+        ),
     ] = "test",
     questions: Annotated[
         int, typer.Option("--questions", min=1, help="Ask at least so many.")
@@ -48,6 +63,7 @@ def accuracy(
             "--methods",
             metavar="M,M,...",
             show_default=False,
+            autocompletion=completing(PLUGINS.names),
             help="What to compare; NAME@L merges before decoder layer L. "
             f"(default: {METHODS.replace(',', ', ')})",
         ),
@@ -83,10 +99,11 @@ def accuracy(
     if split not in ("test", "dev"):
         raise UsageError(f"--split {split!r} is not known", "give test or dev")
     wanted = [_share(part) for part in budgets.split(",")]
-    from sttm_cli.bench.accuracy import find_entrants, report, take_exam
-    from sttm_cli.bench.exam import Exam
-    from sttm_cli.bench.exam import films as read_films
-    from sttm_cli.runtime.session import VideoQA
+    with starting(output):
+        from sttm_cli.bench.accuracy import find_entrants, report, take_exam
+        from sttm_cli.bench.exam import Exam
+        from sttm_cli.bench.exam import films as read_films
+        from sttm_cli.runtime.session import VideoQA
 
     if scenes is not None:
         scenes.mkdir(parents=True, exist_ok=True)
@@ -133,14 +150,17 @@ def _tables(report: Json) -> None:
     from sttm_cli.bench.charts import backgrounds
 
     asked = report["questions"]
-    print_text(
+    print_words(
         f"{report['model']}, merged before layer {report['merge_layer']}, {report['positions']} "
         f"positions; {report['split']} split, {asked['all']:,} questions and "
         f"{asked.get('follow-up', 0):,} follow-ups about {report['videos']:,} scenes of "
         f"{report['frames']} frames over {backgrounds(report)}\n"
     )
-    print_text("accuracy in %; of full: as a share of that at budget 1; [95 % interval]")
-    head = ("budget", "method", "kept", "accuracy", "of full", "sttm ahead by", "follow-ups")
+    print_text("accuracy in %, with 95 % intervals")
+    head = (
+        "budget", "method", "kept %", "accuracy %", "% of budget 1", "sttm ahead by",
+        "follow-ups, % of budget 1",
+    )  # fmt: skip
     rows = [
         (
             f"{row['budget']:g}",

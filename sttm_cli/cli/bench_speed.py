@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,17 +12,19 @@ import typer
 
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Json
-from sttm_cli.cli.flags import RUN, Output, settings_from, takes, without
+from sttm_cli.cli.flags import RUN, Output, completing, settings_from, takes, without
 from sttm_cli.cli.output import (
     StageProgress,
     check_plot,
-    columns,
     print_json,
     print_text,
+    print_words,
     say,
     size,
+    starting,
     warn,
 )
+from sttm_cli.cli.tables import columns
 from sttm_cli.settings.fields import parse_budget
 from sttm_cli.settings.settings import DEFAULT_MODEL
 
@@ -33,7 +35,15 @@ if TYPE_CHECKING:
 
 FRAMES = "32,64,128,256"
 BUDGETS = "1,0.5,0.3,0.15"
-_NOT_HERE = ("budget", "frames", "refresh", "no_cache", "max_bytes", "start", "end")
+
+
+def _geometries() -> Iterable[str]:
+    from sttm_cli.bench.geometry import GEOMETRIES
+
+    return GEOMETRIES
+
+
+_NOT_HERE = ("budget", "frames", "refresh", "no_cache", "max_bytes", "start", "end", "system")
 
 
 @takes(without(RUN, *_NOT_HERE))
@@ -49,6 +59,7 @@ def speed(
             "--geometry",
             metavar="NAME",
             show_default=False,
+            autocompletion=completing(_geometries),
             help="Random weights of a model's true sizes, such as llava-video-7b; no download.",
         ),
     ] = None,
@@ -100,7 +111,8 @@ def speed(
     ):
         if geometry is not None and given:
             raise UsageError(f"--geometry and {flag} cannot be combined", "give one of them")
-    from sttm_cli.bench.speed import measure_speed
+    with starting(output):
+        from sttm_cli.bench.speed import measure_speed
 
     with (
         StageProgress(output) as progress,
@@ -224,7 +236,7 @@ def _tables(about: Json, measured: list[Speed]) -> None:
     from sttm_cli.bench.charts import model_words
 
     rates = measured[0].rates
-    print_text(
+    print_words(
         f"{model_words(about)}; merged by {about['method']} before layer {about['merge_layer']} of "
         f"{about['layers']}, {about['positions']} positions\n"
         f"{about['device']}, {about['threads']} threads, {about['dtype']}, torch {about['torch']}; "
@@ -236,7 +248,7 @@ def _tables(about: Json, measured: list[Speed]) -> None:
     for part in measured:
         if part.alone is not None:
             before = sum(part.rows[0].seconds[name] for name in ("decode", "encode"))
-            print_text(
+            print_words(
                 f"transformers alone, {part.rows[0].frames} frames: generate on the full tokens "
                 f"{part.alone.generate:.3f} s (from the file {before + part.alone.generate:.3f}), "
                 f"its prompt cache {part.alone.prompt_cache:.3f} s a question, in one process"
@@ -266,7 +278,10 @@ def _seconds(measured: list[Speed]) -> str:
 def _ratios(measured: list[Speed]) -> str:
     floors = ("encode", "merge", "prefill", "restore", "token")
     gains = ("llm", "cold", "cached", "follow_up")
-    head = ("frames", "budget", *gains, "merge/prefill", *(f"{name} %" for name in floors))
+    head = (
+        "frames", "budget", "LLM faster", "cold faster", "cached faster", "follow-up faster",
+        "merge of prefill", *(f"{name} floor %" for name in floors),
+    )  # fmt: skip
     rows = [
         (
             f"{row.frames}",
@@ -279,7 +294,7 @@ def _ratios(measured: list[Speed]) -> str:
         for row in part.rows
     ]
     title = (
-        "to the first token: llm and cold (from the file) against budget 1, cached and follow_up\n"
-        "against the same budget cold; then floors, in % of the time taken"
+        "to the first token: LLM and cold (from the file) against budget 1, cached and follow-up\n"
+        "against the same budget cold; floors: the least this machine allows, in % of the time"
     )
     return f"{title}\n{columns(head, rows)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -10,13 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.cells import cell_len
 
-from sttm_cli.base.errors import CacheError, UsageError
+from sttm_cli.base.errors import CacheError, SttmError, UsageError
 from sttm_cli.base.reports import CacheEntryReport, CacheListReport
 from sttm_cli.base.types import Json
 from sttm_cli.cli.flags import CACHE, Output, settings_from, takes
+from sttm_cli.cli.lines import typed_by_a_person
 from sttm_cli.cli.output import print_json, print_text, printable, say, size, warn
+from sttm_cli.cli.tables import table
+from sttm_cli.decode.source import Source, digest
+from sttm_cli.settings.fields import parse_duration
 from sttm_cli.settings.settings import cache_dir
 
 if TYPE_CHECKING:
@@ -27,17 +31,43 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COLUMNS = ("key", "video", "model", "budget", "tokens", "size", "last used", "hits", "saved")
-LEFT = ("key", "video", "model", "last used")
-LONGEST = 24
-"""Characters of a name that are shown on a terminal."""
-Keys = Annotated[list[str], typer.Argument(metavar="KEY", help="Keys, or how they begin.")]
+COLUMNS = (
+    "key", "video", "model", "budget", "frames", "range", "method", "layer", "system", "tokens",
+    "size", "last used", "hits", "time saved",
+)  # fmt: skip
+LEFT = ("key", "video", "model", "range", "method", "last used")
+TELLING = ("system", "range", "layer", "method", "frames")
+"""Columns that tell entries of one video, model and budget apart."""
+LESS = ("time saved", "hits", "tokens", "last used")
+"""Columns that a narrow terminal goes without, the first first."""
+
+
+def _keys(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """The keys in the cache, for the shell, each with what is stored under it."""
+    try:
+        flags = {name: context.params.get(name) for name in ("cache_dir", "max_bytes")}
+        with _store(flags, warn=lambda line: None) as store:
+            found = store.entries()
+    except (SttmError, OSError):
+        return []
+    told = ((e.key[:12], f"{e.label.get('video')} at {e.label.get('budget')}") for e in found)
+    return [(key, printable(about)) for key, about in told if key.startswith(incomplete)]
+
+
+Key = Annotated[
+    str,
+    typer.Argument(metavar="KEY", help="A key, or how it begins.", autocompletion=_keys),
+]
 
 
 @app.command("ls")
 @takes(CACHE)
 def ls(*, flags: dict[str, Any], output: Output) -> None:
-    """List the stored videos, the last used first; 'saved' adds up what hits were faster by."""
+    """List the stored videos, the last used first.
+
+    'time saved' adds up by how much hits were faster than computing. A narrow terminal goes without
+    some columns; --json has all.
+    """
     from sttm_cli.store import NO_BOUND
 
     with _store(flags) as store:
@@ -67,7 +97,7 @@ def ls(*, flags: dict[str, Any], output: Output) -> None:
 @app.command("show")
 @takes(CACHE)
 def show(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="A key, or how it begins.")],
+    key: Key,
     *,
     flags: dict[str, Any],
     output: Output,
@@ -83,13 +113,79 @@ def show(
 
 @app.command("rm")
 @takes(CACHE)
-def rm(keys: Keys, *, flags: dict[str, Any], output: Output) -> None:
-    """Remove entries by key."""
+def rm(
+    keys: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY",
+            help="Keys, or how they begin, and paths of videos.",
+            autocompletion=_keys,
+        ),
+    ] = None,
+    *,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="NAME", show_default=False, help="Only this model's."),
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option(
+            "--older-than",
+            metavar="TIME",
+            show_default=False,
+            help="Only what was not used for so long, such as 30d.",
+        ),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All entries; asks first.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    flags: dict[str, Any],
+    output: Output,
+) -> None:
+    """Remove entries: by key, of a video, of a model, or unused for long."""
+    age = None if older_than is None else parse_duration("--older-than", older_than)
+    if not keys and model is None and age is None and not every:
+        raise UsageError(
+            "nothing was named to remove", "give a KEY, a video, --model, --older-than or --all"
+        )
+    for flag, given in (("KEY", keys), ("--model", model), ("--older-than", age)):
+        if every and given:
+            raise UsageError(f"--all and {flag} cannot be combined", "choose one")
     with _store_to_change(flags) as store:
-        entries = {entry.key: entry for entry in (_entry(store, key) for key in keys)}
+        found = [e for key in keys for e in _meant(store, key)] if keys else store.entries()
+        entries = {entry.key: entry for entry in found if _is_of(entry, model, age)}
+        if every and entries and not yes:
+            _ask(f"remove all {len(entries):,} entries, {size(sum(e.bytes for e in found))}?")
         gone = store.remove(entries)
     _removed({"removed": gone, "bytes": sum(entries[key].bytes for key in gone)}, output)
     if len(gone) < len(entries):
+        raise typer.Exit(1)
+
+
+def _meant(store: Store, named: str) -> list[Entry]:
+    """The entry of a key, or all those of a video; a path goes before how a key begins."""
+    origin = Source(named, Path(named)).origin
+    of_video = [entry for entry in store.entries() if entry.label.get("video") in (origin, named)]
+    if not of_video and Path(named).exists():
+        bytes_of = digest(Path(named), store)
+        of_video = [entry for entry in store.entries() if entry.video == bytes_of]
+        if not of_video:
+            raise CacheError(f"nothing is stored of {named}", "sttm cache ls shows what is")
+    return of_video or [_entry(store, named)]
+
+
+def _is_of(entry: Entry, model: str | None, age: float | None) -> bool:
+    stored = entry.label.get("model")
+    same = model is None or stored == model or Path(str(stored)) == Path(model).absolute()
+    return same and (age is None or entry.last_used < time.time() - age)
+
+
+def _ask(question: str) -> None:
+    """Have a person agree; raises UsageError where there is none, typer.Exit where they do not."""
+    if not typed_by_a_person():
+        raise UsageError("--all asks before it removes, and nobody is there", "give --yes as well")
+    say(f"{question} [y/N]")
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        say("nothing is removed")
         raise typer.Exit(1)
 
 
@@ -197,6 +293,11 @@ def _entry_json(entry: Entry) -> CacheEntryReport:
         "model": entry.label.get("model"),
         "budget": entry.label.get("budget"),
         "method": entry.label.get("method"),
+        "frames": entry.label.get("frames"),
+        "start_s": entry.label.get("start_s"),
+        "end_s": entry.label.get("end_s"),
+        "merge_layer": entry.label.get("merge_layer"),
+        "system": entry.label.get("system"),
         "video_full": entry.tokens.video_full,
         "video_kept": entry.tokens.video_kept,
         "created": entry.created,
@@ -207,23 +308,26 @@ def _entry_json(entry: Entry) -> CacheEntryReport:
 
 
 def _table(entries: list[Entry]) -> None:
-    """Columns as wide as their widest cell; fast for a hundred thousand rows."""
-    rows = [COLUMNS, *(_cells(entry) for entry in entries)]
-    widths = [max(cell_len(row[n]) for row in rows) for n in range(len(COLUMNS))]
-    for row in rows if entries else ():
-        cells = []
-        for name, cell, width in zip(COLUMNS, row, widths, strict=True):
-            gap = " " * (width - cell_len(cell))
-            cells.append(cell + gap if name in LEFT else gap + cell)
-        print_text("  ".join(cells).rstrip())
+    if not entries:
+        return
+    rows = [_cells(entry) for entry in entries]
+    # What is the same in every row tells none from another: it goes first where room is short.
+    same = [n for n in TELLING if len({row[COLUMNS.index(n)] for row in rows}) == 1]
+    print_text(*table(COLUMNS, rows, left=LEFT, less=[*same, *LESS]))
 
 
 def _cells(entry: Entry) -> tuple[str, ...]:
+    label = entry.label
     return (
         entry.key[:12],
-        _name(entry.label.get("video")),
-        _name(entry.label.get("model")),
-        f"{entry.label.get('budget', '?')}",
+        shown_path(str(label.get("video") or "?")),
+        shown_path(str(label.get("model") or "?")),
+        f"{label.get('budget', '?')}",
+        _known(label.get("frames")),
+        _range(label),
+        _known(label.get("method")),
+        _known(label.get("merge_layer")),
+        "yes" if label.get("system") else "",
         f"{entry.tokens.video_kept:,}",
         size(entry.bytes),
         datetime.fromtimestamp(entry.last_used).isoformat(" ", "minutes"),
@@ -232,9 +336,22 @@ def _cells(entry: Entry) -> tuple[str, ...]:
     )
 
 
-def _name(value: Any) -> str:
-    """The last part of a path, of which nothing can move the cursor."""
-    name = Path(str(value or "?")).name
-    shown = printable(name)
-    long = sys.stdout.isatty() and len(shown) > LONGEST
-    return f"{shown[: LONGEST - 1]}…" if long else shown
+def _known(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _range(label: Json) -> str:
+    """The part of the video, in seconds; "" where that is all of it, or not known."""
+    start, end, whole = (label.get(name) for name in ("start_s", "end_s", "duration_s"))
+    if not all(isinstance(value, (int, float)) for value in (start, end, whole)):
+        return ""
+    return "" if not start and end == whole else f"{start:g}-{end:g} s"
+
+
+def shown_path(text: str) -> str:
+    """A path as a person would type it here: below this folder, or below the home folder."""
+    path = Path(text)
+    for base, prefix in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if path.is_absolute() and path.is_relative_to(base) and path != base:
+            return f"{prefix}{path.relative_to(base)}"
+    return text

@@ -21,6 +21,7 @@ from sttm_cli.cli.flags import (
     RUN,
     SOURCE,
     KeepAlive,
+    NoLog,
     NoServer,
     Output,
     Subtitles,
@@ -30,10 +31,12 @@ from sttm_cli.cli.flags import (
     takes,
 )
 from sttm_cli.cli.lines import lines, typed_by_a_person
+from sttm_cli.cli.log import Record
+from sttm_cli.cli.notes import notes_on
 from sttm_cli.cli.output import (
-    NAME_A_MODEL,
     StageProgress,
     cut_off,
+    fail,
     one_line,
     print_answer,
     print_json,
@@ -44,9 +47,12 @@ from sttm_cli.cli.output import (
 )
 from sttm_cli.decode.subtitles import subtitles_text
 from sttm_cli.settings.fields import parse_budget
-from sttm_cli.settings.settings import DEFAULT_MODEL, STDIN
+from sttm_cli.settings.settings import STDIN
 
 FILED = "A video file, a folder of images, or an http(s) address."
+
+LEAVING = ("exit", "quit")
+"""Words that a person types to leave, as in other programs; through a pipe they are questions."""
 
 EXAMPLES = examples(
     "sttm chat talk.mp4 -m llava-onevision-7b",
@@ -62,6 +68,7 @@ def chat(
     subtitles: Subtitles = None,
     no_server: NoServer = False,
     keep_alive: KeepAlive = None,
+    no_log: NoLog = False,
     no_history: Annotated[
         bool, typer.Option("--no-history", help="Ask each question without the turns before it.")
     ] = False,
@@ -82,14 +89,13 @@ def chat(
             "--json cannot be used in a chat on a terminal", "/save FILE.json keeps a conversation"
         )
     before = subtitles_text(subtitles, settings.start, settings.end, warn=warn)
-    if settings.model == DEFAULT_MODEL and not output.quiet:
-        say(NAME_A_MODEL)
-    stays = check_keep_alive(context, keep_alive, no_server=no_server)
+    stays = check_keep_alive(context, keep_alive, no_server=no_server, warn=warn)
     with StageProgress(output) as progress:
         screen = _Screen(output, progress)
         with Asker(settings, screen.show, server=not no_server, keep_alive=stays) as asker:
             talk = Conversation(asker, video, before=before, remembers=not no_history)
-            done = _Chat(talk, screen, output).run()
+            record = Record.of(video, settings, before=before, keeps=not no_log)
+            done = _Chat(talk, screen, output, record).run()
     if output.as_json:
         print_json(talk.to_json())
     if not done:
@@ -144,8 +150,8 @@ class _Screen:
 class _Chat:
     """The loop over lines: questions are answered, commands are carried out."""
 
-    def __init__(self, talk: Conversation, screen: _Screen, output: Output) -> None:
-        self._talk, self._screen, self._output = talk, screen, output
+    def __init__(self, talk: Conversation, screen: _Screen, output: Output, record: Record) -> None:
+        self._talk, self._screen, self._output, self._record = talk, screen, output, record
         self._personal, self._over = typed_by_a_person(), False
         self._commands: dict[str, tuple[Callable[[str], None], str, str]] = {
             "/budget": (self._budget, "B", "keep at most this share or number of video tokens"),
@@ -171,9 +177,14 @@ class _Chat:
 
     def _carried_out(self, line: str) -> bool:
         try:
-            self._command(line) if line.startswith("/") else self._answer(line)
+            if line in LEAVING and self._personal:
+                self._over = True
+            elif line.startswith("/"):
+                self._command(line)
+            else:
+                self._answer(line)
         except SttmError as error:
-            say(f"sttm: {error.message}" + (f"\n  {error.hint}" if error.hint else ""))
+            fail(error.message, error.hint)
             return False
         except KeyboardInterrupt:
             if not self._personal:
@@ -186,6 +197,7 @@ class _Chat:
     def _answer(self, question: str) -> None:
         forgotten = self._talk.forgotten
         turn = self._screen.answer(self._talk, question)
+        self._record.add([(turn.question, turn.answer, turn.seconds)], turn.budget)
         if turn.ending == "stopped":
             say("stopped")
         elif cut := cut_off(turn.ending, self._talk.settings.max_new_tokens):
@@ -209,6 +221,8 @@ class _Chat:
             for note in self._talk.facts["video"]["notes"]:
                 say(note)
             say(self._state() + (" · /help lists commands" if self._personal else ""))
+            for note in notes_on(self._talk.settings, self._talk.facts["tokens"]["video_full"]):
+                say(note)
 
     def _state(self) -> str:
         tokens = self._talk.facts["tokens"]
@@ -245,6 +259,7 @@ class _Chat:
         if rest == STDIN:
             raise UsageError("/video - cannot be used: questions come from stdin")
         self._talk.open(str(Path(rest).expanduser()) if "://" not in rest else rest)
+        self._record = self._record.about(self._talk.video, self._talk.settings)
         self._screen.progress.stop()
         say(self._state())
 

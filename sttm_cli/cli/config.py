@@ -10,7 +10,8 @@ import typer
 
 from sttm_cli.base.types import Json
 from sttm_cli.cli.flags import Output, takes
-from sttm_cli.cli.output import console, print_json, print_text, say
+from sttm_cli.cli.output import print_json, print_text, say
+from sttm_cli.cli.tables import table
 from sttm_cli.settings.fields import Setting
 from sttm_cli.settings.settings import CONFIG_KEYS, config_path, read_config
 
@@ -53,14 +54,11 @@ def show(*, flags: dict[str, Any], output: Output) -> None:
         rows = [{"key": key, **held._asdict()} for key, held in found.items()]
         print_json({"schema": "sttm.config/1", **_file(config_path()), "settings": rows})
         return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in ("setting", "value", "from"):
-        table.add_column(name, overflow="fold")
-    for key, held in found.items():
-        table.add_row(key, "-" if held.value is None else held.value, held.origin)
-    console().print(table)
+    head = ("setting", "value", "from")
+    cells = [
+        (key, "-" if held.value is None else held.value, held.origin) for key, held in found.items()
+    ]
+    print_text(*table(head, cells, left=head))
     if not output.quiet:
         say(f"file: {config_path()}" + ("" if config_path().is_file() else " (not there)"))
         say("-: the model, the video or the machine decides")
@@ -77,7 +75,7 @@ def _held(declared: Setting, given: dict[str, str]) -> Held:
         return Held(os.environ[declared.env], declared.env)
     if declared.name in given:
         return Held(given[declared.name], "file")
-    return Held(declared.default, "default")
+    return Held("false" if declared.is_switch else declared.default, "default")
 
 
 def _file(path: Path) -> Json:

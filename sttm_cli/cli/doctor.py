@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from sttm_cli.cli.flags import CACHE, Output, settings_from, takes
-from sttm_cli.cli.output import print_json, print_text, say
+from sttm_cli.cli.output import print_json, print_words, say
 
 
 @takes(CACHE)
@@ -26,9 +26,9 @@ def doctor(*, flags: dict[str, Any], output: Output) -> None:
         checks.append(check)
         if not output.as_json:
             mark = "ok" if check.problem is None else "BROKEN" if check.needed else "note"
-            print_text(f"{mark:<7}{check.name:<20}{check.problem or check.found}")
+            print_words(f"{mark:<7}{check.name:<20}{check.problem or check.found}", indent=27)
             if check.problem is not None and check.hint:
-                print_text(f"{'':<7}{'':<20}-> {check.hint}")
+                print_words(f"{'':<27}-> {check.hint}", indent=30)
     broken = sum(check.broken for check in checks)
     if output.as_json:
         rows = [asdict(check) for check in checks]

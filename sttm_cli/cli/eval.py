@@ -26,12 +26,12 @@ from sttm_cli.cli.flags import (
 from sttm_cli.cli.output import (
     StageProgress,
     check_plot,
-    columns,
     print_json,
     print_text,
     say,
     warn,
 )
+from sttm_cli.cli.tables import columns
 from sttm_cli.settings.fields import parse_budget
 
 PAPER_BUDGETS, OWN_BUDGETS = "1,0.5,0.3", "1,0.5,0.3,0.15"

@@ -17,7 +17,7 @@ from typer.models import OptionInfo
 from sttm_cli.base.errors import SttmError, UsageError
 from sttm_cli.base.names import METHODS
 from sttm_cli.settings.fields import Group, Setting
-from sttm_cli.settings.settings import CONFIG_KEYS, KEEP_ALIVE, SETTINGS, Settings
+from sttm_cli.settings.settings import CONFIG_KEYS, KEEP_ALIVE, NO_LOG, SETTINGS, Settings
 
 VIDEO = "A video file, a folder of images, an http(s) or s3:// address, or '-' for stdin."
 
@@ -60,22 +60,38 @@ def _aliases() -> Iterable[str]:
     return aliases()
 
 
-_NAMES: dict[str, Callable[[], Iterable[str]]] = {"model": _aliases, "method": METHODS.names}
+def _options() -> Iterable[str]:
+    from sttm_cli.models.registry import families
+
+    return sorted({option for family in families() for option in family.options})
+
+
+_NAMES: dict[str, Callable[[], Iterable[str]]] = {
+    "model": _aliases,
+    "method": METHODS.names,
+    "options": _options,
+}
 """Settings whose values are names that other parts know."""
 
 
 def _completion(setting: Setting) -> Callable[[str], list[str]] | None:
-    names = _NAMES.get(setting.name, lambda: setting.choices)
     if setting.name not in _NAMES and not setting.choices:
         return None
+    return completing(_NAMES.get(setting.name, lambda: setting.choices))
+
+
+def completing(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Completion of one of these names in the shell, or of the last of several with commas."""
 
     def complete(incomplete: str) -> list[str]:
-        return [name for name in names() if name.startswith(incomplete)]
+        before, comma, last = incomplete.rpartition(",")
+        return [f"{before}{comma}{name}" for name in names() if name.startswith(last)]
 
     return complete
 
 
 KeepAlive = Annotated[str | None, SettingOption(KEEP_ALIVE)]
+NoLog = Annotated[bool, SettingOption(NO_LOG)]
 
 
 def examples(*commands: str) -> str:
@@ -144,11 +160,16 @@ def typed(context: typer.Context, flags: tuple[str, ...]) -> list[str]:
 
 
 def check_keep_alive(
-    context: typer.Context, keep_alive: str | None, *, no_server: bool
+    context: typer.Context,
+    keep_alive: str | None,
+    *,
+    no_server: bool,
+    warn: Callable[[str], None],
 ) -> str | None:
     """--keep-alive as typed, checked; None where --no-server overrules the config file.
 
-    Raises UsageError where both were typed, SttmError where there is nothing to serve with.
+    Raises UsageError where both were typed. Where there is nothing to serve with, `warn` gets a
+    line, and the question is answered without a server.
     """
     if keep_alive is None:
         return None
@@ -157,18 +178,25 @@ def check_keep_alive(
         if typed(context, ("--keep-alive",)):
             raise UsageError("--no-server and --keep-alive cannot be combined", "choose one")
         return None
-    check_serving()
+    if missing := _missing_for_serving():
+        warn(f"no server is left behind: {', '.join(missing)} is not installed")
+        return None
     return keep_alive
 
 
 def check_serving() -> None:
     """Raise SttmError where what a server needs is not installed."""
-    missing = [m for m in ("starlette", "uvicorn", "prometheus_client") if find_spec(m) is None]
-    if missing:
+    if missing := _missing_for_serving():
         raise SttmError(
             f"a server needs what is not installed: {', '.join(missing)}",
-            "pip install 'sttm-cli[serve]'",
+            f"python -m pip install {' '.join(missing)}",
         )
+
+
+def _missing_for_serving() -> list[str]:
+    """The packages that a server needs and this machine lacks."""
+    needed = ("starlette", "uvicorn", "prometheus_client")
+    return [name.replace("_", "-") for name in needed if find_spec(name) is None]
 
 
 def only(group: tuple[inspect.Parameter, ...], *names: str) -> tuple[inspect.Parameter, ...]:

@@ -95,10 +95,13 @@ def inspect(
     check_file("--picture", picture, ".png")
     check_file("--report", report, ".html")
     settings = settings_from(flags)
-    from sttm_cli.inspect.measure import survey
     from sttm_cli.runtime.session import VideoQA
 
     with StageProgress(output) as progress, VideoQA(settings, warn=warn, progress=progress) as qa:
+        # Before the stages are imported: a wrong path is said at once.
+        qa.request(video)
+        from sttm_cli.inspect.measure import survey
+
         found = survey(qa, video, wanted, repeat=repeat)
     for warning in found.report.warnings:
         warn(warning)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sttm_cli.cli.output import printable, size
+from sttm_cli.cli.output import print_text, printable, size
+from sttm_cli.cli.tables import table
 from sttm_cli.settings.settings import DEFAULT_METHOD
 
 if TYPE_CHECKING:
@@ -18,14 +19,17 @@ if TYPE_CHECKING:
 
 ENTRIES = 3
 """Stored entries that are named; the others are counted."""
-TOKENS = ("budget", "spatial", "kept", "share", "thresholds", "KV", "in cache")
-KEEPS = "spatial, kept: tokens after the spatial step, and after the temporal step too."
+TOKENS = ("budget", "after spatial", "tokens kept", "share", "thresholds", "KV", "in cache")
+KEEPS = "after spatial: tokens left by the spatial step alone."
 THRESHOLDS = "thresholds: cosine similarities found for the budget."
-SECONDS = ("budget", "merge", "prefill", "restore", "first", "new", "stored", "gain")
+SECONDS = (
+    "budget", "merge", "prefill", "restore", "question", "new video", "from cache", "LLM faster",
+)  # fmt: skip
 TAKES = (
     "Seconds, measured: medians of {repeat}. restore reads a file written just before, which the "
-    "system still holds in memory. Sums of medians: new = decode + encode + merge + prefill + "
-    "first; stored = restore + first. gain: merge + prefill + first at budget 1 over the same here."
+    "system still holds in memory; question: from there to the first token. Sums of medians: new "
+    "video = decode + encode + merge + prefill + question; from cache = restore + question. LLM "
+    "faster: merge + prefill + question at budget 1 over the same here."
 )
 
 
@@ -77,7 +81,7 @@ def _without(cells: Sequence[str], at: int) -> Sequence[str]:
 
 
 def print_survey(console: Console, found: Survey) -> None:
-    """Print facts and tables; they fit 80 columns."""
+    """Print facts and tables."""
     from rich.table import Table as Grid
 
     lines = Grid.grid(padding=(0, 2, 0, 0))
@@ -87,13 +91,7 @@ def print_survey(console: Console, found: Survey) -> None:
         lines.add_row(name, fact)
     console.print(lines)
     for names, rows, note in tables(found):
-        grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for name in names:
-            grid.add_column(name, justify="right", no_wrap=True)
-        for row in rows:
-            grid.add_row(*row)
-        console.print()
-        console.print(grid)
+        print_text("", *table(names, rows))
         console.print(note, style="dim", width=min(80, console.width))
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TextIO, cast
+
+from rich.cells import cell_len
 
 from sttm_cli.base.errors import SttmError, UsageError
 from sttm_cli.base.reports import ErrorReport, SecondsReport
@@ -17,11 +21,11 @@ from sttm_cli.cli.flags import Output
 if TYPE_CHECKING:
     from rich.console import Console
 
-NAME_A_MODEL = (
-    "using the small embedded model 'tiny', which knows generated scenes of coloured shapes only; "
-    "name a real one with --model, such as llava-onevision-7b"
-)
+RED, YELLOW = 31, 33
+COMMAND = "    "
+"""How a line begins that is a command to copy."""
 STAGES = {
+    "import": "starting",
     "download": "downloading (MB)",
     "stdin": "reading stdin (MB)",
     "load": "loading the model",
@@ -83,18 +87,87 @@ def console(*, stderr: bool = False) -> Console:
         ) -> list[ConsoleRenderable]:
             return [Filtered(renderable) for renderable in renderables]
 
-    made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    out = None if stderr else cast("IO[str]", _Stdout())
+    made = Console(file=out, stderr=stderr, highlight=False, markup=False, emoji=False)
     made.push_render_hook(Filter())
     return made
 
 
+class _Stdout:
+    """Standard output for rich, with failures reported as those of all other output."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        _write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Everything is written at once."""
+
+    def isatty(self) -> bool:
+        return sys.stdout.isatty()
+
+    def fileno(self) -> int:
+        return sys.stdout.fileno()
+
+
 def say(*lines: str) -> None:
-    """Lines for the person, on stderr; a line feed begins another one."""
-    text = "\n".join(printable(part) for line in lines for part in line.split("\n"))
+    """Lines for the person, on stderr; a line feed begins another one. On a terminal they break
+    between words, those that begin with four spaces excepted: they are to be copied."""
+    _tell("\n".join(lines))
+
+
+def _tell(text: str, mark: str = "", colour: int = 0) -> None:
+    """Text on stderr; `mark`: the words before it, in an ANSI `colour` where those are shown."""
+    width = columns_of(sys.stderr)
+    lines = [printable(part) for part in f"{mark}{text}".split("\n")]
+    if width is not None:
+        told = ([line] if line.startswith(COMMAND) else _wrapped(line, width) for line in lines)
+        lines = [part for parts in told for part in parts]
+    shown = "\n".join(lines)
+    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    if colour and width is not None and not plain:
+        shown = f"\x1b[{colour}m{shown[: len(mark)]}\x1b[0m{shown[len(mark) :]}"
     # A terminal may be gone: the end of the process must not depend on it.
     with contextlib.suppress(OSError):
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(shown + "\n")
         sys.stderr.flush()
+
+
+def print_words(text: str, *, indent: int = 0) -> None:
+    """Lines of words on stdout; on a terminal they break between words, further parts indented."""
+    width = columns_of(sys.stdout)
+    for line in text.split("\n"):
+        print_text(*([line] if width is None else _wrapped(line, width, indent)))
+
+
+def columns_of(stream: TextIO) -> int | None:
+    """How many columns a terminal has; None for what is not a terminal."""
+    if not stream.isatty():
+        return None
+    if (given := os.environ.get("COLUMNS", "")).isdigit() and int(given):
+        return int(given)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def _wrapped(line: str, width: int, indent: int | None = None) -> list[str]:
+    """A line in parts of at most `width` columns where its words allow that, the further ones
+    indented as the line is, or as told."""
+    before = len(line) - len(line.lstrip()) if indent is None else indent
+    parts, rest = [], line
+    while cell_len(rest) > width:
+        spaces = [at for at, letter in enumerate(rest) if letter == " " and rest[:at].strip()]
+        fitting = [at for at in spaces if cell_len(rest[:at].rstrip()) <= width]
+        if not spaces:
+            break
+        cut = fitting[-1] if fitting else spaces[0]
+        parts.append(rest[:cut].rstrip())
+        rest = " " * before + rest[cut:].lstrip()
+    return [*parts, rest]
 
 
 def printable(text: str) -> str:
@@ -108,12 +181,22 @@ def without_steering(text: str) -> str:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # A reader that has gone wants no message.
+        raise
+    except OSError as error:
+        _drop_stdout()
+        raise SttmError(
+            f"the output cannot be written: {error.strerror or error}",
+            "make room, or write elsewhere",
+        ) from error
 
 
 def warn(line: str) -> None:
-    say(f"warning: {line}")
+    _tell(line, "warning: ", YELLOW)
 
 
 def show_failure(error: BaseException, *, as_json: bool, debug: bool) -> int:
@@ -129,10 +212,17 @@ def show_failure(error: BaseException, *, as_json: bool, debug: bool) -> int:
             "schema": "sttm.error/1",
             "error": {"kind": kind, "message": message, "hint": hint},
         }
-        print_json(report)
+        # Where nothing can be written, the line on stderr is all there is.
+        with contextlib.suppress(SttmError, OSError):
+            print_json(report)
     if message:
-        say(f"sttm: {printable(message)}" + (f"\n  {hint}" if hint else ""))
+        fail(printable(message), hint)
     return code
+
+
+def fail(message: str, hint: str = "") -> None:
+    """A failure: what went wrong, and below it what to do."""
+    _tell(message + (f"\n  {hint}" if hint else ""), "sttm: ", RED)
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
@@ -156,6 +246,10 @@ def _facts(error: BaseException) -> tuple[str, str, str, int]:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         hint = "use fewer --frames, a smaller --budget or --dtype bfloat16"
         return "memory", "the memory does not suffice", hint, 5
+    if isinstance(error, OSError) and error.filename is None and error.errno == errno.ENOSPC:
+        # Help texts are written by the command-line parser.
+        _drop_stdout()
+        return "output", f"the output cannot be written: {error.strerror}", "make room", 1
     if hasattr(error, "format_message"):
         # The command-line parser's own complaint; it names the flag.
         return "usage", error.format_message(), "see --help", getattr(error, "exit_code", 2)
@@ -165,10 +259,9 @@ def _facts(error: BaseException) -> tuple[str, str, str, int]:
 
 
 def _drop_stdout() -> None:
-    # The reader went away; without this Python complains once more at exit.
-    import os
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # Nothing more can be written; without this Python complains once more at exit.
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_line(text: str) -> str:
@@ -186,7 +279,8 @@ def cut_off(ending: str | None, max_new_tokens: int) -> str | None:
 
 
 class StageProgress:
-    """A bar for the stage that runs, on a terminal only; a context manager."""
+    """What runs and how far it is, on a terminal only; a context manager. A spinner shows from the
+    start on: importing what a model needs takes seconds."""
 
     def __init__(self, output: Output) -> None:
         self._on = sys.stderr.isatty() and not output.quiet
@@ -220,15 +314,33 @@ class StageProgress:
             self._bar, self._tasks = None, {}
 
 
-def _bar() -> Any:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+@contextlib.contextmanager
+def starting(output: Output) -> Iterator[None]:
+    """Shows, on a terminal, that libraries are being imported while the block runs."""
+    with StageProgress(output) as progress:
+        progress("import", 0, 1)
+        yield
 
+
+def _bar() -> Any:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    screen = console(stderr=True)
     return Progress(
+        SpinnerColumn(finished_text=" "),
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
+        # What is beside it takes 45 columns at most.
+        BarColumn(bar_width=max(5, min(24, screen.width - 45))),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=console(stderr=True),
+        console=screen,
         transient=True,
     )
 
@@ -242,6 +354,14 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: 45 s, 12 min, 3 h 20 min."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def spent(seconds: SecondsReport) -> str:
     """The seconds of the stages that ran: decode 0.120, merge 0.010."""
     ran = ((name, value) for name, value in seconds.items() if isinstance(value, int | float))
@@ -250,16 +370,6 @@ def spent(seconds: SecondsReport) -> str:
 
 def share(part: int, whole: int) -> str:
     return f"{part:,} of {whole:,} video tokens ({100 * part / max(whole, 1):.0f} %)"
-
-
-def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A plain table, columns to the right but the first; never shortened."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = []
-    for row in (head, *rows):
-        first, *rest = (f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join((f"{first.strip():<{widths[0]}}", *rest)))
-    return "\n".join(line.rstrip() for line in lines)
 
 
 # Files that a command writes beside its output, checked before minutes of work, not after them.

@@ -14,11 +14,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sttm_cli.base.errors import CacheError, UsageError
-from sttm_cli.cli.flags import RUN, SOURCE, NoServer, Output, examples, settings_from, takes
-from sttm_cli.cli.output import STAGES, console, print_json, printable, say, size, warn
+from sttm_cli.cli.flags import (
+    RUN,
+    SOURCE,
+    NoServer,
+    Output,
+    completing,
+    examples,
+    settings_from,
+    takes,
+)
+from sttm_cli.cli.notes import budget_note
+from sttm_cli.cli.output import (
+    STAGES,
+    console,
+    duration,
+    print_json,
+    printable,
+    say,
+    size,
+    starting,
+    warn,
+)
 from sttm_cli.library.outcome import Computed, Failed, Outcome, Skipped, Stopped, Tally, Wanted
 from sttm_cli.library.paths import Found, find_videos, share_of
-from sttm_cli.library.runners import LOCAL, RAY, check_runner, open_runner
+from sttm_cli.library.runners import LOCAL, RAY, check_runner, open_runner, runner_names
 
 if TYPE_CHECKING:
     from sttm_cli.library.loop import FarRunner, Runner
@@ -28,6 +48,10 @@ if TYPE_CHECKING:
 # How far a library is: a bar with rate and time left on a terminal, else a line per video.
 
 
+MEANINGFUL_S = 600.0
+"""Seconds of video from which on the seconds of work for an hour of it mean something."""
+
+
 class LibraryProgress:
     """A context manager; called with each stage's progress, and with every outcome."""
 
@@ -35,8 +59,10 @@ class LibraryProgress:
         self._output, self.total = output, total
         self._started = time.perf_counter()
         self._bar: Any = None
+        self._room = 0
         if sys.stderr.isatty() and not output.quiet:
             self._bar = _bar()
+            self._room = max(10, self._bar.console.width - 60)
 
     def __enter__(self) -> LibraryProgress:
         if self._bar is not None:
@@ -82,8 +108,7 @@ class LibraryProgress:
         if tally.same_bytes:
             parts[-1] += f" ({tally.same_bytes} with the same bytes as another)"
         parts.append(f"{len(tally.failed)} failed, {duration(self.seconds)}")
-        if (hour := tally.per_video_hour(self.seconds)) is not None:
-            parts.append(f"{hour:.0f} s per video-hour")
+        parts += self._per_hour(tally)
         if not self._output.quiet:
             say(", ".join(parts))
 
@@ -95,13 +120,23 @@ class LibraryProgress:
             self._bar.console.print(line, soft_wrap=True)
 
     def _rate(self, tally: Tally) -> str:
-        seconds, rates = self.seconds, [f"{60 * tally.settled / self.seconds:.1f} videos/min"]
-        if (hour := tally.per_video_hour(seconds)) is not None:
-            rates.append(f"{hour:.0f} s per video-hour")
+        seconds = self.seconds
+        rates = [f"{60 * tally.settled / seconds:.1f} videos/min", *self._per_hour(tally)]
         # What is skipped takes next to nothing: the work sets the pace.
         through = tally.done + len(tally.failed) or tally.settled
         left = seconds / max(1, through) * (self.total - tally.settled)
-        return ", ".join([*rates, f"{duration(left)} left"])
+        rates.append(f"{duration(left)} left")
+        # What is left stays where a terminal is narrow.
+        while len(rates) > 1 and len(", ".join(rates)) > self._room:
+            rates.pop(-2)
+        return ", ".join(rates)
+
+    def _per_hour(self, tally: Tally) -> list[str]:
+        """Seconds of work for an hour of video, once the start of the first one weighs little."""
+        hour = tally.per_video_hour(self.seconds)
+        if hour is None or tally.video_s < MEANINGFUL_S:
+            return []
+        return [f"{hour:.0f} s per hour of video"]
 
 
 def outcome_words(outcome: Outcome) -> str:
@@ -122,19 +157,11 @@ def outcome_words(outcome: Outcome) -> str:
     return outcome.reason
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person reads them: 45 s, 12 min, 3 h 20 min."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def _bar() -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     return Progress(
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TextColumn("{task.fields[stage]}", style="dim"),
@@ -183,6 +210,7 @@ def precompute(
         typer.Option(
             "--on",
             metavar="NAME",
+            autocompletion=completing(runner_names),
             help="Where to compute: local, ray, ray://HOST:PORT, or the name of a runner that is "
             "installed.",
         ),
@@ -217,6 +245,8 @@ def precompute(
         raise UsageError(
             f"--workers and --on {on} cannot be combined", "--workers are those of --on ray"
         )
+    if not output.quiet and (note := budget_note(settings.budget)):
+        say(note)
     listed = _listed(null) if "-" in paths else []
     found = find_videos([path for path in paths if path != "-"], listed)
     mine = replace(found, videos=share_of(found.videos, shard))
@@ -231,7 +261,8 @@ def precompute(
         if server is not None and not output.quiet:
             say(f"the model of {server} computes")
         # All shards fill one cache.
-        wanted = estimate(qa, found.videos)
+        with starting(output):
+            wanted = estimate(qa, found.videos)
         _check(qa, wanted, dry_run)
         make = partial(
             open_runner,

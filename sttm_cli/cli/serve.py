@@ -20,7 +20,7 @@ from sttm_cli.cli.flags import (
     typed,
     without,
 )
-from sttm_cli.cli.output import print_json, print_text, say, size
+from sttm_cli.cli.output import print_json, print_words, say, size, starting
 from sttm_cli.settings.fields import parse_bytes, parse_duration
 from sttm_cli.settings.settings import Settings
 
@@ -162,7 +162,8 @@ def _check_beside(context: typer.Context, flag: str, flags: Sequence[str]) -> No
 
 
 def _run(settings: Settings, options: Options, output: Output) -> None:
-    from sttm_cli.serve.process import serve as run
+    with starting(output):
+        from sttm_cli.serve.process import serve as run
 
     run(settings, options, (lambda line: None) if output.quiet else say)
 
@@ -182,7 +183,7 @@ def _others(output: Output, *, stop: bool) -> None:
         return
     for server in servers:
         if not stop:
-            print_text(_line(server))
+            print_words(_line(server), indent=2)
         elif not output.quiet:
             say(f"ended: {_line(server)}")
     if not servers and not output.quiet:

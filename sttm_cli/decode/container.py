@@ -68,9 +68,21 @@ def _container(path: Path, file: OpenFile) -> Any:
     try:
         return av.open(file, options=dict(OPTIONS), timeout=PATIENCE_S, buffer_size=READ_BYTES)
     except av.ArgumentError:
+        if _is_sound(path):
+            raise VideoError(f"{path} has no video stream, only audio", NEEDED) from None
         raise VideoError(f"{path} is not a video of a format that is read", NEEDED) from None
     except (av.FFmpegError, UnicodeError, ValueError) as error:
         raise VideoError(f"{path} is not a video: {reason(error)}", NEEDED) from None
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether a file of a format that is not read begins as one of sound: MP3, AAC, FLAC, WAV,
+    AIFF or AMR."""
+    with path.open("rb") as file:
+        start = file.read(12)
+    frame = len(start) > 1 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0
+    named = start.startswith((b"ID3", b"fLaC", b"#!AMR"))
+    return frame or named or start[8:12] in (b"WAVE", b"AIFF", b"AIFC")
 
 
 def reason(error: Exception) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,38 @@ FORMATS = {
     ".avif": "AVIF", ".bmp": "BMP", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".ppm": "PPM",
     ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
 }  # fmt: skip
+VIDEO_SUFFIXES = frozenset(
+    ".3gp .asf .avi .f4v .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob "
+    ".webm .wmv".split()
+)
+"""How files end that are taken for videos in a folder."""
+NAMED = 3
+"""Videos that a message names; the others are counted."""
 HINT = "give a video file, or a folder of .jpg, .png, .webp, .bmp or .tiff images"
+
+
+def videos_below(folder: Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """The videos in a folder, to any depth, by how their names end; names that begin with a dot
+    and links to folders are left out."""
+    for place, inner, names in os.walk(folder, onerror=on_error):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in VIDEO_SUFFIXES and not name.startswith("."):
+                yield Path(place, name)
+
+
+def check_holds_no_video(folder: Path) -> None:
+    """Raise VideoError for a folder with videos in it: pictures beside them are covers."""
+    found = sorted(videos_below(folder))
+    if found:
+        named = [str(video.relative_to(folder)) for video in found[:NAMED]]
+        more = [f"{len(found) - NAMED} more"] if len(found) > NAMED else []
+        raise VideoError(
+            f"{folder} is not a folder of images: it holds {', '.join(named + more)}",
+            f"name one video; 'sttm ask {folder} QUESTION --each' asks about every one, "
+            f"'sttm precompute {folder}' prepares them",
+        )
 
 
 def images_of(folder: Path) -> list[Path]:

@@ -14,11 +14,10 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from threading import Lock, Timer
 from typing import IO, Any
-
-import numpy as np
 
 from sttm_cli.base.errors import DisturbedError, VideoError
 from sttm_cli.base.system import command, environment
@@ -121,11 +120,13 @@ class _Child:
         return json.loads(data) if data.endswith(b"\n") else {"ended": self._ending()}
 
     def picture(self, shape: list[int]) -> Any:
-        size = int(np.prod(shape))
+        size = prod(shape)
         data = self._patiently(lambda: self._out.read(size))
         if len(data) < size:
             start = f"{self._path} cannot be read"
             raise self.failure({"ended": self._ending()}, start, NEEDED)
+        import numpy as np
+
         return np.frombuffer(data, np.uint8).reshape(shape)
 
     def finish(self) -> list[str]:

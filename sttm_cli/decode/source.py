@@ -48,10 +48,11 @@ def digest(path: Path, memo: FileFacts, *, version: str = "") -> str:
 
 def video_version(path: Path) -> str:
     """What tells this version of a file, or this state of a folder of images, from another
-    without reading its bytes; raises VideoError as `digest`."""
+    without reading its bytes; raises VideoError as `digest`, and for a folder with videos in it."""
     if path.is_dir():
-        from sttm_cli.decode.images import folder_version
+        from sttm_cli.decode.images import check_holds_no_video, folder_version
 
+        check_holds_no_video(path)
         return folder_version(path)
     return file_version(path)
 

@@ -41,7 +41,7 @@ def download_from_page(address: str, target: Path, *, max_bytes: int, progress: 
     if find_spec("yt_dlp") is None:
         raise VideoError(
             f"{address} is a web page, not a video file",
-            "to take videos from web pages: pip install 'sttm-cli[web]'",
+            "to take videos from web pages: python -m pip install yt-dlp",
         )
     with TemporaryDirectory(dir=target.parent) as name:
         folder = Path(name)

@@ -10,14 +10,9 @@ from pathlib import Path
 
 from sttm_cli.base.errors import UsageError, VideoError
 from sttm_cli.decode.bucket import find_objects, in_bucket
+from sttm_cli.decode.images import VIDEO_SUFFIXES, videos_below
 from sttm_cli.decode.source import is_address
 from sttm_cli.library.outcome import Video
-
-VIDEO_SUFFIXES = frozenset(
-    ".3gp .asf .avi .f4v .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob "
-    ".webm .wmv".split()
-)
-"""How files end that are taken from a folder."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +105,4 @@ def _videos(path: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
     if not path.is_dir():
         yield path
         return
-    for folder, inner, names in os.walk(path, onerror=on_error):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        for name in names:
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in VIDEO_SUFFIXES and not name.startswith("."):
-                yield Path(folder, name)
+    yield from videos_below(path, on_error)

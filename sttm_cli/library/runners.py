@@ -23,7 +23,7 @@ GROUP = "sttm_cli.runners"
 
 def check_runner(on: str) -> None:
     """Raise UsageError for a name that no runner has."""
-    name, known = _name(on), [LOCAL, RAY, *_installed()]
+    name, known = _name(on), runner_names()
     if name not in known:
         raise UsageError(
             f"--on {on!r} is not known", did_you_mean(name, known) or f"known: {', '.join(known)}"
@@ -32,6 +32,11 @@ def check_runner(on: str) -> None:
         raise UsageError(f"--on {on!r} has an address", "give local alone")
     if name == RAY and any(find_spec(module) is None for module in ("ray", "pyarrow", "pandas")):
         raise SttmError("--on ray needs what is not installed: ray", "pip install 'sttm-cli[ray]'")
+
+
+def runner_names() -> list[str]:
+    """The names that --on takes; imports none of the runners."""
+    return [LOCAL, RAY, *_installed()]
 
 
 def open_runner(

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from itertools import pairwise
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from sttm_cli.base.device import is_out_of_memory
 from sttm_cli.base.errors import ModelError, SttmError, UsageError
@@ -45,6 +46,7 @@ class ChatFormat:
         self._embedding = model.get_input_embeddings()
         self._control = frozenset(tokenizer.all_special_tokens) | {video_token}
         self._generation = model.generation_config
+        self._system = ""
         self.video_id: int = tokenizer.convert_tokens_to_ids(video_token)
 
     @property
@@ -61,6 +63,12 @@ class ChatFormat:
     @property
     def top_p(self) -> float:
         return self._generation.top_p or 1.0
+
+    def with_system(self, text: str) -> Self:
+        self._check(text)
+        other = copy(self)
+        other._system = text
+        return other
 
     def encode(self, chunk: FrameChunk, frames: int) -> VisualTokens:
         import torch
@@ -182,7 +190,16 @@ class ChatFormat:
         return lambda token: stream.step(tokenizer, token) or ""
 
     def _render(self, messages: list[dict[str, Any]]) -> str:
-        return render(self._template, messages, self._special)
+        if not self._system:
+            return render(self._template, messages, self._special)
+        system = {"role": "system", "content": [_text(self._system)]}
+        rendered = render(self._template, [system, *messages], self._special)
+        if self._system.strip() not in rendered:
+            raise ModelError(
+                "the model's chat template has no place for a system prompt",
+                "leave --system out, and write it into the question",
+            )
+        return rendered
 
     def _cut(self, rendered: str) -> tuple[str, str]:
         head, token, tail = rendered.partition(self._video_token)

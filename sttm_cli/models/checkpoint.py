@@ -9,8 +9,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -249,7 +250,8 @@ class Checkpoint:
     """A checkpoint on this machine.
 
     `fingerprint` is equal only for equal files; `hub`: the repository and commit of a snapshot in
-    the hub's cache.
+    the hub's cache; `loaded`: a model and its processor that were loaded by the caller, and have no
+    files here.
     """
 
     name: str
@@ -258,6 +260,7 @@ class Checkpoint:
     fingerprint: str
     config: Json
     hub: str = ""
+    loaded: tuple[Any, Any] | None = field(default=None, repr=False, compare=False)
 
     @property
     def model_type(self) -> str:
@@ -298,16 +301,25 @@ def find_checkpoint(
         )
     if local.is_dir():
         return _checkpoint(name, local, revision, memo)
-    if local.is_absolute() or repository.startswith((".", "~")) or repository.count("/") != 1:
+    check_name(name, repository, aliases)
+    folder = from_hub(repository, revision, on_fetch)
+    # A snapshot folder is named by its commit.
+    return _checkpoint(name, folder, revision, memo, hub=f"{repository}@{folder.name}")
+
+
+def check_name(name: str, repository: str, aliases: Iterable[str]) -> None:
+    """Raise ModelError for what cannot be a hub id; `name` is the model as typed."""
+    if (
+        Path(repository).is_absolute()
+        or repository.startswith((".", "~"))
+        or (repository.count("/") != 1)
+    ):
         raise ModelError(
             f"model {name!r} is neither an alias, nor a hub id, nor a folder",
             did_you_mean(name, aliases)
             or "give a folder with config.json and *.safetensors, a hub id such as "
             "llava-hf/llava-onevision-qwen2-0.5b-ov-hf, or an alias (sttm models lists them)",
         )
-    folder = _from_hub(repository, revision, on_fetch)
-    # A snapshot folder is named by its commit.
-    return _checkpoint(name, folder, revision, memo, hub=f"{repository}@{folder.name}")
 
 
 def _checkpoint(
@@ -360,16 +372,36 @@ def _snapshot(repository: str, revision: str | None, *, offline: bool) -> Path:
     )
 
 
-def _from_hub(repository: str, revision: str | None, on_fetch: Callable[[str], None]) -> Path:
-    """Return the snapshot folder in the hub's cache, downloaded if missing or incomplete."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+def from_hub(repository: str, revision: str | None, on_fetch: Callable[[str], None]) -> Path:
+    """Return the snapshot folder in the hub's cache, downloaded if missing or incomplete.
 
+    Raises ModelError if it cannot be fetched.
+    """
     folder = cached_folder(repository, revision)
     if folder is not None:
         return folder
-    try:
+    with _fetching(repository, revision):
         on_fetch(_to_fetch(repository, revision))
         return _snapshot(repository, revision, offline=False)
+
+
+def config_on_hub(repository: str, revision: str | None) -> Json:
+    """A model's config.json, fetched alone; raises as `from_hub`, and for one that is not JSON."""
+    from huggingface_hub import hf_hub_download
+
+    with _fetching(repository, revision):
+        # Fails at once where the hub cannot be reached; a file alone is asked for many times.
+        _to_fetch(repository, revision)
+        path = Path(hf_hub_download(repository, "config.json", revision=revision))
+    return read(repository, path)
+
+
+@contextmanager
+def _fetching(repository: str, revision: str | None) -> Iterator[None]:
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        yield
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         wanted = f"{repository}@{revision}" if revision else repository
         raise ModelError(

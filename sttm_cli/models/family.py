@@ -38,6 +38,13 @@ class VideoLLM(Protocol):
         """
         ...
 
+    def with_system(self, text: str) -> VideoLLM:
+        """The same loaded model with a system prompt before the video.
+
+        Raises UsageError where the text contains one of the model's control tokens.
+        """
+        ...
+
     def prompt(self, tokens: VisualTokens) -> Prompt:
         """Build the prompt around all of a video's tokens, up to the question."""
         ...

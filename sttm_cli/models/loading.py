@@ -207,6 +207,8 @@ def load_pretrained(
     Raises ModelError if files are missing or do not fit the architecture, OutOfMemoryError if the
     weights do not fit into memory.
     """
+    if checkpoint.loaded is not None:
+        return checkpoint.loaded
     from transformers import AutoProcessor
 
     processor = load_files(AutoProcessor, checkpoint)

@@ -61,6 +61,11 @@ def aliases() -> dict[str, str]:
     return named
 
 
+def supported_types() -> list[str]:
+    """The `model_type` of every family, sorted."""
+    return sorted(known.model_type for known in families())
+
+
 def repository_of(name: str) -> str:
     """Return the hub id or folder of a short name, any other name unchanged."""
     if name == TINY_NAME:

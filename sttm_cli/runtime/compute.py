@@ -56,7 +56,9 @@ class Compute:
     def model(self, clock: Clock | None = None, *, vision: bool = True) -> VideoLLM:
         """The model, loaded at its first use; without `vision` it need not be able to encode."""
         loading = partial(self._loading, clock or Clock())
-        return self._host.get(self.plan, vision=vision, loading=loading)
+        model = self._host.get(self.plan, vision=vision, loading=loading)
+        # The loaded model is shared with sessions that have another system prompt.
+        return model.with_system(self.plan.system) if self.plan.system else model
 
     def frames(self, request: Request, clock: Clock) -> Frames:
         """The video's frames, read as their chunks are asked for; needs no model."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -10,17 +11,15 @@ from sttm_cli import __version__
 from sttm_cli.base.device import reporting_memory
 from sttm_cli.base.errors import OutOfMemoryError
 from sttm_cli.base.results import CacheUse, Clock
-from sttm_cli.base.system import FileFacts
 from sttm_cli.base.types import Continuation, Frames, Json, PrefixKV
-from sttm_cli.decode import Source
 from sttm_cli.models.loading import check_room
 from sttm_cli.prefill import ROOM, KVContinuation
 from sttm_cli.runtime.compute import Compute
 from sttm_cli.runtime.prepared import seconds_to_prefix
-from sttm_cli.runtime.request import Request, check_unchanged, kv_bytes
+from sttm_cli.runtime.request import Request, check_unchanged, facts_for, kv_bytes
 from sttm_cli.runtime.resources import DEVICE, DISK, Held, Resources
 from sttm_cli.settings.settings import Settings
-from sttm_cli.store import NoStore, pack
+from sttm_cli.store import pack
 
 if TYPE_CHECKING:
     from sttm_cli.runtime.request import ModelPlan
@@ -81,8 +80,7 @@ def _has_its_record(kv: PrefixKV, vocabulary: int) -> bool:
     decode, seconds = kv.facts.get("decode"), kv.facts.get("seconds")
     if not (isinstance(decode, dict) and isinstance(seconds, dict)):
         return False
-    spent, ids = [*seconds.values(), kv.facts.get("waited_s")], kv.facts.get("token_ids")
-    spent = [s for s in spent if s is not None]
+    spent, ids = [s for s in seconds.values() if s is not None], kv.facts.get("token_ids")
     return (
         _are(spent, (int, float))
         and _are(decode.get("times_s"), (int, float))
@@ -127,7 +125,7 @@ class PrefixCache:
     ) -> tuple[PrefixKV, CacheUse] | None:
         """Compute and store a video's KV from `frames` that are read elsewhere; None where
         another process has just done so."""
-        with self._store.computing(request.key, on_wait=self._say_waiting):
+        with self._computing(request.key, clock):
             if not self._settings.refresh and self._store.stored(request.identity) is not None:
                 return None
             return self._computed(request, clock, miss_reason="nothing stored", frames=frames)
@@ -197,7 +195,7 @@ class PrefixCache:
         with self._store.telling(self._warn):
             found = self._restored(request, clock)
             if isinstance(found, str):
-                with self._store.computing(request.key, on_wait=self._say_waiting):
+                with self._computing(request.key, clock):
                     # Another process may have stored it while this one waited.
                     found = self._restored(request, clock)
                     if isinstance(found, str):
@@ -218,7 +216,8 @@ class PrefixCache:
         if kv is None or not fits(kv, model.decoder.config, self._compute.plan):
             self._warn(f"stored entry {entry.key[:12]} cannot be used; computing it anew")
             return "the stored entry is damaged"
-        sooner = seconds_to_prefix(kv) - clock.spent("restore")
+        # Who waited for another process to compute it had it no sooner for that.
+        sooner = seconds_to_prefix(kv) - clock.spent("restore", "wait")
         self._store.count_use(entry, saved_s=sooner)
         return kv, CacheUse(
             hit=True,
@@ -247,9 +246,6 @@ class PrefixCache:
             "decode": report.to_json(),
             "seconds": clock.seconds(),
         }
-        if frames is None:
-            # Of frames that were read ahead of time nobody waited so long.
-            kv.facts["waited_s"] = clock.total() - clock.spent("load_model")
         # A file replaced meanwhile must not lend its frames.
         check_unchanged(request, facts_for(request.source, self._store))
         label = self._label(request)
@@ -278,13 +274,23 @@ class PrefixCache:
             "budget": self._settings.budget,
             "method": self._settings.method,
             "duration_s": request.info.duration_s,
+            "frames": len(request.plan.times_s),
+            "start_s": request.plan.start_s,
+            "end_s": request.plan.end_s,
+            "merge_layer": self._compute.plan.merge_layer,
+            "system": self._settings.system,
         }
 
-    def _say_waiting(self) -> None:
-        self._warn("another process is preparing this video; waiting for it")
+    @contextmanager
+    def _computing(self, key: str, clock: Clock) -> Iterator[None]:
+        """The store's lock on computing `key`; waiting for another process is charged to "wait"."""
+        since: list[float] = []
 
+        def waits() -> None:
+            since.append(clock.total())
+            self._warn("another process is preparing this video; waiting for it")
 
-def facts_for(source: Source, store: FileFacts) -> FileFacts:
-    """Where facts about a video's file are remembered: those of a temporary copy nowhere, since
-    nobody will ask for them again."""
-    return NoStore() if source.is_copy else store
+        with self._store.computing(key, on_wait=waits):
+            if since:
+                clock.add("wait", clock.total() - since[0])
+            yield

@@ -55,10 +55,7 @@ class Prepared:
 
 
 def seconds_to_prefix(kv: PrefixKV) -> float:
-    """What a user waited for the KV when it was computed, the loading of the model left out; where
-    nobody did, what decode, encode, merge and prefill took."""
-    if (waited := kv.facts.get("waited_s")) is not None:
-        return float(waited)
+    """What decode, encode, merge and prefill took in the run that computed the KV."""
     return sum(kv.facts["seconds"].get(name) or 0.0 for name in TO_PREFIX)
 
 
@@ -234,6 +231,7 @@ def _seconds(prepared: Prepared, answers: Sequence[Answer | Choice]) -> SecondsR
         "merge": spent["merge"],
         "prefill": spent["prefill"],
         "restore": spent["restore"],
+        "wait": clock.spent("wait") or None,
         "first_token": spent.get("first_token"),
         "answer": sum(a.seconds["answer"] or 0.0 for a in answers) if answers else None,
         "total": answers[-1].seconds["total"] if answers else clock.total(),

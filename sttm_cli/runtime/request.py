@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from sttm_cli.base.device import resolve_attention, resolve_device, resolve_dtype
 from sttm_cli.base.errors import UsageError
@@ -25,6 +26,7 @@ from sttm_cli.decode import (
 from sttm_cli.merge.method import Method, find_method
 from sttm_cli.models.checkpoint import Checkpoint, find_checkpoint
 from sttm_cli.models.family import Family
+from sttm_cli.models.given import given_checkpoint, placed
 from sttm_cli.models.loading import Placement, quantizers
 from sttm_cli.models.registry import (
     aliases,
@@ -35,7 +37,7 @@ from sttm_cli.models.registry import (
     token_count,
 )
 from sttm_cli.settings.settings import Settings
-from sttm_cli.store import FORMAT, STORED, NoStore, key_of
+from sttm_cli.store import FORMAT, NoStore, key_of
 
 # The model as it will be used: complete before a weight is loaded.
 
@@ -44,7 +46,7 @@ from sttm_cli.store import FORMAT, STORED, NoStore, key_of
 class ModelPlan:
     """The checkpoint, where and how it will run, and how its tokens will be merged.
 
-    `options`: those of `Family.options` that are on, sorted.
+    `options`: those of `Family.options` that are on, sorted. `system`: the prompt before the video.
     """
 
     checkpoint: Checkpoint
@@ -58,6 +60,7 @@ class ModelPlan:
     attention_sizes: bool = False
     spread: bool = False
     options: tuple[str, ...] = ()
+    system: str = ""
 
     def placement(self, *, vision: bool = True) -> Placement:
         """Where and how it is loaded."""
@@ -95,21 +98,10 @@ def plan_model(
     Raises ModelError for a model that is missing or not supported, UsageError for a device or
     a merge layer that does not exist.
     """
-    name = settings.model
-    checkpoint = find_checkpoint(
-        name,
-        repository_of(name),
-        revision=settings.revision,
-        memo=facts,
-        aliases=_known_names(),
-        on_fetch=on_fetch,
-    )
-    family = family_of(checkpoint)
+    checkpoint, family, options = check_model(settings, facts, on_fetch)
     layer, positions = settings.merge_layer, settings.positions
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
-    _check_layer(layer, checkpoint)
-    check_positions(settings, family, model=f"--model {name}")
     return ModelPlan(
         checkpoint=checkpoint,
         family=family,
@@ -122,8 +114,59 @@ def plan_model(
         attention_sizes=settings.attention_sizes == "on",
         # A device named by hand is the one that is meant.
         spread=settings.device == "auto" and device == "cuda",
-        options=options_of(settings, family, model=f"--model {name}"),
+        options=options,
+        system=settings.system or "",
     )
+
+
+def plan_loaded(model: Any, processor: Any, settings: Settings) -> ModelPlan:
+    """The plan for a transformers model that is loaded already; raises as `plan_model`, and
+    UsageError for --device and --dtype, which are the model's own."""
+    for name in ("device", "dtype"):
+        if (asked := getattr(settings, name)) != "auto":
+            raise UsageError(
+                f"{name} {asked!r} cannot be combined with a loaded model, which has its own",
+                f"leave {name} out",
+            )
+    checkpoint = given_checkpoint(model, processor, stored=not settings.no_cache)
+    family = family_of(checkpoint)
+    options = _options(settings, checkpoint, family)
+    layer, positions = settings.merge_layer, settings.positions
+    return ModelPlan(
+        checkpoint=checkpoint,
+        family=family,
+        method=find_method(settings.method),
+        merge_layer=family.merge_layer if layer is None else layer,
+        positions=family.positions if positions == "auto" else positions,
+        options=options,
+        system=settings.system or "",
+        **placed(model),
+    )
+
+
+def check_model(
+    settings: Settings, facts: FileFacts, on_fetch: Callable[[str], None] = lambda line: None
+) -> tuple[Checkpoint, Family, tuple[str, ...]]:
+    """The checkpoint of `--model`, its family and its options; raises as `plan_model` for all that
+    can be seen without torch, which is not imported."""
+    name = settings.model
+    checkpoint = find_checkpoint(
+        name,
+        repository_of(name),
+        revision=settings.revision,
+        memo=facts,
+        aliases=_known_names(),
+        on_fetch=on_fetch,
+    )
+    family = family_of(checkpoint)
+    return checkpoint, family, _options(settings, checkpoint, family)
+
+
+def _options(settings: Settings, checkpoint: Checkpoint, family: Family) -> tuple[str, ...]:
+    """The family's options that are on; raises UsageError for settings that do not fit it."""
+    _check_layer(settings.merge_layer, checkpoint)
+    check_positions(settings, family, model=f"--model {settings.model}")
+    return options_of(settings, family, model=f"--model {settings.model}")
 
 
 def _known_names() -> Iterator[str]:
@@ -249,6 +292,35 @@ def _identity(
     return identity_of(video, plan, model, settings)
 
 
+def facts_for(source: Source, store: FileFacts) -> FileFacts:
+    """Where facts about a video's file are remembered: those of a temporary copy nowhere, since
+    nobody will ask for them again."""
+    return NoStore() if source.is_copy else store
+
+
+def check_video(source: Source, settings: Settings, facts: FileFacts) -> None:
+    """Raise what the video's header alone shows to be wrong: VideoError for a file that is not a
+    readable video, UsageError for a range outside of it."""
+    with source.naming_it():
+        version = video_version(source.path)
+        info = remembered_probe(source.path, facts, image_fps=settings.fps or 1.0, version=version)
+    _chosen(info, settings, most=1)
+
+
+def _chosen(info: VideoInfo, settings: Settings, *, most: int) -> FramePlan:
+    """The frames that the settings choose, at most `most` unless they say how many."""
+    return plan_frames(
+        info,
+        # What the user asks for may exceed the model's default.
+        max_frames=settings.frames or most,
+        fps=settings.fps,
+        frames=settings.frames,
+        start=settings.start,
+        end=settings.end,
+        decoder=settings.decoder,
+    )
+
+
 def plan_video(
     source: Source, model: ModelPlan, settings: Settings, facts: FileFacts, *, version: str = ""
 ) -> tuple[VideoInfo, FramePlan]:
@@ -263,16 +335,7 @@ def plan_video(
 
 
 def _plan(info: VideoInfo, model: ModelPlan, settings: Settings) -> FramePlan:
-    plan = plan_frames(
-        info,
-        # What the user asks for may exceed the model's default.
-        max_frames=settings.frames or model.family.frames,
-        fps=settings.fps,
-        frames=settings.frames,
-        start=settings.start,
-        end=settings.end,
-        decoder=settings.decoder,
-    )
+    plan = _chosen(info, settings, most=model.family.frames)
     _check_context(plan, model)
     return plan
 
@@ -306,6 +369,9 @@ def kv_bytes(plan: FramePlan, model: ModelPlan, budget: float, *, dtype: str) ->
 
     Layers below the merge layer hold every token, the others the budget's.
     """
+    # Imports torch.
+    from sttm_cli.store import STORED
+
     checkpoint, layers = model.checkpoint, model.checkpoint.layers
     each = layer_bytes(checkpoint, STORED[dtype].itemsize)
     width, height = plan.size
@@ -334,9 +400,15 @@ def identity_of(video: Json, plan: FramePlan, model: ModelPlan, settings: Settin
             "attention_sizes": model.attention_sizes,
         },
         "kv_dtype": model.dtype if settings.kv_dtype == "auto" else settings.kv_dtype,
-        "prompt": {"template": model.family.template, "options": list(model.options)},
+        "prompt": _prompt(model),
         "libraries": _libraries(model.attention, quantizers(model.checkpoint)),
     }
+
+
+def _prompt(model: ModelPlan) -> Json:
+    """What stands before the video."""
+    prompt: Json = {"template": model.family.template, "options": list(model.options)}
+    return prompt | ({"system": model.system} if model.system else {})
 
 
 @cache

@@ -15,7 +15,6 @@ from sttm_cli.base.types import Continuation, PrefixKV
 from sttm_cli.models.checkpoint import check_unchanged
 from sttm_cli.models.family import VideoLLM
 from sttm_cli.models.registry import load
-from sttm_cli.prefill import ROOM
 from sttm_cli.runtime.request import ModelPlan
 from sttm_cli.store import Store
 
@@ -67,6 +66,8 @@ class KVMemory:
             if key in self._on_host:
                 # It stays there until it is on the device: memory may run out on the way.
                 kv, cache, devices = self._on_host[key]
+                from sttm_cli.prefill import ROOM
+
                 kv = _copied(kv, devices, ROOM)
                 return self.add(key, Held(kv, continued(kv), cache)), HOST
             return None

@@ -1,8 +1,13 @@
-"""Questions about videos: each is prepared once, then asked about."""
+"""Questions about videos: each is prepared once, then asked about.
+
+Imports torch only once the video and the name of the model have been checked.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import cached_property
@@ -14,17 +19,42 @@ from sttm_cli.base.errors import UsageError
 from sttm_cli.base.results import Answer, CacheUse, Choice, Clock
 from sttm_cli.base.types import Frames, OnToken, PrefixKV, Progress, Sampling
 from sttm_cli.decode import Source, Sources, in_bucket, object_at
-from sttm_cli.runtime.compute import Compute
-from sttm_cli.runtime.prefix_cache import PrefixCache, facts_for
-from sttm_cli.runtime.prepared import Asked, Prepared, answer, choose
-from sttm_cli.runtime.request import ModelPlan, Request, known_identity, make_request, plan_model
-from sttm_cli.runtime.resources import Resources
+from sttm_cli.models.given import name_of
+from sttm_cli.models.registry import load
+from sttm_cli.runtime.request import (
+    ModelPlan,
+    Request,
+    check_model,
+    check_video,
+    facts_for,
+    known_identity,
+    make_request,
+    plan_loaded,
+    plan_model,
+)
+from sttm_cli.runtime.resources import ModelHost, Resources
 from sttm_cli.settings.fields import check_question
-from sttm_cli.settings.settings import Settings, cache_dir
+from sttm_cli.settings.settings import (
+    DEFAULT_METHOD,
+    DEFAULT_MODEL,
+    SETTINGS,
+    Decoder,
+    DType,
+    KVDType,
+    Positions,
+    Settings,
+    Switched,
+    cache_dir,
+)
 from sttm_cli.store import Entry, Store, open_store
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
     from sttm_cli.models.family import VideoLLM
+    from sttm_cli.runtime.compute import Compute
+    from sttm_cli.runtime.prefix_cache import PrefixCache
+    from sttm_cli.runtime.prepared import Prepared
 
 NARROW = 0.1
 """A checkpoint's own top-p below this leaves a temperature next to nothing to act on."""
@@ -36,9 +66,11 @@ class VideoQA:
     >>> with VideoQA(model="tiny", budget=0.3) as qa:  # doctest: +SKIP
     ...     qa.ask("video.mp4", "what happens?").text
 
-    Takes the fields of `Settings`, which hold for good; `warn` gets what a user should know, a
-    line each. `resources`: a store and a loaded model that outlive this object; of its own
-    without them. `decoder_thread`: as in `Compute`. Raises the errors of `base/errors.py`.
+    Takes the fields of `Settings`, or all of them as `settings`; they hold for good. `model`: a
+    name, a folder, or a loaded transformers model, which needs its `processor` and stays the
+    caller's. `warn` gets what a user should know, a line each. `resources`: a store and a loaded
+    model that outlive this object; of its own without them. `decoder_thread`: as in `Compute`.
+    Raises the errors of `base/errors.py`.
     """
 
     def __init__(
@@ -50,18 +82,57 @@ class VideoQA:
         resources: Resources | None = None,
         model_plan: ModelPlan | None = None,
         decoder_thread: Executor | None = None,
-        **fields: Any,
+        model: str | Path | PreTrainedModel = DEFAULT_MODEL,
+        processor: ProcessorMixin | None = None,
+        revision: str | None = None,
+        budget: float | int | str = 0.5,
+        method: str = DEFAULT_METHOD,
+        merge_layer: int | None = None,
+        positions: Positions = "auto",
+        attention_sizes: Switched = "off",
+        options: Sequence[str] | str = (),
+        system: str | None = None,
+        fps: float | None = None,
+        frames: int | None = None,
+        start: float | str | None = None,
+        end: float | str | None = None,
+        decoder: Decoder = "auto",
+        device: str = "auto",
+        dtype: DType = "auto",
+        kv_dtype: KVDType = "auto",
+        cache_dir: str | Path | None = None,
+        cache_tier: str | Path | None = None,
+        no_cache: bool = False,
+        refresh: bool = False,
+        max_bytes: int | str | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        top_p: float | None = None,
+        max_download: int | str = 4 << 30,
     ) -> None:
-        if settings is not None and fields:
+        fields = {name: value for name, value in locals().items() if name in SETTINGS}
+        loaded = None if isinstance(model, str | os.PathLike) else model
+        if loaded is not None:
+            fields["model"] = name_of(loaded)
+        elif processor is not None:
             raise UsageError(
-                f"settings and {', '.join(fields)} cannot be combined", "give one of them"
+                "processor cannot be combined with the name of a model, which has its own",
+                "leave it out, or give the loaded model",
             )
-        self._settings = settings or Settings(**fields)
+        self._settings = _checked(settings, fields)
         self._on_warning = warn or logging.getLogger("sttm_cli").warning
         self._warned: set[str] = set()
         self._progress = progress or (lambda stage, done, of: None)
         self._owner = resources is None
-        self._resources = resources or Resources(_open_store(self._settings, self.warn))
+        store = _open_store(self._settings, self.warn) if resources is None else resources.store
+        if loaded is not None:
+            model_plan = plan_loaded(loaded, processor, self._settings)
+            given = load(
+                model_plan.checkpoint, model_plan.placement(), frozenset(model_plan.options)
+            )
+            resources = Resources(store, host=ModelHost.holding(model_plan, given, store))
+        self._resources = resources or Resources(store)
         self._sources = Sources(max_bytes=self._settings.max_download, progress=self._progress)
         self._decoder_thread, self._given_plan = decoder_thread, model_plan
         self._rate_checked = False
@@ -118,7 +189,9 @@ class VideoQA:
         """Restore the video's prefilled KV, or compute and store it."""
         clock = Clock()
         self._warned.clear()
-        request = video if isinstance(video, Request) else self.request(video)
+        request = video if isinstance(video, Request) else self.request(video, clock)
+        from sttm_cli.runtime.prepared import Prepared
+
         self.check_rate(request)
         known = self._prefixes.uses(request.key)
         held, cache = self._prefixes.get(request, clock)
@@ -154,6 +227,8 @@ class VideoQA:
         asked before each token and ends the answer; an exception from `on_text` does so too and
         is passed on. Raises UsageError where the question does not fit the model's context.
         """
+        from sttm_cli.runtime.prepared import Asked, answer
+
         sampling = self.settings.sampling if sampling is None else sampling
         top_p = prepared.model.top_p
         if sampling.temperature and not sampling.top_p and top_p < NARROW:
@@ -181,6 +256,8 @@ class VideoQA:
 
         Raises UsageError as `answer`, and for fewer than two options or equal ones.
         """
+        from sttm_cli.runtime.prepared import Asked, choose
+
         with reporting_memory():
             return choose(prepared, Asked(question, history), options)
 
@@ -210,6 +287,8 @@ class VideoQA:
     @cached_property
     def compute(self) -> Compute:
         """The stages, with this session's model."""
+        from sttm_cli.runtime.compute import Compute
+
         return Compute(
             self.model_plan,
             self._resources.host,
@@ -217,13 +296,19 @@ class VideoQA:
             decoder_thread=self._decoder_thread,
         )
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is loaded."""
+        return self._planned and self._resources.host.has(self.model_plan, vision=False)
+
     def model(self, *, vision: bool = True) -> VideoLLM:
         """The model, loaded at its first use; without `vision` it need not be able to encode."""
         return self.compute.model(vision=vision)
 
-    def request(self, video: str | Path | Source) -> Request:
+    def request(self, video: str | Path | Source, clock: Clock | None = None) -> Request:
         """Everything that shapes the video's KV; reads the file's bytes, decodes nothing."""
-        source = self._sources.find(video)
+        source = self.found(video)
+        self._import(clock or Clock())
         facts = facts_for(source, self.store)
         return make_request(source, self.model_plan, self.settings, facts, self.store)
 
@@ -239,6 +324,33 @@ class VideoQA:
     def forget(self, video: str | Path) -> None:
         """Remove the local copy of a video from elsewhere, which nobody will ask about again."""
         self._sources.drop(video)
+
+    def found(self, video: str | Path | Source) -> Source:
+        """The video's file, checked as far as its header goes; imports nothing heavy for it.
+
+        Raises VideoError for what is not a readable video, UsageError for times outside of it,
+        ModelError for a model that is not known.
+        """
+        source = self._sources.find(video)
+        if not self._planned:
+            check_video(source, self.settings, facts_for(source, self.store))
+        return source
+
+    def _import(self, clock: Clock) -> None:
+        """Import what the stages need: seconds that belong to no stage, but to the start."""
+        if "torch" in sys.modules:
+            return
+        # A name that is not a model's needs no torch to be refused.
+        check_model(self.settings, self.store, self.warn)
+        self._progress("import", 0, 1)
+        with clock.stage("load_model"):
+            import sttm_cli.runtime.prefix_cache
+            import sttm_cli.runtime.prepared  # noqa: F401
+        self._progress("import", 1, 1)
+
+    @property
+    def _planned(self) -> bool:
+        return self._given_plan is not None or "model_plan" in self.__dict__
 
     def add(
         self, request: Request, clock: Clock, frames: Frames
@@ -267,7 +379,20 @@ class VideoQA:
 
     @cached_property
     def _prefixes(self) -> PrefixCache:
+        from sttm_cli.runtime.prefix_cache import PrefixCache
+
         return PrefixCache(self.settings, self._resources, self.compute, warn=self.warn)
+
+
+def _checked(settings: Settings | None, fields: dict[str, Any]) -> Settings:
+    """The settings; raises UsageError for fields that were given beside them."""
+    if settings is None:
+        return Settings(**fields)
+    given = Settings(**fields)
+    beside = [name for name in SETTINGS if getattr(given, name) != getattr(Settings(), name)]
+    if beside:
+        raise UsageError(f"settings and {', '.join(beside)} cannot be combined", "give one of them")
+    return settings
 
 
 def _open_store(settings: Settings, warn: Callable[[str], None]) -> Store:

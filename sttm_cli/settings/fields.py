@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from enum import Enum
 from numbers import Integral, Real
 from pathlib import Path
@@ -21,12 +22,12 @@ Parse = Callable[[str, Any], Any]
 LEAST_TOKENS = 16
 NO_TIER = "none"
 _BUDGETS = (
-    "give a share of the video's tokens above 0 and up to 1, such as 0.3, "
+    "give a share of the video's tokens above 0 and up to 1, such as 0.3 or 30%, "
     f"or a whole number of tokens from {LEAST_TOKENS} on"
 )
 _TIMES = "give seconds or [HH:]MM:SS"
 _SIZES = "give bytes, or such as 500M or 20G"
-_DURATIONS = "give such as 90s, 10m or 2h"
+_DURATIONS = "give such as 90s, 10m, 2h or 30d"
 _LARGEST = 2**63 - 1
 
 
@@ -132,10 +133,15 @@ def parse_fps(flag: str, value: Any) -> float:
 def parse_budget(flag: str, value: Any) -> float | int:
     """A budget as a float in (0, 1], a share, or a whole number >= 16.
 
-    As text, "0.3" is a share, "1" all tokens, "500" a number of tokens.
+    As text, "0.3" and "30%" are shares, "1" all tokens, "500" a number of tokens.
     """
     given = value
-    if isinstance(value, str):
+    if isinstance(value, str) and value.strip().endswith("%"):
+        percent = value.strip()[:-1].strip()
+        _number(flag, percent, _BUDGETS)
+        # In decimals: 33.3 % is the share 0.333, as it would be typed.
+        given = float(Decimal(percent) / 100)
+    elif isinstance(value, str):
         given = _number(flag, value, _BUDGETS)
         if given.is_integer() and "." not in value and "e" not in value.lower():
             given = int(given)
@@ -172,9 +178,9 @@ def parse_bytes(flag: str, value: Any) -> int:
 
 
 def parse_duration(flag: str, value: Any) -> float:
-    """A duration in seconds; text may end in s, m or h."""
+    """A duration in seconds; text may end in s, m, h or d."""
     text = value.strip().lower() if isinstance(value, str) else ""
-    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    unit = {"s": 1, "m": 60, "h": 3600, "d": 86_400}.get(text[-1:])
     if isinstance(value, str):
         seconds = _number(flag, text[:-1] if unit else text, _DURATIONS) * (unit or 1)
     else:

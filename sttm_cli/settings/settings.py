@@ -77,8 +77,8 @@ class Settings:
     budget: float | int = setting(
         "0.5", "-b", "--budget", parse=parse_budget, group=Group.MODEL,
         metavar="BUDGET", env="STTM_BUDGET",
-        help="Keep at most this many of the video's tokens: a share such as 0.3, up to 1, or a "
-        "number from 16 on for the whole video.",
+        help="Keep at most this many of the video's tokens: a share such as 0.3 or 30%, or "
+        "a number from 16 on for the whole video.",
     )
     method: str = setting(
         DEFAULT_METHOD, "--method", parse=parse_method, group=Group.MODEL, metavar="NAME",
@@ -103,6 +103,10 @@ class Settings:
         "", "--options", parse=parse_names, group=Group.MODEL, scope=Scope.MODEL,
         metavar="NAME,...",
         help="Options that the model's family has, such as newlines for llava-video.",
+    )
+    system: str | None = setting(
+        None, "--system", parse=parse_text, group=Group.MODEL, metavar="TEXT",
+        help="Instructions for the model, before the video: a system prompt.",
     )
     fps: float | None = setting(
         None, "--fps", parse=parse_fps, group=Group.FRAMES, metavar="RATE",
@@ -228,6 +232,12 @@ KEEP_ALIVE = declare(
 )  # fmt: skip
 """A setting of the commands that ask, which shapes no answer."""
 
+NO_LOG = declare(
+    False, "--no-log", parse=parse_switch, group=Group.SERVER,
+    help="Keep no record of the questions and answers; 'sttm log' shows those that are kept.",
+)  # fmt: skip
+"""Another one of them."""
+
 
 def in_scope(*scopes: Scope) -> tuple[str, ...]:
     """The names of the fields that a server treats in one of these ways."""
@@ -273,7 +283,9 @@ def cache_folder(given: str | Path | None = None) -> Path:
 
 
 CONFIG_KEYS: dict[str, Setting] = {
-    declared.name: declared for declared in (*SETTINGS.values(), KEEP_ALIVE) if declared.in_config
+    declared.name: declared
+    for declared in (*SETTINGS.values(), KEEP_ALIVE, NO_LOG)
+    if declared.in_config
 }
 """The settings that the config file may hold, by their keys."""
 

@@ -127,7 +127,7 @@ def test_debug_says_whether_recomputing_would_have_been_faster(
 
     def from_a_slow_disk(store: LocalStore, *given: Any, **more: Any) -> Any:
         kv = load(store, *given, **more)
-        kv.facts["waited_s"] = 0.01
+        kv.facts["seconds"] = dict.fromkeys(COMPUTED, 0.001)
         time.sleep(0.05)
         return kv
 
@@ -229,7 +229,6 @@ def test_stdout_holds_answers_only_and_quiet_leaves_stderr_empty(video: Path) ->
     quiet = sttm_here("ask", video, QUESTION, "--quiet")
     assert len(loud.out.splitlines()) == 1
     assert quiet.out == loud.out
-    assert "tiny" in loud.err
     assert quiet.err == ""
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.process import sttm_here
+from tests.cli.terminal import ENTER, Terminal
 from tests.cli.test_ask import QUESTION, SAMPLE, cached_files
+from tests.cli.test_setup import complete
 
 
 def test_cache_lists_shows_and_removes_what_ask_stored() -> None:
@@ -20,7 +22,7 @@ def test_cache_lists_shows_and_removes_what_ask_stored() -> None:
     assert report["bytes"] == report["entries"][0]["bytes"] <= report["max_bytes"]
     header, row = sttm_here("cache", "ls").out.splitlines()
     assert header.split()[:2] == ["key", "video"]
-    assert row.split()[:4] == [key[:12], "sample.mp4", "tiny", "0.5"]
+    assert row.split()[:4] == [key[:12], "docs/sample.mp4", "tiny", "0.5"]
     shown = sttm_here("cache", "show", key[:8]).json
     assert (shown["key"], shown["facts"]["decode"]["lost"]) == (key, 0)
     assert sttm_here("cache", "rm", key[:8]).code == 0
@@ -109,3 +111,71 @@ def test_a_name_cannot_move_the_cursor_of_who_lists_it(tmp_path: Path) -> None:
     listed = sttm_here("cache", "ls").out
     assert "b.mp4" in listed
     assert "\x1b" not in listed
+
+
+def stored(*flags: object, video: Path = SAMPLE) -> str:
+    return str(sttm_here("ask", video, QUESTION, "--json", *flags).json["cache"]["key"])
+
+
+def test_entries_are_removed_by_video_whatever_its_name_is_now(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.mp4", tmp_path / "other.mp4"
+    one.write_bytes(SAMPLE.read_bytes())
+    other.write_bytes(SAMPLE.read_bytes() + b"\0")
+    stored(video=one), stored("-b", "0.3", video=one), stored(video=other)
+    removed = sttm_here("cache", "rm", one, "--json").json
+    assert len(removed["removed"]) == 2
+    moved = other.rename(tmp_path / "moved.mp4")
+    assert len(sttm_here("cache", "rm", moved, "--json").json["removed"]) == 1
+    ended = sttm_here("cache", "rm", moved)
+    assert ended.code == 1
+    assert "nothing is stored of" in ended.err
+
+
+def test_entries_are_removed_by_model_and_by_age(random_model: Path) -> None:
+    kept, gone = stored(), stored("-m", random_model)
+    assert sttm_here("cache", "rm", "--older-than", "1h", "--json").json["removed"] == []
+    assert sttm_here("cache", "rm", "--model", random_model, "--json").json["removed"] == [gone]
+    assert sttm_here("cache", "rm", kept[:8], "--older-than", "1h", "--json").json["removed"] == []
+    assert sttm_here("cache", "rm", "--older-than", "0.001s", "--json").json["removed"] == [kept]
+
+
+def test_all_entries_are_removed_only_where_somebody_agrees() -> None:
+    stored(), stored("-b", "0.3")
+    asked = sttm_here("cache", "rm", "--all")
+    assert asked.code == 2
+    assert "--yes" in asked.err
+    assert "nothing was named" in sttm_here("cache", "rm").err
+    assert sttm_here("cache", "rm", "--all", "--older-than", "1h").code == 2
+    refused = Terminal("cache", "rm", "--all")
+    refused.expect("remove all 2 entries")
+    refused.send(f"n{ENTER}")
+    assert refused.ended() == 1
+    agreed = Terminal("cache", "rm", "--all")
+    agreed.expect("[y/N]")
+    agreed.send(f"y{ENTER}")
+    assert agreed.ended() == 0
+    assert not cached_files()
+    stored()
+    assert sttm_here("cache", "rm", "--all", "--yes").code == 0
+    assert not cached_files()
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["cache", "rm", ""], "KEY"),
+        (["cache", "show", ""], "KEY"),
+        (["ask", "--decoder", ""], "auto decord av"),
+        (["ask", "--kv-dtype", "b"], "bfloat16"),
+        (["ask", "--options", "n"], "newlines"),
+        (["bench", "accuracy", "--split", ""], "test dev"),
+        (["bench", "accuracy", "--methods", "sttm,ev"], "sttm,evs"),
+        (["bench", "speed", "--geometry", "llava-v"], "llava-video-7b"),
+        (["precompute", "--on", ""], "local"),
+        (["models", "pull", "smol"], "smolvlm2-256m smolvlm2-500m smolvlm2-2.2b"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else " ".join(given),
+)
+def test_the_shell_completes_keys_and_every_choice(typed: list[str], words: str) -> None:
+    key = stored()
+    assert set(complete(*typed).split()) == set(words.replace("KEY", key[:12]).split())

@@ -30,7 +30,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(question)
         return Asked(question, history)
 
-    monkeypatch.setattr("sttm_cli.runtime.session.Asked", recorded)
+    monkeypatch.setattr("sttm_cli.runtime.prepared.Asked", recorded)
     return found
 
 

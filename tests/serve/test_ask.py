@@ -58,6 +58,35 @@ def test_the_report_is_that_of_a_run_without_a_server(found: Running, tmp_path: 
     assert set(through.json["seconds"]) == set(alone.json["seconds"])
 
 
+def test_each_video_is_asked_of_the_server_and_logged_here(found: Running, tmp_path: Path) -> None:
+    for name in ("one.mp4", "two.mp4"):
+        shutil.copy(SAMPLE, tmp_path / name)
+    (tmp_path / "bad.mp4").write_text("no video")
+    told = sttm_here("ask", tmp_path, COUNT, "--each")
+    assert told.code == 1
+    assert "this user's server" in told.err
+    assert told.out == f"{tmp_path / 'one.mp4'}\tthree\n{tmp_path / 'two.mp4'}\tthree\n"
+    assert f"{tmp_path / 'bad.mp4'}: failed" in told.err
+    later = sttm_here("ask", "-c", DIGIT)
+    assert (later.out, "this user's server" in later.err) == ("4\n", True)
+    entries = sttm_here("log", "--json").json["entries"]
+    names = [Path(entry["video"]).name for entry in entries]
+    assert names == ["one.mp4", "two.mp4", "two.mp4"]
+
+
+def test_a_system_prompt_goes_to_the_server_with_the_question(found: Running) -> None:
+    flags = ("--system", "answer in one word", "--json")
+    through = sttm_here("ask", SAMPLE, COUNT, *flags)
+    assert "this user's server" in through.err
+    alone = sttm_here("ask", SAMPLE, COUNT, *flags, "--no-server").json
+    assert alone["cache"]["hit"]
+    assert alone["answers"] == through.json["answers"]
+    assert (
+        through.json["tokens"]["prefix"]
+        > sttm_here("ask", SAMPLE, COUNT, "--json").json["tokens"]["prefix"]
+    )
+
+
 def test_precompute_has_the_server_compute(found: Running, tmp_path: Path) -> None:
     for name in ("one.mp4", "twin.mp4"):
         shutil.copy(SAMPLE, tmp_path / name)

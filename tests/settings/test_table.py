@@ -35,6 +35,7 @@ TYPED: dict[str, tuple[str, Any]] = {
     "refresh": ("true", True),
     "max_bytes": ("2G", 2 << 30),
     "max_new_tokens": ("7", 7),
+    "system": ("be short", "be short"),
     "temperature": ("0.5", 0.5),
     "seed": ("5", 5),
     "top_p": ("0.9", 0.9),
@@ -42,7 +43,7 @@ TYPED: dict[str, tuple[str, Any]] = {
 }
 """A value of each field as typed and from Python; none is the default."""
 NEEDED = {"seed": {"temperature": 1.0}, "top_p": {"temperature": 1.0}}
-NAMES = ("model", "revision", "device", "cache_dir", "cache_tier")
+NAMES = ("model", "revision", "device", "cache_dir", "cache_tier", "system")
 """Fields that take any text."""
 every_field = pytest.mark.parametrize("name", [field.name for field in fields(Settings)])
 
@@ -110,7 +111,7 @@ def test_flags_that_commands_share_are_those_of_the_table() -> None:
         assert report == (known.flags, known.help, known.env, known.default)
 
 
-@pytest.mark.parametrize("name", [*CONFIG_KEYS.keys() - {"keep_alive"}])
+@pytest.mark.parametrize("name", [*CONFIG_KEYS.keys() - {"keep_alive", "no_log"}])
 def test_a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,20 +146,22 @@ def test_the_config_file_reaches_the_commands_that_take_its_flags(
 ) -> None:
     config = tmp_path / "config.toml"
     monkeypatch.setenv("STTM_CONFIG", str(config))
-    lines = (f'{name} = "{TYPED[name][0] if name in TYPED else "9m"}"' for name in CONFIG_KEYS)
+    beside = {"keep_alive": "9m", "no_log": "true"}
+    typed = {name: TYPED[name][0] if name in TYPED else beside[name] for name in CONFIG_KEYS}
+    lines = (f'{name} = "{text}"' for name, text in typed.items())
     config.write_text("\n".join(lines))
     defaults = _defaults(["ask"])
     every = set(CONFIG_KEYS)
-    answers = {"max_new_tokens", "temperature", "max_download", "keep_alive"}
+    answers = {"max_new_tokens", "temperature", "max_download", "keep_alive", "no_log"}
     assert set(defaults["ask"]) == set(defaults["chat"]) == every
     assert set(defaults["precompute"]) == every - answers
     assert set(defaults["inspect"]) == every - answers - {"budget"} | {"max_download"}
-    assert set(defaults["serve"]) == every - {"max_download", "keep_alive"}
+    assert set(defaults["serve"]) == every - {"max_download", "keep_alive", "no_log"}
     stores = {"cache_dir", "cache_tier", "max_bytes"}
     assert all(set(given) == stores for given in defaults["cache"].values())
     assert set(defaults["doctor"]) == stores
     assert "bench" not in defaults
-    assert defaults["models"] == {}
+    assert defaults["models"] == {"pull": {}}
 
 
 def test_settings_are_frozen_and_checked_again_when_one_is_replaced() -> None:
