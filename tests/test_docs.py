@@ -44,7 +44,9 @@ def test_a_command_names_the_groups_of_its_shared_flags_and_what_it_lacks_of_the
         "`--keep-alive`, `--no-log`."
     )
     assert "**Model** without `--budget`; **Frames**" in groups_of(known["sttm inspect"])
-    assert groups_of(known["sttm cache ls"]) == " Shared: `--cache-dir`, `--max-bytes`."
+    assert groups_of(known["sttm cache ls"]) == (
+        " Shared: `--cache-dir`, `--cache-tier`, `--max-bytes`."
+    )
     assert groups_of(known["sttm models"]) == ""
 
 
