@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.video_utils import VideoMetadata
 
 from sttm_cli.base.types import DecodeReport
@@ -98,3 +98,22 @@ def scored(prefix: Any, ids: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     prefix.rewind()
     logits: torch.Tensor = prefix.extend_each(torch.cat([ids, new]))
     return logits[len(ids) - 1 : -1]
+
+
+def state_of(model: PreTrainedModel) -> dict[str, Any]:
+    """All that a model holds beside its weights: attributes, hooks, configurations."""
+    found: dict[str, Any] = {"generation": model.generation_config.to_dict()}
+    for name, part in model.named_modules():
+        for key, value in vars(part).items():
+            if key == "_modules":
+                found[f"{name}.{key}"] = {child: id(value[child]) for child in value}
+            elif isinstance(value, dict):
+                found[f"{name}.{key}"] = {k: id(v) for k, v in value.items()}
+            elif hasattr(value, "to_dict"):
+                found[f"{name}.{key}"] = value.to_dict()
+            elif isinstance(value, torch.Tensor):
+                found[f"{name}.{key}"] = value.tolist()
+            else:
+                found[f"{name}.{key}"] = repr(value)
+    found["weights"] = {name: float(t.sum()) for name, t in model.state_dict().items()}
+    return found
