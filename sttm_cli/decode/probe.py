@@ -37,7 +37,7 @@ def remembered_probe(
     where the file is not of `version` (of `video_version`, if given).
     """
     if path.is_dir():
-        from sttm_cli.decode.images import folder_version
+        from sttm_cli.decode.image_folder import folder_version
 
         seen, settled = folder_version(path), True
         key = f"probe:{REVISION}:{seen}|{image_fps}"

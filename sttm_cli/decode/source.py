@@ -32,7 +32,7 @@ def digest(path: Path, memo: FileFacts, *, version: str = "") -> str:
     changes meanwhile or is not of `version` (of `video_version`, if given).
     """
     if path.is_dir():
-        from sttm_cli.decode.images import digest_folder
+        from sttm_cli.decode.image_folder import digest_folder
 
         return digest_folder(path, memo, version)
     with open_file(path, version) as file:
@@ -50,7 +50,7 @@ def video_version(path: Path) -> str:
     """What tells this version of a file, or this state of a folder of images, from another
     without reading its bytes; raises VideoError as `digest`, and for a folder with videos in it."""
     if path.is_dir():
-        from sttm_cli.decode.images import check_holds_no_video, folder_version
+        from sttm_cli.decode.image_folder import check_holds_no_video, folder_version
 
         check_holds_no_video(path)
         return folder_version(path)

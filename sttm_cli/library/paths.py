@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sttm_cli.base.errors import UsageError, VideoError
 from sttm_cli.decode.bucket import find_objects, in_bucket
-from sttm_cli.decode.images import VIDEO_SUFFIXES, videos_below
+from sttm_cli.decode.image_folder import VIDEO_SUFFIXES, videos_below
 from sttm_cli.decode.source import is_address
 from sttm_cli.library.outcome import Video
 

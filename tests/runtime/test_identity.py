@@ -64,6 +64,7 @@ MODELS: dict[str, Any] = {
     "attention": "eager",
     "attention_sizes": True,
     "options": ("newlines",),
+    "system": "answer in one word",
 }
 CHOSEN: dict[str, Any] = {"budget": 0.3, "kv_dtype": "int8"}
 
@@ -83,11 +84,12 @@ RESOLVED = {
         "device",
         "dtype",
     ),
+    "system",
     *("fps", "frames", "start", "end", "decoder"),
 }
 """Settings that the plans of frames and model contain, resolved."""
 SHAPES_NO_KV = {
-    *("cache_dir", "no_cache", "refresh", "max_bytes", "max_download"),
+    *("cache_dir", "cache_tier", "no_cache", "refresh", "max_bytes", "max_download"),
     *("max_new_tokens", "temperature", "seed", "top_p"),
 }
 

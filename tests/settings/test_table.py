@@ -154,7 +154,7 @@ def test_the_config_file_reaches_the_commands_that_take_its_flags(
     every = set(CONFIG_KEYS)
     answers = {"max_new_tokens", "temperature", "max_download", "keep_alive", "no_log"}
     assert set(defaults["ask"]) == set(defaults["chat"]) == every
-    assert set(defaults["precompute"]) == every - answers
+    assert set(defaults["precompute"]) == every - answers | {"max_download"}
     assert set(defaults["inspect"]) == every - answers - {"budget"} | {"max_download"}
     assert set(defaults["serve"]) == every - {"max_download", "keep_alive", "no_log"}
     stores = {"cache_dir", "cache_tier", "max_bytes"}
