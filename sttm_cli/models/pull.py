@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sttm_cli.base.errors import ModelError
 from sttm_cli.base.types import Json
 from sttm_cli.models.checkpoint import check_name, config_on_hub, from_hub, weight_files
-from sttm_cli.models.registry import aliases, find_family, repository_of, supported_types
+from sttm_cli.models.registry import aliases, find_family, repository_of, unsupported
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,7 @@ def pulled(name: str, revision: str | None, on_fetch: Callable[[str], None]) -> 
     check_name(name, repository, aliases())
     kind = str(config_on_hub(repository, revision).get("model_type"))
     if find_family(kind) is None:
-        raise ModelError(
-            f"model {name!r} is of type {kind!r}, which is not supported",
-            f"supported types: {', '.join(supported_types())}",
-        )
+        raise unsupported(repr(name), kind)
     folder = from_hub(repository, revision, on_fetch)
     return Pulled(repository, revision, folder, _bytes(repository, folder))
 

@@ -61,11 +61,6 @@ def aliases() -> dict[str, str]:
     return named
 
 
-def supported_types() -> list[str]:
-    """The `model_type` of every family, sorted."""
-    return sorted(known.model_type for known in families())
-
-
 def repository_of(name: str) -> str:
     """Return the hub id or folder of a short name, any other name unchanged."""
     if name == TINY_NAME:
@@ -100,7 +95,7 @@ def family_of_loaded(model: Any) -> Family:
 def _suited(name: str, model_type: str, layers: int, own: Json | None) -> Family:
     family = find_family(model_type)
     if family is None:
-        raise _unsupported(name, model_type)
+        raise unsupported(name, model_type)
     if family.merge_layer_at_depth and layers == family.merge_layer_at_depth[0]:
         family = replace(family, merge_layer=family.merge_layer_at_depth[1])
     defaults = {each: (own or {}).get(each) for each in ("frames", "merge_layer", "positions")}
@@ -140,7 +135,8 @@ NEAREST = {
 counts."""
 
 
-def _unsupported(name: str, given: str) -> ModelError:
+def unsupported(name: str, given: str) -> ModelError:
+    """The error for a model of a `model_type` without a family, with the nearest checkpoint."""
     near = next((alias for start, alias in NEAREST.items() if given.startswith(start)), None)
     if near is None:
         types = {family.model_type: family for family in families() if family.checkpoints}
