@@ -24,7 +24,7 @@ from openai.types.chat import ChatCompletion
 
 FAILED = "[LMMS_EVAL_REQUEST_FAILED"
 """How lmms-eval begins what it takes for the answer to a request that failed."""
-_TOGETHER = 8
+_TOGETHER = 4
 _PATIENCE_S = 3600.0
 _TRUTHS = {
     "score": None,

@@ -133,15 +133,12 @@ def _server(
     progress: Callable[[str, int, int], None],
 ) -> Iterator[Served]:
     say(f"serving {paper.settings.model} at budget {budget:g}")
-    log = paper.kept / f"server-{budget:g}-{os.getpid()}.log"
     with serving(
         replace(paper.settings, budget=budget),
         allow=(paper.data, *paper.allow),
-        log=log,
         wait=lambda: progress("load", 0, 0),
     ) as served:
         yield served
-    log.unlink(missing_ok=True)
 
 
 def _prepare(paper: Paper, benchmark: Benchmark) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class Served:
 
 @contextmanager
 def serving(
-    settings: Settings, *, allow: Sequence[Path], log: Path, wait: Callable[[], None]
+    settings: Settings, *, allow: Sequence[Path], wait: Callable[[], None]
 ) -> Iterator[Served]:
     """A server with `settings` until the block ends; clients may name files below `allow`. `wait`
     is called now and then until it is ready. Raises SttmError if it does not start."""
@@ -45,8 +45,10 @@ def serving(
     command += [part for folder in allow for part in ("--allow-path", str(folder))]
     command += [part for name in SETTINGS for part in _flag(settings, name)]
     # A runtime folder of its own: neither in the way of the user's server, nor found in its place.
-    with tempfile.TemporaryDirectory(prefix="sttm-") as run, log.open("wb") as file:
-        nothing = Path(run) / "config.toml"
+    with ExitStack() as stack:
+        run = stack.enter_context(tempfile.TemporaryDirectory(prefix="sttm-"))
+        nothing, log = Path(run) / "config.toml", Path(run) / "log"
+        file = stack.enter_context(log.open("wb"))
         nothing.touch()
         process = subprocess.Popen(
             command,
@@ -95,4 +97,7 @@ def _address(process: subprocess.Popen[bytes], log: Path, wait: Callable[[], Non
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     said = next((line for line in reversed(lines) if line.startswith("sttm: ")), "")
     reason = said.removeprefix("sttm: ") or f"it ended with exit code {process.returncode}"
-    raise SttmError(f"the server for this budget did not start: {reason}", f"{log} may say more")
+    raise SttmError(
+        f"the server for this budget did not start: {reason}",
+        "'sttm serve' with the same flags says more",
+    )

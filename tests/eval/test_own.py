@@ -12,7 +12,8 @@ import pytest
 import sttm_cli
 from sttm_cli.base.errors import UsageError
 from sttm_cli.bench.exam import Sheet
-from sttm_cli.eval.own import ALL, Asked, Item, plain, read_items, report
+from sttm_cli.eval.own import Asked, report
+from sttm_cli.eval.questions import ALL, Item, plain, read_items
 from tests.cli.process import Ended, sttm_here
 from tests.eval.scenes import items, write_lines
 
