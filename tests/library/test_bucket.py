@@ -14,7 +14,10 @@ import pytest
 
 from sttm_cli.base.errors import DisturbedError, SttmError, UsageError, VideoError
 from sttm_cli.decode import bucket
+from sttm_cli.library.outcome import Computed, Skipped
 from sttm_cli.library.paths import find_videos
+from sttm_cli.library.prepare import look, prepare_with
+from sttm_cli.runtime.session import VideoQA
 from tests.cli.process import sttm_here
 from tests.library.test_ray import RAY, _ended, needs_ray, report_of, start  # noqa: F401
 
@@ -147,6 +150,16 @@ def test_objects_are_prepared_their_copies_removed_and_nothing_fetched_again(
     dry = sttm_here("precompute", "s3://videos/", *FEW, "--dry-run", "--json").json
     assert (dry["done"], dry["skipped"]) == (1, 8)
     assert len(fetched) == 1
+
+
+@needs_bucket
+def test_a_copy_is_removed_as_soon_as_its_video_is_through(there: Bucket, scratch: Path) -> None:
+    there.put("a.mp4")
+    with VideoQA(frames=2) as qa:
+        assert isinstance(prepare_with(qa, "s3://videos/a.mp4"), Computed)
+        assert list(scratch.glob("sttm-*")) == []
+        assert isinstance(look(qa, "s3://videos/a.mp4"), Skipped)
+        assert list(scratch.glob("sttm-*")) == []
 
 
 @needs_bucket
