@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sttm_cli.base.names import BUCKETS, scheme_of
 from sttm_cli.cli.bench_accuracy import accuracy
 from sttm_cli.cli.bench_speed import speed
 from sttm_cli.cli.flags import RUN, Output, only, settings_from, takes
@@ -78,7 +79,8 @@ def store(
     from sttm_cli.base.device import resolve_device
     from sttm_cli.bench.storage import measure_store
 
-    if isinstance(where := cache_dir(settings.cache_dir), str):
+    where = cache_dir(settings.cache_dir)
+    if isinstance(where, str) and scheme_of(where) in BUCKETS:
         _bucket(where, wanted, settings, repeat, output)
         return
     device, folder = resolve_device(settings.device), cache_folder(settings.cache_dir).absolute()

@@ -122,8 +122,7 @@ class Bucket:
     """The objects of one cache in a bucket; paths are below its folder.
 
     Methods raise BucketError. After one that says that the server does not answer, all do so at
-    once for a while. `failure`: the reason of the last one, for as long as no request succeeded.
-    `traffic`: what was asked so far; repetitions after a failure are not counted.
+    once for a while. `traffic`: what was asked so far; repetitions after a failure are not counted.
     """
 
     def __init__(self, address: str) -> None:
@@ -132,7 +131,7 @@ class Bucket:
         self._place = _place(address)
         self._client = _client(*self._place, seconds=TIMEOUT_S, retry_s=RETRY_S)
         self._paused_until, self._reason = 0.0, ""
-        self.failure, self.traffic = "", Traffic()
+        self.traffic = Traffic()
 
     def read(
         self, path: str, begin: int, end: int, *, same: Version | None = None, known: str = ""
@@ -221,15 +220,6 @@ class Bucket:
         return f"{self.address}/{FOLDER}/{path}"
 
     def _do(self, action: Callable[[], T], *, missing_ok: bool = False) -> T:
-        try:
-            done = self._tried(action, missing_ok=missing_ok)
-        except BucketError as error:
-            self.failure = str(error)
-            raise
-        self.failure = ""
-        return done
-
-    def _tried(self, action: Callable[[], T], *, missing_ok: bool) -> T:
         from obstore import exceptions as known
 
         if time.monotonic() < self._paused_until:
@@ -286,6 +276,9 @@ def _reason(text: str) -> tuple[int, str]:
     if match := re.search(r"status code: (\d{3})", text):
         code = int(match[1])
         return code, _CODES.get(code, f"the server answers with status {code}")
+    if "invalid path" in text:
+        # Of somebody else's: everything but a listing still works.
+        return 400, "an object below it has a name that cannot be read, such as one with '//'"
     if "credential" in text.lower() or "169.254.169.254" in text:
         return 0, "no credentials were found, or they cannot be used"
     for kind, words in (

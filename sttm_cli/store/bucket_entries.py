@@ -49,7 +49,7 @@ class Entries:
         described, used, found = rows.described(described_by), rows.used(uses), {}
         for key, listed in artifacts.items():
             place = self._bucket.full(listed.path)
-            row = described.get(key)
+            row = described.get((key, listed.size))
             found[key] = rows.remembered(key, listed, row, used[key], location=place)
         missing = [key for key, entry in found.items() if entry is None]
         with ThreadPoolExecutor(READERS) as pool:
@@ -99,12 +99,17 @@ class Entries:
 
     # ---- writing
 
-    def describe(self, entry: Entry) -> None:
-        """Write an entry's row, where its name is not too long for one."""
+    def describe(self, entry: Entry, *, alone: bool = False) -> None:
+        """Write an entry's row, where its name is not too long for one; `alone`: instead of those
+        that an earlier version of it may have."""
         room = rows.MOST_NAME - len(self._bucket.full("").encode())
         if path := rows.row_path(entry, room=room):
             with suppress(BucketError):
                 self._bucket.write(path, b"")
+                if alone:
+                    folder = f"{rows.rows_folder(entry.video)}/{entry.key}"
+                    old = [one.path for one in self._bucket.listed(folder) if one.path != path]
+                    self._bucket.remove(old)
 
     def add_uses(self, key: str, uses: Uses) -> None:
         """Add to the uses that the bucket has: a new object, then the old ones are removed."""

@@ -90,9 +90,9 @@ def _shortened(value: Any) -> Any:
     return f"…{value[-_SHORT:]}" if long else value
 
 
-def described(rows: Iterable[Listed]) -> dict[str, Any]:
-    """The rows by key; what no row can be is left out."""
-    found: dict[str, Any] = {}
+def described(rows: Iterable[Listed]) -> dict[tuple[str, int], Any]:
+    """The rows by key and size of the artifact; what no row can be is left out."""
+    found: dict[tuple[str, int], Any] = {}
     for listed in rows:
         if match := _ROW.fullmatch(listed.path):
             text = match[2].replace("/", "")
@@ -102,8 +102,8 @@ def described(rows: Iterable[Listed]) -> dict[str, Any]:
                 row = json.loads(inflate.decompress(data, _MOST_ROW))
             except (ValueError, zlib.error, binascii.Error, RecursionError):
                 continue
-            if inflate.eof and isinstance(row, list) and len(row) == 6:
-                found[match[1]] = row
+            if inflate.eof and isinstance(row, list) and len(row) == 6 and type(row[0]) is int:
+                found[match[1], row[0]] = row
     return found
 
 
@@ -135,15 +135,12 @@ def artifacts_in(listing: Iterable[Listed]) -> dict[str, Listed]:
 
 
 def remembered(key: str, listed: Listed, row: Any, uses: Uses, *, location: str) -> Entry | None:
-    """An entry as its row describes it; None without one, or of another artifact than the
-    stored one."""
+    """An entry as its row describes it; None without one."""
     try:
-        size, video, label, tokens, kv_dtype, saved_bytes = row
+        _, video, label, tokens, kv_dtype, saved_bytes = row
         counts = TokenCounts(*tokens)
         check_counts(counts)
         check_label(label)
-        if size != listed.size:
-            return None
         return Entry(
             key=key,
             location=location,

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 NEAREST = 3
 """Entries of the same video that a miss is compared with."""
+MOST_SEEN = 10_000
+"""Versions that are remembered between a lookup and what is stored after it."""
 RESCAN_SHARE = 16
 """With a bound: all sizes are listed again once a sixteenth of the room that was left is filled."""
 
@@ -64,7 +66,9 @@ def _or_else(default: Callable[[], T]) -> Callable[[Method[P, T]], Method[P, T]]
         @wraps(method)
         def guarded(store: BucketStore, /, *given: P.args, **named: P.kwargs) -> T:
             try:
-                return method(store, *given, **named)
+                done = method(store, *given, **named)
+                store.failure = ""
+                return done
             except BucketError as error:
                 store.report_failure(error)
                 return default()
@@ -92,6 +96,7 @@ class BucketStore(Store):
         self._entries = Entries(self._bucket)
         self._tier = Tier(tier, self._bucket.address, warn=self._warn)
         self._max_bytes, self._before_rescan = max_bytes, 0
+        self.failure = ""
         self._seen: dict[str, Version | None] = {}
         self._reasons: dict[str, str] = {}
         self._later = ThreadPoolExecutor(1, thread_name_prefix="uses")
@@ -105,6 +110,7 @@ class BucketStore(Store):
 
     def report_failure(self, error: BucketError) -> None:
         """Warn that the bucket does not do as asked."""
+        self.failure = str(error)
         self._warn(f"the cache is not used: {self.location}: {error}")
 
     # ---- properties of the store
@@ -112,10 +118,6 @@ class BucketStore(Store):
     @property
     def location(self) -> str:
         return self._bucket.address
-
-    @property
-    def failure(self) -> str:
-        return self._bucket.failure
 
     @property
     def writable(self) -> bool:
@@ -223,7 +225,8 @@ class BucketStore(Store):
         incoming = self._tier.begin(wanted.key, packed.nbytes)
         try:
             data = _laid_out(incoming, identity, packed, label)
-            e_tag = self._upload(wanted, data)
+            seen = self._version_before(wanted.key)
+            e_tag = self._upload(wanted, data, seen)
             header = open_artifact(MemoryBlob(data), wanted).header
             listed = self._bucket.head(artifact_path(wanted.key))
             if incoming is not None and e_tag is not None:
@@ -235,8 +238,7 @@ class BucketStore(Store):
             _drop(incoming)
         place = self._bucket.full(artifact_path(wanted.key))
         entry = entry_of(header, location=place, created=listed.changed if listed else 0.0)
-        self._reasons.pop(wanted.key, None)
-        self._entries.describe(entry)
+        self._entries.describe(entry, alone=seen is not None)
         self._keep_bound(entry)
         return entry
 
@@ -278,7 +280,7 @@ class BucketStore(Store):
     # ---- inside: finding and reading
 
     def _find(self, identity: Json, *, whole: bool) -> Lookup:
-        wanted = spell(identity)
+        wanted, self.failure = spell(identity), ""
         try:
             return self._opened(wanted, identity, whole, self._tier.e_tag(wanted.key))
         except FileNotFoundError:
@@ -301,6 +303,8 @@ class BucketStore(Store):
                 self._tier.remove(wanted.key)
                 return self._opened(wanted, identity, whole, "")
             return replace(copy, entry=replace(copy.entry, location=self._bucket.full(path)))
+        if len(self._seen) > MOST_SEEN:
+            self._seen.clear()
         self._seen[wanted.key] = blob.object.version
         artifact = open_artifact(blob, wanted)
         return Lookup(entry=self._entries.entry(artifact), artifact=artifact)
@@ -337,8 +341,10 @@ class BucketStore(Store):
             _drop(copy.incoming)
 
     def _miss_reason(self, key: str, identity: Json) -> str:
-        """The differences from the entry of the same video that differs least; asked once."""
-        if key not in self._reasons:
+        """The differences from the entry of the same video that differs least."""
+        # The same is asked again once the lease is held.
+        known = self._reasons.pop(key, None)
+        if known is None:
             digest = str(identity.get("video", {}).get("digest", ""))
             self._reasons[key] = f"nothing stored for this video (digest {digest[:12]})"
             with suppress(BucketError):
@@ -346,17 +352,22 @@ class BucketStore(Store):
                 found = [difference(identity, entry.identity or {}) for entry in near]
                 if found:
                     self._reasons[key] = "; ".join(min(found, key=len)[:3])
-        return self._reasons[key]
+            return self._reasons[key]
+        return known
 
     # ---- inside: writing
 
-    def _upload(self, wanted: Spelled, data: memoryview) -> str | None:
-        """Returns the ETag of what was written; None where another machine's entry stays."""
+    def _version_before(self, key: str) -> Version | None:
+        """The version of an artifact as it was last looked for, None where there was none."""
+        if key in self._seen:
+            return self._seen.pop(key)
+        listed = self._bucket.head(artifact_path(key))
+        return listed.version if listed else None
+
+    def _upload(self, wanted: Spelled, data: memoryview, seen: Version | None) -> str | None:
+        """Write over the version that was `seen`; returns the ETag of what was written, None where
+        another machine's entry stays."""
         path = artifact_path(wanted.key)
-        if wanted.key not in self._seen:
-            listed = self._bucket.head(path)
-            self._seen[wanted.key] = listed.version if listed else None
-        seen = self._seen.pop(wanted.key)
         try:
             return self._bucket.write(path, data, create=seen is None, same=seen).e_tag
         except Changed:

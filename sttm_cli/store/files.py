@@ -116,12 +116,12 @@ def advice(root: Path, stat: os.stat_result) -> str:
     if not hasattr(os, "geteuid"):
         return ""
     place, owner = shlex.quote(str(root)), stat.st_uid == os.geteuid()
-    shared = f"chmod 2770 {place} makes it a cache of the group {group_name(stat.st_gid)}"
     if owner:
-        return f": chmod 700 {place} makes it yours alone, {shared}"
+        group = group_name(stat.st_gid)
+        return f": chmod 700 {place} makes it yours alone, chmod 2770 {place} the group {group}'s"
     if not is_member(stat.st_gid):
         return f", and you are not a member of its group {group_name(stat.st_gid)}"
-    return f": its owner can run {shared}"
+    return f": for a cache of the group {group_name(stat.st_gid)} its owner runs chmod 2770 {place}"
 
 
 def repair(root: Path, access: Access) -> str:

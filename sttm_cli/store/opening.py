@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sttm_cli.base.errors import CacheError, UsageError
 from sttm_cli.base.names import BUCKETS, did_you_mean, path_or_address, scheme_of
@@ -13,9 +12,6 @@ from sttm_cli.settings.fields import NO_TIER
 from sttm_cli.settings.settings import cache_tier
 from sttm_cli.store.none import NoStore
 from sttm_cli.store.protocol import Store
-
-if TYPE_CHECKING:
-    pass
 
 GROUP = "sttm_cli.stores"
 """Entry points of this group open stores: the name is the scheme of an address, the object is

@@ -173,10 +173,8 @@ class Store(Protocol):
         """The reason why the store does not use its place, "" where it does."""
         return ""
 
-    @property
-    def failure(self) -> str:
-        """The reason why the last request to the store's medium failed, "" where it succeeded."""
-        return ""
+    failure: str = ""
+    """The reason why the last of these methods could not ask the medium, "" where it could."""
 
     @property
     def writable(self) -> bool:

@@ -34,6 +34,7 @@ def port() -> Iterator[int]:
 @pytest.fixture
 def proxy(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     proxy = Proxy(port)
+    monkeypatch.setenv("MOTO", f"http://127.0.0.1:{port}")
     for name, value in environment(proxy.address).items():
         monkeypatch.setenv(name, value)
     yield proxy

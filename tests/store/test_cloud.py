@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -61,7 +62,9 @@ def test_without_copies_every_question_reads_the_bucket(open_bucket: Open, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_a_copy_of_what_was_replaced_or_removed_is_not_used(open_bucket: Open) -> None:
+def test_a_copy_of_what_was_replaced_or_removed_is_not_used(
+    open_bucket: Open, tmp_path: Path
+) -> None:
     one, other = open_bucket("a"), open_bucket("b")
     one.save(IDENTITY, pack(kv()), label={})
     assert same(restored(other), kv())
@@ -70,6 +73,7 @@ def test_a_copy_of_what_was_replaced_or_removed_is_not_used(open_bucket: Open) -
     assert same(restored(other), kv(1))
     one.remove([entry.key for entry in one.entries()])
     assert other.find(IDENTITY).entry is None
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_damaged_copy_is_fetched_again(
@@ -159,6 +163,17 @@ def test_an_entry_without_a_row_is_listed_and_gets_one(open_bucket: Open, proxy:
     assert all("list-type=2" in line for line in proxy.lines)
 
 
+def test_a_row_of_what_was_replaced_describes_nothing(open_bucket: Open, proxy: Proxy) -> None:
+    store = open_bucket("a")
+    for video in ("a.mp4", "b" * 200 + ".mp4", "c" * 400 + ".mp4", "d.mp4"):
+        store.find(IDENTITY).close()
+        store.save(IDENTITY, pack(kv()), label={"video": video, "size": len(video) * "x"})
+        proxy.clear()
+        (entry,) = store.entries()
+        assert entry.label["video"] in (video, f"…{video[-60:]}")
+        assert all("list-type=2" in line for line in proxy.lines)
+
+
 def test_uses_of_an_hour_are_written_once_and_counted_all(open_bucket: Open, proxy: Proxy) -> None:
     store = open_bucket("a")
     entry = store.save(IDENTITY, pack(kv()), label={})
@@ -217,6 +232,22 @@ def test_other_objects_in_the_bucket_are_neither_listed_nor_removed(open_bucket:
     assert store.verify(repair=True) == (0, [])
     assert set(theirs) <= set(objects(store))
     assert bytes(beside.get(f"{prefix}/kv/a/thesis.txt").bytes()) == b"theirs"
+
+
+def test_a_name_that_cannot_be_read_fails_a_listing_and_says_so_and_no_question(
+    open_bucket: Open, warnings: list[str]
+) -> None:
+    import boto3
+
+    store = open_bucket("a")
+    store.save(IDENTITY, pack(kv()), label={})
+    prefix = store.location.removeprefix("s3://videos/")
+    client = boto3.client("s3", endpoint_url=os.environ["MOTO"])
+    client.put_object(Bucket="videos", Key=f"{prefix}/sttm-cache-1/kv/a/b//c", Body=b"")
+    assert store.entries() == []
+    assert "name that cannot be read" in store.failure
+    assert "name that cannot be read" in warnings[0]
+    assert same(restored(open_bucket("b")), kv())
 
 
 # ---- faults

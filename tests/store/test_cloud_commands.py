@@ -119,3 +119,18 @@ def test_without_the_extra_a_bucket_is_one_clear_line(tmp_path: Path) -> None:
         "sttm: a cache in a bucket needs what is not installed: obstore\n"
         "  pip install 'sttm-cli[cloud]'\n"
     )
+
+
+def test_a_bucket_is_measured_in_requests_and_left_empty(proxy: Proxy, address: str) -> None:
+    from obstore.store import S3Store
+
+    at = ("--cache-dir", address, "--json", "--quiet")
+    ended = sttm_here("bench", "store", "--sizes", "2M", "--repeat", "2", *at)
+    assert ended.code == 0, ended.err
+    (row,) = ended.json["sizes"]
+    miss, alone, first, copied = row["steps"]
+    assert miss["sent"] >= row["bytes"]
+    assert alone["received"] == first["received"] == row["bytes"]
+    assert (copied["received"], copied["requests"]) == (0, {"GET": 1})
+    bucket = S3Store("videos", client_options={"allow_http": True})
+    assert bucket.list(address.removeprefix("s3://videos/")).collect() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import secrets
 import signal
 import time
@@ -20,9 +21,9 @@ from sttm_cli.store import LocalStore, key_of, open_store, pack
 from sttm_cli.store import lease as leases_of
 from sttm_cli.store.lease import FolderLeases, holding
 from tests.store.bucket import Open, Proxy, environment
-from tests.store.made import IDENTITY, kv
+from tests.store.made import IDENTITY, kv, same
 
-LIMIT_S = 3.0
+LIMIT_S = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,52 @@ def test_a_holder_that_is_killed_delays_the_others_and_not_for_good(
     assert len(list(tmp_path.glob("computed by *"))) == 1
 
 
+def compute_all(
+    place: tuple[str, dict[str, str]], tmp: Path, name: str, videos: int, begun: Event
+) -> None:
+    """As `precompute` does, each machine beginning elsewhere."""
+    with machine(*place, tmp) as store:
+        for number in range(videos):
+            wanted = {**IDENTITY, "video": {"digest": f"{(number + 4 * int(name)) % videos}"}}
+            with store.computing(key_of(wanted), on_wait=lambda: None):
+                if store.stored(wanted) is None:
+                    time.sleep(0.05)
+                    (tmp / f"{wanted['video']['digest']} by {name}").touch()
+                    made = kv(int(wanted["video"]["digest"]), (6000, 6000, 2000))
+                    assert store.save(wanted, pack(made), label={}) is not None
+            if number == videos // 4:
+                begun.set()
+
+
+def test_a_killed_machine_and_a_bucket_that_fails_now_and_then_lose_no_video(
+    processes: ForkServerContext, open_bucket: Open, proxy: Proxy, address: str, tmp_path: Path
+) -> None:
+    videos, place = 12, (address, environment(proxy.address))
+    begun = [processes.Event() for _ in range(3)]
+    started = [
+        processes.Process(target=compute_all, args=(place, tmp_path, f"{n}", videos, begun[n]))
+        for n in range(3)
+    ]
+    for process in started:
+        process.start()
+    assert begun[0].wait(120)
+    started[0].kill()
+    while any(process.is_alive() for process in started):
+        proxy.status, proxy.times = random.choice((500, 503)), 2
+        proxy.cut_read = proxy.cut_write = proxy.lost = 1
+        time.sleep(0.5)
+    assert [process.exitcode for process in started] == [-signal.SIGKILL, 0, 0]
+    proxy.times = proxy.cut_read = proxy.cut_write = proxy.lost = 0
+    store = open_bucket("a")
+    assert store.verify() == (videos, [])
+    assert len(store.entries()) == videos
+    assert videos <= len(list(tmp_path.glob("* by *"))) <= videos + 1, "one may have been half done"
+    for number in range(videos):
+        wanted = {**IDENTITY, "video": {"digest": f"{number}"}}
+        kept = store.load(store.find(wanted), device="cpu", room=0)
+        assert same(kept, kv(number, (6000, 6000, 2000)))
+
+
 @pytest.fixture(params=["bucket", "folder"])
 def leases(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     if request.param == "folder":
@@ -143,6 +190,19 @@ def test_a_lease_is_one_holders_until_it_is_taken_or_released(leases: Any) -> No
     leases.release("a" * 64, two)
     assert leases.look("a" * 64) is None
     assert leases.replace("a" * 64, "two", two) is None
+
+
+def test_a_lease_that_another_took_in_the_same_moment_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = FolderLeases(tmp_path)
+    leases.create("k", "dead")
+    dead = leases.look("k")
+    assert leases.replace("k", "two", "dead") == "two"
+    monkeypatch.setattr(leases, "look", lambda key: dead)
+    assert leases.replace("k", "three", "dead") is None
+    assert (tmp_path / "k").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["k"]
 
 
 def test_whoever_waited_for_what_is_stored_by_then_takes_no_lease(
