@@ -24,7 +24,7 @@ from sttm_cli.models.loading import weight_bytes
 from sttm_cli.models.registry import TINY
 from tests.checkpoints_llava import llava_video
 from tests.fakes import DictMemo
-from tests.models.conftest import FAMILIES
+from tests.models.conftest import HERE
 
 INDEX = "model.safetensors.index.json"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -99,7 +99,7 @@ def from_hub() -> Checkpoint:
 
 def test_every_file_that_is_opened_while_loading_is_fingerprinted(tmp_path: Path) -> None:
     folders = []
-    for name, write in FAMILIES.items():
+    for name, write in HERE.items():
         folders.append(write(tmp_path / name) or tmp_path / name)
         (folders[-1] / "additional_chat_templates").mkdir()
         (folders[-1] / "additional_chat_templates" / "rag.jinja").write_text("{{ 1 }}")
