@@ -170,6 +170,12 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     ]
 
 
+def markdown(rows: Sequence[Row]) -> str:
+    """The same as a Markdown table, for a file."""
+    lines = [HEAD, ("---",) * 3 + ("---:",) * (len(HEAD) - 3), *cells(rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def growths(rows: Sequence[Row]) -> Iterator[str]:
     """Yield a line for each dtype and budget with the growth of time with the number of frames."""
     small = [row for row in rows if row.shape[1:3] == rows[0].shape[1:3]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,7 +43,7 @@ def merge(
     import torch
 
     from sttm_cli.base.device import resolve_device
-    from sttm_cli.bench.merge_speed import HEAD, SHAPES, cells, growths, measure_merging
+    from sttm_cli.bench.merge_speed import HEAD, SHAPES, cells, growths, markdown, measure_merging
 
     there = resolve_device(settings_from(flags).device)
     shapes = [shape for shape in SHAPES if frames is None or shape[0] <= frames]
@@ -51,7 +52,8 @@ def merge(
         print_json({"schema": "sttm.bench.merge/1", "rows": [asdict(row) for row in rows]})
         return
     print_text(f"torch {torch.__version__}, {there}, {torch.get_num_threads()} threads\n")
-    print_text(*table(HEAD, cells(rows)), *growths(rows))
+    shown = table(HEAD, cells(rows)) if sys.stdout.isatty() else [markdown(rows)]
+    print_text(*shown, *growths(rows))
 
 
 # `sttm bench store`: storing and restoring KVs compared with plain writes and reads.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
@@ -231,7 +232,7 @@ def takes(*groups: tuple[inspect.Parameter, ...]) -> Callable[[Callable[..., Non
         def command(**values: Any) -> None:
             flags = {flag.name: values.pop(flag.name) for flag in shared}
             output = Output(*(flags.pop(name) for name in ("as_json", "quiet", "debug")))
-            if output.quiet:
+            if output.quiet or not sys.stderr.isatty():
                 # The hub's own bars while a model is fetched.
                 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
             function(**values, flags=flags, output=output)
