@@ -153,6 +153,8 @@ def test_the_chart_has_a_line_for_each_benchmark_and_a_dashed_one_as_published()
         ("NExT-QA, published", True),
     ]
     assert [(p.at, p.value) for p in chart.lines[1].points] == [(100, 63.1), (30, 62.3)]
+    # A number of tokens has no place among shares.
+    assert [p.at for p in chart.lines[0].points] == [100, 30]
     assert chart.figure()
 
 
@@ -172,7 +174,7 @@ def write_annotations(folder: Path, *entries: Any) -> Path:
 
 
 def test_annotations_of_mixed_types_become_items(tmp_path: Path) -> None:
-    write_items(write_annotations(tmp_path, entry(), entry(gt_option=None, gt="w")))
+    write_items(write_annotations(tmp_path, entry(gt=7), entry(gt_option=None, gt="w")))
     lines = [json.loads(line) for line in (tmp_path / ITEMS).read_text().splitlines()]
     assert [line["answer"] for line in lines] == ["B", "D"]
     assert lines[0] == {
