@@ -132,11 +132,12 @@ class Asker:
         return Sources(max_bytes=self.settings.max_download, progress=self._progress)
 
     def _here(self, questions: Questions) -> AskReport:
-        from sttm_cli.runtime.prepared import answer_json, ask_report
-
         qa = self._qa
         answers: list[Answer | Choice] = []
         prepared = qa.prepare(questions.video)
+        # Imports torch, which a wrong path does not need.
+        from sttm_cli.runtime.prepared import answer_json, ask_report
+
         qa.check(prepared, questions.asked)
         for question in questions.asked:
             if questions.options:

@@ -142,8 +142,9 @@ def _kept(settings: Settings) -> Json:
     values = {known.name: getattr(settings, known.name) for known in fields(settings)}
     kept = {name: value for name, value in values.items() if name not in _NOT_KEPT}
     kept["options"] = list(settings.options)
-    if isinstance(settings.cache_dir, Path):
-        kept["cache_dir"] = str(settings.cache_dir.absolute())
+    for name in ("cache_dir", "cache_tier"):
+        if isinstance(place := getattr(settings, name), Path):
+            kept[name] = str(place.absolute())
     if Path(settings.model).expanduser().is_dir():
         kept["model"] = str(Path(settings.model).expanduser().absolute())
     return kept

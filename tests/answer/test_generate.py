@@ -12,7 +12,8 @@ import torch
 from sttm_cli.answer.generate import Sampler, generate, nucleus
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Ending, Sampling
-from sttm_cli.runtime.session import Prepared, VideoQA
+from sttm_cli.runtime.prepared import Prepared
+from sttm_cli.runtime.session import VideoQA
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 QUESTION = "how many shapes are there?"

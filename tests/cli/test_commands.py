@@ -171,7 +171,7 @@ def test_all_entries_are_removed_only_where_somebody_agrees() -> None:
         (["bench", "accuracy", "--split", ""], "test dev"),
         (["bench", "accuracy", "--methods", "sttm,ev"], "sttm,evs"),
         (["bench", "speed", "--geometry", "llava-v"], "llava-video-7b"),
-        (["precompute", "--on", ""], "local"),
+        (["precompute", "--on", ""], "local ray"),
         (["models", "pull", "smol"], "smolvlm2-256m smolvlm2-500m smolvlm2-2.2b"),
     ],
     ids=lambda given: given if isinstance(given, str) else " ".join(given),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import ssl
@@ -213,7 +214,8 @@ def test_a_web_page_with_a_video_that_is_too_large_is_refused(site: Site) -> Non
     ("page", "part"),
     [
         ("endless-page", "its page is larger than 32 MiB"),
-        ("bomb-page", "its page takes too much memory"),
+        # Which of its bounds it meets first depends on the HTTP library that yt-dlp finds.
+        ("bomb-page", "its page takes too much memory|larger than --max-download allows"),
         ("page-of-a-playlist", "its page is larger than 32 MiB"),
         ("page-of-a-long-playlist", "--max-download"),
     ],
@@ -224,7 +226,7 @@ def test_a_hostile_web_page_is_given_up_within_seconds_and_bounded_in_memory(
     pytest.importorskip("yt_dlp")
     watched = _watched("ask", site.at(page), QUESTION, "--max-download", "1M", "-q")
     assert watched.code == 3
-    assert part in watched.err.splitlines()[0]
+    assert re.search(part, watched.err.splitlines()[0])
     assert len([line for line in watched.err.splitlines() if line.startswith("sttm:")]) == 1
     assert watched.peak_bytes < 2 << 30
     assert watched.seconds < 50
