@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from sttm_cli import __version__
+from sttm_cli.serve.http_errors import Refused
 from sttm_cli.serve.metrics import MEDIA_TYPE
 from sttm_cli.serve.openai_routes import openai_routes
 from sttm_cli.serve.private_routes import private_routes
-from sttm_cli.serve.responses import Refused
 from sttm_cli.serve.service import Service, problem
 
 

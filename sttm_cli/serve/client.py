@@ -26,7 +26,7 @@ from sttm_cli.base.events import (
 from sttm_cli.base.reports import AskReport, ServerStatus
 from sttm_cli.base.shapes import ShapeError, shaped
 from sttm_cli.base.types import Json
-from sttm_cli.serve.responses import ErrorReply
+from sttm_cli.serve.http_errors import ErrorReply
 from sttm_cli.serve.server_files import (
     ServerFiles,
     files_of,

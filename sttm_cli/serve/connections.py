@@ -7,7 +7,7 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from sttm_cli.serve.responses import Refused
+from sttm_cli.serve.http_errors import Refused
 from sttm_cli.serve.service import problem
 
 FIRST_BYTE_S = 5.0

@@ -26,11 +26,11 @@ from sttm_cli.runtime.request import plan_model
 from sttm_cli.runtime.resources import DISK, Resources
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.serve.batch import Batches, together
+from sttm_cli.serve.http_errors import Refused
 from sttm_cli.serve.job import Event, Job, JobRun, Piece, Reply
 from sttm_cli.serve.metrics import Metrics
 from sttm_cli.serve.openai_reply import LogProbs
 from sttm_cli.serve.options import Options
-from sttm_cli.serve.responses import Refused
 from sttm_cli.settings.settings import Settings, cache_dir
 from sttm_cli.store import open_store
 

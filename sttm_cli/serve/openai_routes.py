@@ -15,12 +15,13 @@ from sttm_cli.base.events import Reported
 from sttm_cli.base.reports import AskReport
 from sttm_cli.base.results import Answer
 from sttm_cli.base.types import Json
+from sttm_cli.serve.http_errors import Refused, refusal
 from sttm_cli.serve.job import Event, Gone, Job, Piece, Reply
 from sttm_cli.serve.openai_reply import Writer, joined, usage_of
 from sttm_cli.serve.openai_request import ChatRequest, read_request
-from sttm_cli.serve.responses import Refused, refusal, stream, unless_gone
 from sttm_cli.serve.server_files import served_name
 from sttm_cli.serve.service import Service
+from sttm_cli.serve.streaming import stream, unless_gone
 from sttm_cli.settings.settings import Settings
 
 

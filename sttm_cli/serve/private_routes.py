@@ -19,12 +19,13 @@ from sttm_cli.base.errors import SttmError
 from sttm_cli.base.events import Answered, Failure, Heard, Reported, Sent, TextPiece, to_line
 from sttm_cli.decode import Source
 from sttm_cli.runtime.prepared import answer_json
+from sttm_cli.serve.http_errors import Refused, refusal
 from sttm_cli.serve.job import Event, Job, Piece, Reply
 from sttm_cli.serve.openai_request import VideoPart
 from sttm_cli.serve.request_body import Body, Number, read_body
-from sttm_cli.serve.responses import Refused, refusal, stream
 from sttm_cli.serve.server_files import of_the_model, per_request, served_name
 from sttm_cli.serve.service import Service
+from sttm_cli.serve.streaming import stream
 from sttm_cli.settings.settings import Settings
 
 _LINES = "application/x-ndjson"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from sttm_cli.serve.responses import Refused
+from sttm_cli.serve.http_errors import Refused
 
 # Bounds on JSON that others wrote, checked before anything is built from it.
 

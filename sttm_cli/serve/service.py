@@ -14,8 +14,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sttm_cli.serve.engine import Engine
+from sttm_cli.serve.http_errors import Refused, refusal
 from sttm_cli.serve.options import Options, is_loopback
-from sttm_cli.serve.responses import Refused, refusal
 from sttm_cli.serve.videos import Videos
 
 _log = logging.getLogger("sttm_cli.serve")

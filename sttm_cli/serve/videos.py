@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 from urllib.parse import unquote, urlsplit
 
 from sttm_cli.serve.downloads import Downloads
+from sttm_cli.serve.http_errors import Refused
 from sttm_cli.serve.openai_request import VideoPart
 from sttm_cli.serve.options import Options
-from sttm_cli.serve.responses import Refused
 
 _MOST_UUIDS = 4096
 _MOST_FILES = 65_536

@@ -242,9 +242,9 @@ def weights() -> Target:
 
 def chat() -> Target:
     """Bodies of OpenAI's protocol: refused with 400 or 413, or a request within its bounds."""
+    from sttm_cli.serve.http_errors import Refused
     from sttm_cli.serve.openai_request import read_request
     from sttm_cli.serve.options import Options
-    from sttm_cli.serve.responses import Refused
     from sttm_cli.serve.videos import Videos, _content, _is_data, _local_path
     from sttm_cli.settings.settings import Settings
     from tests.attack.requests import TEXTS, VALID
@@ -277,9 +277,9 @@ def ask() -> Target:
     """Bodies of this package's own protocol, from strangers and from the user's own client."""
     from sttm_cli import __version__
     from sttm_cli.base.errors import UsageError
+    from sttm_cli.serve.http_errors import Refused
     from sttm_cli.serve.private_routes import AskBody, _check_model, _settings
     from sttm_cli.serve.request_body import read_body
-    from sttm_cli.serve.responses import Refused
     from sttm_cli.serve.server_files import of_the_model, per_request
     from sttm_cli.settings.settings import Settings
 

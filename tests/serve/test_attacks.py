@@ -22,9 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sttm_cli.serve import videos
+from sttm_cli.serve.http_errors import Refused
 from sttm_cli.serve.openai_request import VideoPart
 from sttm_cli.serve.options import Options
-from sttm_cli.serve.responses import Refused
 from sttm_cli.serve.server_files import of_the_model
 from sttm_cli.serve.videos import Videos
 from sttm_cli.settings.settings import Settings

@@ -28,7 +28,7 @@ from sttm_cli.base.events import (
 )
 from sttm_cli.base.reports import AnswerReport, AskReport
 from sttm_cli.serve.client import Server, ServerGone
-from sttm_cli.serve.responses import Refused
+from sttm_cli.serve.http_errors import Refused
 from sttm_cli.settings.settings import Settings
 from tests.base.test_events import ANSWER, BROKEN, REPORT
 from tests.cli.process import sttm_here

@@ -20,9 +20,9 @@ from sttm_cli.runtime import resources as runtime_resources
 from sttm_cli.runtime.resources import Resources
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.serve.engine import Engine
+from sttm_cli.serve.http_errors import Refused, refusal
 from sttm_cli.serve.job import Job, Piece
 from sttm_cli.serve.options import Options
-from sttm_cli.serve.responses import Refused, refusal
 from sttm_cli.settings.settings import Settings, cache_dir
 from sttm_cli.store import LocalStore
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from sttm_cli import __version__
+from sttm_cli.serve.http_errors import Refused
 from sttm_cli.serve.openai_request import ChatBody, ChatRequest, VideoPart, read_request
 from sttm_cli.serve.private_routes import AskBody
 from sttm_cli.serve.request_body import read_body
-from sttm_cli.serve.responses import Refused
 from sttm_cli.settings.settings import Settings
 
 VIDEO = {"type": "video_url", "video_url": {"url": "a.mp4"}}

@@ -1,20 +1,11 @@
-"""What every route answers with: one error object for each failure, and streamed events."""
+"""Failures as HTTP replies, in OpenAI's form, without paths or traces."""
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import aclosing
 from typing import TypedDict
 
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
-
 from sttm_cli.base.errors import SttmError
-
-# Failures as HTTP replies, in OpenAI's form, without paths or traces.
-
 
 _STATUS = {"usage": 400, "video": 422, "model": 500, "memory": 507, "cache": 500}
 _PATH = re.compile(r"(?:[A-Za-z]:\\|(?<![\w/.:])/)[^\s'\",:;]+")
@@ -70,37 +61,3 @@ def refusal(error: BaseException) -> Refused:
     if error.kind == "context":
         return Refused(400, text, code="context_length_exceeded")
     return Refused(_STATUS.get(error.kind, 500), text, code=error.kind)
-
-
-# Responses that end as soon as their client goes away, whole or line by line.
-
-
-async def unless_gone(request: Request, answer: Awaitable[Response]) -> Response:
-    """`answer`, cancelled as soon as the client goes away."""
-    task = asyncio.ensure_future(answer)
-    gone = asyncio.create_task(_until_gone(request))
-    await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-    gone.cancel()
-    if not task.done():
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        raise ClientDisconnect
-    return task.result()
-
-
-async def stream(lines: AsyncIterator[str], media_type: str) -> Response:
-    """A streamed response; a failure before its first line is an ordinary error."""
-    first = await anext(lines)
-
-    async def rest() -> AsyncIterator[str]:
-        async with aclosing(lines) as following:  # type: ignore[type-var]
-            yield first
-            async for line in following:
-                yield line
-
-    return StreamingResponse(rest(), media_type=media_type, headers={"Cache-Control": "no-store"})
-
-
-async def _until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
