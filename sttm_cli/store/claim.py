@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sttm_cli.store.files import (
     KEY,
+    MARKER,
     PART,
     PRIVATE,
     SUFFIX,
@@ -26,7 +27,6 @@ from sttm_cli.store.files import (
 )
 from sttm_cli.store.index import FILES, is_own, remove_old
 
-MARKER = "CACHEDIR.TAG"
 MARK = b"Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of sttm, layout 1.\n"
 """The first line is that of the Cache Directory Tagging Specification, by which backups skip it."""
 EXPLANATION = b"# Everything in it can be computed again; sttm removes the least recently used.\n"

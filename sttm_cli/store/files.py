@@ -219,6 +219,9 @@ SUFFIX = ".safetensors"
 KEY = re.compile("[0-9a-f]{64}")
 PART = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}\.part|[0-9a-f]{8}[a-z0-9_]{8}\.part")
 """Temporary files, also those of earlier versions. Files of other names are never removed."""
+MARKER = "CACHEDIR.TAG"
+"""The file by which a folder is known to be a cache."""
+_MARK_PART = re.compile(rf"{MARKER}\.[0-9a-f]{{16}}\.part")
 
 
 TOUCH_S = 3600.0
@@ -302,6 +305,9 @@ class Folder:
                     artifacts.append(Stored(key, entry.path, entry.stat(follow_symlinks=False)))
             elif PART.fullmatch(entry.name):
                 leftovers.append(Path(entry.path))
+        # Of processes that were killed while they marked the folder.
+        marks = (entry for entry in entries_of(self._root) if _MARK_PART.fullmatch(entry.name))
+        leftovers += [Path(entry.path) for entry in marks]
         if self._shared:
             leftovers = [path for path in leftovers if _is_old(path)]
         return Scan(sorted(artifacts, key=itemgetter(0)), leftovers)

@@ -206,3 +206,15 @@ def test_what_others_can_write_is_not_trusted(
     if level != "file":
         assert other.save(IDENTITY, pack(kv(1)), label={}) is None
         assert place.exists()
+
+
+def test_the_marker_of_a_killed_process_is_swept(tmp_path: Path) -> None:
+    with LocalStore(tmp_path / "cache", warn=print) as store:
+        store.save(IDENTITY, pack(kv()), label={})
+        left = store.path / f"CACHEDIR.TAG.{'0' * 16}.part"
+        left.touch()
+        mine = store.path / "CACHEDIR.TAG.notes.part"
+        mine.touch()
+        store.prune(store.max_bytes)
+    assert not left.exists()
+    assert mine.exists()
