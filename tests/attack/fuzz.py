@@ -86,7 +86,7 @@ def _one(name: str, corpus: Path, options: list[str]) -> None:
     """Run as the process of one target: never returns."""
     import atheris
 
-    with atheris.instrument_imports(include=["sttm_cli"]):
+    with atheris.instrument_imports(include=["sttm_cli", "tests.attack.fuzz_targets"]):
         from tests.attack import fuzz_targets
 
         target = {**fuzz_targets.TARGETS, **fuzz_targets.FAULTS}[name]()

@@ -223,14 +223,14 @@ def index() -> Target:
 def weights() -> Target:
     """The header of a safetensors file: `ModelError`, or no more numbers than its bytes have."""
     from sttm_cli.base.errors import ModelError
-    from sttm_cli.models.loading import _numbers
+    from sttm_cli.models.loading import _bytes
 
     path = Path(tempfile.mkdtemp()) / "model.safetensors"
 
     def run(data: bytes) -> None:
         path.write_bytes(data)
         with suppress(ModelError):
-            if _numbers("it", path) > 2 * len(data):
+            if _bytes("it", path, 1, ("F8",)) > 2 * len(data):
                 raise Broken("more numbers than bytes")
 
     header = json.dumps({"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}).encode()
@@ -567,18 +567,23 @@ TARGETS: dict[str, Callable[[], Target]] = {
 # ---- faults, which show that one is reported
 
 
+def _is_bad(data: bytes) -> bool:
+    """Begins with "ab", compared byte by byte: that is what coverage leads to."""
+    return len(data) > 1 and data[0] == ord("a") and data[1] == ord("b")
+
+
 def _raises(data: bytes) -> None:
-    if data.startswith(b"ab"):
+    if _is_bad(data):
         1 // 0  # noqa: B018
 
 
 def _hangs(data: bytes) -> None:
-    while data.startswith(b"ab"):
+    while _is_bad(data):
         pass
 
 
 def _grows(data: bytes) -> None:
-    while data.startswith(b"ab"):
+    while _is_bad(data):
         data += data
 
 

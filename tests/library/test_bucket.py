@@ -80,13 +80,13 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def fetched(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The addresses of what was fetched."""
     addresses, fetch = list[str](), bucket.fetch
 
     def noting(found: bucket.Object, *args: object, **named: object) -> None:
         addresses.append(found.address)
-        assert len(list(Path(tempfile.gettempdir()).glob("sttm-*"))) <= 4
+        assert len(list(scratch.glob("sttm-*"))) <= 4
         fetch(found, *args, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr("sttm_cli.decode.source.fetch", noting)

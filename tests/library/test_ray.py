@@ -171,7 +171,9 @@ def test_a_cluster_prepares_a_library_and_does_only_what_is_missing_the_next_tim
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STTM_CACHE_DIR", "cache")
     report, err = report_of(start("videos", *RAY, *FEW, "--json"))
-    assert (report["done"], report["skipped"], report["skipped_same_bytes"]) == (3, 1, 1), err
+    assert (report["done"], report["skipped"]) == (3, 1), err
+    # Where both workers take the twins at once, one of them waits and then finds the entry.
+    assert report["skipped_same_bytes"] <= 1
     (failed,) = report["failed"]
     assert failed["path"] == "videos/broken.mp4"
     assert failed["error"].startswith("videos/broken.mp4 is not a video")
@@ -181,7 +183,7 @@ def test_a_cluster_prepares_a_library_and_does_only_what_is_missing_the_next_tim
     # Nothing but this program speaks.
     lines = err.splitlines()
     assert lines[0].startswith("Ray: 2 workers on 1 node with ")
-    assert len(lines) == 7, err
+    assert len(lines) in (7, 8), err
     check_stored_once(3)
     local = sttm_here("precompute", "videos", *FEW, "--json").json
     assert (local["done"], local["skipped"]) == (0, 4)
