@@ -11,12 +11,10 @@ import json
 import os
 import random
 import re
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from sttm_cli import __version__
 from sttm_cli.base.errors import CacheError, ModelError, OutOfMemoryError, SttmError, UsageError
@@ -61,11 +59,13 @@ class RayRunner:
         _check_device(qa.settings.device)
 
     def run_unseen(self, videos: Sequence[Video]) -> Iterator[Outcome]:
-        order, left = _order(self._qa), dict(enumerate(videos))
-        compared = set[str]()
-        with connected(self._address, workers=self._most, debug=self._debug) as cluster:
+        left, compared = dict(enumerate(videos)), set[str]()
+        with (
+            self._qa.store.sign() as sign,
+            connected(self._address, workers=self._most, debug=self._debug) as cluster,
+        ):
             # Whatever a killed worker leaves goes with the cluster.
-            order = replace(order, scratch=str(cluster.folder or ""))
+            order = replace(_order(self._qa, sign), scratch=str(cluster.folder or ""))
             for row in self._rows(cluster, order, videos):
                 if row["outcome"] == "unable":
                     raise _unable(row)
@@ -144,23 +144,22 @@ def _absolute(video: Video) -> str:
     return str(video) if is_address(str(video)) else str(Path(video).absolute())
 
 
-def _order(qa: VideoQA) -> Order:
-    """The order for the workers of a run; leaves a row in the cache by which they recognise it."""
-    settings, row = qa.settings, f"ray:{uuid4().hex}"
+def _order(qa: VideoQA, sign: str) -> Order:
+    """The order for the workers of a run, which recognise the cache by `sign`."""
+    settings = qa.settings
     model = Path(settings.model)
     settings = replace(
         settings,
         cache_dir=absolute(cache_dir(settings.cache_dir)),
         model=str(model.absolute()) if model.is_dir() else settings.model,
     )
-    qa.store.set(row, {"host": socket.gethostname()})
     passed = {
         name: value
         for name, value in os.environ.items()
         # Credentials are each node's own: Ray's dashboard shows what it passes on.
         if _PASSED.match(name) and not _SECRET.search(name)
     }
-    return Order(settings, passed, __version__, row if qa.store.get(row) else "")
+    return Order(settings, passed, __version__, sign)
 
 
 def _unable(row: dict[str, Any]) -> SttmError:

@@ -41,14 +41,14 @@ SCRATCH = "sttm-worker-"
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker is sent: all settings, the environment that shapes the work, and the row by
+    """What a worker is sent: all settings, the environment that shapes the work, and the sign by
     which it recognises the cache of the machine that gave the order. `scratch`: the folder for
     copies of videos, "" for the node's own."""
 
     settings: Settings
     environment: dict[str, str]
     version: str
-    row: str
+    sign: str
     scratch: str = ""
 
 
@@ -149,7 +149,7 @@ class Worker:
 
     def _check_cache(self, qa: VideoQA) -> None:
         store = qa.store
-        if self._order.row and not store.get(self._order.row):
+        if not store.sees(self._order.sign):
             raise CacheError(
                 f"{store.location} is not the cache of the machine that asks",
                 "give a --cache-dir that all nodes share: a network folder, or a bucket",

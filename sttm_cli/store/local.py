@@ -9,6 +9,7 @@ root/locks/<key>               locked by the process that computes this key
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import replace
@@ -361,6 +362,16 @@ class LocalStore(Store):
             return
         with single_flight(self._folder.lock(key), on_wait):
             yield
+
+    @contextmanager
+    def sign(self) -> Iterator[str]:
+        # A lock's file: where several machines share the folder, rows are each user's own.
+        key = secrets.token_hex(32)
+        with self.computing(key, lambda: None):
+            yield key if self.sees(key) else ""
+
+    def sees(self, sign: str) -> bool:
+        return not sign or os.path.lexists(self._folder.lock(sign))
 
     # ---- inside
 

@@ -272,6 +272,15 @@ class Store(Protocol):
         same video; `on_wait` is called once where another process is in it."""
         return nullcontext()
 
+    def sign(self) -> AbstractContextManager[str]:
+        """A context in which every opening of this store, on any machine, `sees` the sign that it
+        gives; "" where the store's address is enough to know it by."""
+        return nullcontext("")
+
+    def sees(self, sign: str) -> bool:
+        """Whether a `sign` was given by this very store, while its context lasts."""
+        return not sign
+
     # ---- its life
 
     def telling(self, warn: Callable[[str], None]) -> AbstractContextManager[None]:

@@ -235,7 +235,9 @@ def test_without_the_extra_the_hint_says_what_to_install(monkeypatch: pytest.Mon
 
 @needs_bucket
 @needs_ray
-def test_the_workers_of_a_cluster_fetch_the_objects(there: Bucket) -> None:
+def test_the_workers_of_a_cluster_fetch_the_objects(
+    there: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(4):
         there.put(f"{number}.mp4", SAMPLE.read_bytes() + b"\0" * number)
     there.put("broken.mp4", b"no video")
@@ -244,3 +246,10 @@ def test_the_workers_of_a_cluster_fetch_the_objects(there: Bucket) -> None:
     assert [failed["path"] for failed in report["failed"]] == ["s3://videos/broken.mp4"]
     local = sttm_here("precompute", "s3://videos/*.mp4", *FEW, "--json").json
     assert (local["done"], local["skipped"]) == (0, 4)
+    # A bucket as the cache: machines share nothing but its address.
+    cache = ("--cache-dir", "s3://videos/cache")
+    monkeypatch.setenv("STTM_CACHE_TIER", "none")
+    report, err = report_of(start("s3://videos/[0-3].mp4", *RAY, *FEW, *cache, "--json"))
+    assert report["done"] == 4, err
+    hit = sttm_here("ask", "s3://videos/2.mp4", "how many?", *FEW, *cache, "--json").json
+    assert hit["cache"]["hit"]

@@ -307,7 +307,7 @@ def test_a_cluster_that_is_not_there_is_an_error_at_once() -> None:
 
 
 @pytest.fixture
-def order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """An order for a worker in this process."""
     pytest.importorskip("pyarrow", reason="pip install 'sttm-cli[ray]'")
     from sttm_cli.library.ray import _order
@@ -316,10 +316,12 @@ def order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setenv("STTM_BUDGET", "0.4")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
-    with VideoQA(Settings(frames=2, cache_dir=tmp_path / "cache")) as qa:
-        from dataclasses import replace
+    from dataclasses import replace
 
-        return replace(_order(qa), scratch=str(tmp_path))
+    settings = Settings(frames=2, cache_dir=tmp_path / "cache")
+    with VideoQA(settings) as qa, qa.store.sign() as sign:
+        assert sign
+        yield replace(_order(qa, sign), scratch=str(tmp_path))
 
 
 def prepared(worker: Any, *videos: Path) -> list[dict[str, Any]]:
@@ -377,12 +379,12 @@ def test_workers_stop_together_before_the_bound(order: Any, tmp_path: Path) -> N
     assert "--max-bytes" in third["reason"]
 
 
-def test_a_node_with_another_cache_or_version_can_do_nothing(order: Any) -> None:
+def test_a_node_with_another_cache_or_version_can_do_nothing(order: Any, tmp_path: Path) -> None:
     from dataclasses import replace
 
     from sttm_cli.library.ray_worker import Ledger, Worker
 
-    elsewhere = replace(order, row="ray:another")
+    elsewhere = replace(order, settings=replace(order.settings, cache_dir=tmp_path / "another"))
     (row,) = prepared(Worker(elsewhere, Ledger(1 << 30)), SAMPLE)
     assert (row["outcome"], row["reason"]) == ("unable", "cache")
     assert "is not the cache of the machine that asks" in row["error"]

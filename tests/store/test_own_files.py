@@ -218,3 +218,19 @@ def test_the_marker_of_a_killed_process_is_swept(tmp_path: Path) -> None:
         store.prune(store.max_bytes)
     assert not left.exists()
     assert mine.exists()
+
+
+@pytest.mark.parametrize("network", [False, True])
+def test_a_sign_is_seen_by_every_opening_of_the_folder_and_by_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: bool
+) -> None:
+    # On a network folder rows are each machine's own: another home stands for another machine.
+    monkeypatch.setattr("sttm_cli.store.local.on_network", lambda path: network)
+    with LocalStore(tmp_path / "cache", warn=print) as store, store.sign() as sign:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other-machine"))
+        with another(store) as same, LocalStore(tmp_path / "elsewhere", warn=print) as other:
+            assert sign
+            assert same.sees(sign)
+            assert not other.sees(sign)
+    with another(store) as same:
+        assert not same.sees(sign)
