@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     import torch
 
 
+KERNELS = ("sdpa", "flash_attention_2", "flash_attention_3")
+"""transformers' names of the attention that can count tokens by their size."""
+
+
 def resolve_device(requested: str) -> str:
     """Resolve "auto" to the accelerator, if any; raise UsageError for a missing device."""
     import torch

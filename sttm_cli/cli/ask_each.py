@@ -54,7 +54,8 @@ def ask_each(
     """
     started, done, failed = time.perf_counter(), 0, len(found.unreadable)
     for folder, reason in found.unreadable:
-        say(f"{printable(str(folder))}: failed: the folder cannot be read: {reason}")
+        why = reason if isinstance(folder, str) else f"the folder cannot be read: {reason}"
+        say(f"{printable(str(folder))}: failed: {why}")
     total, report = len(found.videos), None
     try:
         for at, video in enumerate(found.videos, 1):

@@ -57,6 +57,8 @@ class Paper:
             "model": self.model.identity,
             "method": [s.method, self.model.method.version],
             "merging": [self.model.merge_layer, self.model.positions, list(self.model.options)],
+            "attention_sizes": self.model.attention_sizes,
+            "system": self.model.system,
             "reading": [s.fps, benchmark.frames, s.decoder, s.kv_dtype],
             "task": benchmark.task,
             "tasks": [_stand(folder) for folder in self.include],

@@ -89,7 +89,7 @@ def dry_run(qa: VideoQA, videos: Sequence[Video]) -> Iterator[Outcome]:
         yield Wanted(item.path, item.need) if isinstance(item, Job) else item
     for video in videos[len(near) :]:
         try:
-            known = qa.known(video)
+            known = None if qa.settings.refresh else qa.known(video)
         except SttmError as error:
             yield Failed(video, error.message)
             continue

@@ -151,6 +151,7 @@ def _order(qa: VideoQA, sign: str) -> Order:
     settings = replace(
         settings,
         cache_dir=absolute(cache_dir(settings.cache_dir)),
+        cache_tier=None if settings.cache_tier is None else absolute(settings.cache_tier),
         model=str(model.absolute()) if model.is_dir() else settings.model,
     )
     passed = {

@@ -23,9 +23,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from sttm_cli.base.device import KERNELS
+from sttm_cli.base.errors import UsageError
+
 CHANNELS = 8
 """Channels that are added: kernels take head sizes in steps of 8. Two of them are used."""
-KERNELS = ("sdpa", "flash_attention_2", "flash_attention_3")
 Attended = tuple[torch.Tensor, Any]
 _PREFIX = "sttm_sized_"
 
@@ -48,13 +50,13 @@ _run: ContextVar[Counted | None] = ContextVar("_run", default=None)
 def counting(decoder: Any, merge_layer: int) -> Iterator[Counted]:
     """Have the decoder's layers from `merge_layer` on add `Counted.logs` to their logits.
 
-    Raises ValueError for an attention kernel that cannot.
+    Raises UsageError for an attention kernel that cannot.
     """
     kernel = decoder.config._attn_implementation
     if kernel not in KERNELS:
-        raise ValueError(
-            f"attention sizes cannot be combined with attention {kernel!r}: "
-            f"load the model with one of {', '.join(KERNELS)}"
+        raise UsageError(
+            f"attention sizes cannot be combined with the attention {kernel!r}",
+            f"load the model with one of {', '.join(KERNELS)}",
         )
     counted = Counted(kernel, merge_layer)
     token = _run.set(counted)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sttm_cli.base.device import resolve_attention, resolve_device, resolve_dtype
+from sttm_cli.base.device import KERNELS, resolve_attention, resolve_device, resolve_dtype
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.system import FileFacts
 from sttm_cli.base.types import FramePlan, Json, VideoInfo
@@ -111,7 +111,7 @@ def plan_model(
         merge_layer=family.merge_layer if layer is None else layer,
         positions=family.positions if positions == "auto" else positions,
         attention=resolve_attention(device, dtype),
-        attention_sizes=settings.attention_sizes == "on",
+        attention_sizes=_sized(settings, resolve_attention(device, dtype)),
         # A device named by hand is the one that is meant.
         spread=settings.device == "auto" and device == "cuda",
         options=options,
@@ -138,10 +138,32 @@ def plan_loaded(model: Any, processor: Any, settings: Settings) -> ModelPlan:
         method=find_method(settings.method),
         merge_layer=family.merge_layer if layer is None else layer,
         positions=family.positions if positions == "auto" else positions,
+        attention_sizes=_sized(settings, placed(model)["attention"]),
         options=options,
         system=settings.system or "",
         **placed(model),
     )
+
+
+def with_choices(plan: ModelPlan, settings: Settings) -> ModelPlan:
+    """The plan for other settings, where its model was loaded by the caller; else the plan as it
+    is. Raises as `plan_loaded`."""
+    if plan.checkpoint.loaded is None:
+        return plan
+    # The weights need not be hashed again.
+    other = plan_loaded(*plan.checkpoint.loaded, replace(settings, no_cache=True, refresh=False))
+    return replace(other, checkpoint=plan.checkpoint)
+
+
+def _sized(settings: Settings, attention: str) -> bool:
+    """Whether merged tokens count by their size; raises UsageError where attention cannot."""
+    sized = settings.attention_sizes == "on"
+    if sized and attention not in KERNELS:
+        raise UsageError(
+            f"--attention-sizes on cannot be combined with the attention {attention!r}",
+            f"load the model with one of {', '.join(KERNELS)}",
+        )
+    return sized
 
 
 def check_model(

@@ -31,6 +31,7 @@ from sttm_cli.runtime.request import (
     make_request,
     plan_loaded,
     plan_model,
+    with_choices,
 )
 from sttm_cli.runtime.resources import ModelHost, Resources
 from sttm_cli.settings.fields import check_question
@@ -163,7 +164,7 @@ class VideoQA:
             warn=self._on_warning,
             progress=self._progress,
             resources=self._resources,
-            model_plan=self._given_plan,
+            model_plan=self._given_plan and with_choices(self._given_plan, settings),
             decoder_thread=self._decoder_thread,
         )
         other._sources = self._sources.shared()

@@ -324,7 +324,7 @@ class Setting:
             value = ",".join(value) or None
         if value is True:
             yield self.flag
-        elif value not in (None, False):
+        elif value is not None and value is not False:
             yield f"{self.flag}={value}"
 
 

@@ -338,7 +338,7 @@ class BucketStore(Store):
             return None
         finally:
             blob.close()
-            _drop(copy.incoming)
+            copy.drop()
 
     def _miss_reason(self, key: str, identity: Json) -> str:
         """The differences from the entry of the same video that differs least."""
@@ -441,16 +441,25 @@ class _Copy:
     """The copy of an artifact that is being read; given up where the disk does not take it."""
 
     def __init__(self, incoming: Incoming | None) -> None:
-        self.incoming = incoming
+        self._incoming, self._failed = incoming, False
+
+    @property
+    def incoming(self) -> Incoming | None:
+        """The copy as far as it is whole."""
+        return None if self._failed else self._incoming
 
     def write(self, offset: int, data: memoryview) -> None:
-        incoming = self.incoming
-        if incoming is not None:
+        """Write a part, from any thread."""
+        if (incoming := self.incoming) is not None:
             try:
                 incoming.write(offset, data)
             except OSError:
-                self.incoming = None
-                incoming.drop()
+                # Closed at the end: other threads may write to it now.
+                self._failed = True
+
+    def drop(self) -> None:
+        """Remove the copy unless it was kept; no thread writes any more."""
+        _drop(self._incoming)
 
 
 def _laid_out(

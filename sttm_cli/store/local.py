@@ -226,6 +226,10 @@ class LocalStore(Store):
                 self._report_damage(artifact.header.key, error)
                 return None
 
+    def use(self, key: str, *, saved_s: float) -> None:
+        """Count a use of the entry of a key."""
+        self._records.count_use(key, saved_s=saved_s)
+
     def count_use(self, entry: Entry, *, saved_s: float) -> None:
         self._records.count_use(entry.key, saved_s=saved_s)
         if self._shared:

@@ -71,6 +71,9 @@ class Tier:
         kept = {"at": pending["at"], "hits": 0, "saved_s": 0.0} if due else pending
         kept = {**kept, "written": pending["at"] if due else written}
         self.set(f"use:{self._place}:{key}", kept)
+        if self.store is not None:
+            # Copies go in the order of their uses here.
+            self.store.use(key, saved_s=saved_s)
         return Uses.from_row(pending) if due else None
 
     def pending(self) -> dict[str, Uses]:

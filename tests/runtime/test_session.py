@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +143,19 @@ def test_a_record_of_an_earlier_version_counts_its_stages_alone() -> None:
     kv.facts["waited_s"] = 1000.0
     assert seconds_to_prefix(kv) < 100
     assert Clock().seconds() == dict.fromkeys(("load_model", *STAGES, "restore"))
+
+
+def test_a_session_with_a_loaded_model_takes_every_setting_and_so_does_the_next(
+    random_model: Path,
+) -> None:
+    model, processor = loaded(random_model)
+    with VideoQA(model=model, processor=processor, attention_sizes="on", no_cache=True) as qa:
+        assert qa.model_plan.attention_sizes
+        other = replace(qa.settings, merge_layer=0, method="tome", attention_sizes="off")
+        with qa.with_settings(other) as next_one:
+            plan = next_one.model_plan
+            assert (plan.merge_layer, plan.method.name, plan.attention_sizes) == (0, "tome", False)
+            assert next_one.ask(SAMPLE, QUESTION).tokens.video_kept
+    model.set_attn_implementation("eager")
+    with pytest.raises(UsageError, match="attention 'eager'"):
+        VideoQA(model=model, processor=processor, attention_sizes="on", no_cache=True)

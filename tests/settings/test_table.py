@@ -193,3 +193,10 @@ def test_settings_are_frozen_and_checked_again_when_one_is_replaced() -> None:
 def test_a_number_without_bounds_is_refused(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=name.replace("_", "-")):
         changed(name, value)
+
+
+@pytest.mark.parametrize("name", ["merge_layer", "seed"])
+def test_zero_is_a_value_that_is_typed(name: str) -> None:
+    declared = SETTINGS[name]
+    assert list(declared.typed(0)) == [f"{declared.flag}=0"]
+    assert list(declared.typed(None)) == []

@@ -11,6 +11,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Prompt, VisualTokens
 from sttm_cli.models.chat_format import ChatFormat, prompt_1d
 from sttm_cli.models.checkpoint import Checkpoint
@@ -65,6 +66,11 @@ def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) 
     from transformers import Molmo2ForConditionalGeneration
 
     # Flash attention knows no mask but the causal one.
+    if checkpoint.loaded is not None and placement.attention not in ("sdpa", "eager"):
+        raise UsageError(
+            f"the loaded model cannot use the attention {placement.attention!r}",
+            'call model.set_attn_implementation("sdpa")',
+        )
     placement = replace(placement, attention="sdpa")
     return Molmo2(*load_pretrained(Molmo2ForConditionalGeneration, checkpoint, placement))
 
