@@ -186,6 +186,19 @@ def test_an_lmms_eval_that_ends_without_a_result_is_quoted(tmp_path: Path) -> No
     assert "Traceback" in log.read_text()
 
 
+def test_a_measurement_is_kept_under_all_that_shapes_it(tmp_path: Path) -> None:
+    changes: list[dict[str, Any]] = [
+        {}, {"attention_sizes": "on"}, {"system": "answer in one word"}, {"merge_layer": 0},
+        {"method": "tome"}, {"kv_dtype": "int8"}, {"decoder": "av"},
+    ]  # fmt: skip
+    places = set()
+    for change in changes:
+        with sttm_cli.VideoQA(model="tiny", **change) as qa:
+            work = Paper(qa.settings, qa.model_plan, BENCHMARKS, (0.3,), tmp_path, tmp_path)
+            places.add(work.place(BENCHMARKS[1], 0.3))
+    assert len(places) == len(changes)
+
+
 def test_lmms_eval_knows_the_model_sttm(tmp_path: Path, lmms: Path, scenes: list[Sheet]) -> None:
     rows = items(scenes)
     flags = own_task(tmp_path, rows)
