@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sttm_cli.base.errors import ContextError, UsageError
+from sttm_cli.base.errors import ContextError, UsageError, VideoError
 from sttm_cli.base.reports import AskReport
 from sttm_cli.cli.ask_each import ask_each, find_each
 from sttm_cli.cli.ask_screen import Screen
@@ -35,13 +35,14 @@ from sttm_cli.cli.notes import notes_on
 from sttm_cli.cli.output import (
     StageProgress,
     print_json,
+    printable,
     say,
     share,
     size,
     spent,
     warn,
 )
-from sttm_cli.cli.questions import questions_of
+from sttm_cli.cli.questions import is_path, questions_of
 from sttm_cli.decode.source import is_address
 from sttm_cli.decode.subtitles import subtitles_text
 from sttm_cli.runtime.answer_log import Talk, last_talk, new_talk
@@ -123,6 +124,8 @@ def ask(
     if go_on:
         video, given, talk = _last(context, video, given, subtitles)
         flags = {**talk.settings, **_typed(context, flags)}
+        if not output.quiet:
+            say(f"about {printable(video)}")
     settings = settings_from(flags)
     if video == STDIN and STDIN in given:
         raise UsageError(
@@ -177,6 +180,8 @@ def _last(
     if subtitles is not None:
         raise UsageError("-c and --subtitles cannot be combined", "the conversation has its own")
     named = os.path.exists(video) or is_address(video)
+    if not named and is_path(video):
+        raise VideoError(f"there is no file {video}", "check the path")
     talk = last_talk(video if named else None)
     if talk is None:
         about = f" about {video}" if named else ""

@@ -11,12 +11,17 @@ from pathlib import Path
 
 from sttm_cli.base.errors import UsageError
 from sttm_cli.cli.output import COMMAND
+from sttm_cli.decode.image_folder import VIDEO_SUFFIXES
 from sttm_cli.settings.fields import check_question
 
 UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
 )
 """Letters of scripts that put no spaces between words."""
+ONE_VIDEO = (
+    "ask about one video at a time; --each takes a folder or a quoted pattern such as "
+    "'clips/*.mp4' in place of VIDEO"
+)
 
 
 def questions_of(video: str, given: Sequence[str], file: Path | None) -> list[str]:
@@ -63,18 +68,28 @@ def _lines(file: Path) -> list[str]:
         raise UsageError(f"--questions {file} is not UTF-8 text") from error
 
 
+def is_path(text: str) -> bool:
+    """Whether a text stands for a file or a folder: one that exists, or a video's name."""
+    if re.search(r"\s", text) and not os.path.isfile(text):
+        return False
+    return os.path.exists(text) or Path(text).suffix.lower() in VIDEO_SUFFIXES
+
+
 def _check_files(video: str, questions: Sequence[str]) -> None:
-    files = [question for question in questions if os.path.isfile(question)]
+    files = [question for question in questions if is_path(question)]
+    missing = [file for file in files if not os.path.exists(file)]
+    if missing:
+        raise UsageError(f"QUESTION {missing[0]!r} is a path, and nothing is there", ONE_VIDEO)
+    folders = [file for file in files if os.path.isdir(file)]
+    if folders and os.path.exists(video):
+        raise UsageError(f"QUESTION {folders[0]!r} is a folder", ONE_VIDEO)
+    files = [file for file in files if os.path.isfile(file)]
     if files and not os.path.exists(video):
         raise UsageError(
             f"VIDEO {video!r} is not a file, but QUESTION {files[0]!r} is", "give the video first"
         )
     if files:
-        raise UsageError(
-            f"QUESTION {files[0]!r} is a file",
-            "ask about one video at a time; --each takes a folder or a quoted pattern such as "
-            "'clips/*.mp4' in place of VIDEO",
-        )
+        raise UsageError(f"QUESTION {files[0]!r} is a file", ONE_VIDEO)
 
 
 def _check_quoted(questions: Sequence[str]) -> None:

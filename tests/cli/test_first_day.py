@@ -264,3 +264,18 @@ def test_a_rate_is_said_once_it_means_something(tmp_path: Path) -> None:
     assert "1 done" in ended.err
     assert "hour of video" not in ended.err
     assert json.loads(sttm_here("precompute", SAMPLE, "--json").out)["done"] == 0
+
+
+def test_a_path_is_no_question_though_nothing_is_there(tmp_path: Path) -> None:
+    for wrong, said in (("nope.mp4", "nothing is there"), (str(tmp_path), "is a folder")):
+        ended = sttm_here("ask", SAMPLE, wrong, QUESTION)
+        assert (ended.code, ended.out) == (2, "")
+        assert f"QUESTION {wrong!r}" in ended.err
+        assert said in ended.err
+    assert sttm_here("ask", SAMPLE, QUESTION, "-q").code == 0
+    lost = sttm_here("ask", "nope.mp4", QUESTION, "-c")
+    assert (lost.code, lost.out) == (3, "")
+    assert "there is no file nope.mp4" in lost.err
+    further = sttm_here("ask", "-c", "is there a circle?")
+    assert further.code == 0
+    assert f"about {SAMPLE}" in further.err
