@@ -110,7 +110,7 @@ def check_no_adapter(name: str, folder: Path) -> None:
     if os.path.lexists(folder / ADAPTER):
         raise ModelError(
             f"model folder {name!r} holds an adapter, {ADAPTER}, which is not supported",
-            "merge the adapter into the weights first (peft: merge_and_unload), or remove its files",
+            "merge the adapter into the weights first (peft: merge_and_unload), or remove it",
         )
 
 
