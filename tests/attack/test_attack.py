@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.attack import runner
 from tests.attack.fuzz import fuzz
 from tests.attack.runner import run
 
@@ -29,11 +32,45 @@ CASES = {
 def test_no_case_gives_a_wrong_answer_a_loss_a_crash_or_breaks_a_bound(
     group: str, tmp_path: Path
 ) -> None:
-    if group in ("checkpoints", "requests"):
-        pytest.importorskip(f"tests.attack.{group}")
     count = run(group, tmp_path, seed=1, most=CASES[group])
     assert count.failed == []
     assert count.tried == CASES[group]
+
+
+@pytest.mark.parametrize(
+    ("fault", "tried", "reason"),
+    [
+        ("hangs", 3, "no end after"),
+        ("grows", 3, "of memory"),
+        ("dies", 3, "exit code -9"),
+        ("raises", 2, "ZeroDivisionError"),
+        ("missing", 1, "ModuleNotFoundError"),
+    ],
+)
+def test_a_group_that_hangs_grows_dies_or_is_missing_has_failed(
+    fault: str, tried: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(runner.GROUPS, fault, f"faults:{fault}" if tried > 1 else fault)
+    monkeypatch.setitem(runner.MOST_MB, fault, 512)
+    # Of those that end their process, the third case is tried by another one.
+    count = run(fault, tmp_path, seed=1, most=3, longest_s=20)
+    assert count.tried == tried
+    assert reason in count.failed[0].problem
+    left = [process.cmdline() for process in psutil.Process().children(recursive=True)]
+    assert [command for command in left if "spawn_main" in " ".join(command)] == []
+
+
+def test_the_counts_so_far_are_printed_at_sigterm() -> None:
+    command = [sys.executable, "-m", "tests.attack", "--group", "rows"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.readline()
+        process.terminate()
+        out = process.stdout.read()
+    assert process.returncode == 143
+    assert re.search(r"^rows +\d+ +0 ", out, re.M)
+    assert re.search(r"^\d+ cases, 0 failed$", out, re.M)
 
 
 def test_no_parser_fails_on_an_input_that_fuzzing_makes(tmp_path: Path) -> None:
