@@ -24,11 +24,11 @@ def main() -> int:
     given = parser.parse_args()
     groups = given.group or list(GROUPS)
     counts: list[Count] = []
+    signal.signal(signal.SIGTERM, _ended)
     print(
         f"seed {given.seed}\n{'group':<12} {'tried':>7} {'failed':>7} {'time':>10} {'memory':>11}",
         flush=True,
     )
-    signal.signal(signal.SIGTERM, _ended)
     try:
         _all(groups, given, counts)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def test_a_group_that_hangs_grows_dies_or_is_missing_has_failed(
     monkeypatch.setitem(runner.GROUPS, fault, f"faults:{fault}" if tried > 1 else fault)
     monkeypatch.setitem(runner.MOST_MB, fault, 512)
     # Of those that end their process, the third case is tried by another one.
-    count = run(fault, tmp_path, seed=1, most=3, longest_s=20)
+    count = run(fault, tmp_path, seed=1, most=3, longest_s=5)
     assert count.tried == tried
     assert reason in count.failed[0].problem
     left = [process.cmdline() for process in psutil.Process().children(recursive=True)]
@@ -66,6 +67,7 @@ def test_the_counts_so_far_are_printed_at_sigterm() -> None:
         assert process.stdout is not None
         process.stdout.readline()
         process.stdout.readline()
+        time.sleep(1)
         process.terminate()
         out = process.stdout.read()
     assert process.returncode == 143
