@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 from tests.attack import runner
 from tests.attack.fuzz import fuzz
 from tests.attack.runner import run
+from tests.attack.videos import differs
+from tests.cli.process import Ended
 
 CASES = {
     "videos": 50,
@@ -103,3 +106,18 @@ def test_the_exit_code_of_fuzzing_tells_whether_something_failed(target: str, co
     pytest.importorskip("atheris", reason="atheris has no wheel for this Python and machine")
     command = [sys.executable, "-m", "tests.attack.fuzz", "--minutes", "0.05", "--target", target]
     assert subprocess.run(command, capture_output=True, check=False).returncode == code
+
+
+def test_a_second_answer_that_is_not_the_first_ones_is_a_failure() -> None:
+    def ended(answer: str, *, hit: bool = True, code: int = 0, err: str = "") -> Ended:
+        video = {"digest": "d", "duration_s": 1.0, "frame_times_s": [0.0]}
+        report = {"answers": [{"answer": answer}], "tokens": {}, "video": video}
+        return Ended(code, json.dumps({**report, "cache": {"hit": hit}}), err)
+
+    cold = ended("two", hit=False)
+    assert differs(cold, ended("two")) == ""
+    assert "another answer" in differs(cold, ended("three"))
+    assert "was not stored" in differs(cold, ended("two", hit=False))
+    assert differs(ended("two", err="it is not stored"), ended("two", hit=False)) == ""
+    assert "exit code 3 after 0" in differs(cold, ended("", code=3))
+    assert differs(ended("", code=3), ended("", code=3)) == ""
