@@ -25,6 +25,7 @@ from sttm_cli.base.types import Json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 TEMPLATES = "additional_chat_templates"
 _SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model", ".bin")
 _VOCABULARIES = ("tokenizer", "tiktoken", "vocab", "spiece", "merges")
@@ -101,16 +102,29 @@ def weight_files(name: str, folder: Path) -> list[Path]:
     return [folder / shard for shard in sorted(set(shards))]
 
 
+def check_no_adapter(name: str, folder: Path) -> None:
+    """Raise ModelError for an adapter in a checkpoint's folder.
+
+    transformers applies it where peft is installed, and leaves it out, silently, where it is not.
+    """
+    if os.path.lexists(folder / ADAPTER):
+        raise ModelError(
+            f"model folder {name!r} holds an adapter, {ADAPTER}, which is not supported",
+            "merge the adapter into the weights first (peft: merge_and_unload), or remove it",
+        )
+
+
 def check_files(name: str, folder: Path, memo: FileFacts) -> Json:
     """Validate a checkpoint's files, without reading the weights, and return its config.json.
 
-    Files that pass are recorded in `memo` by their stat. Raises ModelError for a missing file, or
-    a field of the wrong type.
+    Files that pass are recorded in `memo` by their stat. Raises ModelError for a missing file, a
+    field of the wrong type, or an adapter.
     """
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"model folder {name!r} has no config.json", "give a transformers checkpoint folder"
         )
+    check_no_adapter(name, folder)
     missing = [path for path in weight_files(name, folder) if not path.is_file()]
     if missing:
         listed = ", ".join(str(path.relative_to(folder)) for path in missing[:3])

@@ -143,7 +143,9 @@ class Family:
     `multiple`: frames per temporal patch; `step_text`: approximate number of text tokens per grid
     step; `template`: version of the prompt around the video and of the frame sizes; `options`:
     switches of this family, name -> help text; `find`: finds the video in a prompt that this
-    package did not write, None where `sttm_cli.merging` does not support the family.
+    package did not write, None where `sttm_cli.merging` does not support the family; `libraries`:
+    packages beside torch and transformers that compute the family's tokens: their versions belong
+    to the identity of a KV.
     """
 
     name: str
@@ -161,6 +163,7 @@ class Family:
     rotary_axes: int = 1
     step_text: int = 0
     find: Find | None = None
+    libraries: tuple[str, ...] = ()
 
     @property
     def aliases(self) -> dict[str, str]:

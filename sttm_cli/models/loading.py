@@ -17,7 +17,7 @@ import psutil
 from sttm_cli.base.device import is_out_of_memory
 from sttm_cli.base.errors import ModelError, OutOfMemoryError, SttmError
 from sttm_cli.base.types import Json
-from sttm_cli.models.checkpoint import Checkpoint, weight_files
+from sttm_cli.models.checkpoint import Checkpoint, check_no_adapter, weight_files
 
 # Placement of a model, and memory checks before its weights are loaded.
 
@@ -233,6 +233,7 @@ def load_weights(
     import torch
 
     _quiet()
+    check_no_adapter(checkpoint.name, checkpoint.folder)
     _check_quantization(checkpoint)
     where = place(checkpoint, placement)
     with reworded(checkpoint, placement.device):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -423,7 +423,9 @@ def identity_of(video: Json, plan: FramePlan, model: ModelPlan, settings: Settin
         },
         "kv_dtype": model.dtype if settings.kv_dtype == "auto" else settings.kv_dtype,
         "prompt": _prompt(model),
-        "libraries": _libraries(model.attention, quantizers(model.checkpoint)),
+        "libraries": _libraries(
+            model.attention, (*quantizers(model.checkpoint), *model.family.libraries)
+        ),
     }
 
 
@@ -434,14 +436,21 @@ def _prompt(model: ModelPlan) -> Json:
 
 
 @cache
-def _libraries(attention: str, quantizers: tuple[str, ...]) -> Json:
+def _libraries(attention: str, more: tuple[str, ...]) -> Json:
     """The versions of what resizes frames, makes tokens and computes: another one may give other
     numbers. Looked up once, which takes longer than the rest of a request."""
     names = ["tokenizers", "torch", "torchvision", "transformers"]
     if attention.startswith("flash"):
         names.append("flash_attn")
-    names += quantizers
-    return {name: version(name) for name in names}
+    return {name: _version(name) for name in (*names, *more)}
+
+
+def _version(name: str) -> str:
+    """The version of a package, "" of one that is missing: loading the model says so."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 def _check_context(plan: FramePlan, model: ModelPlan) -> None:

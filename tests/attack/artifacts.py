@@ -1,17 +1,23 @@
-"""Mutated artifacts, sealed anew or not: the answer is always the cold one."""
+"""Mutated artifacts, sealed anew or not: the answer is always the cold one, and what is stored can
+be listed and verified."""
 
 from __future__ import annotations
 
 import json
 import random
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sttm_cli.store import LocalStore
 from sttm_cli.store.artifact import seal_of
-from tests.attack.asking import Tried
+from tests.attack.asking import Tried, quiet
 from tests.attack.stored import store
 
+LONGEST_LISTING_S = 10.0
+"""For one small entry, on a machine that does other work as well."""
 NUMBERS = (0, 1, -1, 2**16, 2**31, 2**40, 2**63, 1e30, None, "x", [], {}, True)
 STRUCTURE = (
     "format", "key", "identity", "dtype", "kv_dtype", "lengths", "merge_layer", "grid", "tokens",
@@ -28,9 +34,29 @@ def attack(rng: random.Random, folder: Path) -> Iterator[Tried]:
     while True:
         name, mutate = rng.choice(list(MUTATIONS.items()))
         seed = rng.randrange(1 << 32)
-        cache = stored.fresh()
-        (cache / artifact.relative_to(stored.cache)).write_bytes(mutate(data, random.Random(seed)))
-        yield Tried(f"{name} ({seed})", stored.problem(cache))
+        changed = mutate(data, random.Random(seed))
+        # In a folder of its own: a listing changes the index.
+        problem = ""
+        for ends in (listing, stored.problem):
+            cache = stored.fresh()
+            (cache / artifact.relative_to(stored.cache)).write_bytes(changed)
+            problem = problem or ends(cache)
+        yield Tried(f"{name} ({seed})", problem)
+
+
+def listing(cache: Path) -> str:
+    """The reason why `sttm cache ls` and `verify` fail with this cache; "" where they do not."""
+    started = time.monotonic()
+    try:
+        with LocalStore(cache, warn=quiet) as store:
+            store.entries()
+            count, findings = store.verify()
+    except Exception:
+        return traceback.format_exc()
+    seconds = time.monotonic() - started
+    if seconds > LONGEST_LISTING_S:
+        return f"listed and verified in {seconds:.0f} s"
+    return "" if len(findings) <= count == 1 else f"{count} entries, {len(findings)} findings"
 
 
 def _flipped(data: bytes, rng: random.Random) -> bytes:

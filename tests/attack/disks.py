@@ -1,8 +1,16 @@
-"""Disks that are full at any byte: the answer comes, nothing stored is lost."""
+"""Disks that are full at any byte: the answer comes, nothing stored is lost.
+
+Files that cannot grow stand for them everywhere; where this process may mount, real ones are full
+as well, in a view of the file system of its own, which ends with it.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import random
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,29 +20,102 @@ from tests.attack.kills import ANSWER
 from tests.cli.process import Ended
 from tests.cli.warm import Warm
 
+CLONE_NEWNS = 0x00020000
+ROOMY = 64 << 20
+EXCHANGED = "removed 1 of the least recently used entries"
+
 
 def attack(rng: random.Random, folder: Path) -> Iterator[Tried]:
+    disk = _disk(folder / "disk")
+    if disk is None:
+        print("  disks: nothing can be mounted here, so no disk is full, files alone", flush=True)
+    # Forked after the mount, which it would not see otherwise.
     with Warm.start() as warm:
-        yield from _full(warm, rng, folder)
+        groups = [_bounded(warm, rng, folder), *([_full(warm, rng, folder, disk)] if disk else [])]
+        while True:
+            yield next(rng.choice(groups))
 
 
-def _full(warm: Warm, rng: random.Random, folder: Path) -> Iterator[Tried]:
-    cache, kept = folder / "cache", folder / "kept.mp4"
-    kept.write_bytes(SAMPLE.read_bytes())
-    warm.run("ask", kept, QUESTION, cache=cache)
+def _bounded(warm: Warm, rng: random.Random, folder: Path) -> Iterator[Tried]:
+    cache, other = folder / "cache", folder / "other.mp4"
+    before = _kept(warm, folder, cache)
     with LocalStore(cache, warn=print) as store:
-        before = {entry.key for entry in store.entries()}
         size = store.bytes
-    other = folder / "other.mp4"
     for number in range(1 << 62):
         other.write_bytes(SAMPLE.read_bytes() + number.to_bytes(8, "little"))
         # Its answer goes to a file as well, which must have room for it.
         room = 4096 + rng.choice([rng.randrange(size), rng.randrange(40_000), 0])
         ended, _ = warm.run("ask", other, QUESTION, cache=cache, file_bytes=room)
         yield Tried(f"files of at most {room:,} bytes", _problem(ended, cache, before))
-        # What did fit is taken away again, so that the next case has something to store.
-        with LocalStore(cache, warn=print) as store:
-            store.remove({entry.key for entry in store.entries()} - before)
+        _forget(cache, before)
+
+
+def _full(warm: Warm, rng: random.Random, folder: Path, disk: Path) -> Iterator[Tried]:
+    cache, other = disk / "cache", folder / "another.mp4"
+    before = _kept(warm, folder, cache)
+    with LocalStore(cache, warn=print) as store:
+        size = store.bytes
+    for number in range(1 << 62):
+        other.write_bytes(SAMPLE.read_bytes() + b"full" + number.to_bytes(8, "little"))
+        room = rng.choice([rng.randrange(2 * size), rng.randrange(40_000), 0])
+        _resize(disk, _used(disk) + room)
+        # The automatic bound follows the disk, and may exchange entries where it says so.
+        bound = rng.choice([(), ("--max-bytes", "1G")])
+        ended, _ = warm.run("ask", other, QUESTION, *bound, cache=cache)
+        exchanged = not bound and EXCHANGED in ended.err and bool(_keys(cache) - before)
+        problem = _problem(ended, cache, set() if exchanged else before)
+        _resize(disk, ROOMY)
+        # What is stored answers, whatever the disk was.
+        again, _ = warm.run("ask", folder / "kept.mp4", QUESTION, "--json", cache=cache)
+        if not problem and not (again.code == 0 and again.json["cache"]["hit"] != exchanged):
+            problem = f"the stored video is lost: {again.err[-300:]}"
+        yield Tried(" ".join([f"a disk with {room:,} bytes free", *bound]), problem)
+        _forget(cache, before)
+
+
+def _disk(place: Path) -> Path | None:
+    """A small disk of its own; None where this process may not mount one."""
+    place.mkdir()
+    private = ["mount", "--make-rprivate", "/"]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={ROOMY}", "tmpfs", str(place)]
+    try:
+        if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS):
+            return None
+        for command in (private, mount):
+            subprocess.run(command, check=True, capture_output=True)
+    except (OSError, AttributeError, subprocess.CalledProcessError):
+        return None
+    return place
+
+
+def _resize(disk: Path, size: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+
+
+def _used(disk: Path) -> int:
+    stat = os.statvfs(disk)
+    return (stat.f_blocks - stat.f_bfree) * stat.f_frsize
+
+
+def _kept(warm: Warm, folder: Path, cache: Path) -> set[str]:
+    """The keys in a cache with one stored video, which no case may lose."""
+    kept = Path(shutil.copy(SAMPLE, folder / "kept.mp4"))
+    warm.run("ask", kept, QUESTION, cache=cache)
+    keys = _keys(cache)
+    if len(keys) != 1:
+        raise AssertionError(keys)
+    return keys
+
+
+def _keys(cache: Path) -> set[str]:
+    with LocalStore(cache, warn=print) as store:
+        return {entry.key for entry in store.entries()}
+
+
+def _forget(cache: Path, before: set[str]) -> None:
+    """What did fit is taken away again, so that the next case has something to store."""
+    with LocalStore(cache, warn=print) as store:
+        store.remove({entry.key for entry in store.entries()} - before)
 
 
 def _problem(ended: Ended, cache: Path, before: set[str]) -> str:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,9 @@ from sttm_cli.models.checkpoint import (
     find_checkpoint,
     model_files,
 )
-from sttm_cli.models.loading import weight_bytes
-from sttm_cli.models.registry import TINY
+from sttm_cli.models.loading import Placement, weight_bytes
+from sttm_cli.models.registry import TINY, load
+from tests.checkpoints_internvl import internvl
 from tests.checkpoints_llava import llava_video
 from tests.fakes import DictMemo
 from tests.models.conftest import HERE
@@ -142,6 +144,29 @@ def test_a_shard_outside_the_folder_is_refused_though_it_is_there(
     wanted = str(tmp_path / "a.safetensors") if shard == "/a.safetensors" else shard
     with pytest.raises(ModelError, match=r"index\.json .* names .* outside the folder"):
         found(naming(folder, wanted))
+
+
+def with_adapter(folder: Path) -> Path:
+    settings = {"peft_type": "LORA", "base_model_name_or_path": "m", "r": 2}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:
+    folder = with_adapter(Path(shutil.copytree(TINY, tmp_path / "m")))
+    with pytest.raises(ModelError, match=r"holds an adapter, adapter_config\.json") as raised:
+        found(folder)
+    assert "merge the adapter into the weights first" in (raised.value.hint or "")
+
+
+@pytest.mark.parametrize("write", [llava_video, internvl])
+def test_an_adapter_that_comes_after_the_check_is_not_loaded(
+    write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    checkpoint = found(write(tmp_path / "m"))
+    with_adapter(checkpoint.folder)
+    with pytest.raises(ModelError, match="holds an adapter"):
+        load(checkpoint, Placement("cpu", "float32"))
 
 
 def test_a_shard_that_is_a_pickle_is_refused(tmp_path: Path) -> None:

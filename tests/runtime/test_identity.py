@@ -158,6 +158,29 @@ def test_another_version_of_a_library_is_another_entry(
     assert key() != before
 
 
+def _found(asked: str, name: str, version: str | None) -> str:
+    if asked == name and version is None:
+        raise metadata.PackageNotFoundError(name)
+    return version if asked == name and version else "1"
+
+
+def test_another_version_of_a_library_that_the_family_computes_with_is_another_entry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    family = find_family("perception_lm")
+    assert family is not None
+    model, keys = replace(MODEL, family=family), set()
+    # The last one is missing: to plan is possible without it, as is to list what is stored.
+    for found in ("1", "2", None):
+        monkeypatch.setattr(
+            request, "version", lambda name, found=found: _found(name, "timm", found)
+        )
+        request._libraries.cache_clear()
+        keys.add(key(model=model))
+    assert len(keys) == 3
+    assert "timm" not in identity_of(VIDEO, PLAN, MODEL, SETTINGS)["libraries"]
+
+
 def test_every_field_is_in_the_identity_or_said_to_shape_no_kv() -> None:
     def names(kind: type) -> set[str]:
         return {field.name for field in fields(kind)}

@@ -106,4 +106,5 @@ FAMILY = Family(
     positions="reassigned",
     grid=grid,
     load=load,
+    libraries=("timm",),
 )
