@@ -33,6 +33,8 @@ SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 FEW = ("--frames", "2")
 RAY = ("--on", "ray", "--workers", "2")
 
+NODE = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
+NODE += ["--object-store-memory=80000000"]
 PATIENCE_S = 540
 """On a machine that is busy with other work a cluster takes minutes to start."""
 pytestmark = pytest.mark.timeout(600)
@@ -127,20 +129,27 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_cluster(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """A cluster as `ray start --head` makes it, its address, and the variables that it needs."""
+def running_cluster(
+    folder: Path, *, cpus: int = 2, more: dict[str, str] | None = None
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """A cluster as `ray start --head` makes it, its address, and the variables that it needs.
+
+    `cpus` and `more`: CPUs and variables of this node.
+    """
     port, other = free_port(), free_port()
     (folder / "token").touch(mode=0o600)
     (folder / "token").write_text(secrets.token_hex(32))
     short = tempfile.mkdtemp(prefix="sttm-", dir="/tmp")
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
-    flags = "--head --block --num-cpus=2 --object-store-memory=80000000 --disable-usage-stats"
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *flags.split()]
+    command = [*NODE, f"--num-cpus={cpus}", "--head", "--disable-usage-stats"]
     command += [f"--port={port}", f"--temp-dir={short}", "--node-ip-address=127.0.0.1"]
-    command += ["--include-dashboard=false", f"--ray-client-server-port={other}"]
+    command += ["--include-dashboard=false"]
+    if find_spec("grpc"):
+        # Only then there is such a server, on a fixed port.
+        command += [f"--ray-client-server-port={other}"]
     head = subprocess.Popen(
         command,
-        env={**os.environ, **environment},
+        env={**os.environ, **environment, **(more or {})},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -153,11 +162,18 @@ def running_cluster(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
         assert head.poll() is None, "ray start ended"
         yield f"127.0.0.1:{port}", environment
     finally:
-        family = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
-        head.terminate()
-        for process in psutil.wait_procs(family, timeout=30)[1]:
-            process.kill()
+        end_node(head)
         shutil.rmtree(short, ignore_errors=True)
+
+
+def end_node(node: subprocess.Popen[bytes]) -> None:
+    """End what `ray start --block` started."""
+    if node.poll() is not None:
+        return
+    # Asked to end, Ray would first wait for half a minute.
+    for process in [*psutil.Process(node.pid).children(recursive=True), node]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 @needs_ray
