@@ -26,7 +26,7 @@ from sttm_cli.base.errors import SttmError, UsageError
 from sttm_cli.library import runners
 from sttm_cli.library.runners import check_runner
 from sttm_cli.settings.settings import Settings
-from tests.cli.process import sttm_here
+from tests.cli.process import sttm, sttm_here
 from tests.installed import install
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
@@ -109,6 +109,25 @@ def check_stored_once(count: int) -> None:
     assert len(kept) == count
     assert not list(Path(os.environ["STTM_CACHE_DIR"]).rglob("*.part"))
     assert sttm_here("cache", "verify").code == 0
+
+
+def keys_in(cache: Path) -> set[str]:
+    """The keys of what is stored."""
+    return {path.stem for path in cache.rglob("*.safetensors")}
+
+
+def check_as_alone(videos: list[Path], *flags: str, env: dict[str, str] | None = None) -> None:
+    """The cache holds what one process alone stores in an empty one, and gives the answers that
+    are given without a cache."""
+    shared, cold = Path(os.environ["STTM_CACHE_DIR"]), videos[0].parent.parent / "cold"
+    alone = {**(env or {}), "STTM_CACHE_DIR": str(cold)}
+    assert sttm("precompute", *videos, *flags, "--json", **alone).json["done"] == len(videos)
+    assert keys_in(shared) == keys_in(cold)
+    for video in (videos[0], videos[-1]):
+        ask = ("ask", video, "how many?", "what happens?", *flags, "--json")
+        hit, computed = sttm(*ask, **(env or {})).json, sttm(*ask, "--no-cache", **(env or {})).json
+        assert (hit["cache"]["hit"], computed["cache"]["hit"]) == (True, False)
+        assert hit["answers"] == computed["answers"]
 
 
 def workers_of(process: subprocess.Popen[str]) -> Iterator[psutil.Process]:
@@ -214,7 +233,7 @@ def test_a_cluster_prepares_a_library_and_does_only_what_is_missing_the_next_tim
 def test_the_videos_of_killed_workers_are_done_by_others_and_a_deadly_one_fails_alone(
     tmp_path: Path,
 ) -> None:
-    variants(tmp_path / "videos", 40)
+    videos = variants(tmp_path / "videos", 40)
     Image.new("RGB", (64, 64), "red").save(tmp_path / "videos" / "deadly.gif")
     entry = "[sttm_cli.methods]\ndeadly = deadly:METHOD\n"
     there = install(tmp_path / "site", "deadly", DEADLY, entry)
@@ -232,16 +251,18 @@ def test_the_videos_of_killed_workers_are_done_by_others_and_a_deadly_one_fails_
     assert failed["path"] == str(tmp_path / "videos" / "deadly.gif")
     assert "3 workers ended while they worked on it" in failed["error"]
     check_stored_once(40)
+    check_as_alone(videos, *FEW, "--method", "deadly", env=there)
 
 
 @needs_ray
 def test_two_clusters_at_once_store_each_video_once(tmp_path: Path) -> None:
-    variants(tmp_path / "videos", 8)
+    videos = variants(tmp_path / "videos", 8)
     both = [start(tmp_path / "videos", "--on", "ray", *FEW, "--json") for _ in range(2)]
     reports = [report_of(process)[0] for process in both]
     assert sum(report["done"] for report in reports) == 8
     assert sum(report["skipped"] for report in reports) == 8
     check_stored_once(8)
+    check_as_alone(videos, *FEW)
 
 
 @needs_ray
