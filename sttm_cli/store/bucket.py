@@ -36,6 +36,8 @@ SLOWEST = 1 << 20
 """Bytes a second: a larger upload gets more time."""
 MOST_AT_ONCE = 5 << 30
 """S3 takes no more in one request; longer artifacts go in parts, without a condition."""
+UPLOAD_PART = 64 << 20
+"""Bytes of such a part. The object is there once all of them are."""
 PAGE = 1000
 """Objects of one request of a listing, and of one that removes."""
 SIDE_BY_SIDE = 16
@@ -187,7 +189,7 @@ class Bucket:
 
         def put() -> Version:
             if size >= MOST_AT_ONCE:
-                put = client.put(path, data, use_multipart=True, chunk_size=64 << 20)
+                put = client.put(path, data, use_multipart=True, chunk_size=UPLOAD_PART)
             else:
                 put = _put(client, path, data, mode)
             return Version(put["e_tag"], put["version"])

@@ -26,13 +26,15 @@ from sttm_cli.base.errors import SttmError, UsageError
 from sttm_cli.library import runners
 from sttm_cli.library.runners import check_runner
 from sttm_cli.settings.settings import Settings
-from tests.cli.process import sttm_here
+from tests.cli.process import sttm, sttm_here
 from tests.installed import install
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
 FEW = ("--frames", "2")
 RAY = ("--on", "ray", "--workers", "2")
 
+NODE = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
+NODE += ["--object-store-memory=80000000"]
 PATIENCE_S = 540
 """On a machine that is busy with other work a cluster takes minutes to start."""
 pytestmark = pytest.mark.timeout(600)
@@ -109,6 +111,25 @@ def check_stored_once(count: int) -> None:
     assert sttm_here("cache", "verify").code == 0
 
 
+def keys_in(cache: Path) -> set[str]:
+    """The keys of what is stored."""
+    return {path.stem for path in cache.rglob("*.safetensors")}
+
+
+def check_as_alone(videos: list[Path], *flags: str, env: dict[str, str] | None = None) -> None:
+    """The cache holds what one process alone stores in an empty one, and gives the answers that
+    are given without a cache."""
+    shared, cold = Path(os.environ["STTM_CACHE_DIR"]), videos[0].parent.parent / "cold"
+    alone = {**(env or {}), "STTM_CACHE_DIR": str(cold)}
+    assert sttm("precompute", *videos, *flags, "--json", **alone).json["done"] == len(videos)
+    assert keys_in(shared) == keys_in(cold)
+    for video in (videos[0], videos[-1]):
+        ask = ("ask", video, "how many?", "what happens?", *flags, "--json")
+        hit, computed = sttm(*ask, **(env or {})).json, sttm(*ask, "--no-cache", **(env or {})).json
+        assert (hit["cache"]["hit"], computed["cache"]["hit"]) == (True, False)
+        assert hit["answers"] == computed["answers"]
+
+
 def workers_of(process: subprocess.Popen[str]) -> Iterator[psutil.Process]:
     """The cluster's processes that prepare videos."""
     for child in psutil.Process(process.pid).children(recursive=True):
@@ -127,20 +148,27 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_cluster(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """A cluster as `ray start --head` makes it, its address, and the variables that it needs."""
+def running_cluster(
+    folder: Path, *, cpus: int = 2, more: dict[str, str] | None = None
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """A cluster as `ray start --head` makes it, its address, and the variables that it needs.
+
+    `cpus` and `more`: CPUs and variables of this node.
+    """
     port, other = free_port(), free_port()
     (folder / "token").touch(mode=0o600)
     (folder / "token").write_text(secrets.token_hex(32))
     short = tempfile.mkdtemp(prefix="sttm-", dir="/tmp")
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
-    flags = "--head --block --num-cpus=2 --object-store-memory=80000000 --disable-usage-stats"
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *flags.split()]
+    command = [*NODE, f"--num-cpus={cpus}", "--head", "--disable-usage-stats"]
     command += [f"--port={port}", f"--temp-dir={short}", "--node-ip-address=127.0.0.1"]
-    command += ["--include-dashboard=false", f"--ray-client-server-port={other}"]
+    command += ["--include-dashboard=false"]
+    if find_spec("grpc"):
+        # Only then there is such a server, on a fixed port.
+        command += [f"--ray-client-server-port={other}"]
     head = subprocess.Popen(
         command,
-        env={**os.environ, **environment},
+        env={**os.environ, **environment, **(more or {})},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -153,11 +181,18 @@ def running_cluster(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
         assert head.poll() is None, "ray start ended"
         yield f"127.0.0.1:{port}", environment
     finally:
-        family = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
-        head.terminate()
-        for process in psutil.wait_procs(family, timeout=30)[1]:
-            process.kill()
+        end_node(head)
         shutil.rmtree(short, ignore_errors=True)
+
+
+def end_node(node: subprocess.Popen[bytes]) -> None:
+    """End what `ray start --block` started."""
+    if node.poll() is not None:
+        return
+    # Asked to end, Ray would first wait for half a minute.
+    for process in [*psutil.Process(node.pid).children(recursive=True), node]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 @needs_ray
@@ -198,7 +233,7 @@ def test_a_cluster_prepares_a_library_and_does_only_what_is_missing_the_next_tim
 def test_the_videos_of_killed_workers_are_done_by_others_and_a_deadly_one_fails_alone(
     tmp_path: Path,
 ) -> None:
-    variants(tmp_path / "videos", 40)
+    videos = variants(tmp_path / "videos", 40)
     Image.new("RGB", (64, 64), "red").save(tmp_path / "videos" / "deadly.gif")
     entry = "[sttm_cli.methods]\ndeadly = deadly:METHOD\n"
     there = install(tmp_path / "site", "deadly", DEADLY, entry)
@@ -216,16 +251,18 @@ def test_the_videos_of_killed_workers_are_done_by_others_and_a_deadly_one_fails_
     assert failed["path"] == str(tmp_path / "videos" / "deadly.gif")
     assert "3 workers ended while they worked on it" in failed["error"]
     check_stored_once(40)
+    check_as_alone(videos, *FEW, "--method", "deadly", env=there)
 
 
 @needs_ray
 def test_two_clusters_at_once_store_each_video_once(tmp_path: Path) -> None:
-    variants(tmp_path / "videos", 8)
+    videos = variants(tmp_path / "videos", 8)
     both = [start(tmp_path / "videos", "--on", "ray", *FEW, "--json") for _ in range(2)]
     reports = [report_of(process)[0] for process in both]
     assert sum(report["done"] for report in reports) == 8
     assert sum(report["skipped"] for report in reports) == 8
     check_stored_once(8)
+    check_as_alone(videos, *FEW)
 
 
 @needs_ray

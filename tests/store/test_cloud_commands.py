@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -103,6 +106,61 @@ def test_credentials_of_a_profile_are_used_and_a_missing_one_is_said(
     assert ended.code == 1
     assert "profile" in ended.err
     assert SECRET not in ended.err + ended.out
+
+
+class _Roles(BaseHTTPRequestHandler):
+    """Credentials of an instance's or a container's role, as AWS gives them."""
+
+    def do_GET(self) -> None:
+        if self.path == "/creds" and self.headers["Authorization"] != "a-container":
+            self.send_error(403)
+        elif self.path.endswith("/security-credentials/"):
+            self._say("role")
+        else:
+            lasts = {"Code": "Success", "Expiration": "2099-01-01T00:00:00Z", "Token": "t"}
+            self._say(
+                json.dumps({"AccessKeyId": "id-of-a-role", "SecretAccessKey": SECRET} | lasts)
+            )
+
+    def do_PUT(self) -> None:
+        self._say("a-session")
+
+    def _say(self, text: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", ["container", "instance"])
+def test_credentials_of_a_role_are_fetched_and_used(
+    proxy: Proxy, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("STTM_CACHE_TIER", str(tmp_path / "tier"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Roles) as roles:
+        threading.Thread(target=roles.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{roles.server_port}"
+        if kind == "container":
+            (tmp_path / "token").write_text("a-container")
+            monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{url}/creds")
+            token = str(tmp_path / "token")
+            monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token)
+        else:
+            monkeypatch.setenv("AWS_METADATA_ENDPOINT", url)
+        said = sttm_here("ask", SAMPLE, QUESTION, "--cache-dir", address, "--no-server")
+        listed = sttm_here("cache", "ls", "--cache-dir", address, "--json")
+        roles.shutdown()
+    assert (said.code, said.out) == (0, "three\n"), said.err
+    assert len(listed.json["entries"]) == 1
+    assert proxy.signed
+    assert all("id-of-a-role" in line for line in proxy.signed)
+    assert SECRET not in said.err + listed.err
 
 
 def test_without_the_extra_a_bucket_is_one_clear_line(tmp_path: Path) -> None:
