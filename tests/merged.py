@@ -17,12 +17,16 @@ from sttm_cli.base.types import DecodeReport
 from sttm_cli.decode import read_frames
 from sttm_cli.runtime.session import VideoQA
 from tests.checkpoints import llava_onevision
+from tests.checkpoints_glm import glm
 from tests.checkpoints_internvl import internvl
+from tests.checkpoints_perception import perception_lm
 from tests.checkpoints_qwen import qwen_vl
 from tests.checkpoints_smolvlm import smolvlm
 
 SAMPLE = Path(__file__).parents[1] / "docs" / "sample.mp4"
 QUESTION = "what colour is the circle?"
+NO_BEAMS = ("glm4v", "glm4v_moe", "glm46v")
+"""Of these transformers cannot repeat a prompt with a video, not for the plain model either."""
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "llava_onevision": llava_onevision,
     "internvl": lambda folder: internvl(folder, image=80),
@@ -31,6 +35,10 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen2_5_vl": lambda folder: qwen_vl(folder, "qwen2_5_vl", pixels=(256, 80 * 112)),
     "qwen3_vl": lambda folder: qwen_vl(folder, "qwen3_vl", pixels=(256, 8 * 80 * 112)),
     "qwen3_vl_moe": lambda folder: qwen_vl(folder, "qwen3_vl_moe", pixels=(256, 8 * 80 * 112)),
+    "glm4v": lambda folder: glm(folder, "glm4v", pixels=8 * 80 * 112),
+    "glm4v_moe": lambda folder: glm(folder, "glm4v_moe", pixels=8 * 80 * 112),
+    "glm46v": lambda folder: glm(folder, "glm46v", pixels=8 * 80 * 112),
+    "perception_lm": lambda folder: perception_lm(folder, image=80),
 }
 
 
@@ -38,6 +46,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
 class Case:
     """`inputs` are what the model's own processor makes of the sample's frames and QUESTION."""
 
+    family: str
     folder: Path
     model: Any
     processor: Any
@@ -62,14 +71,15 @@ def case_of(family: str, folder: Path) -> Case:
         frames = np.concatenate(
             [c.frames for c in read_frames(SAMPLE, plan, report=DecodeReport())]
         )
-    return Case(folder, model, processor, frames, inputs_of(processor, frames, QUESTION))
+    return Case(family, folder, model, processor, frames, inputs_of(processor, frames, QUESTION))
 
 
 def asking(folder: Path, **options: Any) -> VideoQA:
     """A session that reads the frames of `Case`."""
     return VideoQA(
-        model=str(folder), device="cpu", dtype="float32", frames=8, no_cache=True, **options
-    )
+        model=str(folder), device="cpu", frames=8, no_cache=True,
+        **{"dtype": "float32", **options},
+    )  # fmt: skip
 
 
 @contextmanager
@@ -89,7 +99,7 @@ def inputs_of(processor: Any, frames: np.ndarray, question: str) -> Any:
     )
     return processor(
         text=text, videos=[frames], return_tensors="pt", do_sample_frames=False,
-        video_metadata=[seen],
+        video_metadata=[seen], add_special_tokens=False,
     )  # fmt: skip
 
 

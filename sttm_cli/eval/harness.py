@@ -84,7 +84,6 @@ class Served(OpenAICompatible):  # type: ignore[misc]
 
     def _reply(self, **payload: Any) -> ChatCompletion:
         asked = _signature(payload["messages"])
-        _escape_addresses(payload["messages"])
         key = hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
         if key not in self._journal.replies:
             try:
@@ -113,14 +112,6 @@ def _signature(messages: list[dict[str, Any]]) -> str:
 def _path(address: str) -> str:
     remote = address.startswith(("http://", "https://", "data:"))
     return address if remote else os.path.abspath(address.removeprefix("file://"))
-
-
-def _escape_addresses(messages: list[dict[str, Any]]) -> None:
-    """lmms-eval puts `file://` before a path as it is; a `#` or `%` in it would be misread."""
-    for part in _parts(messages):
-        if part["type"] == "video_url" and part["video_url"]["url"].startswith("file://"):
-            path = Path(part["video_url"]["url"].removeprefix("file://"))
-            part["video_url"] = {"url": path.as_uri()}
 
 
 def _right(value: Any) -> float | None:

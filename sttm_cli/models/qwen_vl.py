@@ -92,13 +92,20 @@ class QwenVL(ChatFormat):
         return positions[:, 0, :-1], int(positions[0, 0, -1])
 
 
-def find_video(
+def find(
     config: Any, ids: torch.Tensor, positions: torch.Tensor
 ) -> tuple[torch.Tensor, tuple[int, int, int]]:
-    """See `Find`: the grid's sides are those that the tokens' own (t, h, w) ids run through."""
+    """See `Find`."""
+    return find_video(config.video_token_id, ids, positions)
+
+
+def find_video(
+    token: int, ids: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """As `Find`: the grid's sides are those that the tokens' own (t, h, w) ids run through."""
     import torch
 
-    video = (ids == config.video_token_id).nonzero()[:, 0]
+    video = (ids == token).nonzero()[:, 0]
     if not len(video):
         raise not_one_video()
     # Timestamps may stand between the grid's steps: the first of them is in the first run.

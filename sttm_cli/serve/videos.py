@@ -90,20 +90,25 @@ class Videos:
                 self._known.popitem(last=False)
 
     def _file(self, url: str, *, trusted: bool) -> Path:
-        path = _local_path(url)
+        found = [self._checked(path, trusted=trusted) for path in _local_paths(url)]
+        # Where none exists, what the first one would be told: the same for missing files, and
+        # before anything in a folder is looked at: a client must not learn what exists.
+        path = next((path for path in found if path and _exists(path)), found[0])
+        if path is None:
+            raise _forbidden()
+        if not trusted and path.is_dir():
+            self._check_folder(path)
+        return path
+
+    def _checked(self, path: Path, *, trusted: bool) -> Path | None:
+        """`path` without links, None where the client may not name it."""
         if trusted:
             return path
         try:
             real = path.resolve()
         except (OSError, RuntimeError, ValueError):
-            raise _forbidden() from None
-        # The same for missing files, and before anything in a folder is looked at: a client must
-        # not learn what exists.
-        if not self._is_allowed(real):
-            raise _forbidden()
-        if real.is_dir():
-            self._check_folder(real)
-        return real
+            return None
+        return real if self._is_allowed(real) else None
 
     def _check_folder(self, folder: Path) -> None:
         """Refuse a folder of images with a link to a file that is not allowed."""
@@ -133,15 +138,31 @@ def _content(url: str) -> bytes:
         raise Refused(400, "the data: url is not valid base64", code="bad_url") from None
 
 
-def _local_path(url: str) -> Path:
+def _local_paths(url: str) -> list[Path]:
+    """The paths that a url can mean: of file://, the standard one first, then the text behind it.
+
+    Clients such as lmms-eval write a path behind file:// as it is, with its `#`, `?` and `%`.
+    Raises Refused.
+    """
     parts = urlsplit(url)
-    if parts.scheme == "file":
-        if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
-            raise _forbidden()
-        return Path(unquote(parts.path))
-    if parts.scheme:
+    if parts.scheme and parts.scheme != "file":
         raise Refused(400, "a video's url must be http(s), data or file", code="bad_url")
-    return Path(url)
+    if not parts.scheme:
+        return [Path(url)]
+    texts = [] if parts.query or parts.fragment else [unquote(parts.path)]
+    literal = url[len("file://") :].removeprefix("localhost")
+    if url[4:].startswith("://") and literal.startswith("/"):
+        texts.append(literal)
+    if parts.netloc not in ("", "localhost") or not texts:
+        raise _forbidden()
+    return [Path(text) for text in dict.fromkeys(texts)]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _is_data(url: str) -> bool:

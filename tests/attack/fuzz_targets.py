@@ -245,7 +245,7 @@ def chat() -> Target:
     from sttm_cli.serve.http_errors import Refused
     from sttm_cli.serve.openai_request import read_request
     from sttm_cli.serve.options import Options
-    from sttm_cli.serve.videos import Videos, _content, _is_data, _local_path
+    from sttm_cli.serve.videos import Videos, _content, _is_data, _local_paths
     from sttm_cli.settings.settings import Settings
     from tests.attack.requests import TEXTS, VALID
 
@@ -258,7 +258,7 @@ def chat() -> Target:
             if _is_data(url):
                 _content(url)
             elif not url.lower().startswith(("http:", "https:")):
-                _local_path(url)
+                _local_paths(url)
                 videos._file(url, trusted=False)
         except Refused as refused:
             if refused.status not in (400, 403, 404, 413):

@@ -19,7 +19,7 @@ from transformers.video_utils import VideoMetadata
 
 import sttm_cli
 from sttm_cli.base.errors import UsageError
-from tests.merged import QUESTION, Case, state_of
+from tests.merged import FAMILIES, QUESTION, Case, state_of
 from tests.models.test_attention import as_flash_attention_computes
 
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": -1}
@@ -29,7 +29,7 @@ KEPT = {"return_dict_in_generate": True, "output_logits": True}
 # ---- afterwards
 
 
-@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl", "qwen3_vl", "smolvlm"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_afterwards_the_model_is_as_it_was_also_after_an_exception(
     family: str, cases: Callable[[str], Case]
 ) -> None:

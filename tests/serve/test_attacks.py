@@ -76,7 +76,7 @@ def outside(allowed: Path) -> list[str]:
     up = [f"{allowed}/../../../../../etc/passwd", f"{allowed}/..", f"{allowed}x/a.mp4"]
     encoded = [f"file://{allowed}/%2e%2e/%2e%2e/%2e%2e/%2e%2e/etc/passwd", "file:///%65tc/passwd"]
     odd = ["file://elsewhere/etc/passwd", "file:////etc/passwd", "file:etc/passwd", "FILE:///etc"]
-    more = ["/proc/self/environ", "/dev/zero", "/dev/stdin", f"file://{allowed}/a?b", "a" * 5000]
+    more = ["/proc/self/environ", "/dev/zero", "/dev/stdin", "file:///etc/passwd?b", "a" * 5000]
     return plain + up + encoded + odd + more
 
 
@@ -101,6 +101,50 @@ def test_what_is_no_video_below_the_folder_is_told_as_such(
     (allowed / "images").mkdir()
     for name in ("list.m3u8", "text.mp4", "empty.mp4", "images", "none.mp4"):
         refused(http.post(ROUTE, json=body(f"{allowed}/{name}")), 422)
+    # A missing file is told in the same words, whatever its address can mean.
+    missing = ("none.mp4", "none?.mp4", "none#a.mp4", "none%41.mp4")
+    report = {refused(http.post(ROUTE, json=body(f"file://{allowed}/{n}")), 422) for n in missing}
+    assert len(report) == 1
+
+
+def opened_of(videos: Videos, url: str, *, trusted: bool = False) -> Path:
+    with videos.use(VideoPart(url, None), trusted=trusted) as path:
+        return path
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_path_behind_file_is_found_escaped_and_as_it_is(tmp_path: Path, trusted: bool) -> None:
+    opened = Videos(Options(allow_path=(tmp_path,)))
+    for name in ("a#b.mp4", "what?.mp4", "50%41.mp4", "50%zz.mp4", "100%25.mp4", "ä b.mp4"):
+        (tmp_path / name).touch()
+        for url in (f"file://{tmp_path}/{name}", (tmp_path / name).as_uri()):
+            assert opened_of(opened, url, trusted=trusted) == tmp_path / name
+            local = url.replace("file://", "file://localhost")
+            assert opened_of(opened, local, trusted=trusted) == tmp_path / name
+    # The standard reading comes first where both are there.
+    (tmp_path / "50A.mp4").touch()
+    named = opened_of(opened, f"file://{tmp_path}/50%41.mp4", trusted=trusted)
+    assert named == tmp_path / "50A.mp4"
+    opened.close()
+
+
+def test_both_readings_of_file_are_checked(tmp_path: Path) -> None:
+    allowed, other = tmp_path / "allowed", tmp_path / "other"
+    for folder in (allowed, other):
+        folder.mkdir()
+    for name in ("a#b.mp4", "50%41.mp4", "50B.mp4"):
+        (other / name).touch()
+    (allowed / "link#.mp4").symlink_to(other / "a#b.mp4")
+    (allowed / "50%42.mp4").symlink_to(other / "50B.mp4")
+    opened = Videos(Options(allow_path=(allowed,)))
+    urls = [f"file://{other}/{name}" for name in ("a#b.mp4", "50%41.mp4", "50%42.mp4", "no?.mp4")]
+    urls += [f"file://{allowed}/link#.mp4"]
+    urls += [f"file://{allowed}/../other/a#b.mp4", f"file://host{allowed}/a#b.mp4"]
+    urls += [f"file://{allowed}/%2e%2e/other/50B.mp4"]
+    for url in urls:
+        with pytest.raises(Refused, match="may not read that file"):
+            assert opened_of(opened, url) == url
+    opened.close()
 
 
 def test_a_folder_elsewhere_is_refused_before_it_is_scanned(

@@ -7,13 +7,17 @@ pixel budget. Source: transformers' `Glm4vProcessor`, `Glm46VProcessor` and `Glm
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sttm_cli.base.types import VisualTokens
+from sttm_cli.models.chat_format import not_one_video
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.family import Family
 from sttm_cli.models.loading import Placement, load_pretrained
-from sttm_cli.models.qwen_vl import QwenVL, dynamic_grid
+from sttm_cli.models.qwen_vl import QwenVL, dynamic_grid, find_video
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Glm4V(QwenVL):
@@ -52,6 +56,19 @@ def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) 
     return Glm4V(*load_pretrained(Glm4vForConditionalGeneration, checkpoint, placement))
 
 
+def find(
+    config: Any, ids: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """See `Find`: pictures, of which the video's start and end stand around all."""
+    listed = ids.tolist()
+    edges = [config.video_start_token_id, config.video_end_token_id]
+    if [token for token in listed if token in edges] != edges:
+        raise not_one_video()
+    start, end = map(listed.index, edges)
+    places, grid = find_video(config.image_token_id, ids[start:end], positions[:, start:end])
+    return places + start, grid
+
+
 # All defaults are Qwen2.5-VL's, by likeness.
 FAMILY = Family(
     name="glm-v",
@@ -65,4 +82,5 @@ FAMILY = Family(
     step_text=9,
     grid=partial(dynamic_grid, shared=True, most=None),
     load=load,
+    find=find,
 )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sttm_cli.base.errors import ModelError
 from sttm_cli.base.types import Json, Prompt, VisualTokens
-from sttm_cli.models.chat_format import ChatFormat, prompt_1d
+from sttm_cli.models.chat_format import ChatFormat, not_one_video, prompt_1d
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.family import Family
 from sttm_cli.models.loading import Placement, load_pretrained
@@ -81,15 +81,31 @@ def _is_small(value: Any) -> bool:
     return isinstance(value, str) or value is None or abs(value) <= MOST
 
 
+def find(
+    config: Any, ids: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """See `Find`: one run of tokens."""
+    side = math.isqrt(_step_tokens(config.to_dict()))
+    places = (ids == config.video_token_id).nonzero()[:, 0]
+    steps, rest = divmod(len(places), side * side)
+    if not len(places) or rest or int(places[-1] - places[0]) != len(places) - 1:
+        raise not_one_video()
+    return places, (steps, side, side)
+
+
 def grid(checkpoint: Checkpoint, frames: int, *, width: int, height: int) -> tuple[int, int]:
     """A step per frame, and the squared frame's tokens after pooling."""
-    vision = checkpoint.config["vision_config"]
+    return frames, _step_tokens(checkpoint.config)
+
+
+def _step_tokens(config: Json) -> int:
+    vision = config["vision_config"]
     arguments: Json = vision["model_args"]
     sides = arguments["img_size"]
     named = re.search(r"patch(\d+)", vision["architecture"])
     patch = arguments.get("patch_size") or (int(named[1]) if named else 0)
-    side = (sides[0] if isinstance(sides, list) else sides) // patch
-    return frames, (side // checkpoint.config.get("projector_pooling_ratio", 1)) ** 2
+    side: int = (sides[0] if isinstance(sides, list | tuple) else sides) // patch
+    return int(side // config.get("projector_pooling_ratio", 1)) ** 2
 
 
 # 32 frames: the number it was trained with. Merged as the LLaVAs are, by likeness.
@@ -107,4 +123,5 @@ FAMILY = Family(
     grid=grid,
     load=load,
     libraries=("timm",),
+    find=find,
 )

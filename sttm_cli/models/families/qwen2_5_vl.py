@@ -10,7 +10,7 @@ from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.families.qwen2_vl import Qwen2VL
 from sttm_cli.models.family import Family
 from sttm_cli.models.loading import Placement, load_pretrained
-from sttm_cli.models.qwen_vl import dynamic_grid, find_video
+from sttm_cli.models.qwen_vl import dynamic_grid, find
 
 
 class Qwen25VL(Qwen2VL):
@@ -50,5 +50,5 @@ FAMILY = Family(
     multiple=2,
     grid=dynamic_grid,
     load=load,
-    find=find_video,
+    find=find,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.family import Family
 from sttm_cli.models.loading import Placement, load_pretrained
-from sttm_cli.models.qwen_vl import QwenVL, dynamic_grid, find_video
+from sttm_cli.models.qwen_vl import QwenVL, dynamic_grid, find
 
 FRAME_PIXELS = 768 * 28 * 28
 """Maximum pixels of a frame: VIDEO_MAX_PIXELS of qwen-vl-utils, the authors' code. The checkpoints'
@@ -53,5 +53,5 @@ FAMILY = Family(
     multiple=2,
     grid=dynamic_grid,
     load=load,
-    find=find_video,
+    find=find,
 )

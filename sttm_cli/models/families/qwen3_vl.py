@@ -9,7 +9,7 @@ from sttm_cli.base.types import VisualTokens
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.family import Family
 from sttm_cli.models.loading import Placement, load_pretrained
-from sttm_cli.models.qwen_vl import STEP_TOKENS, QwenVL, dynamic_grid, find_video
+from sttm_cli.models.qwen_vl import STEP_TOKENS, QwenVL, dynamic_grid, find
 
 
 class Qwen3VL(QwenVL):
@@ -74,5 +74,5 @@ FAMILY = Family(
     step_text=9,
     grid=partial(dynamic_grid, shared=True),
     load=load,
-    find=find_video,
+    find=find,
 )
