@@ -18,7 +18,7 @@ from tests.transcripts import ROOT
 
 COUNT = 7
 PAGE = ROOT / "docs" / "many-machines.md"
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 
 def script(title: str, replaced: dict[str, str]) -> str:

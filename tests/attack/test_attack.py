@@ -32,6 +32,7 @@ CASES = {
 """About two minutes in all, on two cores that have nothing else to do."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("group", CASES)
 def test_no_case_gives_a_wrong_answer_a_loss_a_crash_or_breaks_a_bound(
     group: str, tmp_path: Path
@@ -78,6 +79,7 @@ def test_the_counts_so_far_are_printed_at_sigterm() -> None:
     assert re.search(r"^\d+ cases, 0 failed$", out, re.M)
 
 
+@pytest.mark.long
 def test_no_parser_fails_on_an_input_that_fuzzing_makes(tmp_path: Path) -> None:
     pytest.importorskip("atheris", reason="atheris has no wheel for this Python and machine")
     from tests.attack.fuzz_targets import TARGETS
@@ -89,6 +91,7 @@ def test_no_parser_fails_on_an_input_that_fuzzing_makes(tmp_path: Path) -> None:
     assert min(found.tried for found in done) > 100
 
 
+@pytest.mark.long
 def test_fuzzing_reports_what_raises_hangs_or_takes_memory(tmp_path: Path) -> None:
     pytest.importorskip("atheris", reason="atheris has no wheel for this Python and machine")
     for fault, reason in {
@@ -101,6 +104,7 @@ def test_fuzzing_reports_what_raises_hangs_or_takes_memory(tmp_path: Path) -> No
         assert "input" in found.problem
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("target", "code"), [("packets", 0), ("raises", 1), ("none", 2)])
 def test_the_exit_code_of_fuzzing_tells_whether_something_failed(target: str, code: int) -> None:
     pytest.importorskip("atheris", reason="atheris has no wheel for this Python and machine")

@@ -47,6 +47,7 @@ def kept(suffix: str) -> list[Path]:
     return sorted((user_data_path("sttm") / "eval" / "paper").glob(f"*{suffix}"))
 
 
+@pytest.mark.long
 def test_lmms_eval_scores_as_bench_accuracy_does_on_the_same_items(
     tmp_path: Path, lmms: Path
 ) -> None:
@@ -76,6 +77,7 @@ def test_lmms_eval_scores_as_bench_accuracy_does_on_the_same_items(
         assert row["published"] is None
 
 
+@pytest.mark.long
 def test_every_benchmark_is_read_in_its_own_format_and_asked(
     tmp_path: Path, lmms: Path, scenes: list[Sheet]
 ) -> None:
@@ -99,6 +101,7 @@ def test_every_benchmark_is_read_in_its_own_format_and_asked(
     assert "LongVideoBench" in again.out
 
 
+@pytest.mark.long
 def test_killed_in_the_middle_it_leaves_nothing_running_and_goes_on_there(
     tmp_path: Path, lmms: Path, scenes: list[Sheet]
 ) -> None:
@@ -153,6 +156,7 @@ def stored(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.long
 def test_what_fails_is_said_and_not_kept_and_the_rest_goes_on(
     tmp_path: Path, lmms: Path, scenes: list[Sheet]
 ) -> None:
@@ -199,6 +203,7 @@ def test_a_measurement_is_kept_under_all_that_shapes_it(tmp_path: Path) -> None:
     assert len(places) == len(changes)
 
 
+@pytest.mark.long
 def test_lmms_eval_knows_the_model_sttm(tmp_path: Path, lmms: Path, scenes: list[Sheet]) -> None:
     rows = items(scenes)
     flags = own_task(tmp_path, rows)

@@ -233,6 +233,7 @@ def test_without_the_extra_the_hint_says_what_to_install(monkeypatch: pytest.Mon
     assert raised.value.hint == "pip install 'sttm-cli[cloud]'"
 
 
+@pytest.mark.long
 @needs_bucket
 @needs_ray
 def test_the_workers_of_a_cluster_fetch_the_objects(

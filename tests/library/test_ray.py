@@ -195,6 +195,7 @@ def end_node(node: subprocess.Popen[bytes]) -> None:
             process.kill()
 
 
+@pytest.mark.long
 @needs_ray
 def test_a_cluster_prepares_a_library_and_does_only_what_is_missing_the_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -229,6 +230,7 @@ def test_a_cluster_prepares_a_library_and_does_only_what_is_missing_the_next_tim
         assert (again["done"], again["skipped"]) == (1, 3), err
 
 
+@pytest.mark.long
 @needs_ray
 def test_the_videos_of_killed_workers_are_done_by_others_and_a_deadly_one_fails_alone(
     tmp_path: Path,
@@ -254,6 +256,7 @@ def test_the_videos_of_killed_workers_are_done_by_others_and_a_deadly_one_fails_
     check_as_alone(videos, *FEW, "--method", "deadly", env=there)
 
 
+@pytest.mark.long
 @needs_ray
 def test_two_clusters_at_once_store_each_video_once(tmp_path: Path) -> None:
     videos = variants(tmp_path / "videos", 8)
@@ -265,6 +268,7 @@ def test_two_clusters_at_once_store_each_video_once(tmp_path: Path) -> None:
     check_as_alone(videos, *FEW)
 
 
+@pytest.mark.long
 @needs_ray
 def test_ctrl_c_ends_the_cluster_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -52,7 +52,7 @@ def keep_first(features, count):
 METHOD = Method("both", 1, within_budget(keep_first))
 """
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
