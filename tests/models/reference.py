@@ -44,7 +44,19 @@ def assert_equals_transformers(
 def assert_equals_one_pass(
     model: Any, tokens: VisualTokens, layer: int, *, sizes: bool = False
 ) -> None:
-    """A question behind a prefix that was merged before `layer` gives the logits of one pass."""
+    """A question behind a prefix that was merged before `layer` gives the logits of one pass.
+
+    In one thread: several sum in orders that depend on the shapes, which differ here.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _equals_one_pass(model, tokens, layer, sizes=sizes)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _equals_one_pass(model: Any, tokens: VisualTokens, layer: int, *, sizes: bool) -> None:
     prefix, prompt = prefilled(model, tokens, Merging(layer, pair_up, "reassigned", sizes))
     question = model.question(QUESTION)
     flat = len(prompt.positions) == 1
