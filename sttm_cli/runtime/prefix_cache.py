@@ -268,11 +268,13 @@ class PrefixCache:
             check_room(plan.checkpoint, plan.placement(), size or 0)
 
     def _label(self, request: Request) -> Json:
+        # As `bench accuracy` names it.
+        sizes = "+sizes" if self._compute.plan.attention_sizes else ""
         return {
             "video": request.source.origin,
             "model": self._settings.model,
             "budget": self._settings.budget,
-            "method": self._settings.method,
+            "method": self._settings.method + sizes,
             "duration_s": request.info.duration_s,
             "frames": len(request.plan.times_s),
             "start_s": request.plan.start_s,

@@ -266,6 +266,13 @@ def test_a_rate_is_said_once_it_means_something(tmp_path: Path) -> None:
     assert json.loads(sttm_here("precompute", SAMPLE, "--json").out)["done"] == 0
 
 
+def test_entries_with_sizes_in_attention_are_told_apart_in_the_listing() -> None:
+    for sizes in ("off", "on"):
+        assert sttm_here("ask", SAMPLE, QUESTION, "-q", "--attention-sizes", sizes).code == 0
+    methods = [entry["method"] for entry in sttm_here("cache", "ls", "--json").json["entries"]]
+    assert sorted(methods) == ["sttm", "sttm+sizes"]
+
+
 def test_a_path_is_no_question_though_nothing_is_there(tmp_path: Path) -> None:
     for wrong, said in (("nope.mp4", "nothing is there"), (str(tmp_path), "is a folder")):
         ended = sttm_here("ask", SAMPLE, wrong, QUESTION)
