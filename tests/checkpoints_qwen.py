@@ -38,6 +38,13 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+# Thinks unless it hears otherwise, as the released ones of 4B and more.
+THINKING = TEMPLATE.replace(
+    "assistant\n{% endif %}",
+    "assistant\n{% if enable_thinking is defined and enable_thinking is false %}"
+    "<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}{% endif %}",
+)
+
 
 def byte_level_tokenizer(
     special: list[str] = SPECIAL, **options: Any
@@ -83,6 +90,18 @@ FAMILIES: dict[str, tuple[Any, Any, Any, Any]] = {
         hf.Qwen3VLProcessor,
         hf.Qwen3VLVideoProcessor,
     ),
+    "qwen3_5": (
+        hf.Qwen3_5Config,
+        hf.Qwen3_5ForConditionalGeneration,
+        hf.Qwen3VLProcessor,
+        hf.Qwen3VLVideoProcessor,
+    ),
+    "qwen3_5_moe": (
+        hf.Qwen3_5MoeConfig,
+        hf.Qwen3_5MoeForConditionalGeneration,
+        hf.Qwen3VLProcessor,
+        hf.Qwen3VLVideoProcessor,
+    ),
     "qwen3_vl_moe": (
         hf.Qwen3VLMoeConfig,
         hf.Qwen3VLMoeForConditionalGeneration,
@@ -116,7 +135,8 @@ def qwen_vl(
             "vocab_size": len(tok),
             "num_key_value_heads": kv_heads,
             # Large weights: a random model that answers the same whatever it sees proves nothing.
-            "initializer_range": 0.2,
+            # Chunks of a delta rule round more the larger these are.
+            "initializer_range": 0.07 if "qwen3_5" in family else 0.2,
         },
         image_token_id=tok.convert_tokens_to_ids("<|image_pad|>"),
         video_token_id=tok.convert_tokens_to_ids("<|video_pad|>"),
@@ -134,7 +154,7 @@ def qwen_vl(
         image_processor=hf.Qwen2VLImageProcessor(patch_size=patch),
         tokenizer=tok,
         video_processor=video_class(size=size, patch_size=patch),
-        chat_template=TEMPLATE,
+        chat_template=THINKING if "qwen3_5" in family else TEMPLATE,
     ).save_pretrained(folder)
     return folder
 
@@ -153,6 +173,8 @@ def _dimensions(
     vision = {"depth": depth, "num_heads": 2, "patch_size": patch, "initializer_range": 0.1}
     if family == "qwen2_vl":
         return {**vision, "embed_dim": 32, "hidden_size": hidden, "mlp_ratio": 2}, text
+    if "qwen3_5" in family:
+        return _dimensions_3_5(family, text, vision, hidden)
     vision |= {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": hidden}
     if family == "qwen2_5_vl":
         window = {"window_size": 4 * patch, "fullatt_block_indexes": [1], "tokens_per_second": 4}
@@ -161,3 +183,30 @@ def _dimensions(
     if family == "qwen3_vl_moe":
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     return {**vision, **deep}, {**text, "head_dim": 16, "tie_word_embeddings": False}
+
+
+def _dimensions_3_5(
+    family: str, text: dict[str, Any], vision: dict[str, Any], hidden: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Three recurrent layers, one with attention, and one more recurrent and attention each."""
+    vision |= {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": hidden}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    kinds = ["linear_attention"] * 3 + ["full_attention"]
+    text |= {
+        "head_dim": 16,
+        "rope_parameters": {**rope, "mrope_section": [2, 1, 1]},
+        "num_hidden_layers": 6,
+        "layer_types": [*kinds, "linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 16,
+    }
+    if family == "qwen3_5_moe":
+        text |= {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+        }
+    return {**vision, "num_position_embeddings": 64}, text

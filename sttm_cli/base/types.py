@@ -269,6 +269,14 @@ class TokenCounts:
     temporal_threshold: float | None = None
 
 
+class LayerState(NamedTuple):
+    """What a recurrent layer keeps of the tokens before: `conv` [C, K], the last inputs of its
+    convolution, and `recurrent` [H, D, E] float32. Never written to, always replaced."""
+
+    conv: torch.Tensor
+    recurrent: torch.Tensor
+
+
 @dataclass
 class PrefixKV:
     """The keys and values of a prefilled prefix, to be stored, restored and continued.
@@ -281,7 +289,8 @@ class PrefixKV:
     layer, and from it on. `sizes` [lengths[-1]] int32, on the CPU: how often each token counts in
     attention from the merge layer on; None where each counts once. `facts` are stored with the
     entry: decode report, seconds, tool version, and `token_ids`, the distinct token ids of the
-    prefix.
+    prefix. `states`: those of recurrent layers, by layer, after the prefix; such a layer has no
+    keys and values, so its length is 0.
     """
 
     keys: list[torch.Tensor]
@@ -293,9 +302,16 @@ class PrefixKV:
     grid: tuple[int, int, int]
     facts: Json = field(default_factory=dict)
     sizes: torch.Tensor | None = None
+    states: dict[int, LayerState] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the prefix, without the free rows behind it."""
         pairs = zip(self.keys + self.values, self.lengths * 2, strict=True)
-        return sum(n * t[0].numel() * t.element_size() for t, n in pairs)
+        rows = sum(n * t.shape[1:].numel() * t.element_size() for t, n in pairs)
+        return rows + self.state_bytes
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the states alone."""
+        return sum(t.numel() * t.element_size() for state in self.states.values() for t in state)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sttm_cli.base.types import PrefixKV
-from sttm_cli.prefill.ragged import Above, BufferLayer, run
+from sttm_cli.prefill.ragged import Above, BufferLayer, layers_of, run
 from sttm_cli.tiny.questions import Question
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _most_likely(model: VideoLLM, kv: PrefixKV, ids: torch.Tensor) -> torch.Tens
     hidden = run(
         model.decoder,
         model.embed(ids),
-        [_Branches(k, v, n) for k, v, n in zip(kv.keys, kv.values, kv.lengths, strict=True)],
+        layers_of(kv, _Branches, rows=len(ids)),
         positions=below,
         merge_layer=kv.merge_layer,
         deeper=lambda states: Above(states, above.to(states.device), sizes=kv.sizes),

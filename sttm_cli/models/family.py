@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -132,6 +133,20 @@ class Find(Protocol):
     ) -> tuple[torch.Tensor, tuple[int, int, int]]: ...
 
 
+@dataclass(frozen=True)
+class StateShapes:
+    """The `layers` of a decoder that keep states in place of keys and values, and the shapes of
+    these: `conv` [C, K], in the model's dtype, and `recurrent` [H, D, E], in float32."""
+
+    layers: tuple[int, ...]
+    conv: tuple[int, int]
+    recurrent: tuple[int, int, int]
+
+    def nbytes(self, itemsize: int) -> int:
+        """Bytes of all states, with `itemsize` bytes a number of the model's dtype."""
+        return len(self.layers) * (itemsize * math.prod(self.conv) + 4 * math.prod(self.recurrent))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One architecture: its name, checkpoints, defaults and loader.
@@ -145,7 +160,8 @@ class Family:
     switches of this family, name -> help text; `find`: finds the video in a prompt that this
     package did not write, None where `sttm_cli.merging` does not support the family; `libraries`:
     packages beside torch and transformers that compute the family's tokens: their versions belong
-    to the identity of a KV.
+    to the identity of a KV; `recurrent`: the states of recurrent layers, from the decoder's config
+    (KeyError, TypeError, ValueError where it lacks them), None for families without such layers.
     """
 
     name: str
@@ -164,6 +180,7 @@ class Family:
     step_text: int = 0
     find: Find | None = None
     libraries: tuple[str, ...] = ()
+    recurrent: Callable[[Json], StateShapes] | None = None
 
     @property
     def aliases(self) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -157,6 +157,8 @@ def _not_weights(name: str, path: Path) -> ModelError:
 # Quantized checkpoints: those that transformers computes with as they are.
 
 
+FULL, LINEAR = "full_attention", "linear_attention"
+"""Types of decoder layers, as transformers calls them."""
 QUANTIZERS = {
     "awq": ("gptqmodel",),
     "bitsandbytes": ("bitsandbytes",),
@@ -200,10 +202,14 @@ def _is_installed(package: str) -> bool:
 
 
 def load_pretrained(
-    model_class: Any, checkpoint: Checkpoint, placement: Placement
+    model_class: Any,
+    checkpoint: Checkpoint,
+    placement: Placement,
+    kinds: Collection[str] = (FULL,),
 ) -> tuple[Any, Any]:
     """Load a model, in evaluation mode, and its processor; remote code is never run.
 
+    `kinds`: the types of decoder layers that the family supports.
     Raises ModelError if files are missing or do not fit the architecture, OutOfMemoryError if the
     weights do not fit into memory.
     """
@@ -212,7 +218,7 @@ def load_pretrained(
     from transformers import AutoProcessor
 
     processor = load_files(AutoProcessor, checkpoint)
-    return load_weights(model_class, checkpoint, placement), processor
+    return load_weights(model_class, checkpoint, placement, kinds=kinds), processor
 
 
 def load_files(file_class: Any, checkpoint: Checkpoint) -> Any:
@@ -227,7 +233,12 @@ def load_files(file_class: Any, checkpoint: Checkpoint) -> Any:
 
 
 def load_weights(
-    model_class: Any, checkpoint: Checkpoint, placement: Placement, **options: Any
+    model_class: Any,
+    checkpoint: Checkpoint,
+    placement: Placement,
+    *,
+    kinds: Collection[str] = (FULL,),
+    **options: Any,
 ) -> Any:
     """Load a model alone, with `options` for `from_pretrained`; raises as `load_pretrained`."""
     import torch
@@ -238,7 +249,7 @@ def load_weights(
     where = place(checkpoint, placement)
     with reworded(checkpoint, placement.device):
         config = _config(checkpoint, placement, options.pop("config", None))
-        _check_layers(checkpoint, config)
+        _check_layers(checkpoint, config, kinds)
         _check_size(checkpoint, config)
         model, loading = model_class.from_pretrained(
             checkpoint.folder,
@@ -275,11 +286,11 @@ def _config(checkpoint: Checkpoint, placement: Placement, config: Any) -> Any:
     return config
 
 
-def _check_layers(checkpoint: Checkpoint, config: Any) -> None:
+def _check_layers(checkpoint: Checkpoint, config: Any, kinds: Collection[str]) -> None:
     # A window would see other frames after merging, a recurrent state is not in keys and values:
-    # such a decoder inside a supported model would answer, and wrongly.
+    # such a decoder inside a model of another family would answer, and wrongly.
     text = config.get_text_config()
-    others = sorted({*(getattr(text, "layer_types", None) or ())} - {"full_attention"})
+    others = sorted({*(getattr(text, "layer_types", None) or ())} - {*kinds})
     if others:
         raise ModelError(
             f"model {checkpoint.name!r} has decoder layers of the type {others[0]!r}, which is not "

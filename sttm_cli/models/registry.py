@@ -21,7 +21,7 @@ from sttm_cli.base.types import Json
 from sttm_cli.models import families as package
 from sttm_cli.models import template
 from sttm_cli.models.checkpoint import Checkpoint, cached_folder, read, weight_files
-from sttm_cli.models.family import Family, VideoLLM
+from sttm_cli.models.family import Family, StateShapes, VideoLLM
 from sttm_cli.models.loading import Placement, reworded
 
 GROUP = "sttm_cli.families"
@@ -103,17 +103,12 @@ def _suited(name: str, model_type: str, layers: int, own: Json | None) -> Family
     return replace(family, **stated)
 
 
-LINEAR = "its linear-attention layers keep a state that a stored KV does not hold"
 LEFT_OUT = {
-    "qwen3_5": LINEAR,
-    "qwen3_5_moe": LINEAR,
-    "minicpmv4_6": LINEAR,
     "gemma4": "its window and global layers have keys and values of different sizes, and some none",
 }
 """Video models that transformers has and this package not, and why."""
 NEAREST = {
-    "qwen3_5_moe": "qwen3-vl-moe-30b",
-    "qwen3_5": "qwen3-vl-8b",
+    "qwen3_next": "qwen3.5-4b",
     "qwen2_5_omni": "qwen2.5-vl-7b",
     "qwen3_omni_moe": "qwen3-vl-moe-30b",
     "minicpm": "qwen3-vl-2b",
@@ -236,6 +231,15 @@ def layer_bytes(checkpoint: Checkpoint, itemsize: int) -> int | None:
         dim = text.get("head_dim") or text["hidden_size"] // heads
         return 2 * int(text.get("num_key_value_heads") or heads) * int(dim) * itemsize
     except (KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
+def state_shapes(checkpoint: Checkpoint) -> StateShapes | None:
+    """Return the states of a checkpoint's recurrent layers; None without such layers."""
+    family = find_family(checkpoint.model_type)
+    try:
+        return family.recurrent(checkpoint.text) if family and family.recurrent else None
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
 
 

@@ -15,7 +15,8 @@ import torch
 
 from sttm_cli.base.device import wait_for
 from sttm_cli.base.types import Merged, PrefixKV, Prompt, TokenCounts
-from sttm_cli.prefill.ragged import Above, BufferLayer, buffers_of, run
+from sttm_cli.prefill.ragged import Above, BufferLayer, Layer, buffers_of, lengths_of, run
+from sttm_cli.prefill.states import StateLayer, of_prefix, recurrent_layers
 
 ROOM = 512
 """Free rows behind the prefix in each layer, for the question and the answer."""
@@ -54,7 +55,7 @@ def prefill(
     for timing.
     """
     state = Merge(prompt, merging, merging_stage)
-    layers = [BufferLayer(room=ROOM) for _ in decoder.layers[:-1]] + [_LastLayer(room=ROOM)]
+    layers = _empty_layers(decoder)
     with suppress(_Filled), _deepstack(decoder, state, deep):
         run(
             decoder,
@@ -70,14 +71,23 @@ def prefill(
     return PrefixKV(
         keys=keys,
         values=values,
-        lengths=tuple(layer.length for layer in layers),
+        lengths=lengths_of(layers),
         merge_layer=merging.layer,
         next_positions=(prompt.next_position, state.next_position),
         tokens=state.counts(),
         grid=prompt.grid,
         facts={"token_ids": prompt.ids.unique().tolist()},
         sizes=None if state.sizes is None else state.sizes.cpu(),
+        states=of_prefix(layers),
     )
+
+
+def _empty_layers(decoder: Any) -> list[Layer]:
+    recurrent, last = recurrent_layers(decoder), len(decoder.layers) - 1
+    kinds = [_LastLayer if index == last else BufferLayer for index in range(last + 1)]
+    return [
+        StateLayer() if index in recurrent else kind(room=ROOM) for index, kind in enumerate(kinds)
+    ]
 
 
 class _Filled(Exception):

@@ -14,10 +14,18 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_recurrent_attention_mask
 
 from sttm_cli.base.types import PrefixKV
 from sttm_cli.prefill.sizes import counting, logs_of
+from sttm_cli.prefill.states import (
+    Apart,
+    Kept,
+    StateLayer,
+    in_rows,
+    recurrent_layers,
+    rows_apart,
+)
 
 
 class Above(NamedTuple):
@@ -105,10 +113,13 @@ class BufferLayer(CacheLayerMixin):  # type: ignore[misc]
                 setattr(self, name, grown)
 
 
+Layer = BufferLayer | StateLayer
+
+
 def run(
     decoder: Any,
     embeds: torch.Tensor,
-    layers: list[BufferLayer],
+    layers: Sequence[Layer],
     *,
     positions: torch.Tensor,
     merge_layer: int,
@@ -116,6 +127,7 @@ def run(
     sees: torch.Tensor | None = None,
     blocks: torch.Tensor | None = None,
     counts: bool = False,
+    rows: int = 1,
 ) -> torch.Tensor:
     """Run `embeds` [L, C] through the decoder after the tokens in `layers`, and append to them.
 
@@ -128,6 +140,9 @@ def run(
     marks tokens that attend to each other in both directions, as in `Prompt`.
 
     `counts`: each key counts in attention as often as `Above.sizes` says, from the merge layer on.
+
+    `rows`: so many sequences stand one after the other in `embeds`, equally long; recurrent layers
+    have a state for each.
     """
     batch = embeds.reshape(-1, *embeds.shape[-2:])
     given: Callable[[int], dict[str, Any]]
@@ -137,20 +152,25 @@ def run(
         if index == merge_layer:
             above = deeper(hidden)
             hidden = above.hidden
-            mask = _mask(decoder, layers[merge_layer], hidden, sees, above.blocks)
-            held = Cache(layers=layers[merge_layer:])
+            behind = _with_tokens(layers[merge_layer:])
+            mask = _mask(decoder, behind, hidden, sees, above.blocks)
+            held = None if behind is None else Cache(layers=[behind])
             given = deeper_inputs(decoder, hidden, _rotary_input(above.positions), mask, held)
             if counted is not None and above.sizes is not None:
                 counted.logs = logs_of(above.sizes)
         return hidden, {**kwargs, **given(index)}
 
     count = counting(decoder, merge_layer) if counts else nullcontext()
-    with count as counted, hooked_layers(decoder, merge_layer, inputs):
+    with (
+        count as counted,
+        hooked_layers(decoder, merge_layer, inputs),
+        rows_apart(decoder, rows),
+    ):
         out = decoder(
             inputs_embeds=batch,
-            attention_mask=_mask(decoder, layers[0], batch, sees, blocks),
+            attention_mask=_mask(decoder, _with_tokens(layers), batch, sees, blocks),
             position_ids=_rotary_input(positions.to(embeds.device)),
-            past_key_values=Cache(layers=layers),
+            past_key_values=Cache(layers=list(layers)),
             use_cache=True,
         )
     hidden: torch.Tensor = out.last_hidden_state
@@ -187,21 +207,30 @@ def deeper_inputs(
     hidden: torch.Tensor,
     rotary_ids: torch.Tensor,
     mask: torch.Tensor | None,
-    held: Cache,
+    held: Cache | None,
 ) -> Callable[[int], dict[str, Any]]:
     """The arguments of decoder layer i that belong to the shorter sequence `hidden` [B, N, C].
 
     `mask`: the attention mask that transformers takes, 2-D or 4-D; `held`: a cache whose first
-    layer has the length of the merge layer's.
+    layer has the length of the first layer with keys from the merge layer on, None without one.
     """
     rotaries = _rotaries(decoder)
     rotated = {rotary: rotary(hidden, rotary_ids) for rotary in set(rotaries)}
-    shared = {
-        "attention_mask": create_causal_mask(decoder.config, hidden, mask, held),
+    causal = None if held is None else create_causal_mask(decoder.config, hidden, mask, held)
+    recurrent = recurrent_layers(decoder)
+    # These know of padding alone.
+    padding = create_recurrent_attention_mask(decoder.config, hidden, mask) if recurrent else None
+    return lambda index: {
+        "attention_mask": padding if index in recurrent else causal,
         # Flash attention would take gaps in the ids for the borders of packed sequences.
         "position_ids": None,
+        "position_embeddings": rotated[rotaries[index]],
     }
-    return lambda index: {**shared, "position_embeddings": rotated[rotaries[index]]}
+
+
+def _with_tokens(layers: Sequence[Layer]) -> BufferLayer | None:
+    """The first of `layers` that has keys and values."""
+    return next((layer for layer in layers if isinstance(layer, BufferLayer)), None)
 
 
 def _rotaries(decoder: Any) -> list[Any]:
@@ -214,14 +243,14 @@ def _rotaries(decoder: Any) -> list[Any]:
 
 def _mask(
     decoder: Any,
-    layer: BufferLayer,
+    layer: BufferLayer | None,
     hidden: torch.Tensor,
     sees: torch.Tensor | None,
     blocks: torch.Tensor | None,
 ) -> torch.Tensor | None:
     """Build the attention mask [1, 1, L, length + L] of tokens appended to `layer`; None where
     attention is causal."""
-    if sees is None and blocks is None:
+    if (sees is None and blocks is None) or layer is None:
         return None
     if sees is None:
         mask: torch.Tensor = create_causal_mask(
@@ -242,13 +271,40 @@ def _rotary_input(positions: torch.Tensor) -> torch.Tensor:
     return positions if positions.shape[0] == 1 else positions[:, None]
 
 
-def buffers_of(layers: list[BufferLayer]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Return the buffers of keys and of values, by layer; raise RuntimeError if one is empty."""
-    keys = [layer.keys for layer in layers if layer.keys is not None]
-    values = [layer.values for layer in layers if layer.values is not None]
-    if not len(keys) == len(values) == len(layers):
-        raise RuntimeError("a decoder layer wrote no keys and values")
-    return keys, values
+def buffers_of(layers: Sequence[Layer]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return the buffers of keys and of values, by layer, without rows for layers with states;
+    raise RuntimeError if a layer has neither."""
+    like = _with_tokens(layers)
+    pairs = [_buffers(layer, None if like is None else like.keys) for layer in layers]
+    return [keys for keys, _ in pairs], [values for _, values in pairs]
+
+
+def _buffers(layer: Layer, like: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    if isinstance(layer, StateLayer):
+        if like is not None and layer.state is not None:
+            none = like.new_empty((0, *like.shape[1:]), device=layer.state.conv.device)
+            return none, none
+    elif layer.keys is not None and layer.values is not None:
+        return layer.keys, layer.values
+    raise RuntimeError("a decoder layer wrote no keys and values")
+
+
+def lengths_of(layers: Sequence[Layer]) -> tuple[int, ...]:
+    """The number of tokens that each layer holds, 0 for those with states."""
+    return tuple(layer.length if isinstance(layer, BufferLayer) else 0 for layer in layers)
+
+
+def layers_of(
+    kv: PrefixKV, buffers: type[BufferLayer] = BufferLayer, *, rows: int = 1
+) -> list[Layer]:
+    """The layers of a cache that holds `kv`; states for `rows` sequences that continue it."""
+    states = in_rows(kv.states, rows)
+    return [
+        StateLayer(states[index]) if index in states else buffers(keys, values, length)
+        for index, (keys, values, length) in enumerate(
+            zip(kv.keys, kv.values, kv.lengths, strict=True)
+        )
+    ]
 
 
 def _buffer(states: torch.Tensor, capacity: int) -> torch.Tensor:
@@ -278,13 +334,14 @@ class KVContinuation:
 
     def __init__(self, model: Decoding, kv: PrefixKV) -> None:
         self._model, self._kv = model, kv
-        self._layers = [
-            BufferLayer(k, v, n) for k, v, n in zip(kv.keys, kv.values, kv.lengths, strict=True)
-        ]
+        self._layers = layers_of(kv)
+        self._kept = Kept(self._layers, kv.states)
         self._axes = 3 if getattr(model.decoder.rotary_emb, "mrope_section", None) else 1
         self.appended = 0
         # The tokens in the buffers behind the prefix, including those removed by a rewind.
         self._held: list[int] = []
+        # How many of the last ones were appended in one run.
+        self._last = 0
 
     @property
     def prefix_ids(self) -> Sequence[int]:
@@ -320,35 +377,73 @@ class KVContinuation:
             if wanted != held:
                 break
             count += 1
+        count = self._kept.go_back(count)
         self._set_length(count)
         return count
 
+    @torch.inference_mode()
     def rewind(self, to: int = 0) -> None:
-        self._set_length(min(to, self.appended))
+        to, held = min(to, self.appended), self._held
+        # A later turn of a conversation resumes from here.
+        self._kept.keep(self.appended)
+        nearest = self._kept.go_back(to)
+        self._set_length(nearest)
+        if nearest < to:
+            # No state was kept there: the tokens since the nearest one run once more.
+            self._run(torch.tensor(held[nearest:to]))
+            self._kept.keep(to)
+            self._held = held
 
     def forget(self) -> None:
         """Remove everything after the prefix so that it cannot be resumed."""
         self._held = []
+        self._kept.drop(0)
+        self._kept.go_back(0)
         self._set_length(0)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the states beside the prefix's own."""
+        return self._kept.nbytes
+
+    @property
+    def has_states(self) -> bool:
+        """Whether the model has recurrent layers."""
+        return bool(self._kv.states)
+
+    def apart(self) -> Apart:
+        """The states of several questions that `extend_at` runs together."""
+        return Apart(self._layers, self._kv.states)
 
     @torch.inference_mode()
     def extend_at(
-        self, ids: torch.Tensor, places: torch.Tensor, sees: torch.Tensor
+        self, ids: torch.Tensor, places: torch.Tensor, sees: torch.Tensor, *, rows: int = 1
     ) -> torch.Tensor:
         """Append tokens `ids` [n] of several questions; return the logits [n, V] after each.
 
         `places` [n]: each token's index in its own question; `sees` [n, m] bool: attention of each
-        to all m tokens after the prefix, including these n.
+        to all m tokens after the prefix, including these n; `rows`: of how many questions, each
+        with as many tokens and its states in place (`apart`), where the model has any.
         """
-        return self._model.logits(self._at(ids, places, sees))
+        return self._model.logits(self._at(ids, places, sees, rows))
 
     def _run(self, ids: torch.Tensor) -> torch.Tensor:
         """Append tokens `ids` [n] and return their hidden states [n, C]."""
-        del self._held[self.appended :]
-        return self._at(ids, torch.arange(self.appended, self.appended + len(ids)))
+        self._held = self._held[: self.appended]
+        self._kept.drop(self.appended)
+        if self._last > 1:
+            # The end of a question, which several answers may be tried behind.
+            self._kept.keep(self.appended)
+        self._last = len(ids)
+        with self._kept.unless_it_fails():
+            return self._at(ids, torch.arange(self.appended, self.appended + len(ids)))
 
     def _at(
-        self, ids: torch.Tensor, places: torch.Tensor, sees: torch.Tensor | None = None
+        self,
+        ids: torch.Tensor,
+        places: torch.Tensor,
+        sees: torch.Tensor | None = None,
+        rows: int = 1,
     ) -> torch.Tensor:
         below, above = (
             (start + places).expand(self._axes, -1) for start in self._kv.next_positions
@@ -363,6 +458,7 @@ class KVContinuation:
                 deeper=lambda states: Above(states, above.to(states.device), sizes=self._kv.sizes),
                 sees=sees,
                 counts=self._kv.sizes is not None,
+                rows=rows,
             )
         finally:
             # Buffers that grew replace those of the KV.
@@ -374,5 +470,6 @@ class KVContinuation:
     def _set_length(self, appended: int) -> None:
         # Each layer by itself: an interrupted run leaves them at different lengths.
         for layer, length in zip(self._layers, self._kv.lengths, strict=True):
-            layer.length = length + appended
+            if isinstance(layer, BufferLayer):
+                layer.length = length + appended
         self.appended = appended

@@ -24,7 +24,7 @@ class Together:
 
     def __init__(self, base: KVContinuation, count: int) -> None:
         base.forget()
-        self._base = base
+        self._base, self._states = base, base.apart()
         self._active = set(range(count))
         self._owners = torch.empty(0, dtype=torch.int64)
         self._wanted: dict[int, torch.Tensor] = {}
@@ -57,10 +57,21 @@ class Together:
             return
         wanted, self._wanted = self._wanted, {}
         try:
-            self._run(wanted)
+            for group in self._groups(wanted):
+                self._run(group)
         except Exception as error:
             self._error = error
         self._turn.notify_all()
+
+    def _groups(self, wanted: dict[int, torch.Tensor]) -> list[dict[int, torch.Tensor]]:
+        """What can run at once: everything, or, where layers have states, the questions that append
+        as many tokens; their rows of states are then equally long."""
+        if not self._base.has_states:
+            return [wanted]
+        counts = dict.fromkeys(len(ids) for ids in wanted.values())
+        return [
+            {part: ids for part, ids in wanted.items() if len(ids) == count} for count in counts
+        ]
 
     def _run(self, wanted: dict[int, torch.Tensor]) -> None:
         new = torch.cat([torch.full((len(ids),), part) for part, ids in wanted.items()])
@@ -69,7 +80,10 @@ class Together:
         before, self._owners = len(self._owners), torch.cat([self._owners, new])
         # A token attends to its own question's tokens up to itself.
         sees = (new[:, None] == self._owners).tril(before)
-        rows = self._base.extend_at(torch.cat(list(wanted.values())), torch.cat(places), sees)
+        self._states.together(list(wanted))
+        rows = self._base.extend_at(
+            torch.cat(list(wanted.values())), torch.cat(places), sees, rows=len(wanted)
+        )
         parts = rows.split([len(ids) for ids in wanted.values()])
         self._logits |= dict(zip(wanted, parts, strict=True))
 

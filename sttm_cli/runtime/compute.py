@@ -146,6 +146,8 @@ class Compute:
             wait_for(kv.keys[-1].device)
         # What is no number in a layer is none in those above it.
         self._check_numbers(kv.keys[-1][: kv.lengths[-1]])
+        for state in kv.states.values():
+            self._check_numbers(state.recurrent)
         self._progress("prefill", 1, 1)
         return kv
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+import torch
+
 from sttm_cli import __version__
 from sttm_cli.base.device import reporting_memory
 from sttm_cli.base.errors import OutOfMemoryError
@@ -36,6 +38,7 @@ def fits(kv: PrefixKV, config: Any, plan: ModelPlan) -> bool:
     may have all its checksums and still not be made by this program."""
     return (
         _is_shaped(kv, config, plan.dtype)
+        and _has_its_states(kv, config, plan)
         and _is_merged(kv, plan.merge_layer, config.num_hidden_layers)
         and _is_placed(kv, plan.family.rotary_axes)
         and _is_counted(kv, plan)
@@ -51,10 +54,30 @@ def _is_shaped(kv: PrefixKV, config: Any, dtype: str) -> bool:
     return typed and all(tuple(t.shape[1:]) == (heads, dim) for t in tensors)
 
 
+def _has_its_states(kv: PrefixKV, config: Any, plan: ModelPlan) -> bool:
+    """Recurrent layers have states of the model's shapes, all of them numbers: one that is none
+    would spoil every token that follows."""
+    recurrent = plan.family.recurrent
+    if recurrent is None:
+        return not kv.states
+    shapes = recurrent(config.to_dict())
+    return set(kv.states) == set(shapes.layers) and all(
+        tuple(state.conv.shape) == shapes.conv
+        and str(state.conv.dtype) == f"torch.{plan.dtype}"
+        and tuple(state.recurrent.shape) == shapes.recurrent
+        and state.recurrent.dtype is torch.float32
+        and all(bool(t.isfinite().all()) for t in state)
+        for state in kv.states.values()
+    )
+
+
 def _is_merged(kv: PrefixKV, merge_layer: int, layers: int) -> bool:
     tokens = kv.tokens
     full = tokens.prefix - tokens.video_kept + tokens.video_full
-    wanted = (full,) * merge_layer + (tokens.prefix,) * (layers - merge_layer)
+    wanted = tuple(
+        0 if layer in kv.states else full if layer < merge_layer else tokens.prefix
+        for layer in range(layers)
+    )
     between = tokens.video_kept if tokens.after_spatial is None else tokens.after_spatial
     kept = 0 < tokens.video_kept <= between <= tokens.video_full
     return kept and kv.merge_layer == merge_layer and tuple(kv.lengths) == wanted

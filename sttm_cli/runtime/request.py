@@ -34,10 +34,11 @@ from sttm_cli.models.registry import (
     family_of,
     layer_bytes,
     repository_of,
+    state_shapes,
     token_count,
 )
 from sttm_cli.settings.settings import Settings
-from sttm_cli.store import FORMAT, NoStore, key_of
+from sttm_cli.store import FORMAT, WITH_STATES, NoStore, key_of
 
 # The model as it will be used: complete before a weight is loaded.
 
@@ -402,15 +403,18 @@ def kv_bytes(plan: FramePlan, model: ModelPlan, budget: float, *, dtype: str) ->
         return None
     full = count.visual
     kept = min(full, budget) if isinstance(budget, int) else int(full * budget)
-    below = min(model.merge_layer, layers)
-    merged = below * full + (layers - below) * kept
-    return each * (merged + layers * count.text)
+    shapes = state_shapes(checkpoint)
+    with_keys = [layer for layer in range(layers) if not shapes or layer not in shapes.layers]
+    below = sum(layer < model.merge_layer for layer in with_keys)
+    merged = below * full + (len(with_keys) - below) * kept
+    states = shapes.nbytes(STORED[dtype].itemsize) if shapes else 0
+    return each * (merged + len(with_keys) * count.text) + states
 
 
 def identity_of(video: Json, plan: FramePlan, model: ModelPlan, settings: Settings) -> Json:
     """All that shapes a stored KV: one is used in place of another only where this is equal."""
     return {
-        "format": FORMAT,
+        "format": FORMAT if model.family.recurrent is None else WITH_STATES,
         "video": video,
         "frames": plan.identity(),
         "model": model.identity,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sttm_cli.base.results import CacheUse
 from sttm_cli.base.system import FileFacts
-from sttm_cli.base.types import Continuation, PrefixKV
+from sttm_cli.base.types import Continuation, LayerState, PrefixKV
 from sttm_cli.models.checkpoint import check_unchanged
 from sttm_cli.models.family import VideoLLM
 from sttm_cli.models.registry import load
@@ -108,7 +108,7 @@ class KVMemory:
         """What each tier holds."""
         with self._lock:
             return {
-                DEVICE: sum(_bytes(held.kv) for held in self._on_device.values()),
+                DEVICE: sum(_held_bytes(held) for held in self._on_device.values()),
                 HOST: sum(_bytes(kv) for kv, *_ in self._on_host.values()),
             }
 
@@ -119,7 +119,7 @@ class KVMemory:
             if total <= bound:
                 break
             held = self._on_device.pop(key)
-            total -= _bytes(held.kv)
+            total -= _held_bytes(held)
             self._lower(key, held)
 
     def _lower(self, key: str, held: Held) -> None:
@@ -147,11 +147,20 @@ def _copied(kv: PrefixKV, devices: Devices, room: int) -> PrefixKV:
         [copy(*layer) for layer in zip(side, kv.lengths, devices, strict=True)]
         for side in (kv.keys, kv.values)
     )
-    return replace(kv, keys=keys, values=values)
+    states = {
+        index: LayerState(*(t.to(devices[index]) for t in state))
+        for index, state in kv.states.items()
+    }
+    return replace(kv, keys=keys, values=values, states=states)
+
+
+def _held_bytes(held: Held) -> int:
+    """With the states that what continues it has of its own."""
+    return _bytes(held.kv) + getattr(held.prefix, "state_bytes", 0)
 
 
 def _bytes(kv: PrefixKV) -> int:
-    return sum(t.numel() * t.element_size() for t in kv.keys + kv.values)
+    return kv.state_bytes + sum(t.numel() * t.element_size() for t in kv.keys + kv.values)
 
 
 Loading = Callable[[], AbstractContextManager[object]]

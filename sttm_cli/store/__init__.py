@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sttm_cli.store.artifact import FORMAT, difference, key_of
+from sttm_cli.store.artifact import FORMAT, WITH_STATES, difference, key_of
 from sttm_cli.store.opening import open_store
 from sttm_cli.store.protocol import NO_BOUND, Entry, Finding, Lookup, Removed, Space, Store
 
@@ -20,6 +20,7 @@ __all__ = [
     "FORMAT",
     "NO_BOUND",
     "STORED",
+    "WITH_STATES",
     "Entry",
     "Finding",
     "LocalStore",

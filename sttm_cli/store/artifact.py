@@ -81,6 +81,8 @@ def _short(value: Any) -> str:
 
 FORMAT = 3
 """Version of the file's layout; part of every identity, so that a file of another one is a miss."""
+WITH_STATES = 4
+"""The version of files with states of recurrent layers; others are as before."""
 
 MOST_HEADER = 4 << 20
 """Bytes of a header. One of 1,024 layers with scales, and of a prefix of 200,000 tokens, is half
@@ -144,8 +146,9 @@ class Header:
 
     `meta` is the whole record, of which other fields are parts. `dtype` and `kv_dtype` name the
     type that keys and values are restored to and the one they are stored as. `scales` are scale
-    and offset of each tensor, empty where there are none; `tensors` are layer 0 key, layer 0
-    value, layer 1 key, ... They follow each other from byte `start` to byte `end`.
+    and offset of each tensor, empty where there are none; `states` those of the recurrent layers,
+    all `recurrent` first, then all `conv`; `tensors` are layer 0 key, layer 0 value, layer 1 key,
+    ..., without layers that have states. They follow each other from byte `start` to byte `end`.
     `saved_bytes`: how many fewer bytes they take than as they are restored.
     """
 
@@ -156,6 +159,7 @@ class Header:
     dtype: str
     kv_dtype: str
     scales: list[Place]
+    states: list[Place]
     tensors: list[Place]
     start: int
     end: int
@@ -211,15 +215,32 @@ def fill(blob: Blob, target: memoryview, offset: int) -> None:
         done += count
 
 
-def layout(lengths: list[int], heads: int, dim: int, kv_dtype: str) -> list[Place]:
+class Stated(NamedTuple):
+    """The states in a file: the `layers` that have them, and their shapes and types."""
+
+    layers: list[int]
+    conv: list[int]
+    recurrent: list[int]
+    dtype: str
+
+    def to_json(self) -> Json:
+        """As the record has it; `conv` is of the type that keys and values are restored to."""
+        return {"layers": self.layers, "conv": self.conv, "recurrent": self.recurrent}
+
+
+def layout(
+    lengths: list[int], heads: int, dim: int, kv_dtype: str, states: Stated | None = None
+) -> list[Place]:
     """All tensors in the order in which they are read: scales and offsets first, as float32,
-    so that whatever follows can be turned into numbers at once."""
+    so that whatever follows can be turned into numbers at once; states, never rounded, next."""
     named = [
         (f"layers.{layer}.{name}", length)
         for layer, length in enumerate(lengths)
         for name in ("key", "value")
+        if length
     ]
     wanted = [(name, CODES[kv_dtype], [length, heads, dim]) for name, length in named]
+    wanted = _state_places(states) + wanted
     if kv_dtype == SCALED:
         wanted = [
             (f"{name}.{part}", CODES["float32"], [1, heads, dim])
@@ -232,6 +253,20 @@ def layout(lengths: list[int], heads: int, dim: int, kv_dtype: str) -> list[Plac
         places.append(Place(name=name, code=code, shape=shape, begin=begin, end=end))
         begin = end
     return places
+
+
+def _state_places(states: Stated | None) -> list[tuple[str, str, list[int]]]:
+    if states is None:
+        return []
+    kinds = {
+        "recurrent": (CODES["float32"], states.recurrent),
+        "conv": (CODES[states.dtype], states.conv),
+    }
+    return [
+        (f"layers.{layer}.{name}", code, list(shape))
+        for name, (code, shape) in kinds.items()
+        for layer in states.layers
+    ]
 
 
 class Checksum:
@@ -289,8 +324,9 @@ def _record(metadata: Json) -> Json:
 
 
 def _check_meta(meta: Json, wanted: Spelled | None) -> None:
-    if meta["format"] != FORMAT:
-        raise Damaged(f"its format is {meta['format']!r}, not {FORMAT}")
+    version = meta["format"]
+    if type(version) is not int or version not in (FORMAT, WITH_STATES):
+        raise Damaged(f"its format is {version!r}, not {FORMAT} or {WITH_STATES}")
     stored = spell(meta["identity"])
     if stored.key != meta["key"]:
         raise Damaged("its key is not that of its identity")
@@ -301,12 +337,32 @@ def _check_meta(meta: Json, wanted: Spelled | None) -> None:
     if len(meta["next_positions"]) != 2 or len(meta["grid"]) != 3:
         raise Damaged("its lengths are damaged")
     numbers = [*meta["lengths"], *meta["next_positions"], *meta["grid"], meta["merge_layer"]]
-    if not all(type(n) is int and 0 <= n < MOST_COUNT for n in numbers) or 0 in meta["lengths"]:
+    if not all(type(n) is int and 0 <= n < MOST_COUNT for n in numbers):
         raise Damaged("its lengths are damaged")
-    _check_sizes(meta["sizes"], meta["lengths"][-1])
+    if (version == WITH_STATES) is not ("states" in meta):
+        raise Damaged("its states are not those of its format")
+    states = meta["states"] if version == WITH_STATES else {"layers": []}
+    _check_states(states, meta["lengths"])
+    _check_sizes(meta["sizes"], next(n for n in reversed(meta["lengths"]) if n))
     if not isinstance(meta["facts"], dict) or not isinstance(meta["identity"], dict):
         raise Damaged("its record is damaged")
     check_label(meta["label"])
+
+
+def _check_states(states: Json, lengths: list[int]) -> None:
+    """A layer has either tokens or states, and one at least has tokens."""
+    without = [layer for layer, length in enumerate(lengths) if not length]
+    if states["layers"] != without or len(without) == len(lengths):
+        raise Damaged("its lengths are damaged")
+    if any(type(layer) is not int for layer in states["layers"]):
+        raise Damaged("its states are damaged")
+    for name, axes in (("conv", 2), ("recurrent", 3)) if without else ():
+        shape = states[name]
+        whole = isinstance(shape, list) and all(
+            type(n) is int and 0 < n < MOST_COUNT for n in shape
+        )
+        if not whole or len(shape) != axes:
+            raise Damaged("its states are damaged")
 
 
 def _check_sizes(sizes: Any, length: int) -> None:
@@ -319,12 +375,16 @@ def _check_sizes(sizes: Any, length: int) -> None:
 
 def _check_tensors(header: Json, meta: Json, start: int, size: int) -> Header:
     lengths, dtype, kv_dtype = meta["lengths"], meta["dtype"], meta["kv_dtype"]
-    heads, dim = header["layers.0.key"]["shape"][1:]
+    first = next(layer for layer, length in enumerate(lengths) if length)
+    heads, dim = header[f"layers.{first}.key"]["shape"][1:]
     if not (type(heads) is int and type(dim) is int and 0 < heads * dim <= MOST_ROW and heads > 0):
         raise Damaged("its tensors' shapes are damaged")
     if dtype not in CODES or dtype == SCALED:
         raise Damaged("its numbers are of an unknown type")
-    places = layout(lengths, heads, dim, kv_dtype)
+    states = None
+    if meta["format"] == WITH_STATES:
+        states = Stated(**meta["states"], dtype=dtype)
+    places = layout(lengths, heads, dim, kv_dtype, states)
     if list(header) != [place.name for place in places]:
         raise Damaged("its tensors are not those of its layers")
     for place in places:
@@ -333,9 +393,11 @@ def _check_tensors(header: Json, meta: Json, start: int, size: int) -> Header:
     end = start + places[-1].end
     if end != size:
         raise Damaged(f"it is {size} bytes long instead of {end}")
-    tokens, count = TokenCounts(**meta["tokens"]), 2 * len(lengths)
+    tokens, count = TokenCounts(**meta["tokens"]), 2 * sum(length > 0 for length in lengths)
     check_counts(tokens)
-    restored = 2 * sum(lengths) * heads * dim * _ITEM_BYTES[CODES[dtype]]
+    scales = 2 * count if kv_dtype == SCALED else 0
+    stated = sum(place.end - place.begin for place in places[scales:-count])
+    restored = 2 * sum(lengths) * heads * dim * _ITEM_BYTES[CODES[dtype]] + stated
     return Header(
         meta=meta,
         key=meta["key"],
@@ -343,7 +405,8 @@ def _check_tensors(header: Json, meta: Json, start: int, size: int) -> Header:
         tokens=tokens,
         dtype=dtype,
         kv_dtype=kv_dtype,
-        scales=places[:-count],
+        scales=places[:scales],
+        states=places[scales:-count],
         tensors=places[-count:],
         start=start,
         end=end,

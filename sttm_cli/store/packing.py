@@ -15,7 +15,16 @@ from typing import BinaryIO
 import torch
 
 from sttm_cli.base.types import Json, PrefixKV
-from sttm_cli.store.artifact import FORMAT, Checksum, canonical, key_of, layout, seal_of
+from sttm_cli.store.artifact import (
+    FORMAT,
+    WITH_STATES,
+    Checksum,
+    Stated,
+    canonical,
+    key_of,
+    layout,
+    seal_of,
+)
 
 STORED = {
     "float32": torch.float32,
@@ -72,7 +81,7 @@ class Packed:
 @dataclass(frozen=True)
 class PackedKV:
     """A KV as it is restored, `kv`, and as it is stored: `tensors`, layer 0 key, layer 0 value,
-    layer 1 key, ..."""
+    layer 1 key, ..., without layers that have states, which are stored as they are."""
 
     kv: PrefixKV
     kv_dtype: str
@@ -81,7 +90,7 @@ class PackedKV:
     @property
     def nbytes(self) -> int:
         """Bytes of all stored tensors."""
-        return sum(packed.nbytes for packed in self.tensors)
+        return sum(packed.nbytes for packed in self.tensors) + self.kv.state_bytes
 
     @property
     def saved_bytes(self) -> int:
@@ -96,7 +105,7 @@ def pack(kv: PrefixKV, kv_dtype: str = "auto") -> PackedKV:
     kv_dtype = own if kv_dtype == "auto" else kv_dtype
     tensors = []
     for key, value, length in zip(kv.keys, kv.values, kv.lengths, strict=True):
-        for tensor in (key[:length], value[:length]):
+        for tensor in (key[:length], value[:length]) if length else ():
             tensors.append(pack_tensor(tensor, STORED[kv_dtype]))
             if kv_dtype != own:
                 tensors[-1].unpack(tensor)
@@ -149,7 +158,8 @@ def write(file: BinaryIO, identity: Json, packed: PackedKV, label: Json) -> None
     record = canonical(_record(identity, packed, label) | {"checksum": str(total)})
     header: Json = {"__metadata__": {"sttm": record.decode(), "seal": seal_of(record)}}
     _, heads, dim = packed.kv.keys[0].shape
-    for place in layout(list(packed.kv.lengths), heads, dim, packed.kv_dtype):
+    states = _stated(packed.kv)
+    for place in layout(list(packed.kv.lengths), heads, dim, packed.kv_dtype, states):
         header[place.name] = place.to_json()
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(len(text) + 8) % ALIGN)
@@ -160,8 +170,10 @@ def write(file: BinaryIO, identity: Json, packed: PackedKV, label: Json) -> None
 
 def _record(identity: Json, packed: PackedKV, label: Json) -> Json:
     kv = packed.kv
-    return {
-        "format": FORMAT,
+    states = _stated(kv)
+    more = {} if states is None else {"states": states.to_json()}
+    return more | {
+        "format": FORMAT if states is None else WITH_STATES,
         "identity": identity,
         "key": key_of(identity),
         "lengths": list(kv.lengths),
@@ -177,10 +189,21 @@ def _record(identity: Json, packed: PackedKV, label: Json) -> Json:
     }
 
 
+def _stated(kv: PrefixKV) -> Stated | None:
+    if not kv.states:
+        return None
+    layers = sorted(kv.states)
+    conv, recurrent = kv.states[layers[0]]
+    dtype = str(kv.keys[0].dtype).removeprefix("torch.")
+    return Stated(layers, list(conv.shape), list(recurrent.shape), dtype)
+
+
 def _parts(packed: PackedKV) -> Iterator[torch.Tensor]:
     """All tensors on the CPU, in the file's order."""
     scales = [part for tensor in packed.tensors for part in tensor.parts[:-1]]
-    for part in (*scales, *(tensor.stored for tensor in packed.tensors)):
+    states = [state for _, state in sorted(packed.kv.states.items())]
+    kept = [*(state.recurrent for state in states), *(state.conv for state in states)]
+    for part in (*scales, *kept, *(tensor.stored for tensor in packed.tensors)):
         yield part.contiguous().cpu()
 
 

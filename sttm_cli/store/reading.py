@@ -18,8 +18,8 @@ from math import prod
 
 import torch
 
-from sttm_cli.base.types import PrefixKV
-from sttm_cli.store.artifact import Artifact, Blob, Checksum, Damaged, Header, fill
+from sttm_cli.base.types import LayerState, PrefixKV
+from sttm_cli.store.artifact import Artifact, Blob, Checksum, Damaged, Header, Place, fill
 from sttm_cli.store.packing import STORED, Packed, bytes_of
 
 HUGE = 2 << 20
@@ -107,13 +107,24 @@ def read_tensors(artifact: Artifact[Blob], *, device: str | Sequence[str], room:
     total = Checksum()
     scales = _read_scales(blob, header, total)
     shapes = [[place.shape[0] + room, *place.shape[1:]] for place in header.tensors]
-    buffers = Buffers(shapes, STORED[header.dtype], [d for d in devices for _ in range(2)])
-    _read_pieces(blob, list(_pieces(header, scales, buffers)), total)
+    held = [d for d, length in zip(devices, lengths, strict=True) if length for _ in range(2)]
+    buffers = Buffers(shapes, STORED[header.dtype], held)
+    states = _StateBuffers(header, devices)
+    pieces = [*states.pieces(), *_pieces(header, scales, buffers)]
+    _read_pieces(blob, pieces, total)
     _wait(devices)
     _compare(total, header)
+    rows = iter(buffers.tensors)
+    none = [0, *header.tensors[0].shape[1:]]
+    pairs = [
+        (next(rows), next(rows))
+        if length
+        else (torch.empty(none, dtype=STORED[header.dtype], device=where),) * 2
+        for where, length in zip(devices, lengths, strict=True)
+    ]
     return PrefixKV(
-        keys=buffers.tensors[::2],
-        values=buffers.tensors[1::2],
+        keys=[keys for keys, _ in pairs],
+        values=[values for _, values in pairs],
         lengths=lengths,
         merge_layer=meta["merge_layer"],
         next_positions=(meta["next_positions"][0], meta["next_positions"][1]),
@@ -121,6 +132,7 @@ def read_tensors(artifact: Artifact[Blob], *, device: str | Sequence[str], room:
         grid=(meta["grid"][0], meta["grid"][1], meta["grid"][2]),
         facts=meta["facts"],
         sizes=None if meta["sizes"] is None else torch.tensor(meta["sizes"], dtype=torch.int32),
+        states=states.by_layer(),
     )
 
 
@@ -207,28 +219,68 @@ def _ring(pieces: list[_Piece]) -> list[Slot]:
     return [Slot(size, pinned=pinned) for _ in range(READERS + 1)]
 
 
+class _StateBuffers:
+    """The states of recurrent layers, each on its layer's device."""
+
+    def __init__(self, header: Header, devices: Sequence[str]) -> None:
+        self._layers = header.meta["states"]["layers"] if header.states else []
+        self._start, count = header.start, len(self._layers)
+        where = [devices[layer] for layer in self._layers]
+        # All that are recurrent come first.
+        recurrent, conv = header.states[:count], header.states[count:]
+        self._kinds = [
+            (places, Buffers([place.shape for place in places], dtype, where))
+            for places, dtype in ((recurrent, torch.float32), (conv, STORED[header.dtype]))
+        ]
+
+    def pieces(self) -> Iterator[_Piece]:
+        """What is to be read, in the file's order."""
+        for places, buffers in self._kinds:
+            for place, out, view in zip(places, buffers.tensors, buffers.views, strict=True):
+                yield from _pieces_of(self._start, place, out, view, out.dtype)
+
+    def by_layer(self) -> dict[int, LayerState]:
+        """The states, once they are read."""
+        (_, recurrent), (_, conv) = self._kinds
+        pairs = zip(conv.tensors, recurrent.tensors, strict=True)
+        return {layer: LayerState(*pair) for layer, pair in zip(self._layers, pairs, strict=True)}
+
+
 def _pieces(header: Header, scales: list[torch.Tensor], buffers: Buffers) -> Iterator[_Piece]:
     dtype = STORED[header.kv_dtype]
     for number, place in enumerate(header.tensors):
         out, view = buffers.tensors[number], buffers.views[number]
         scale, offset = _of(scales, number, out.device)
-        length, row = place.shape[0], place.shape[1:]
-        row_bytes = prod(row) * dtype.itemsize
-        step = max(1, PIECE // row_bytes)
-        for first in range(0, length, step):
-            last = min(length, first + step)
-            begin = header.start + place.begin + first * row_bytes
-            if view is not None and out.dtype is dtype:
-                yield _Direct(begin, view[first * row_bytes : last * row_bytes])
-            else:
-                yield _Staged(
-                    begin=begin,
-                    shape=[last - first, *row],
-                    dtype=dtype,
-                    scale=scale,
-                    offset=offset,
-                    out=out[first:last],
-                )
+        yield from _pieces_of(header.start, place, out, view, dtype, scale, offset)
+
+
+def _pieces_of(
+    start: int,
+    place: Place,
+    out: torch.Tensor,
+    view: memoryview | None,
+    dtype: torch.dtype,
+    scale: torch.Tensor | None = None,
+    offset: torch.Tensor | None = None,
+) -> Iterator[_Piece]:
+    """The pieces of one tensor, stored as `dtype`, whose final place is `out`."""
+    length, row = place.shape[0], place.shape[1:]
+    row_bytes = prod(row) * dtype.itemsize
+    step = max(1, PIECE // row_bytes)
+    for first in range(0, length, step):
+        last = min(length, first + step)
+        begin = start + place.begin + first * row_bytes
+        if view is not None and out.dtype is dtype:
+            yield _Direct(begin, view[first * row_bytes : last * row_bytes])
+        else:
+            yield _Staged(
+                begin=begin,
+                shape=[last - first, *row],
+                dtype=dtype,
+                scale=scale,
+                offset=offset,
+                out=out[first:last],
+            )
 
 
 def _of(

@@ -25,6 +25,7 @@ FAMILIES = {
     "smolvlm": smolvlm,
     "qwen2_vl": lambda folder: qwen_vl(folder, "qwen2_vl", pixels=(256, 80 * 112)),
     "qwen3_vl": lambda folder: qwen_vl(folder, "qwen3_vl", pixels=(256, 400 * 112)),
+    "qwen3_5": lambda folder: qwen_vl(folder, "qwen3_5", pixels=(256, 400 * 112)),
     "glm4v": lambda folder: glm(folder, "glm4v"),
     "video_llama_3": videollama,
     "perception_lm": perception_lm,

@@ -134,5 +134,7 @@ def _layer(
     together = (blocks[:, None] == blocks) & (blocks >= 0)
     mask = torch.zeros(len(hidden), len(hidden)).masked_fill(later & ~together, float("-inf"))
     mask = (mask + bias)[None, None]
+    if getattr(block, "block_type", "") == "linear_attention":
+        mask = None
     out = block(hidden[None], attention_mask=mask, position_embeddings=rotary, position_ids=None)
     return (out[0] if isinstance(out, tuple) else out)[0].clone()

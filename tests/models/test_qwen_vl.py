@@ -23,7 +23,7 @@ from tests.fakes import DictMemo, keep_all, pair_up
 from tests.models.reference import one_pass
 
 QUESTION = "what colour is the circle?"
-FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
+FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"]
 GEOMETRIES: dict[str, dict[str, Any]] = {
     "5x7": {"seed": 1, "patch": 8, "shape": (7, 80, 112)},
     "4x2": {"seed": 2, "patch": 12, "heads": 6, "kv_heads": 3, "shape": (6, 90, 40)},
@@ -66,7 +66,7 @@ def loaded(folder: Path):
 def inputs_of(processor: Any, frames: np.ndarray):
     content = [{"type": "video"}, {"type": "text", "text": QUESTION}]
     text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
+        [{"role": "user", "content": content}], add_generation_prompt=True, enable_thinking=False
     )
     metadata = VideoMetadata(
         total_num_frames=len(frames), fps=FPS, frames_indices=list(range(len(frames)))

@@ -67,7 +67,8 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One checkpoint of each family."""
     root = tmp_path_factory.mktemp("models")
-    for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"):
+    newer = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+    for family in ("qwen2_vl", "qwen2_5_vl", *newer):
         qwen_vl(root / family, family, pixels=(256, 80 * 112 * (5 if "3" in family else 1)))
     llava_onevision(root / "llava_onevision")
     llava_video(root / "llava_video")

@@ -23,14 +23,15 @@ QUESTIONS = (
 )
 
 
-@pytest.fixture(scope="module", params=["tiny", "qwen2_vl"])
+@pytest.fixture(scope="module", params=["tiny", "qwen2_vl", "qwen3_5"])
 def asked(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[VideoQA, KVContinuation, list[torch.Tensor]]:
     """A prefix, and questions of different lengths to continue it with."""
     name = "tiny"
-    if request.param == "qwen2_vl":
-        name = str(qwen_vl(tmp_path_factory.mktemp("model") / "qwen", "qwen2_vl"))
+    if request.param != "tiny":
+        folder = tmp_path_factory.mktemp("model") / "qwen"
+        name = str(qwen_vl(folder, request.param, pixels=(256, 4 * 80 * 112)))
     qa = VideoQA(model=name, budget=0.4, no_cache=True, dtype="float32", frames=4)
     prefix = qa.prepare(SAMPLE).prefix
     assert isinstance(prefix, KVContinuation)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from sttm_cli.base.types import PrefixKV, TokenCounts
+from sttm_cli.base.types import LayerState, PrefixKV, TokenCounts
 from sttm_cli.store import LocalStore, Store
 
 IDENTITY = {"format": 1, "video": {"digest": "d1"}, "merge": {"budget": 0.3}, "model": {"w": "m1"}}
@@ -27,10 +27,28 @@ def kv(seed: int = 0, lengths: tuple[int, ...] = (12, 12, 7), dtype=torch.float3
     )
 
 
+def with_states(seed: int = 0, dtype=torch.float32) -> PrefixKV:
+    """As `kv`, with recurrent layers before each and behind the second of its three."""
+    made = kv(seed, (0, 12, 0, 12, 0, 7), dtype)
+    for layer, length in enumerate(made.lengths):
+        if not length:
+            none = torch.empty(0, 2, 4, dtype=dtype)
+            made.keys[layer] = made.values[layer] = none
+            conv, recurrent = torch.randn(6, 4).to(dtype), torch.randn(2, 3, 5)
+            made.states[layer] = LayerState(conv, recurrent)
+    return made
+
+
 def same(a: PrefixKV, b: PrefixKV) -> bool:
     pairs = zip(a.keys + a.values, b.keys + b.values, a.lengths * 2, strict=True)
     sizes = torch.equal(a.sizes, b.sizes)
-    return sizes and a.lengths == b.lengths and all(torch.equal(x[:n], y[:n]) for x, y, n in pairs)
+    states = a.states.keys() == b.states.keys() and all(
+        one.dtype == other.dtype and torch.equal(one, other)
+        for layer, state in a.states.items()
+        for one, other in zip(state, b.states[layer], strict=True)
+    )
+    rows = all(torch.equal(x[:n], y[:n]) for x, y, n in pairs)
+    return sizes and states and a.lengths == b.lengths and rows
 
 
 def restored(store: Store, room: int = 0, device: str = "cpu") -> PrefixKV | None:

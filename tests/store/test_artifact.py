@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from sttm_cli.store import LocalStore, pack
-from tests.store.made import IDENTITY, another, kv, restored, same
+from tests.store.made import IDENTITY, another, kv, restored, same, with_states
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -57,6 +57,26 @@ def test_rows_read_in_pieces_are_those_read_at_once(
     assert same(made, restored(another(store)))
 
 
+@pytest.mark.parametrize("kv_dtype", ["auto", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_are_stored_as_they_are_however_keys_are_rounded(
+    store: LocalStore, dtype: torch.dtype, kv_dtype: str, monkeypatch
+) -> None:
+    lossless, made = with_states(dtype=dtype), with_states(dtype=dtype)
+    packed = pack(made, kv_dtype)
+    entry = store.save(IDENTITY, packed, label={})
+    monkeypatch.setattr("sttm_cli.store.reading.PIECE", 64)
+    loaded = restored(another(store), room=3)
+    assert same(made, loaded)
+    assert all(map(torch.equal, loaded.states[2], lossless.states[2]))
+    assert [len(k) for k in loaded.keys] == [0, 15, 0, 15, 0, 10]
+    assert {k.dtype for k in loaded.keys} == {dtype}
+    assert entry.saved_bytes == made.nbytes - packed.nbytes
+    with safe_open(Path(entry.location), "pt") as file:
+        assert torch.equal(file.get_tensor("layers.4.recurrent"), made.states[4].recurrent)
+        assert torch.equal(file.get_tensor("layers.4.conv"), made.states[4].conv)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
 def test_a_gpu_gets_what_a_cpu_gets(store: LocalStore, kv_dtype: str, monkeypatch) -> None:
@@ -102,21 +122,28 @@ def test_the_file_is_plain_safetensors(store: LocalStore) -> None:
         assert torch.equal(file.get_tensor("layers.2.value"), saved.values[2][:7])
 
 
+@pytest.mark.parametrize("make", [kv, with_states])
 @pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
-def test_the_format_is_pinned_byte_for_byte(store: LocalStore, kv_dtype: str) -> None:
+def test_the_format_is_pinned_byte_for_byte(store: LocalStore, kv_dtype: str, make) -> None:
     from blake3 import blake3
 
-    small = kv()
+    small = make()
+    for layer, state in small.states.items():
+        for tensor in state:
+            tensor.copy_(torch.arange(tensor.numel()).reshape(tensor.shape) - layer)
     for i, tensor in enumerate(small.keys + small.values):
         tensor.copy_(torch.arange(tensor.numel()).reshape(tensor.shape) + i)
     entry = store.save(IDENTITY, pack(small, kv_dtype), label={"video": "v.mp4"})
     data = Path(entry.location).read_bytes()
     assert data[8:].startswith(b'{"__metadata__":{"sttm":"{\\"checksum\\":\\"blake3:')
+    assert (b'"format\\":4' if small.states else b'"format\\":3') in data
     assert (8 + int.from_bytes(data[:8], "little")) % 64 == 0
-    assert blake3(data).hexdigest() == PINNED[kv_dtype]
+    assert blake3(data).hexdigest() == PINNED[make.__name__, kv_dtype]
 
 
 PINNED = {
-    "auto": "08f2dd45a9adf9ddaf64b4a345305f800431711010c7db1a77df45a3bfba509a",
-    "int8": "34d198bc5c384337284903ff938538bca98d10e5cd7d21a96b2a1b34d263a8aa",
+    ("kv", "auto"): "08f2dd45a9adf9ddaf64b4a345305f800431711010c7db1a77df45a3bfba509a",
+    ("kv", "int8"): "34d198bc5c384337284903ff938538bca98d10e5cd7d21a96b2a1b34d263a8aa",
+    ("with_states", "auto"): "af96fec62f29d84ea9efb285ab171bc07b1a72585f8f0a511f26a9e0cf0664c5",
+    ("with_states", "int8"): "325240e8128eef7d411eb2262795754180af3c47bff3558ba688b2e462ce9f07",
 }

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from sttm_cli.base.types import Json, PrefixKV
 from sttm_cli.store import LocalStore, pack
 from sttm_cli.store.artifact import canonical, seal_of
-from tests.store.made import IDENTITY, another, kv, restored
+from tests.store.made import IDENTITY, another, kv, restored, with_states
 
 
 def mutations(data: bytes, other: bytes) -> list[tuple[str, bytes]]:
@@ -35,6 +36,10 @@ def mutations(data: bytes, other: bytes) -> list[tuple[str, bytes]]:
         (b'"shape":[12,2,4]', b'"shape":[12,4,2]'),
         (b'"dtype":"F32"', b'"dtype":"F16"'),
         (b'"format\\":3', b'"format\\":2'),
+        (b'"format\\":4', b'"format\\":3'),
+        (b'"recurrent\\":[2,3,5]', b'"recurrent\\":[2,5,3]'),
+        (b'"shape":[2,3,5]', b'"shape":[3,2,5]'),
+        (b'"layers\\":[0,2,4]', b'"layers\\":[0,2]'),
         (b'"sizes\\":[1,2,', b'"sizes\\":[2,2,'),
         (b'"kv_dtype\\":"int8', b'"kv_dtype\\":"bool'),
         (b'"dtype\\":"float32', b'"dtype\\":"int8'),
@@ -57,11 +62,12 @@ def mutations(data: bytes, other: bytes) -> list[tuple[str, bytes]]:
     return found
 
 
+@pytest.mark.parametrize("make", [kv, with_states])
 @pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
 def test_500_damaged_files_are_misses_and_never_a_crash_or_other_numbers(
-    store: LocalStore, warnings: list[str], kv_dtype: str
+    store: LocalStore, warnings: list[str], kv_dtype: str, make: Callable[[], PrefixKV]
 ) -> None:
-    entry = store.save(IDENTITY, pack(kv(), kv_dtype), label={})
+    entry = store.save(IDENTITY, pack(make(), kv_dtype), label={})
     elsewhere = store.save({**IDENTITY, "video": {"digest": "d2"}}, pack(kv(1)), label={})
     data, used = Path(entry.location).read_bytes(), list[str]()
     cases = mutations(data, Path(elsewhere.location).read_bytes())
@@ -210,6 +216,63 @@ def test_counts_of_another_type_are_damage_though_the_record_is_sealed(
     changed = json.dumps(header).encode()
     path.write_bytes(len(changed).to_bytes(8, "little") + changed + data[start:])
     assert "damaged" in store.find(IDENTITY).miss_reason
+
+
+RESEALED: dict[str, Callable[[Json, Json], object]] = {
+    # From a record and the header of its tensors, whose seal will be right.
+    "no states in its format": lambda record, places: record.pop("states"),
+    "states in the other format": lambda record, places: record.update(format=3),
+    "format as a truth": lambda record, places: record.update(format=True),
+    "no list": lambda record, places: record.update(states=None),
+    "a layer less": lambda record, places: record["states"]["layers"].pop(),
+    "a layer twice": lambda record, places: record["states"]["layers"].append(4),
+    "a layer that has keys": lambda record, places: record["states"]["layers"].insert(1, 1),
+    "a layer that is not there": lambda record, places: record["states"]["layers"].append(9),
+    "a truth for a layer": lambda record, places: record["states"].update(layers=[False, 2, 4]),
+    "all layers": lambda record, places: record.update(lengths=[0] * 6),
+    "no layer": lambda record, places: record.update(lengths=[12] * 5 + [7]),
+    "another shape": lambda record, places: record["states"].update(conv=[4, 6]),
+    "an axis less": lambda record, places: record["states"].update(recurrent=[6, 5]),
+    "an empty shape": lambda record, places: record["states"].update(recurrent=[0, 3, 5]),
+    "a shape below nothing": lambda record, places: record["states"].update(recurrent=[-2, -3, 5]),
+    "a huge shape": lambda record, places: record["states"].update(conv=[2**39, 2**39]),
+    "no shape": lambda record, places: record["states"].update(conv="64"),
+    "a field more": lambda record, places: record["states"].update(more=1),
+    "another type of keys": lambda record, places: record.update(dtype="bfloat16"),
+    "a state of another type": lambda record, places: places["layers.2.conv"].update(dtype="F16"),
+    "a state missing": lambda record, places: places.pop("layers.2.recurrent"),
+    "a state too many": lambda record, places: places.update(
+        {"layers.1.conv": dict(places["layers.2.conv"])}
+    ),
+    "a state in another's place": lambda record, places: places.update(
+        {"layers.0.conv": places["layers.2.conv"]}
+    ),
+}
+
+
+@pytest.mark.parametrize("change", RESEALED.values(), ids=RESEALED)
+def test_states_that_are_not_a_models_are_damage_though_the_record_is_sealed(
+    store: LocalStore, change: Callable[[Json, Json], object]
+) -> None:
+    entry = store.save(IDENTITY, pack(with_states()), label={})
+    path = Path(entry.location)
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    record = json.loads(header.pop("__metadata__")["sttm"])
+
+    def seal() -> None:
+        text = json.dumps(record)
+        meta = {"sttm": text, "seal": seal_of(text.encode())}
+        changed = json.dumps({"__metadata__": meta, **header}).encode()
+        path.write_bytes(len(changed).to_bytes(8, "little") + changed + data[start:])
+
+    seal()
+    assert restored(another(store)) is not None
+    change(record, header)
+    seal()
+    assert "entry damaged" in another(store).find(IDENTITY).miss_reason
+    assert restored(another(store)) is None
 
 
 def test_the_number_of_layers_is_bounded(store: LocalStore) -> None:
