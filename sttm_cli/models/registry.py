@@ -111,7 +111,7 @@ NEAREST = {
     "qwen3_next": "qwen3.5-4b",
     "qwen2_5_omni": "qwen2.5-vl-7b",
     "qwen3_omni_moe": "qwen3-vl-moe-30b",
-    "minicpm": "qwen3-vl-2b",
+    "minicpm": "minicpm-v-4.6",
     "gemma": "molmo2-4b",
     "molmo": "molmo2-8b",
     "internvl": "internvl3.5-8b",

@@ -11,6 +11,7 @@ from tests.checkpoints import llava_onevision
 from tests.checkpoints_glm import glm
 from tests.checkpoints_internvl import internvl
 from tests.checkpoints_llava import llava_video
+from tests.checkpoints_minicpm import minicpm
 from tests.checkpoints_molmo import molmo2
 from tests.checkpoints_perception import perception_lm
 from tests.checkpoints_qwen import qwen_vl
@@ -30,6 +31,7 @@ FAMILIES = {
     "video_llama_3": videollama,
     "perception_lm": perception_lm,
     "molmo2": molmo2,
+    "minicpm": minicpm,
 }
 HERE = {name: write for name, write in FAMILIES.items() if name != "perception_lm" or TIMM}
 """Those whose packages are installed."""

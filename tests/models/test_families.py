@@ -48,6 +48,7 @@ SPECS = {
     "glm4v_moe": ("glm-v-moe", 128, 2, "survivors", 2, 3, "4.5-106b 4.6-106b"),
     "glm46v": ("glm-4.6v", 128, 2, "survivors", 2, 3, ""),
     "video_llama_3": ("videollama3", 180, 2, "reassigned", 1, 1, ""),
+    "minicpmv4_6": ("minicpm-v", 128, 3, "reassigned", 1, 1, "4.6 4.6-thinking"),
     "perception_lm": ("perception-lm", 32, 2, "reassigned", 1, 1, "1b 3b 8b"),
     "molmo2": ("molmo2", 64, 2, "reassigned", 1, 1, "4b 8b o-7b"),
 }
@@ -142,7 +143,7 @@ def test_a_type_from_a_config_reaches_no_other_module() -> None:
     [
         ("qwen3_next", "qwen3.5-4b"),
         ("gemma4", "molmo2-4b"),
-        ("minicpmv4_6", "qwen3-vl-2b"),
+        ("minicpmv4_7", "minicpm-v-4.6"),
         ("internvl_chat", "internvl3.5-8b"),
         ("llava_next_video", "llava-video-7b"),
         ("videollama3_qwen2", "perception-lm-8b"),

@@ -20,6 +20,7 @@ from sttm_cli.models.checkpoint import find_checkpoint
 from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import family_of, load, token_count
 from tests.checkpoints_glm import glm
+from tests.checkpoints_minicpm import minicpm
 from tests.checkpoints_molmo import molmo2
 from tests.checkpoints_perception import perception_lm
 from tests.checkpoints_videollama import videollama
@@ -63,6 +64,13 @@ CASES |= {
     "molmo2-3x3": Case(partial(molmo2, scaled=[1, 3]), (6, 64, 96)),
     "molmo2-4x4": Case(
         partial(molmo2, seed=1, heads=6, kv_heads=3, image=80, columns=True), (5, 90, 40)
+    ),
+}
+_ONE_VIEW = {"max_slice_nums": 1, "use_image_id": False}
+CASES |= {
+    "minicpm-16x": Case(minicpm, (6, 64, 96), _ONE_VIEW),
+    "minicpm-4x": Case(
+        partial(minicpm, seed=1, heads=6, kv_heads=3, scale=40, mode="4x"), (5, 90, 40), _ONE_VIEW
     ),
 }
 FPS = 0.4
@@ -111,6 +119,7 @@ def reference(loaded: Loaded):
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": [video, {"type": "text", "text": QUESTION}]}],
         add_generation_prompt=True,
+        enable_thinking=False,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",

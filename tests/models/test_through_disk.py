@@ -22,6 +22,7 @@ from tests.checkpoints import llava_onevision
 from tests.checkpoints_glm import glm
 from tests.checkpoints_internvl import internvl
 from tests.checkpoints_llava import llava_video
+from tests.checkpoints_minicpm import minicpm
 from tests.checkpoints_molmo import molmo2
 from tests.checkpoints_perception import perception_lm
 from tests.checkpoints_qwen import qwen_vl
@@ -73,6 +74,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     llava_onevision(root / "llava_onevision")
     llava_video(root / "llava_video")
     internvl(root / "internvl")
+    minicpm(root / "minicpm")
     smolvlm(root / "smolvlm")
     for family in ("glm4v", "glm4v_moe", "glm46v"):
         glm(root / family, family)
