@@ -35,6 +35,8 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen2_5_vl": lambda folder: qwen_vl(folder, "qwen2_5_vl", pixels=(256, 80 * 112)),
     "qwen3_vl": lambda folder: qwen_vl(folder, "qwen3_vl", pixels=(256, 8 * 80 * 112)),
     "qwen3_vl_moe": lambda folder: qwen_vl(folder, "qwen3_vl_moe", pixels=(256, 8 * 80 * 112)),
+    "qwen3_5": lambda folder: qwen_vl(folder, "qwen3_5", pixels=(256, 8 * 80 * 112)),
+    "qwen3_5_moe": lambda folder: qwen_vl(folder, "qwen3_5_moe", pixels=(256, 8 * 80 * 112)),
     "glm4v": lambda folder: glm(folder, "glm4v", pixels=8 * 80 * 112),
     "glm4v_moe": lambda folder: glm(folder, "glm4v_moe", pixels=8 * 80 * 112),
     "glm46v": lambda folder: glm(folder, "glm46v", pixels=8 * 80 * 112),
@@ -92,7 +94,7 @@ def video_qa(case: Case, **options: Any) -> Iterator[tuple[VideoQA, Any, torch.T
 def inputs_of(processor: Any, frames: np.ndarray, question: str) -> Any:
     content = [{"type": "video"}, {"type": "text", "text": question}]
     text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
+        [{"role": "user", "content": content}], add_generation_prompt=True, enable_thinking=False
     )
     seen = VideoMetadata(
         total_num_frames=len(frames), fps=1.0, duration=8.0, frames_indices=list(range(len(frames)))

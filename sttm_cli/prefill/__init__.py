@@ -1,6 +1,6 @@
 """Prefill of the prompt prefix with merging, and the KV cache of unequal layer lengths."""
 
-from sttm_cli.prefill.merged_cache import check_cache, held_by
+from sttm_cli.prefill.merged_cache import check_cache, expect_tokens, held_by
 from sttm_cli.prefill.passes import Continuing, MergingPass, Pass
 from sttm_cli.prefill.prefix import ROOM, Merge, Merging, prefill
 from sttm_cli.prefill.ragged import KVContinuation, hooked_layers
@@ -16,6 +16,7 @@ __all__ = [
     "Pass",
     "Together",
     "check_cache",
+    "expect_tokens",
     "held_by",
     "hooked_layers",
     "prefill",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 
 from sttm_cli.base.errors import UsageError
 
@@ -67,10 +67,7 @@ class MergedLayer(DynamicLayer):  # type: ignore[misc]
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         if self.missing and not self.expected:
-            raise UsageError(
-                "this cache holds merged video tokens, which the model alone cannot go on from",
-                "use it inside of sttm_cli.merging with the same merge layer, or make a new one",
-            )
+            raise _unexpected()
         self.expected = False
         pair: tuple[torch.Tensor, torch.Tensor] = super().update(*args, **kwargs)
         return pair
@@ -106,6 +103,61 @@ class MergedLayer(DynamicLayer):  # type: ignore[misc]
             self.held = self.held.rows(index)
 
 
+class MergedStates(LinearAttentionLayer):  # type: ignore[misc]
+    """The states of a recurrent layer of a merged cache.
+
+    `missing`, `held` and `expected` as in `MergedLayer`; `missing` is 0 below the merge layer. The
+    state takes new tokens only where they are expected, since it cannot be cropped afterwards.
+    """
+
+    def __init__(self, layer: LinearAttentionLayer, missing: int, held: Held | None) -> None:
+        super().__init__()
+        self.missing, self.held, self.expected = 0, None, True
+        self.__dict__.update(layer.__dict__)
+        self._before: dict[int, bool] = layer.has_previous_state
+        self.missing, self.held, self.expected = missing, held, False
+
+    @property
+    def has_previous_state(self) -> dict[int, bool]:
+        """What transformers asks for before it reads a state."""
+        if not self.expected:
+            raise _unexpected()
+        return self._before
+
+    @has_previous_state.setter
+    def has_previous_state(self, value: dict[int, bool]) -> None:
+        self._before = value
+
+    def update_recurrent_state(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        state: torch.Tensor = super().update_recurrent_state(*args, **kwargs)
+        self.expected = False
+        return state
+
+    def reset(self) -> None:
+        self.expected = True
+        super().reset()
+        self.missing, self.held = 0, None
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        if self.held is not None:
+            self.held = self.held.rows(beam_idx)
+
+
+def _unexpected() -> UsageError:
+    return UsageError(
+        "this cache holds merged video tokens, which the model alone cannot go on from",
+        "use it inside of sttm_cli.merging with the same merge layer, or make a new one",
+    )
+
+
+def expect_tokens(cache: Cache | None) -> None:
+    """Let the recurrent layers of a merged cache take the tokens of one pass."""
+    for layer in cache.layers if cache else ():
+        if isinstance(layer, MergedStates):
+            layer.expected = True
+
+
 def held_by(cache: Cache | None, layer: int) -> Held | None:
     """What of a video a cache holds in merged layers, None where nothing was merged into it.
 
@@ -126,7 +178,8 @@ def held_by(cache: Cache | None, layer: int) -> Held | None:
 def check_cache(cache: Any) -> None:
     """Raise UsageError unless tokens can be merged into a cache: None, or a plain dynamic one."""
     layers = getattr(cache, "layers", [])
-    odd = [type(each).__name__ for each in layers if type(each) not in (DynamicLayer, MergedLayer)]
+    known = (DynamicLayer, MergedLayer, LinearAttentionLayer, MergedStates)
+    odd = [type(each).__name__ for each in layers if type(each) not in known]
     lazy = getattr(cache, "layer_class_to_replicate", None) or DynamicLayer
     if cache is not None and (not isinstance(cache, Cache) or lazy is not DynamicLayer):
         odd = odd or [type(cache).__name__]
@@ -143,11 +196,14 @@ def merge_layers(cache: Cache, first: int, layers: int, held: Held) -> None:
     least = held.columns.shape[1]
     while len(cache.layers) < layers:
         cache.layers.append(DynamicLayer())
-    for index in range(first, layers):
-        cache.layers[index] = MergedLayer(
-            cache.layers[index], held.seen - least, least, held if index == first else None
-        )
+    missing = held.seen - least
+    for index, layer in enumerate(cache.layers[:layers]):
+        own = held if index == first else None
+        if isinstance(layer, LinearAttentionLayer):
+            cache.layers[index] = MergedStates(layer, missing if index >= first else 0, own)
+        elif index >= first:
+            cache.layers[index] = MergedLayer(layer, missing, least, own)
 
 
 def _is_merged(layer: Any) -> bool:
-    return isinstance(layer, MergedLayer) and bool(layer.missing)
+    return isinstance(layer, MergedLayer | MergedStates) and bool(layer.missing)

@@ -14,9 +14,11 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache
 
-from sttm_cli.prefill.merged_cache import Held, MergedLayer, merge_layers
+from sttm_cli.base.errors import UsageError
+from sttm_cli.prefill.merged_cache import Held, MergedLayer, MergedStates, merge_layers
 from sttm_cli.prefill.prefix import Merge
 from sttm_cli.prefill.ragged import BufferLayer, deeper_inputs
+from sttm_cli.prefill.states import recurrent_layers
 
 
 class Pass:
@@ -40,7 +42,7 @@ class Pass:
         cache: Cache | None = kwargs.get("past_key_values")
         if index == self._first:
             hidden = self._enter(hidden, cache)
-        if cache is not None and isinstance(cache.layers[index], MergedLayer):
+        if cache is not None and isinstance(cache.layers[index], MergedLayer | MergedStates):
             cache.layers[index].expected = True
         return hidden, {**kwargs, **self._shared(index)}
 
@@ -78,7 +80,9 @@ class Continuing(Pass):
         self._held = held
 
     def _enter(self, hidden: torch.Tensor, cache: Cache | None) -> torch.Tensor:
-        earlier = cache.layers[self._first].count if cache is not None else 0
+        # A recurrent layer does not count its tokens.
+        above = cache.layers[self._first :] if cache is not None else []
+        earlier = next((each.count for each in above if isinstance(each, MergedLayer)), 0)
         columns = self._held.until(earlier + hidden.shape[1])
         behind = self._held.behind[:, None].to(self._positions.device)
         self._share(hidden, self._positions - behind, columns, self._held.padded)
@@ -132,6 +136,12 @@ class MergingPass(Pass):
         # Rows that are the same may differ in their last bits: the first one speaks for all.
         done = [merge.apply(part[:1]) for merge, part in self._pairs(hidden)]
         count = max(merge.length for merge in self.merges)
+        if recurrent_layers(self._decoder) and len({merge.length for merge in self.merges}) > 1:
+            raise UsageError(
+                "the prompts of this batch keep different numbers of tokens, and a recurrent layer "
+                "would take the padding for more",
+                "give them one after the other",
+            )
         self.merged = count < hidden.shape[1]
         if not self.merged:
             return hidden

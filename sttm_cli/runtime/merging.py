@@ -16,6 +16,7 @@ from sttm_cli.base.types import Merged
 from sttm_cli.merge.merging import SPATIAL, TEMPORAL, merge_tokens
 from sttm_cli.merge.method import find_method
 from sttm_cli.models.family import Family
+from sttm_cli.models.loading import FULL, LINEAR
 from sttm_cli.models.registry import family_of_loaded
 from sttm_cli.prefill import Merging
 from sttm_cli.runtime.merging_block import MergingBlock, MergingStats
@@ -73,8 +74,8 @@ def _supported(model: Any) -> tuple[Family, Any]:
             "give a loaded *ForConditionalGeneration",
         )
     family, decoder = family_of_loaded(model), model.get_decoder()
-    kinds = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
+    kinds = set(getattr(decoder.config, "layer_types", None) or [FULL])
+    if kinds - {FULL} and (family.recurrent is None or kinds - {FULL, LINEAR}):
         raise ModelError(
             f"{type(model).__name__} has layers of {', '.join(sorted(kinds))}",
             "merging needs full attention in every layer",

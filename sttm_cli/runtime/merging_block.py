@@ -24,6 +24,7 @@ from sttm_cli.prefill import (
     MergingPass,
     Pass,
     check_cache,
+    expect_tokens,
     held_by,
     hooked_layers,
 )
@@ -73,7 +74,7 @@ class MergingBlock:
                 "ask with sttm_cli.VideoQA",
             )
         self._model, self._decoder, self._find, self._how = model, decoder, family.find, how
-        self._axes = family.rotary_axes
+        self._axes, self._recurrent = family.rotary_axes, family.recurrent is not None
         self._stats, self._outer = stats, model.base_model
         self._signature = inspect.signature(type(self._outer).forward)
         self._local = _Local()
@@ -123,6 +124,7 @@ class MergingBlock:
                 "make a new cache, or give the new tokens alone",
             )
         self._check(cache)
+        expect_tokens(cache)
         call = _call(kwargs, self._axes)
         if video is not None:
             kwargs = self._merge(call, video, kwargs)
@@ -172,6 +174,13 @@ class MergingBlock:
         check_cache(cache)
 
     def _continue(self, call: _Call, held: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        new = None if call.mask is None else call.mask[:, -call.embeds.shape[1] :]
+        if new is not None and self._recurrent and not bool(new.all()):
+            raise UsageError(
+                "padding behind a merged video cannot be combined with recurrent layers, which "
+                "would take it for tokens",
+                "give prompts of the same length, or one after the other",
+            )
         if held.deltas is not None:
             # The model itself remembers those of the last prompt alone.
             call = call.following(held.deltas)

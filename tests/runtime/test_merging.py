@@ -10,12 +10,14 @@ import torch
 from transformers import DynamicCache
 
 import sttm_cli
+from sttm_cli.base.errors import UsageError
 from tests.merged import FAMILIES, NO_BEAMS, QUESTION, Case, case_of, scored, video_qa
 
 BUDGETS = (0.5, 0.3)
 GREEDY = {"do_sample": False, "max_new_tokens": 8}
 KEPT = {"return_dict_in_generate": True, "output_logits": True}
 NEXT = "how many shapes are there?"
+RECURRENT = ("qwen3_5", "qwen3_5_moe")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -158,7 +160,7 @@ def test_a_next_turn_goes_on_from_the_callers_cache_as_video_qa_does(
 def test_a_plain_loop_over_the_model_with_a_cache_equals_generate(case: Case) -> None:
     with sttm_cli.merging(case.model, budget=0.3):
         wanted = case.model.generate(**case.inputs, **GREEDY, eos_token_id=-1)
-        cache = DynamicCache()
+        cache = DynamicCache(config=case.model.config)
         out = case.model(**case.inputs, past_key_values=cache, use_cache=True)
         new = [out.logits[:, -1:].argmax(-1)]
         for _ in range(7):
@@ -203,9 +205,16 @@ def test_padding_before_and_within_a_conversation_changes_nothing(case: Case) ->
         given = padded(case.processor, case.inputs, 3)
         out = case.model.generate(**given, **GREEDY, **KEPT, eos_token_id=-1)
         new = wanted.sequences[:, -4:]
+        assert torch.equal(out.sequences[:, 3:], wanted.sequences)
+        assert close(torch.stack(out.logits), torch.stack(wanted.logits))
         turn = torch.cat([out.sequences, new[:, :1], new], dim=1)
         mask = torch.ones_like(turn)
         mask[:, :3] = mask[:, -5] = 0
+        if case.family in RECURRENT:
+            given = {"attention_mask": mask, "past_key_values": out.past_key_values}
+            with pytest.raises(UsageError, match="padding behind a merged video"):
+                case.model.generate(input_ids=turn, **given, **GREEDY)
+            return
         more = case.model.generate(
             input_ids=turn, attention_mask=mask, past_key_values=out.past_key_values, **GREEDY,
             **KEPT,
@@ -214,8 +223,6 @@ def test_padding_before_and_within_a_conversation_changes_nothing(case: Case) ->
         same = case.model.generate(
             input_ids=turn, past_key_values=wanted.past_key_values, **GREEDY, **KEPT
         )
-    assert torch.equal(out.sequences[:, 3:], wanted.sequences)
-    assert close(torch.stack(out.logits), torch.stack(wanted.logits))
     assert close(more.logits[0], same.logits[0])
 
 
@@ -234,7 +241,46 @@ def test_a_batch_of_videos_of_one_size_answers_as_each_of_them_alone(case: Case)
             made = case.model.generate(**each, **GREEDY, **KEPT, eos_token_id=-1)
             wanted.append(torch.stack(made.logits, dim=1)[0])
             kept.append(stats.video_kept)
+        if case.family in RECURRENT:
+            with pytest.raises(UsageError, match="keep different numbers of tokens"):
+                case.model.generate(**batch, **GREEDY, **KEPT, eos_token_id=-1)
+            return
         out = case.model.generate(**batch, **GREEDY, **KEPT, eos_token_id=-1)
         assert stats.video_kept == sum(kept)
     assert kept[0] != kept[1], "no row is filled up"
     assert close(torch.stack(out.logits, dim=1), torch.stack(wanted))
+
+
+@pytest.mark.parametrize("case", RECURRENT[:1], indirect=True)
+@pytest.mark.parametrize("layer", [0, 1, 3, 4])
+def test_questions_about_one_video_are_a_batch_also_before_recurrent_layers(
+    case: Case, layer: int
+) -> None:
+    alone = [case.inputs, case.asking("how many?")]
+    gap = alone[0]["input_ids"].shape[1] - alone[1]["input_ids"].shape[1]
+    rows = [alone[0], padded(case.processor, alone[1], gap)]
+    batch = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    with sttm_cli.merging(case.model, budget=0.3, merge_layer=layer):
+        made = [case.model.generate(**each, **GREEDY, **KEPT, eos_token_id=-1) for each in alone]
+        out = case.model.generate(**batch, **GREEDY, **KEPT, eos_token_id=-1)
+    assert gap > 0
+    wanted = torch.stack([torch.stack(each.logits, dim=1)[0] for each in made])
+    assert close(torch.stack(out.logits, dim=1), wanted)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", RECURRENT[:1], indirect=True)
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_merged_cache_of_recurrent_layers_is_as_it_was_after_a_refusal(
+    case: Case, count: int
+) -> None:
+    ids = case.inputs["input_ids"][:, -count:]
+    with sttm_cli.merging(case.model, budget=0.3):
+        cache = case.model(**case.inputs, use_cache=True).past_key_values
+        other = copy.deepcopy(cache)
+    with pytest.raises(UsageError, match="which the model alone cannot go on from"):
+        case.model(input_ids=ids, past_key_values=cache)
+    with sttm_cli.merging(case.model, budget=0.3):
+        found = case.model(input_ids=ids, past_key_values=cache).logits
+        wanted = case.model(input_ids=ids, past_key_values=other).logits
+    assert torch.equal(found, wanted)

@@ -70,7 +70,7 @@ def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) 
 
 
 def grid(checkpoint: Checkpoint, frames: int, *, width: int, height: int) -> tuple[int, int]:
-    """A step per frame, which has about `scale_resolution` squared pixels, as the processor has it."""
+    """A step per frame, of about `scale_resolution` squared pixels, as the processor has it."""
     settings = frame_processor(checkpoint)
     side = int(settings.get("patch_size", 14)) * SIDE[settings.get("downsample_mode", "16x")]
     scale, shape = int(settings.get("scale_resolution", 448)), width / height
