@@ -57,6 +57,13 @@ class Text(Part):
     vocab_size: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
     max_position_embeddings: Length | None = None
     num_experts: Size | None = None
+    layer_types: Annotated[list[str], Field(max_length=1000)] | None = None
+    full_attention_interval: Layers | None = None
+    linear_conv_kernel_dim: Annotated[int, Field(ge=1, le=64)] | None = None
+    linear_num_key_heads: Size | None = None
+    linear_num_value_heads: Size | None = None
+    linear_key_head_dim: Size | None = None
+    linear_value_head_dim: Size | None = None
     eos_token_id: Id | list[Id] | None = None
 
 

@@ -15,23 +15,28 @@ from sttm_cli.store import LocalStore
 from sttm_cli.store.artifact import seal_of
 from tests.attack.asking import Tried, quiet
 from tests.attack.stored import store
+from tests.checkpoints_qwen import qwen_vl
 
 LONGEST_LISTING_S = 10.0
 """For one small entry, on a machine that does other work as well."""
 NUMBERS = (0, 1, -1, 2**16, 2**31, 2**40, 2**63, 1e30, None, "x", [], {}, True)
 STRUCTURE = (
     "format", "key", "identity", "dtype", "kv_dtype", "lengths", "merge_layer", "grid", "tokens",
-    "label", "checksum",
+    "label", "checksum", "states",
 )  # fmt: skip
 """Parts of the record that a reader must check against something else. Whoever can seal a whole
 record anew can store any KV: the folder's owner alone writes it (docs/security.md)."""
 
 
 def attack(rng: random.Random, folder: Path) -> Iterator[Tried]:
-    stored = store(folder)
-    (artifact,) = stored.cache.glob("kv/*/*")
-    data = artifact.read_bytes()
+    """One KV of keys and values alone, and one with the states of recurrent layers."""
+    recurrent = qwen_vl(folder / "model", "qwen3_5", pixels=(256, 2 * 80 * 112))
+    (folder / "states").mkdir()
+    both = [store(folder), store(folder / "states", "--model", recurrent)]
     while True:
+        stored = rng.choice(both)
+        (artifact,) = stored.cache.glob("kv/*/*")
+        data = artifact.read_bytes()
         name, mutate = rng.choice(list(MUTATIONS.items()))
         seed = rng.randrange(1 << 32)
         changed = mutate(data, random.Random(seed))

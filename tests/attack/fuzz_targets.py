@@ -62,13 +62,24 @@ def _record() -> tuple[dict[str, Any], dict[str, Any]]:
     record = {
         "format": FORMAT, "key": key_of(identity), "identity": identity, "dtype": "float32",
         "kv_dtype": "float32", "lengths": [3, 2], "merge_layer": 1, "next_positions": [3, 2],
-        "grid": [1, 1, 2], "facts": {"decode": {}}, "label": {"video": "a.mp4"},
+        "grid": [1, 1, 2], "sizes": None, "facts": {"decode": {}}, "label": {"video": "a.mp4"},
         "tokens": {"video_full": 2, "video_kept": 1, "prefix": 3, "after_spatial": 1,
                    "spatial_threshold": 0.8, "temporal_threshold": 0.6},
         "checksum": "blake3:0",
     }  # fmt: skip
     tensors = {place.name: place.to_json() for place in layout([3, 2], 1, 4, "float32")}
     return record, tensors
+
+
+def _with_states() -> tuple[dict[str, Any], dict[str, Any]]:
+    """As `_record`, with a recurrent layer below the two."""
+    from sttm_cli.store.artifact import WITH_STATES, Stated, layout
+
+    record, _ = _record()
+    states = Stated([0], [2, 4], [1, 2, 3], "float32")
+    record |= {"format": WITH_STATES, "lengths": [0, 3, 2], "states": states.to_json()}
+    places = layout([0, 3, 2], 1, 4, "float32", states)
+    return record, {place.name: place.to_json() for place in places}
 
 
 def _artifact(record: Any, tensors: dict[str, Any]) -> bytes:
@@ -89,7 +100,7 @@ def artifact() -> Target:
         with suppress(Damaged):
             _check_header(read_header(_Bytes(data)), len(data))
 
-    return Target(run, [_artifact(*_record())])
+    return Target(run, [_artifact(*_record()), _artifact(*_with_states())])
 
 
 def record() -> Target:
@@ -107,7 +118,7 @@ def record() -> Target:
         with suppress(Damaged):
             _check_header(read_header(_Bytes(blob)), len(blob))
 
-    return Target(run, _json([record, tensors]), is_json=True)
+    return Target(run, [*_json([record, tensors]), *_json(list(_with_states()))], is_json=True)
 
 
 def _check_header(header: Any, size: int) -> None:

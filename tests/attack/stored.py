@@ -14,8 +14,12 @@ FLAGS = ("--frames", 2)
 
 @dataclass(frozen=True)
 class Stored:
-    """A video, its cold answer, and an untouched cache folder in which it is stored."""
+    """A video, its cold answer, and an untouched cache folder in which it is stored.
 
+    `flags`: those of all questions.
+    """
+
+    flags: tuple[object, ...]
     video: Path
     right: dict[str, Any]
     cache: Path
@@ -29,18 +33,19 @@ class Stored:
 
     def problem(self, cache: Path) -> str:
         """The reason why the answer with this cache is not right; "" where it is."""
-        ended, problem = asked(*FLAGS, self.video, cache=cache, codes=(0,))
+        ended, problem = asked(*self.flags, self.video, cache=cache, codes=(0,))
         if problem:
             return problem
         given = answered(ended)
         return "" if given == self.right else f"another answer: {given}"
 
 
-def store(folder: Path) -> Stored:
-    """Ask once, without a cache for the right answer, and once to store."""
+def store(folder: Path, *more: object) -> Stored:
+    """Ask once, without a cache for the right answer, and once to store; `more` flags with both."""
+    flags = (*FLAGS, *more)
     video = Path(shutil.copy(SAMPLE, folder / "video.mp4"))
-    cold, problem = asked(*FLAGS, video, cache=None, codes=(0,))
-    _, stored = asked(*FLAGS, video, cache=folder / "cache", codes=(0,))
+    cold, problem = asked(*flags, video, cache=None, codes=(0,))
+    _, stored = asked(*flags, video, cache=folder / "cache", codes=(0,))
     if problem or stored:
         raise AssertionError(problem or stored)
-    return Stored(video, answered(cold), folder / "cache")
+    return Stored(flags, video, answered(cold), folder / "cache")

@@ -260,6 +260,8 @@ def test_each_checked_file_has_a_schema() -> None:
     [
         ("config.json", {"text_config": {"hidden_size": -1}}, "text_config.hidden_size must be"),
         ("config.json", {"vision_config": []}, "vision_config"),
+        ("config.json", {"text_config": {"linear_key_head_dim": 1 << 30}}, "linear_key_head_dim"),
+        ("config.json", {"text_config": {"layer_types": [1]}}, "layer_types"),
         ("config.json", {"sttm": {"positions": "none"}}, "sttm.positions"),
         ("config.json", {"transformers_weights": "w.safetensors"}, "transformers_weights"),
         ("generation_config.json", {"top_p": "x"}, "top_p must be"),
