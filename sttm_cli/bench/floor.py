@@ -47,13 +47,20 @@ def measure_rates(
 
 
 def prefill_flops(decoder: Any, kv: PrefixKV) -> float:
-    """Count the operations of a prefill: linear layers and causal attention.
+    """Count the operations of a prefill: linear layers, causal attention, updates of states.
 
     The last layer computes keys and values only. All experts are counted.
     """
     total, last = 0.0, len(decoder.layers) - 1
     dim = kv.keys[0].shape[2]
+    full = kv.tokens.prefix - kv.tokens.video_kept + kv.tokens.video_full
     for index, (layer, tokens) in enumerate(zip(decoder.layers, kv.lengths, strict=True)):
+        if index in kv.states:
+            count = full if index < kv.merge_layer else kv.tokens.prefix
+            weights = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
+            # A state is read twice and written once for each token.
+            total += (2.0 * weights + 6.0 * kv.states[index].recurrent.numel()) * count
+            continue
         if index == last:
             attention = layer.self_attn
             weights = attention.k_proj.weight.numel() + attention.v_proj.weight.numel()
