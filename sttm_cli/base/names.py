@@ -68,10 +68,6 @@ METHODS = Plugins("sttm_cli.merge.methods", "METHOD", "sttm_cli.methods")
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 
 
-BUCKETS = ("s3", "gs", "az")
-"""The schemes of buckets, which need the extra `cloud`."""
-
-
 def scheme_of(address: str) -> str:
     """Return the part before "://" in lower case, "" for a path."""
     match = _SCHEME.match(address)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sttm_cli.base.names import BUCKETS, scheme_of
+from sttm_cli.base.bucket import CLIENTS
+from sttm_cli.base.names import scheme_of
 from sttm_cli.cli.bench_accuracy import accuracy
 from sttm_cli.cli.bench_speed import speed
 from sttm_cli.cli.flags import RUN, Output, only, settings_from, takes
@@ -82,7 +83,7 @@ def store(
     from sttm_cli.bench.storage import measure_store
 
     where = cache_dir(settings.cache_dir)
-    if isinstance(where, str) and scheme_of(where) in BUCKETS:
+    if isinstance(where, str) and scheme_of(where) in CLIENTS:
         _bucket(where, wanted, settings, repeat, output)
         return
     device, folder = resolve_device(settings.device), cache_folder(settings.cache_dir).absolute()

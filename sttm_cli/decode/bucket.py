@@ -9,19 +9,16 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from sttm_cli.base.errors import DisturbedError, SttmError, UsageError, VideoError
+from sttm_cli.base.bucket import CLIENTS, open_client, reason_of
+from sttm_cli.base.errors import DisturbedError, UsageError, VideoError
 from sttm_cli.base.names import scheme_of
 from sttm_cli.decode.spool import check_size, write
 
-SCHEMES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
-"""The schemes of buckets, and obstore's names of their clients."""
 PART = 8 << 20
 """Bytes of an object that are fetched in one request."""
 PAGE = 1000
@@ -30,7 +27,6 @@ TIMEOUT_S = 60.0
 """Of one request, its body included."""
 RETRY_S = 30.0
 """A request that fails with 5xx, or whose connection is cut, is repeated within this time."""
-_STATUS = re.compile(r"status(?: code)?:? (\d{3})")
 _MAGIC = re.compile(r"[*?[]")
 
 
@@ -51,7 +47,7 @@ class Object:
 
 def in_bucket(video: object) -> bool:
     """Whether a video is named by the address of an object."""
-    return isinstance(video, str) and scheme_of(video) in SCHEMES
+    return isinstance(video, str) and scheme_of(video) in CLIENTS
 
 
 def find_objects(address: str, suffixes: frozenset[str]) -> list[str]:
@@ -155,55 +151,9 @@ def _parts(address: str) -> tuple[str, str, str]:
 
 @lru_cache(maxsize=8)
 def _client(scheme: str, bucket: str) -> Any:
-    """obstore's client of a bucket; credentials come from the environment, a profile or the
-    machine's role."""
-    try:
-        from obstore import exceptions, store
-    except ImportError as error:
-        raise SttmError(
-            f"videos in a bucket need what is not installed: {error.name}",
-            "pip install 'sttm-cli[cloud]'",
-        ) from None
-    more = _s3_settings() if scheme == "s3" else {}
-    plain = urlsplit(str(more.get("endpoint", ""))).scheme == "http"
-    options = {"timeout": timedelta(seconds=TIMEOUT_S), "connect_timeout": timedelta(seconds=5)}
-    try:
-        return getattr(store, SCHEMES[scheme])(
-            bucket,
-            client_options={**options, **({"allow_http": True} if plain else {})},
-            retry_config={"max_retries": 8, "retry_timeout": timedelta(seconds=RETRY_S)},
-            **more,
-        )
-    except (exceptions.BaseError, ValueError):
-        raise SttmError(
-            f"{scheme}://{bucket} cannot be opened: its settings in the environment are incomplete",
-            "docs/many-machines.md lists them",
-        ) from None
-
-
-def _s3_settings() -> dict[str, Any]:
-    """What obstore does not find by itself: the endpoint of the newer variables, and profiles."""
-    settings: dict[str, Any] = {}
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:
-        settings["endpoint"] = endpoint
-    if not os.environ.get("AWS_ACCESS_KEY_ID") and _has_profiles():
-        from boto3 import Session
-        from obstore.auth.boto3 import Boto3CredentialProvider
-
-        session = Session()
-        if session.get_credentials() is not None:
-            settings["credential_provider"] = Boto3CredentialProvider(session)
-        if session.region_name:
-            settings["region"] = session.region_name
-    return settings
-
-
-def _has_profiles() -> bool:
-    named = (os.environ.get(f"AWS_{name}") for name in ("CONFIG_FILE", "SHARED_CREDENTIALS_FILE"))
-    places = [Path(place) for place in named if place]
-    places += [Path.home() / ".aws" / name for name in ("config", "credentials")]
-    return any(place.is_file() for place in places)
+    return open_client(
+        scheme, bucket, seconds=TIMEOUT_S, retry_s=RETRY_S, what="videos in a bucket need"
+    )
 
 
 def _asked(address: str, request: Callable[[], Any], *, listing: bool = False) -> Any:
@@ -216,25 +166,10 @@ def _asked(address: str, request: Callable[[], Any], *, listing: bool = False) -
         raise DisturbedError(
             f"{address} changed while it was read", "ask again once it is complete"
         ) from None
-    # A missing object is a FileNotFoundError.
     except (BaseError, OSError, ValueError) as error:
-        verb = "listed" if listing else "read"
+        missing, verb = isinstance(error, FileNotFoundError), "listed" if listing else "read"
+        reason = "there is no such object or bucket" if missing else reason_of(error)[1]
         raise VideoError(
-            f"{address} cannot be {verb}: {_reason(error)}",
+            f"{address} cannot be {verb}: {reason}",
             "check the address, the credentials and the network",
         ) from None
-
-
-def _reason(error: Exception) -> str:
-    text, kind = str(error), type(error).__name__
-    if isinstance(error, FileNotFoundError) or kind == "NotFoundError":
-        return "there is no such object or bucket"
-    if kind in ("PermissionDeniedError", "UnauthenticatedError"):
-        return "the credentials do not allow it"
-    if found := _STATUS.search(text):
-        return f"the server answers with status {found[1]}"
-    if "credential" in text.lower() or "169.254.169.254" in text:
-        return "no credentials were found"
-    if "kind: Timeout" in text or "timed out" in text:
-        return "the server does not answer in time"
-    return "the server cannot be reached" if "kind: Connect" in text else "the connection fails"

@@ -5,20 +5,16 @@ obstore's messages quote the endpoint, which may contain a password; none of the
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
-from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from sttm_cli.base.bucket import CLIENTS, open_client, reason_of
 from sttm_cli.base.errors import CacheError, UsageError
-from sttm_cli.base.names import BUCKETS
 from sttm_cli.store.artifact import Damaged
 
 FOLDER = "sttm-cache-1"
@@ -42,22 +38,6 @@ PAGE = 1000
 """Objects of one request of a listing, and of one that removes."""
 SIDE_BY_SIDE = 16
 """Requests of a listing that run at once: one for each first digit of a key."""
-ENDPOINTS = (
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_ENDPOINT_URL",
-    "AZURE_STORAGE_ENDPOINT",
-    "AZURE_ENDPOINT",
-)
-"""Variables with the address of another server than the scheme's own; it may be one without TLS."""
-_CODES = {
-    301: "it is in another region (AWS_REGION)",
-    307: "it is in another region (AWS_REGION)",
-    400: "the request or the credentials are not accepted (status 400)",
-    401: "the credentials are not accepted",
-    403: "access is denied",
-    404: "the bucket does not exist",
-}
-
 
 T = TypeVar("T")
 
@@ -131,7 +111,7 @@ class Bucket:
         """Raises UsageError for a malformed address, CacheError without the extra `cloud`."""
         self.address = address.rstrip("/")
         self._place = _place(address)
-        self._client = _client(*self._place, seconds=TIMEOUT_S, retry_s=RETRY_S)
+        self._client = self._open(TIMEOUT_S, RETRY_S)
         self._paused_until, self._reason = 0.0, ""
         self.traffic = Traffic()
 
@@ -179,7 +159,7 @@ class Bucket:
         client, more = self._client, SLOWEST * TIMEOUT_S
         if size > more:
             seconds = TIMEOUT_S + size / SLOWEST
-            client = _client(*self._place, seconds=seconds, retry_s=seconds)
+            client = self._open(seconds, seconds)
         mode: Any = "create" if create else "overwrite"
         if same is not None:
             named = {name: value for name, value in same._asdict().items() if value}
@@ -217,6 +197,18 @@ class Bucket:
             parts = pool.map(lambda digit: [*self.listed(f"{folder}/{digit}")], "0123456789abcdef")
             return [listed for part in parts for listed in part]
 
+    def _open(self, seconds: float, retry_s: float) -> Any:
+        scheme, bucket, prefix = self._place
+        return open_client(
+            scheme,
+            bucket,
+            prefix=prefix,
+            seconds=seconds,
+            retry_s=retry_s,
+            what="a cache in a bucket needs",
+            error=CacheError,
+        )
+
     def full(self, path: str) -> str:
         """The address of an object."""
         return f"{self.address}/{FOLDER}/{path}"
@@ -235,13 +227,9 @@ class Bucket:
         except FileNotFoundError:
             if missing_ok:
                 raise FileNotFoundError("it does not exist") from None
-            raise BucketError(_CODES[404]) from None
-        except known.PermissionDeniedError:
-            raise BucketError("access is denied") from None
-        except known.UnauthenticatedError:
-            raise BucketError("the credentials are not accepted") from None
+            raise BucketError("the bucket does not exist") from None
         except (known.BaseError, OSError, ValueError) as error:
-            code, reason = _reason(str(error))
+            code, reason = reason_of(error)
             if code == 416:
                 raise Damaged("it ends before its tensors do") from None
             if code == 0 or code >= 500:
@@ -268,28 +256,9 @@ def _put(client: Any, path: str, data: Any, mode: Any) -> Any:
     except (known.NotSupportedError, NotImplementedError):
         return client.put(path, data, use_multipart=False)
     except known.GenericError as error:
-        if mode == "overwrite" or _reason(str(error))[0] != 501:
+        if mode == "overwrite" or reason_of(error)[0] != 501:
             raise
         return client.put(path, data, use_multipart=False)
-
-
-def _reason(text: str) -> tuple[int, str]:
-    """The HTTP status in an error of obstore, 0 without one, and the error in plain words."""
-    if match := re.search(r"status code: (\d{3})", text):
-        code = int(match[1])
-        return code, _CODES.get(code, f"the server answers with status {code}")
-    if "invalid path" in text:
-        # Of somebody else's: everything but a listing still works.
-        return 400, "an object below it has a name that cannot be read, such as one with '//'"
-    if "credential" in text.lower() or "169.254.169.254" in text:
-        return 0, "no credentials were found, or they cannot be used"
-    for kind, words in (
-        ("Connect", "the server cannot be reached"),
-        ("Timeout", "the server does not answer in time"),
-    ):
-        if f"kind: {kind}," in text:
-            return 0, words
-    return 0, "the connection fails"
 
 
 def _place(address: str) -> tuple[str, str, str]:
@@ -303,81 +272,9 @@ def _place(address: str) -> tuple[str, str, str]:
             "--cache-dir is the address of a bucket with more than a bucket and a prefix in it",
             "give s3://bucket/prefix, and credentials through the environment or a profile",
         )
-    if parts.scheme not in BUCKETS or not parts.netloc:
+    if parts.scheme not in CLIENTS or not parts.netloc:
         raise UsageError(f"--cache-dir {address} names no bucket", "give s3://bucket/prefix")
     prefix = [unquote(part) for part in parts.path.split("/") if part]
     if any(part in (".", "..") for part in prefix):
         raise UsageError(f"--cache-dir {address} has '.' or '..' in it", "give s3://bucket/prefix")
     return parts.scheme, parts.netloc, "/".join([*prefix, FOLDER])
-
-
-def _client(scheme: str, bucket: str, prefix: str, *, seconds: float, retry_s: float) -> Any:
-    try:
-        from obstore import exceptions, store
-    except ImportError as error:
-        raise CacheError(
-            f"a cache in a bucket needs what is not installed: {error.name}",
-            "pip install 'sttm-cli[cloud]'",
-        ) from None
-    kind: Any = {"s3": store.S3Store, "gs": store.GCSStore, "az": store.AzureStore}[scheme]
-    more = _s3_settings() if scheme == "s3" else {}
-    http = any(os.environ.get(name, "").startswith("http://") for name in ENDPOINTS)
-    try:
-        return kind(
-            bucket,
-            prefix=prefix,
-            client_options={
-                "timeout": timedelta(seconds=seconds),
-                "connect_timeout": timedelta(seconds=5),
-                **({"allow_http": True} if http else {}),
-            },
-            retry_config={
-                "max_retries": 8,
-                "retry_timeout": timedelta(seconds=retry_s),
-                "backoff": {
-                    "init_backoff": timedelta(milliseconds=100),
-                    "max_backoff": timedelta(seconds=4),
-                    "base": 2,
-                },
-            },
-            **more,
-        )
-    except (exceptions.BaseError, ValueError):
-        raise CacheError(
-            f"{scheme}://{bucket} cannot be opened: its settings in the environment are incomplete",
-            "docs/many-machines.md lists them",
-        ) from None
-
-
-def _s3_settings() -> dict[str, Any]:
-    """What obstore does not find by itself: the endpoint of the newer variables, and profiles."""
-    settings: dict[str, Any] = {}
-    if endpoint := next(filter(None, map(os.environ.get, ENDPOINTS[:2])), None):
-        settings["endpoint"] = endpoint
-    if not os.environ.get("AWS_ACCESS_KEY_ID") and _has_profiles():
-        from boto3 import Session
-        from botocore.exceptions import BotoCoreError
-        from obstore.auth.boto3 import Boto3CredentialProvider
-
-        try:
-            session = Session()
-            found = session.get_credentials() is not None
-        except BotoCoreError as error:
-            # Of these messages only names of profiles and files are known to be in them.
-            kind = type(error).__name__
-            raise CacheError(
-                f"the profile in AWS_PROFILE or the files in ~/.aws cannot be used ({kind})",
-                "aws configure list shows what they hold",
-            ) from None
-        if found:
-            settings["credential_provider"] = Boto3CredentialProvider(session)
-        if session.region_name:
-            settings["region"] = session.region_name
-    return settings
-
-
-def _has_profiles() -> bool:
-    names = ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
-    named = [Path(os.environ[name]) for name in names if os.environ.get(name)]
-    usual = [Path.home() / ".aws" / name for name in ("config", "credentials")]
-    return any(place.is_file() for place in named + usual)

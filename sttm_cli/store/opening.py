@@ -6,8 +6,9 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
+from sttm_cli.base.bucket import CLIENTS
 from sttm_cli.base.errors import CacheError, UsageError
-from sttm_cli.base.names import BUCKETS, did_you_mean, path_or_address, scheme_of
+from sttm_cli.base.names import did_you_mean, path_or_address, scheme_of
 from sttm_cli.settings.fields import NO_TIER
 from sttm_cli.settings.settings import cache_tier
 from sttm_cli.store.none import NoStore
@@ -34,7 +35,7 @@ def open_store(
     if where is None:
         return NoStore()
     place = path_or_address(where)
-    if isinstance(place, str) and scheme_of(place) in BUCKETS:
+    if isinstance(place, str) and scheme_of(place) in CLIENTS:
         from sttm_cli.store.cloud import BucketStore
 
         return BucketStore(place, max_bytes=max_bytes, warn=warn, tier=cache_tier(tier))
@@ -61,8 +62,8 @@ def _entry_point(address: str) -> EntryPoint:
     known = {point.name: point for point in entry_points(group=GROUP)}
     if scheme in known:
         return known[scheme]
-    names = ", ".join(f"{name}://" for name in sorted({*BUCKETS, *known}))
+    names = ", ".join(f"{name}://" for name in sorted({*CLIENTS, *known}))
     raise UsageError(
         f"--cache-dir {address}: there is no store for {scheme}://",
-        did_you_mean(scheme, {*BUCKETS, *known}) or f"give a folder; installed stores: {names}",
+        did_you_mean(scheme, {*CLIENTS, *known}) or f"give a folder; installed stores: {names}",
     )
