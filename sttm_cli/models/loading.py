@@ -207,8 +207,6 @@ def load_pretrained(
     Raises ModelError if files are missing or do not fit the architecture, OutOfMemoryError if the
     weights do not fit into memory.
     """
-    if checkpoint.loaded is not None:
-        return checkpoint.loaded
     from transformers import AutoProcessor
 
     processor = load_files(AutoProcessor, checkpoint)
@@ -216,7 +214,9 @@ def load_pretrained(
 
 
 def load_files(file_class: Any, checkpoint: Checkpoint) -> Any:
-    """Load a processor or a tokenizer. Raises ModelError."""
+    """Load a processor or a tokenizer, unless the caller did. Raises ModelError."""
+    if checkpoint.loaded is not None:
+        return checkpoint.loaded[1]
     _quiet()
     with reworded(checkpoint, "this machine"), warnings.catch_warnings():
         # Deprecated names of settings come from the checkpoint, not from the user.
@@ -230,6 +230,8 @@ def load_weights(
     model_class: Any, checkpoint: Checkpoint, placement: Placement, **options: Any
 ) -> Any:
     """Load a model alone, with `options` for `from_pretrained`; raises as `load_pretrained`."""
+    if checkpoint.loaded is not None:
+        return checkpoint.loaded[0]
     import torch
 
     _quiet()
