@@ -140,12 +140,12 @@ class Family:
     maximum of frames; `merge_layer`: the decoder layer before which tokens are merged;
     `merge_layer_at_depth`: (number of layers, merge layer) for another depth; `positions`: rotary
     ids after merging; `rotary_axes`: 3 for M-RoPE, which always keeps the survivors' ids;
-    `multiple`: frames per temporal patch; `step_text`: approximate number of text tokens per grid
-    step; `template`: version of the prompt around the video and of the frame sizes; `options`:
-    switches of this family, name -> help text; `find`: finds the video in a prompt that this
-    package did not write, None where `sttm_cli.merging` does not support the family; `libraries`:
-    packages beside torch and transformers that compute the family's tokens: their versions belong
-    to the identity of a KV.
+    `multiple`: frames per temporal patch, which is encoded independently of the others;
+    `step_text`: approximate number of text tokens per grid step; `template`: version of the prompt
+    around the video and of the frame sizes; `options`: switches of this family, name -> help text;
+    `find`: finds the video in a prompt that this package did not write, None where
+    `sttm_cli.merging` does not support the family; `libraries`: packages beside torch and
+    transformers that compute the family's tokens: their versions belong to the identity of a KV.
     """
 
     name: str

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from blake3 import blake3
 
 from sttm_cli.base.device import reporting_memory, wait_for
 from sttm_cli.base.errors import ModelError
@@ -83,25 +86,22 @@ class Compute:
     ) -> tuple[VisualTokens, DecodeReport]:
         """Decode and encode chunk by chunk: frames are never held beyond one chunk, which
         `on_chunk` is shown."""
-        model = self.model(clock)
         chunks, report = frames or self.frames(request, clock)
-        planned, done, parts = len(request.plan.times_s), 0, []
+        planned, done = len(request.plan.times_s), 0
+        encoder = _Encoder(self.model(clock), planned, self.plan.family.multiple)
         with request.source.naming_it():
             for chunk in chunks:
                 with clock.stage("encode"), reporting_memory():
-                    parts.append(model.encode(chunk, planned))
+                    encoder.add(chunk)
                 on_chunk(chunk)
                 done += len(chunk.times_s)
                 self._progress("decode", done, planned)
         with clock.stage("encode"), reporting_memory():
-            features = torch.cat([part.features for part in parts])
-            deep = tuple(torch.cat(level) for level in zip(*(p.deep for p in parts), strict=True))
-            wait_for(features.device)
-        self._check_numbers(features)
+            tokens = encoder.tokens()
+            wait_for(tokens.features.device)
+        self._check_numbers(tokens.features)
         times, duration = tuple(report.times_s), request.info.duration_s
-        return VisualTokens(
-            features=features, deep=deep, times_s=times, duration_s=duration
-        ), report
+        return replace(tokens, times_s=times, duration_s=duration), report
 
     def prefill(
         self,
@@ -163,3 +163,44 @@ class Compute:
         with clock.stage("load_model"):
             yield
         self._progress("load", 1, 1)
+
+
+class _Encoder:
+    """Encodes a video of `frames` frames, each different grid step once.
+
+    A step is `multiple` frames, which families encode independently of the others. One whose
+    pixels all equal an earlier one's takes its tokens: slides, screen recordings, doubled frames.
+    """
+
+    def __init__(self, model: VideoLLM, frames: int, multiple: int) -> None:
+        self._model, self._frames, self._multiple = model, frames, multiple
+        self._seen: dict[bytes, int] = {}
+        self._order: list[int] = []
+        self._parts: list[VisualTokens] = []
+
+    def add(self, chunk: FrameChunk) -> None:
+        """Encode the steps of a chunk that differ from all before them."""
+        starts = range(0, len(chunk.frames), self._multiple)
+        steps = [chunk.frames[start : start + self._multiple] for start in starts]
+        new = []
+        for step in steps:
+            digest = blake3(np.ascontiguousarray(step).data).digest()
+            if digest not in self._seen:
+                new.append(step)
+            self._order.append(self._seen.setdefault(digest, len(self._seen)))
+        if len(new) == len(steps):
+            self._parts.append(self._model.encode(chunk, self._frames))
+        elif new:
+            # Times are for the prompt; an encoder does not use them.
+            chunk = FrameChunk(frames=np.concatenate(new), times_s=())
+            self._parts.append(self._model.encode(chunk, self._frames))
+
+    def tokens(self) -> VisualTokens:
+        """The tokens of all steps, in their order."""
+        levels = zip(*((part.features, *part.deep) for part in self._parts), strict=True)
+        features, *deep = (self._arranged(torch.cat(level)) for level in levels)
+        return VisualTokens(features=features, deep=tuple(deep))
+
+    def _arranged(self, level: torch.Tensor) -> torch.Tensor:
+        repeats = len(self._order) > len(self._seen)
+        return level[torch.tensor(self._order, device=level.device)] if repeats else level
