@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from sttm_cli.base.errors import SttmError, UsageError
-from sttm_cli.base.names import did_you_mean
+from sttm_cli.base.names import RUNNERS, did_you_mean
 
 if TYPE_CHECKING:
     from sttm_cli.library.loop import FarRunner, Runner
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
     from sttm_cli.serve.client import Server
 
 LOCAL, RAY = "local", "ray"
-GROUP = "sttm_cli.runners"
-"""Entry points by name: callables (address, session) -> Runner or FarRunner; `address` is all of
---on."""
 
 
 def check_runner(on: str) -> None:
@@ -36,7 +32,7 @@ def check_runner(on: str) -> None:
 
 def runner_names() -> list[str]:
     """The names that --on takes; imports none of the runners."""
-    return [LOCAL, RAY, *_installed()]
+    return [LOCAL, RAY, *RUNNERS.names()]
 
 
 def open_runner(
@@ -57,8 +53,8 @@ def open_runner(
 
         return RayRunner(on, qa, workers=workers, note=note, debug=debug)
     if _name(on) != LOCAL:
-        make: Callable[[str, VideoQA], Runner] = _installed()[_name(on)].load()
-        return make(on, qa)
+        runner: Runner | FarRunner = RUNNERS.load(_name(on))(on, qa)
+        return runner
     from sttm_cli.library.in_process import LocalRunner
     from sttm_cli.library.server import ServerRunner
 
@@ -67,7 +63,3 @@ def open_runner(
 
 def _name(on: str) -> str:
     return on.partition("://")[0]
-
-
-def _installed() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}

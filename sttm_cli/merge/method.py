@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sttm_cli.base.errors import UsageError
 from sttm_cli.base.names import METHODS
 from sttm_cli.settings.fields import parse_method
 
@@ -37,11 +36,6 @@ class Method:
         return f"{self.name}/{self.version}"
 
 
-def method_names() -> list[str]:
-    """List the names of all methods without importing them."""
-    return METHODS.names()
-
-
 def find_method(name: str, flag: str = "--method") -> Method:
     """Import the method called `name`.
 
@@ -49,12 +43,7 @@ def find_method(name: str, flag: str = "--method") -> Method:
     imported or is not a `Method` of that name.
     """
     parse_method(flag, name)
-    try:
-        method = METHODS.load(name)
-    except Exception as error:
-        raise UsageError(
-            f"{flag} {name!r} cannot be imported: {error}", "update or remove its package"
-        ) from error
-    if not isinstance(method, Method) or method.name != name:
-        raise UsageError(f"{flag} {name!r} is not a Method of that name", "ask its authors")
+    method: Method = METHODS.load(
+        name, valid=lambda found: isinstance(found, Method) and found.name == name
+    )
     return method

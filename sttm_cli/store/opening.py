@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from sttm_cli.base.bucket import CLIENTS
-from sttm_cli.base.errors import CacheError, UsageError
-from sttm_cli.base.names import did_you_mean, path_or_address, scheme_of
+from sttm_cli.base.errors import UsageError
+from sttm_cli.base.names import STORES, did_you_mean, path_or_address, scheme_of
 from sttm_cli.settings.fields import NO_TIER
 from sttm_cli.settings.settings import cache_tier
 from sttm_cli.store.none import NoStore
 from sttm_cli.store.protocol import Store
-
-GROUP = "sttm_cli.stores"
-"""Entry points of this group open stores: the name is the scheme of an address, the object is
-called as `open(address, *, max_bytes, warn)` and returns a Store."""
 
 
 def open_store(
@@ -48,22 +43,16 @@ def open_store(
         from sttm_cli.store.local import LocalStore
 
         return LocalStore(place, max_bytes=max_bytes, warn=warn)
-    point = _entry_point(place)
-    try:
-        opener = point.load()
-    except (ImportError, AttributeError) as error:
-        raise CacheError(f"the store for {place} cannot be loaded: {error}") from error
-    store: Store = opener(place, max_bytes=max_bytes, warn=warn)
+    _check_scheme(place)
+    store: Store = STORES.load(scheme_of(place))(place, max_bytes=max_bytes, warn=warn)
     return store
 
 
-def _entry_point(address: str) -> EntryPoint:
-    scheme = scheme_of(address)
-    known = {point.name: point for point in entry_points(group=GROUP)}
-    if scheme in known:
-        return known[scheme]
-    names = ", ".join(f"{name}://" for name in sorted({*CLIENTS, *known}))
-    raise UsageError(
-        f"--cache-dir {address}: there is no store for {scheme}://",
-        did_you_mean(scheme, {*CLIENTS, *known}) or f"give a folder; installed stores: {names}",
-    )
+def _check_scheme(address: str) -> None:
+    scheme, known = scheme_of(address), sorted({*CLIENTS, *STORES.names()})
+    if scheme not in known:
+        names = ", ".join(f"{name}://" for name in known)
+        raise UsageError(
+            f"--cache-dir {address}: there is no store for {scheme}://",
+            did_you_mean(scheme, known) or f"give a folder; installed stores: {names}",
+        )

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from sttm_cli.base.errors import UsageError
+from sttm_cli.base.names import METHODS
 from sttm_cli.merge import MergedTokens
 from sttm_cli.merge.groups import evenly, grouped, shared_out
-from sttm_cli.merge.method import find_method, method_names
+from sttm_cli.merge.method import find_method
 from tests.merge.footage import footage
 
 EAST, NORTH, WEST = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([-1.0, 0.0])
-NAMES = method_names()
+NAMES = METHODS.names()
 OTHERS = [name for name in NAMES if name != "sttm"]
 DROPPING = ("dycoke", "evs", "vidcom2", "frames", "random")
 

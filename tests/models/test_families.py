@@ -322,8 +322,8 @@ def test_without_its_package_the_type_is_not_supported(toy_model: Path) -> None:
     ("entry", "problem"),
     [
         ("bad_vl = nowhere:FAMILY", "cannot be imported: No module"),
-        ("bad_vl = broken:FAMILY", "is not a Family of that type"),
-        ("bad_vl = toy:FAMILY", "is not a Family of that type"),
+        ("bad_vl = broken:FAMILY", "is not a model family of that name"),
+        ("bad_vl = toy:FAMILY", "is not a model family of that name"),
     ],
 )
 def test_a_package_without_the_family_it_announces_is_named_and_stops_nothing_else(
