@@ -89,16 +89,13 @@ class ModelPlan:
         return (*self.identity.values(), self.options)
 
 
-def plan_model(
-    settings: Settings, facts: FileFacts, on_fetch: Callable[[str], None] = lambda line: None
-) -> ModelPlan:
-    """Resolve `--model` and what belongs to it; no weight is loaded for it. `on_fetch` gets a
-    line before a model is fetched.
+def plan_model(settings: Settings, checked: CheckedModel) -> ModelPlan:
+    """Resolve how the model of `check_model` will run; no weight is loaded.
 
-    Raises ModelError for a model that is missing or not supported, UsageError for a device or
-    a merge layer that does not exist.
+    Raises UsageError for a device that does not exist, a method that cannot be imported, and
+    attention that cannot take sizes.
     """
-    checkpoint, family, options = check_model(settings, facts, on_fetch)
+    checkpoint, family, options = checked
     layer, positions = settings.merge_layer, settings.positions
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
@@ -166,11 +163,19 @@ def _sized(settings: Settings, attention: str) -> bool:
     return sized
 
 
+CheckedModel = tuple[Checkpoint, Family, tuple[str, ...]]
+"""A checkpoint, its family, and the family's options that are on."""
+
+
 def check_model(
     settings: Settings, facts: FileFacts, on_fetch: Callable[[str], None] = lambda line: None
-) -> tuple[Checkpoint, Family, tuple[str, ...]]:
-    """The checkpoint of `--model`, its family and its options; raises as `plan_model` for all that
-    can be seen without torch, which is not imported."""
+) -> CheckedModel:
+    """Find the checkpoint of `--model`; torch is not imported. `on_fetch` gets a line before a
+    model is fetched.
+
+    Raises ModelError for a model that is missing or not supported, UsageError for settings that
+    do not fit it.
+    """
     name = settings.model
     checkpoint = find_checkpoint(
         name,

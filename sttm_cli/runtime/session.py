@@ -22,6 +22,7 @@ from sttm_cli.decode import Source, Sources, in_bucket, object_at
 from sttm_cli.models.given import name_of
 from sttm_cli.models.registry import load
 from sttm_cli.runtime.request import (
+    CheckedModel,
     ModelPlan,
     Request,
     check_model,
@@ -283,7 +284,11 @@ class VideoQA:
     @cached_property
     def model_plan(self) -> ModelPlan:
         """The model as it will be used; nothing of it is loaded yet."""
-        return self._given_plan or plan_model(self.settings, self.store, self.warn)
+        return self._given_plan or plan_model(self.settings, self._checked_model)
+
+    @cached_property
+    def _checked_model(self) -> CheckedModel:
+        return check_model(self.settings, self.store, self.warn)
 
     @cached_property
     def compute(self) -> Compute:
@@ -342,7 +347,8 @@ class VideoQA:
         if "torch" in sys.modules:
             return
         # A name that is not a model's needs no torch to be refused.
-        check_model(self.settings, self.store, self.warn)
+        if self._given_plan is None:
+            _ = self._checked_model
         self._progress("import", 0, 1)
         with clock.stage("load_model"):
             import sttm_cli.runtime.prefix_cache

@@ -22,7 +22,7 @@ from sttm_cli.base.reports import ServerStatus
 from sttm_cli.base.results import Answer, Choice
 from sttm_cli.decode import Source
 from sttm_cli.runtime.prepared import Prepared, ask_report
-from sttm_cli.runtime.request import plan_model
+from sttm_cli.runtime.request import check_model, plan_model
 from sttm_cli.runtime.resources import DISK, Resources
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.serve.batch import Batches, together
@@ -242,7 +242,7 @@ class Engine:
         _ = task.cancelled() or task.exception()
 
     def _load(self) -> None:
-        plan = plan_model(self.settings, self._store)
+        plan = plan_model(self.settings, check_model(self.settings, self._store))
         most = together(plan, self._options.together)
         self._batches = Batches(self._model_thread, most, self.metrics.together.observe)
         device, host = bounds(plan.device, self._options)
