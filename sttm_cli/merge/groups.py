@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from sttm_cli.merge.budget import token_limit
 from sttm_cli.merge.checks import check_budget, check_features, check_finite, is_whole
-from sttm_cli.merge.merging import merge_tokens
+from sttm_cli.merge.quadtree.budget import token_limit
+from sttm_cli.merge.quadtree.merging import merge_tokens
 from sttm_cli.merge.tokens import MergedTokens, Sources
 
 ToCount = Callable[[torch.Tensor, int], MergedTokens]

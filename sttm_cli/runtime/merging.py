@@ -13,8 +13,8 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from sttm_cli.base.errors import ModelError, UsageError
 from sttm_cli.base.types import Merged
-from sttm_cli.merge.merging import SPATIAL, TEMPORAL, merge_tokens
 from sttm_cli.merge.method import find_method
+from sttm_cli.merge.quadtree.merging import SPATIAL, TEMPORAL, merge_tokens
 from sttm_cli.models.family import Family
 from sttm_cli.models.registry import family_of_loaded
 from sttm_cli.prefill import Merging
