@@ -63,7 +63,7 @@ class Ledger:
         self._rows: dict[int, dict[str, Any]] = {}
 
     def begin(self, number: int) -> tuple[int, dict[str, Any] | None]:
-        """Count an attempt at a video; return the attempts so far, and its row if it is finished."""
+        """Count an attempt at a video; return the attempts so far, and its row if finished."""
         if number not in self._rows:
             self._begun[number] = self._begun.get(number, 0) + 1
         return self._begun[number], self._rows.get(number)
