@@ -185,7 +185,7 @@ def _ask(question: str) -> None:
         raise UsageError("--all asks before it removes, and nobody is there", "give --yes as well")
     say(f"{question} [y/N]")
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        say("nothing is removed")
+        say("nothing was removed")
         raise typer.Exit(1)
 
 

@@ -60,7 +60,7 @@ def show(*, flags: dict[str, Any], output: Output) -> None:
     ]
     print_text(*table(head, cells, left=head))
     if not output.quiet:
-        say(f"file: {config_path()}" + ("" if config_path().is_file() else " (not there)"))
+        say(f"file: {config_path()}" + ("" if config_path().is_file() else " (missing)"))
         say("-: the model, the video or the machine decides")
 
 

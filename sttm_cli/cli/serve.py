@@ -187,7 +187,7 @@ def _others(output: Output, *, stop: bool) -> None:
         elif not output.quiet:
             say(f"ended: {_line(server)}")
     if not servers and not output.quiet:
-        say("no server runs")
+        say("no server is running")
 
 
 def _line(server: LocalServer) -> str:

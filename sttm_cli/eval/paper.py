@@ -240,10 +240,10 @@ def _answered(journal: Path) -> int:
 
 def _failure(benchmark: Benchmark, log: Path) -> SttmError:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    reason = next((line for line in reversed(lines) if line.strip()), "it said nothing")
+    reason = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
     return SttmError(
         f"lmms-eval ended without a result for {benchmark.task}: {reason.strip()[:300]}",
-        f"{log} has all that it said",
+        f"{log} has its full output",
     )
 
 

@@ -100,5 +100,5 @@ def _address(process: subprocess.Popen[bytes], log: Path, wait: Callable[[], Non
     reason = said.removeprefix("sttm: ") or f"it ended with exit code {process.returncode}"
     raise SttmError(
         f"the server for this budget did not start: {reason}",
-        "'sttm serve' with the same flags says more",
+        "run 'sttm serve' with the same flags to see more",
     )

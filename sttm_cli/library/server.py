@@ -35,7 +35,7 @@ class ServerRunner:
             try:
                 yield admit(item) or self._prepared(item)
             except ServerGone as error:
-                self._qa.warn(f"the server did not answer ({error}): going on without it")
+                self._qa.warn(f"the server did not answer ({error}): continuing without it")
                 yield from LocalRunner(self._qa).run(chain([item], items), admit)
                 return
 

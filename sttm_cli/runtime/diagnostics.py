@@ -68,7 +68,7 @@ def _told(name: str, check: Callable[[], Check]) -> Check:
     except Exception as error:
         lines = str(error).splitlines() or [""]
         why = f"{type(error).__name__}: {lines[0][:200]}"
-        return Check(name=name, found="", problem=why, hint="see what is broken above it first")
+        return Check(name=name, found="", problem=why, hint="fix the problems above it first")
 
 
 def _python() -> Check:
@@ -260,7 +260,7 @@ def _config() -> Check:
     path = config_path()
     facts = {"path": str(path), "exists": path.is_file()}
     if not path.is_file():
-        return Check("config", f"{path} (not there)", facts=facts)
+        return Check("config", f"{path} (missing)", facts=facts)
     try:
         keys = read_config()
     except SttmError as error:

@@ -135,7 +135,7 @@ def _alone(decoder: Any) -> Iterator[None]:
     with _ENTERING:
         if decoder in _ACTIVE:
             raise UsageError(
-                "this model is inside of another sttm_cli.merging block", "leave that one first"
+                "this model is inside of another sttm_cli.merging block", "exit that one first"
             )
         _ACTIVE.add(decoder)
     try:

@@ -205,7 +205,7 @@ class PrefixCache:
     def _restored(self, request: Request, clock: Clock) -> tuple[PrefixKV, CacheUse] | str:
         """Return the stored KV, or the reason why it cannot be used."""
         if self._settings.refresh:
-            return "made anew, as --refresh asks"
+            return "recomputed, as --refresh asks"
         with self._store.find(request.identity) as lookup:
             if lookup.entry is None:
                 return lookup.miss_reason

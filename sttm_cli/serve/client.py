@@ -41,9 +41,9 @@ _OF_THE_QUESTION = {error.kind: error for error in (UsageError, ContextError, Vi
 """Failures that would also happen in this process; all others are the server's own."""
 _CONNECT_S = 5.0
 _HEARD_S = 10.0
-"""Seconds within which a live server confirms a question."""
+"""A living server confirms at once that it has received a question."""
 _MOST_BYTES = 64 << 20
-"""Bytes of a line or a reply; the report of a long video is below 1 MiB."""
+"""Of a line or of a reply; the report of a long video is below 1 MiB."""
 _NO_REPORT = "it ended before the answer did"
 _OTHER_PROTOCOL = "it speaks another protocol"
 
@@ -145,7 +145,7 @@ class Server:
             if response.status != 200:
                 raise _refusal(response.status, response.read(_MOST_BYTES))
             if connection.sock is not None:
-                # The server has the question: from now on the work may take any time.
+                # The server has the question: from now on, the work may take any time.
                 connection.sock.settimeout(None)
             while line := response.readline(_MOST_BYTES):
                 if not line.endswith(b"\n"):

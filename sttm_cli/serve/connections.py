@@ -84,7 +84,7 @@ class BoundedConnection(H11Protocol):
         self.loop.call_later(HEAD_S, self._look)
 
     def _waits_for(self) -> object:
-        """The client's next step; None while it is the server's turn."""
+        """Return the client's next step; None while it is the server's turn."""
         if self.flow.write_paused:
             return self.transport.get_write_buffer_size()
         return ("a request", id(self.cycle)) if self._waits_for_a_request else None

@@ -303,7 +303,7 @@ class Records:
         )
 
     def by_last_use(self, artifacts: list[Stored]) -> list[Stored]:
-        """Sort, the least recently used first; writing an entry counts as a use."""
+        """Sort by the last use, the oldest first; writing an entry counts as a use."""
         uses = self._all_uses()
         return sorted(artifacts, key=lambda s: max(uses[s.key].last_used, s.changed))
 
