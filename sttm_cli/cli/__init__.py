@@ -63,8 +63,7 @@ app.add_typer(eval.app, name="eval", rich_help_panel=_SETTINGS)
 
 INTERRUPTED = 130
 DESPITE_CONFIG = ("config", "doctor", "--version")
-"""Commands that run even if the config file is unreadable: they explain the fault, or need no
-config."""
+"""Commands that run with an unreadable config file: they explain the fault, or need no config."""
 WITHOUT_CONFIG = ("bench", "eval")
 """Measurements depend on their command line alone."""
 

@@ -39,7 +39,7 @@ FILE_EXAMPLES = examples(
 
 
 class _PathOrCommand(TyperGroup):
-    """A group that treats an unknown command as a file: `sttm eval FILE` is `sttm eval file
+    """A group that takes an unknown command as a file: `sttm eval FILE` is `sttm eval file
     FILE`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

@@ -82,8 +82,8 @@ def _completion(setting: Setting) -> Callable[[str], list[str]] | None:
 
 
 def completing(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """Return a shell completion for one of these names, or for the last of several separated by
-    commas."""
+    """Return a shell completion for one of these names, or for the last of a comma-separated
+    list."""
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")

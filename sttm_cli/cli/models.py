@@ -77,8 +77,7 @@ def pull(
 ) -> None:
     """Fetch a model, with progress; an interrupted download is resumed.
 
-    It is kept in the folder of the Hugging Face hub that all programs share; HF_HOME names another
-    one.
+    It is kept in the Hugging Face hub's folder, shared by all programs, or below HF_HOME.
     """
     from sttm_cli.models.pull import pulled
 

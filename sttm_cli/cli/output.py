@@ -53,8 +53,7 @@ def print_json(value: Mapping[str, object], *, indent: int | None = None) -> Non
 
 
 def print_text(*lines: str) -> None:
-    """Print lines of data on stdout: unchanged for a program, without control characters on a
-    terminal."""
+    """Print lines of data on stdout, without control characters on a terminal."""
     text = "\n".join(lines) + "\n"
     _write(without_steering(text) if sys.stdout.isatty() else text)
 
@@ -120,7 +119,7 @@ def say(*lines: str) -> None:
 
 
 def _tell(text: str, mark: str = "", colour: int = 0) -> None:
-    """Print text on stderr; `mark`: the words before it, in an ANSI `colour` where colours are
+    """Print text on stderr; `mark`: the words before it, in an ANSI `colour` if colours are
     shown."""
     width = columns_of(sys.stderr)
     lines = [printable(part) for part in f"{mark}{text}".split("\n")]
@@ -138,8 +137,7 @@ def _tell(text: str, mark: str = "", colour: int = 0) -> None:
 
 
 def print_words(text: str, *, indent: int = 0) -> None:
-    """Print lines of words on stdout; on a terminal they wrap between words, continuation lines
-    indented."""
+    """Print words on stdout; on a terminal they wrap, with continuation lines indented."""
     width = columns_of(sys.stdout)
     for line in text.split("\n"):
         print_text(*([line] if width is None else _wrapped(line, width, indent)))
@@ -174,8 +172,7 @@ def _wrapped(line: str, width: int, indent: int | None = None) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """Escape a name or message for one line of a terminal: nothing in it breaks or controls the
-    line."""
+    """Escape a name or message for a terminal: nothing in it breaks or controls the line."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 

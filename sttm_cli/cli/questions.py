@@ -93,7 +93,7 @@ def _check_files(video: str, questions: Sequence[str]) -> None:
 
 
 def _check_quoted(questions: Sequence[str]) -> None:
-    """Refuse the words of an unquoted sentence: several, without spaces, that are not all
+    """Refuse the words of an unquoted sentence: several without spaces, not all of them
     questions."""
     words = [text for text in questions if not re.search(r"\s", text) and not UNSPACED.search(text)]
     if len(words) < 2 or all(word.endswith("?") for word in words):

@@ -158,7 +158,7 @@ def _vp8_shows(data: bytes) -> bool:
 
 
 def _vp9_shows(data: bytes) -> bool:
-    """Return whether a VP9 packet shows a frame (VP9 bitstream specification, 6.1, 6.2 and annex
+    """Return whether a VP9 packet shows a frame (VP9 bitstream specification, 6.1, 6.2, annex
     B)."""
     if data[-1] & 0xE0 == 0xC0:
         # A superframe: several frames in one packet, the last of which is shown.

@@ -50,7 +50,7 @@ class Cursor:
         return self._shown[0] + int(self._shown[1].duration or self._step)
 
     def at(self, time: int) -> tuple[int, Any]:
-        """Return the frame on show at pts `time`, and its pts; raises Lost. Times must not
+        """Return the pts and the frame on show at pts `time`; raises Lost. Times must not
         decrease."""
         self._jump(time)
         if self._ahead is None and not self.ended:

@@ -52,8 +52,8 @@ def check_holds_no_video(folder: Path) -> None:
 
 
 def images_of(folder: Path) -> list[Path]:
-    """Return the images directly in a folder, 2.png before 10.png; raises VideoError if there are
-    none."""
+    """Return the images directly in a folder, 2.png before 10.png; raises VideoError without
+    any."""
     try:
         found = [
             path

@@ -117,8 +117,7 @@ class Packets:
 
 
 def _index(container: Any, stream: Any) -> Any | None:
-    """Return the demuxer's index if it is known to be complete; a sequence with
-    `search_timestamp`."""
+    """Return the demuxer's index if known to be complete; a sequence with `search_timestamp`."""
     name = container.format.name.split(",")[0]
     entries = getattr(stream, "index_entries", None)
     if entries is None or name not in INDEXED:

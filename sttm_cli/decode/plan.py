@@ -61,8 +61,7 @@ def plan_frames(
 
 
 def spread(start: float, end: float, *, fps: float, limit: int) -> tuple[float, ...]:
-    """Return the times start, start + 1/fps, ... before `end`; at most `limit`, then evenly
-    spread."""
+    """Return the times start, start + 1/fps, ... before `end`; at most `limit`, evenly spread."""
     steps = max(1, math.ceil((end - start) * fps - 1e-6))
     count = min(steps, limit)
     stride = (steps - 1) / (count - 1) if count > 1 else 1.0
@@ -85,7 +84,7 @@ def _range(info: VideoInfo, start: float | None, end: float | None) -> tuple[flo
 
 
 def _size(info: VideoInfo, input_side: int | None) -> tuple[int, int]:
-    """Return the displayed size, or one shrunk so that the shorter side is twice the model's input
+    """Return the displayed size, shrunk if the shorter side exceeds twice the model's input
     side."""
     short = min(info.width, info.height)
     if input_side is None or short <= 2 * input_side:

@@ -148,8 +148,7 @@ def _start_s(stream: Any, first: Any | None) -> float:
 
 
 def _duration_s(container: Any, stream: Any, start: float) -> float | None:
-    """Return the seconds from the first frame to the end according to the header; None if not
-    stated."""
+    """Return the seconds from the first frame to the end by the header; None if not stated."""
     if stream.duration:
         return _positive(float(stream.duration * stream.time_base))
     if container.duration is None:

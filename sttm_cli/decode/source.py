@@ -1,5 +1,4 @@
-"""The user's VIDEO argument -> a local path; it may be a file, a folder of images, stdin or an
-address."""
+"""The user's VIDEO argument -> a local path: of a file, a folder of images, stdin or an address."""
 
 from __future__ import annotations
 

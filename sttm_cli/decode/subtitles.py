@@ -154,8 +154,7 @@ def _seconds(parts: tuple[str | None, ...]) -> float:
 
 
 def _lines(cues: Iterator[Cue]) -> Iterator[str]:
-    """Yield a line per cue; in recognised speech, each cue repeats the last line of the one
-    before."""
+    """Yield a line per cue; in recognised speech, each cue repeats the last line before it."""
     last, end = "", 0.0
     for cue in cues:
         follows = cue.start_s <= end + ROLLING_S

@@ -68,8 +68,7 @@ def _light(transfer: str) -> Floats:
 
 @cache
 def _scale() -> Floats:
-    """Return the factors of light, by the square root of the brightest channel's share of the
-    peak."""
+    """Return the factors of light, by the square root of the brightest channel's share of peak."""
     nits = np.maximum(np.linspace(0, 1, LEVELS) ** 2 * PEAK_NITS, 1e-4)
     return (_from_pq(_roll_off(_to_pq(nits))) / nits / WHITE_NITS).astype(np.float32)
 

@@ -76,8 +76,7 @@ def _named(folder: Path) -> Path:
 
 
 def _folder() -> Path:
-    """Return the folder, which depends on the interpreter, this environment and the list of
-    needs."""
+    """Return a folder that depends on the interpreter, this environment and the list of needs."""
     from platformdirs import user_data_path
 
     facts = [VERSION, NEEDS, sys.version, _below()]

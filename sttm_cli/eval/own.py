@@ -108,8 +108,7 @@ def ask_all(
 def _about(
     qa: VideoQA, video: Path, items: Sequence[Item], budget: float | int, kept: Kept
 ) -> Iterator[Asked]:
-    """Yield the items about one video at one budget; the video is only prepared if an answer is
-    new."""
+    """Yield the items about one video at one budget; it is only prepared if an answer is new."""
     prepared: Prepared | None = None
     fault = ""
     for item in items:

@@ -46,8 +46,7 @@ def plain(text: str) -> str:
 
 
 def read_items(file: Path) -> tuple[Item, ...]:
-    """Read the questions in a file of JSON lines. Raises UsageError that names the first bad
-    line."""
+    """Read the questions in a file of JSON lines; raises UsageError, naming the first bad line."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -14,8 +14,7 @@ from sttm_cli.eval.published import BENCHMARKS, SOURCE, published
 
 
 def report(model: str, method: str, measured: Sequence[Measured]) -> Json:
-    """Return the `sttm.eval/1` report of the paper's benchmarks; accuracies in %, differences in
-    points."""
+    """Return `sttm.eval/1` of the paper's benchmarks; accuracies in %, differences in points."""
     full = {m.benchmark.task: m.result for m in measured if m.budget == 1.0 and not m.error}
     rows = [_row(model, method, m, full.get(m.benchmark.task)) for m in measured]
     return {
@@ -131,8 +130,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _averages(rows: Sequence[Json]) -> list[Json]:
-    """Return the paper's average over its six benchmarks, at the budgets at which all are
-    measured."""
+    """Return the paper's average over its six benchmarks, at the budgets that have all of them."""
     found = []
     for budget in dict.fromkeys(row["budget"] for row in rows):
         names = {b.task for b in BENCHMARKS}

@@ -106,8 +106,7 @@ Outcome = Computed | Skipped | Failed | Wanted | Stopped
 
 @dataclass
 class Tally:
-    """The totals of all outcomes. `bytes`: stored in this run (or wanted); `video_s`: seconds of
-    video."""
+    """The totals of all outcomes. `bytes`: stored (or wanted) now; `video_s`: seconds of video."""
 
     done: int = 0
     same_bytes: int = 0

@@ -75,8 +75,7 @@ def share_of(videos: list[Video], shard: str | None) -> list[Video]:
 
 
 def _addresses(text: str, unreadable: list[tuple[Video, str]]) -> list[str]:
-    """Expand an address to those of its videos; record in `unreadable` what the bucket refuses to
-    list."""
+    """Expand an address to its videos; record in `unreadable` what the bucket refuses to list."""
     if not in_bucket(text):
         return [text]
     try:

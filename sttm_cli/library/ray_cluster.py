@@ -23,8 +23,7 @@ OBJECTS_BYTES = 100 << 20
 """Object store memory of our own cluster; its processes exchange only rows."""
 CONNECT_S = 10.0
 LONGEST_FOLDER = 40
-"""Maximum length of a temporary folder's path: Ray puts sockets below it, whose paths are bounded.
-"""
+"""Maximum length of a temporary folder's path: those of Ray's sockets in it are bounded."""
 
 
 @dataclass(frozen=True)
@@ -181,16 +180,14 @@ def _naming_ray(ray: Any) -> Iterator[None]:
 
 @contextmanager
 def _nothing_on_stdout(debug: bool) -> Iterator[None]:
-    """Keep Ray's messages about dead workers, printed by a thread that no setting disables, off
-    stdout."""
+    """Keep Ray's messages about dead workers, which no setting disables, off stdout."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stderr if debug else nowhere):
         yield
 
 
 @contextmanager
 def _silent(debug: bool) -> Iterator[None]:
-    """Silence the startup output of Ray's processes, which no setting disables, at the file
-    descriptor."""
+    """Silence the startup output of Ray's processes, which no setting disables."""
     if debug:
         yield
         return

@@ -32,8 +32,7 @@ class Estimate:
 
 
 def needed_bytes(qa: VideoQA, plan: FramePlan) -> int | None:
-    """Estimate the bytes of a video's KV on disk; None if the model's config does not determine
-    them."""
+    """Estimate the bytes of a video's KV on disk; None if the model's config does not tell."""
     asked = qa.settings.kv_dtype
     dtype = qa.model_plan.dtype if asked == "auto" else asked
     size = kv_bytes(plan, qa.model_plan, qa.settings.budget, dtype=dtype)
@@ -102,7 +101,7 @@ class Room:
         self._reserved: dict[Video, int] = {}
 
     def admit(self, job: Job) -> Failed | Stopped | None:
-        """Reserve space for a video; otherwise return why it, or any further video, cannot be
+        """Reserve space for a video; otherwise return why it, or any later video, cannot be
         stored."""
         need = job.need or 0
         if need > self._bound:

@@ -138,8 +138,7 @@ def last_talk(video: str | None = None) -> Talk | None:
 
 
 def _kept(settings: Settings) -> Json:
-    """Convert the settings to JSON, in full: later questions use them even if the defaults
-    change."""
+    """Convert all settings to JSON: later questions use them even if the defaults change."""
     values = {known.name: getattr(settings, known.name) for known in fields(settings)}
     kept = {name: value for name, value in values.items() if name not in _NOT_KEPT}
     kept["options"] = list(settings.options)
@@ -182,8 +181,7 @@ def _opened(*, create: bool) -> Iterator[sqlite3.Connection]:
 
 @contextmanager
 def _reading() -> Iterator[sqlite3.Connection | None]:
-    """Open the log for reading; None if nothing was logged yet. Raises SttmError if it is not a
-    log."""
+    """Open the log for reading; None if nothing was logged yet. Raises SttmError if invalid."""
     path = log_path()
     if not path.exists():
         yield None

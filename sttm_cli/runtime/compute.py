@@ -57,16 +57,15 @@ class Compute:
         self._progress, self._decoder_thread = progress, decoder_thread
 
     def model(self, clock: Clock | None = None, *, vision: bool = True) -> VideoLLM:
-        """Return the model, loaded at its first use; without `vision`, its encoder may be
-        missing."""
+        """Return the model, loaded at its first use; without `vision`, maybe without its
+        encoder."""
         loading = partial(self._loading, clock or Clock())
         model = self._host.get(self.plan, vision=vision, loading=loading)
         # The loaded model is shared with sessions that have another system prompt.
         return model.with_system(self.plan.system) if self.plan.system else model
 
     def frames(self, request: Request, clock: Clock) -> Frames:
-        """Return the video's frames, which are read as their chunks are consumed; needs no
-        model."""
+        """Return the video's frames, read as their chunks are consumed; needs no model."""
         report = DecodeReport()
         return Frames(clock.each("decode", self._chunks(request, report)), report)
 

@@ -285,7 +285,7 @@ class PrefixCache:
 
     @contextmanager
     def _computing(self, key: str, clock: Clock) -> Iterator[None]:
-        """Hold the store's lock on computing `key`; waiting for another process counts as
+        """Hold the store's lock on computing `key`; waiting for other processes counts as
         "wait"."""
         since: list[float] = []
 

@@ -180,8 +180,7 @@ class ModelHost:
         return host
 
     def has(self, plan: ModelPlan, *, vision: bool) -> bool:
-        """Return whether this exact model is loaded: a checkpoint's files may have changed
-        since."""
+        """Return whether this exact model is loaded: a checkpoint's files may have changed."""
         return self._held(plan, vision) is not None
 
     def get(self, plan: ModelPlan, *, vision: bool, loading: Loading = nullcontext) -> VideoLLM:

@@ -150,8 +150,7 @@ class VideoQA:
             self._prefixes.release()
 
     def close(self) -> None:
-        """Release the video and its copy, and the model and the store unless they were passed
-        in."""
+        """Release the video and its copy, and the model and the store unless they were given."""
         self.release()
         self._sources.close()
         if self._owner:
@@ -304,8 +303,8 @@ class VideoQA:
         return self._planned and self._resources.host.has(self.model_plan, vision=False)
 
     def model(self, *, vision: bool = True) -> VideoLLM:
-        """Return the model, loaded at its first use; without `vision`, its encoder may be
-        missing."""
+        """Return the model, loaded at its first use; without `vision`, maybe without its
+        encoder."""
         return self.compute.model(vision=vision)
 
     def request(self, video: str | Path | Source, clock: Clock | None = None) -> Request:

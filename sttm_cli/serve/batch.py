@@ -54,8 +54,7 @@ class Batches:
         self._parts = ThreadPoolExecutor(most, thread_name_prefix="question")
 
     def submit(self, prepared: Prepared, work: Work, *, alone: bool = False) -> Future[Any]:
-        """Return the future result of `work`; `alone`: it shares the prefix with no other
-        question."""
+        """Return the future result of `work`; `alone`: shares the prefix with no other question."""
         waiting = _Waiting(prepared, work)
         key = id(waiting) if alone else id(prepared.kv)
         with self._lock:

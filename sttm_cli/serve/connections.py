@@ -1,5 +1,4 @@
-"""Limits on the connections of one socket: their number, and how long each may wait for its
-client."""
+"""Limits on the connections of a socket: their number, and how long each waits for its client."""
 
 from __future__ import annotations
 
@@ -111,8 +110,7 @@ class _HealthOnly:
 
 
 def _network(address: str) -> str:
-    """Return the range in which a client can choose addresses: an IPv4 address, or an IPv6
-    network."""
+    """Return the range of a client's addresses: an IPv4 address, or an IPv6 network."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -52,8 +52,7 @@ class Downloads:
 
     @contextmanager
     def use(self, address: str) -> Iterator[Path]:
-        """Yield the local copy of `address`. Raises VideoError if it cannot be fetched within
-        bounds."""
+        """Yield the local copy of `address`; raises VideoError if it exceeds bounds or fails."""
         with self._lock:
             busy = self._busy.setdefault(address, threading.Lock())
         with busy, self._known(address) as known:

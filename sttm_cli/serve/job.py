@@ -61,7 +61,7 @@ class Gone(Exception):
 
 
 class JobRun:
-    """A waiting or running job: passes its events on, and stops it once its client has
+    """A waiting or running job: passes its events on, and stops once its client has
     disconnected."""
 
     def __init__(self, send: Callable[[Event | None], Any]) -> None:

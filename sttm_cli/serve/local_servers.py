@@ -97,8 +97,7 @@ def _start(settings: Settings, files: ServerFiles, keep_alive: str) -> subproces
 
 
 def _appears(files: ServerFiles, seconds: float, may_come: Callable[[], bool]) -> bool:
-    """Wait up to `seconds`, while `may_come` returns True, for an address file; return whether it
-    appeared."""
+    """Wait up to `seconds`, while `may_come()`, for an address file; return whether it appeared."""
     deadline = time.monotonic() + seconds
     while files.read() is None:
         if time.monotonic() > deadline or not may_come():

@@ -23,8 +23,7 @@ _MOST_TURNS = 512
 
 @dataclass(frozen=True)
 class VideoPart:
-    """A video as the client names it: by an address, by an identity of the client's own, or
-    both."""
+    """A video as the client names it: by an address, by an identity of its own, or both."""
 
     url: str | None
     uuid: str | None
@@ -81,8 +80,7 @@ def _settings(chat: ChatBody, base: Settings) -> Settings:
 
 
 def _reading(chat: ChatBody) -> dict[str, Any]:
-    """Return frames and rate from vLLM's form; the field 'sttm' may repeat but not contradict
-    them."""
+    """Return frames and rate from vLLM's form; the field 'sttm' may repeat, not contradict them."""
     video = chat.media_io_kwargs.video if chat.media_io_kwargs else None
     if video is None:
         return {}

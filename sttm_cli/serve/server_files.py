@@ -88,8 +88,7 @@ class ServerFiles:
 
 
 def files_of(settings: Settings) -> ServerFiles | None:
-    """Return the files of the server for these settings, running or not; None if there can be
-    none."""
+    """Return the files of the server for these settings, running or not; None if impossible."""
     folder = runtime_folder()
     if folder is None or not may_be_served(settings):
         return None
@@ -98,8 +97,7 @@ def files_of(settings: Settings) -> ServerFiles | None:
 
 
 def may_be_served(settings: Settings) -> bool:
-    """Return whether a server may answer: questions that bypass the cache are answered in the
-    process."""
+    """Return whether a server may answer: questions that bypass the cache are answered here."""
     return not any(getattr(settings, name) for name in in_scope(Scope.PROCESS))
 
 

@@ -23,8 +23,7 @@ BODY_S = 60.0
 """Seconds that a client may take to send a request's body."""
 
 FREE_BYTES = 64 << 10
-"""Bytes of each body that are not counted in the memory for all: a question about a file is always
-admitted."""
+"""Bytes of each body not counted in the memory for all: questions about files always pass."""
 _TAKE = "sttm.take"
 
 Endpoint = Callable[[Request], Awaitable[Response]]

@@ -22,8 +22,7 @@ _SHOWN = 60
 
 
 class Spelled(NamedTuple):
-    """The canonical spelling of an identity, and its key: the blake3 of the spelling, 64 hex
-    digits."""
+    """The canonical spelling of an identity, and its key: the spelling's blake3, 64 hex digits."""
 
     text: bytes
     key: str

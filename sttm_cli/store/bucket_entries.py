@@ -44,8 +44,7 @@ class Entries:
         return rows.used(self._bucket.listed(rows.uses_folder(key)))[key]
 
     def all(self) -> list[Entry]:
-        """Return all entries from three listings; reads the header of an entry without a row, and
-        adds the row."""
+        """Return all entries from three listings; an entry without a row has its header read."""
         described_by, uses, artifacts = self._listings()
         described, used, found = rows.described(described_by), rows.used(uses), {}
         for key, listed in artifacts.items():

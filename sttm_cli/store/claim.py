@@ -33,8 +33,7 @@ MARK = b"Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache o
 EXPLANATION = b"# Everything in it can be computed again; sttm removes the least recently used.\n"
 _LEVELS = ("kv", "locks", "index")
 _NEUTRAL = re.compile(rf"lost\+found|bench-[a-z0-9_]{{8}}|{MARKER}\.[0-9a-f]{{16}}\.part")
-"""Names allowed beside a cache: the file system's, those of `sttm bench`, and of a killed
-`_mark`."""
+"""Names allowed beside a cache: of the file system, of `sttm bench`, and of a killed `_mark`."""
 _PAIR = re.compile("[0-9a-f]{2}")
 
 

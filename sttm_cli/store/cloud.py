@@ -196,8 +196,7 @@ class BucketStore(Store):
         return None
 
     def count_use(self, entry: Entry, *, saved_s: float) -> None:
-        """Count a use; written to the bucket by another thread, and only occasionally (see
-        `tier.py`)."""
+        """Count a use; another thread writes it to the bucket, but not every time (`tier.py`)."""
         uses = self._tier.count_use(entry.key, saved_s)
         if uses is not None:
             self._later.submit(self._write_uses, entry.key, uses)
@@ -311,8 +310,7 @@ class BucketStore(Store):
         return Lookup(entry=self._entries.entry(artifact), artifact=artifact)
 
     def _without_bucket(self, identity: Json, error: BucketError) -> Lookup:
-        """Look for a local copy, which is as valid without the bucket: its full identity is
-        compared."""
+        """Look for a local copy, equally valid without the bucket: its identity is compared."""
         self.report_failure(error)
         copy = self._tier.find(identity)
         if copy.entry is not None:
@@ -467,8 +465,7 @@ class _Copy:
 def _laid_out(
     incoming: Incoming | None, identity: Json, packed: PackedKV, label: Json
 ) -> memoryview:
-    """Return the bytes of an artifact, in the file of its copy, or in memory if that has no
-    room."""
+    """Return an artifact's bytes, in the file of its copy, or in memory if that has no room."""
     from sttm_cli.store.packing import write
 
     if incoming is not None:

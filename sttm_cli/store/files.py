@@ -37,8 +37,7 @@ NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "ceph", "beegfs", "
 
 @dataclass(frozen=True)
 class Access:
-    """The users trusted with a cache: the members of the group `gid`, or only this user without
-    one."""
+    """The users trusted with a cache: the members of the group `gid`, or without it this user."""
 
     gid: int | None = None
 
@@ -51,8 +50,7 @@ class Access:
         return 0o600 if self.gid is None else 0o660
 
     def exposure(self, stat: os.stat_result) -> str:
-        """Return how others can modify a file or folder, phrased to follow its name; "" if nobody
-        can."""
+        """Return how others can modify a file or folder, to follow its name; "" if nobody can."""
         if not hasattr(os, "geteuid"):
             return ""
         if self.gid is not None:
@@ -148,8 +146,7 @@ def group_name(gid: int) -> str:
 
 
 def on_network(root: Path) -> bool:
-    """Return whether other machines may have mounted the folder too; always False except on
-    Linux."""
+    """Return whether other machines may have mounted the folder too; on Linux only, else False."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
         real = os.path.realpath(root)
@@ -210,8 +207,7 @@ class FileBlob:
             return self._file.readinto(target) or 0
 
     def expect_whole_read(self) -> None:
-        """Ask the system to read ahead, since several concurrent readers look like random
-        access."""
+        """Ask the system to read ahead: concurrent readers look like random access."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
@@ -222,8 +218,7 @@ class FileBlob:
 SUFFIX = ".safetensors"
 KEY = re.compile("[0-9a-f]{64}")
 PART = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}\.part|[0-9a-f]{8}[a-z0-9_]{8}\.part")
-"""Temporary files, including those of earlier versions. Files with other names are never
-removed."""
+"""Temporary files, also those of earlier versions. Files of other names are never removed."""
 MARKER = "CACHEDIR.TAG"
 """The file that marks a folder as a cache."""
 _MARK_PART = re.compile(rf"{MARKER}\.[0-9a-f]{{16}}\.part")

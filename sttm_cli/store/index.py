@@ -92,8 +92,7 @@ class Index:
         return self._select("key = ?", key).get(key)
 
     def rows(self, prefix: str) -> dict[str, Json]:
-        """Return all rows whose key begins with `prefix`, by the rest of the key, from one
-        query."""
+        """Return all rows whose key begins with `prefix`, by the rest of the key, in one query."""
         # Keys compare as text; U+10FFFF sorts after any character that can follow.
         rows = self._select("key > ? AND key < ?", prefix, prefix + "\U0010ffff")
         return {key[len(prefix) :]: row for key, row in rows.items()}
@@ -175,8 +174,7 @@ class Index:
 
 
 def is_own(folder: Path) -> bool:
-    """Return whether a folder's index belongs to this program, including earlier versions;
-    read-only."""
+    """Return whether a folder's index is this program's, of any version; changes nothing."""
     try:
         with closing(_read_only(folder)) as database:
             return _application(database) == APPLICATION or _is_old(database)
@@ -248,8 +246,7 @@ def _is_old(database: sqlite3.Connection) -> bool:
 
 
 def _read(cache: Any, where: str, *values: str) -> dict[str, Json]:
-    """Return the rows with a valid seal. Read as bytes: one that is not UTF-8 must not hide the
-    others."""
+    """Return the rows with a valid seal, read as bytes: invalid UTF-8 must not hide other rows."""
     select = (
         "SELECT CAST(key AS BLOB), CAST(value AS BLOB) FROM Cache WHERE raw = 1 AND mode = ? "
         f"AND (expire_time IS NULL OR expire_time > ?) AND {where}"
@@ -308,8 +305,7 @@ class Records:
         return sorted(artifacts, key=lambda s: max(uses[s.key].last_used, s.changed))
 
     def entries(self, artifacts: list[Stored]) -> list[Entry | None]:
-        """Return the remembered entry of each file; None if unknown, or if the file has changed
-        since."""
+        """Return the remembered entry of each file; None if unknown or changed since."""
         uses, abouts = self._all_uses(), self._index.rows("about:")
         return [_remembered(s, abouts.get(s.key), uses[s.key]) for s in artifacts]
 

@@ -46,8 +46,8 @@ class Leases(Protocol[V]):
         ...
 
     def replace(self, key: str, token: str, version: V) -> V | None:
-        """Overwrite this version of a lease, to renew it or take it over; None if the version is
-        another."""
+        """Overwrite this version of a lease, to renew or take it; None if it has another
+        version."""
         ...
 
     def look(self, key: str) -> Seen[V] | None:

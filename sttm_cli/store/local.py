@@ -63,8 +63,7 @@ room that was left is filled, so that a few processes cannot exceed the bound by
 
 
 class Bound:
-    """`max_bytes` for the files in `folder`; None for a bound that depends on the size of its
-    disk."""
+    """`max_bytes` for the files in `folder`; None for a bound by the size of its disk."""
 
     def __init__(
         self,

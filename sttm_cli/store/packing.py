@@ -55,8 +55,7 @@ class Packed:
         return sum(t.numel() * t.element_size() for t in self.parts)
 
     def unpack(self, out: torch.Tensor) -> None:
-        """Write the numbers to `out` [n, heads, dim]; bit for bit the same for any range of
-        rows."""
+        """Write the numbers to `out` [n, heads, dim]; bit for bit the same for any rows."""
         if self.scale is None or self.offset is None:
             # Only CUDA reports the end of a copy, after which `stored` may be overwritten.
             out.copy_(self.stored, non_blocking=out.is_cuda)

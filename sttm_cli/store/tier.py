@@ -63,8 +63,7 @@ class Tier:
     # ---- uses that the bucket does not have yet
 
     def count_use(self, key: str, saved_s: float) -> Uses | None:
-        """Count a use; return the uses to add to the bucket, None while the bucket has a recent
-        one."""
+        """Count a use; return those to add to the bucket's, None while it has a recent one."""
         row = self.get(f"use:{self._place}:{key}") or {}
         pending = Uses.from_row(row).plus(saved_s=saved_s, now=time.time())
         written = row.get("written")
