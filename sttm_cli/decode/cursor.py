@@ -50,8 +50,7 @@ class Cursor:
         return self._shown[0] + int(self._shown[1].duration or self._step)
 
     def at(self, time: int) -> tuple[int, Any]:
-        """Return the pts and the frame on show at pts `time`; raises Lost. Times must not
-        decrease."""
+        """Return the pts and the frame on show at `time`; raises Lost. Times must not decrease."""
         self._jump(time)
         if self._ahead is None and not self.ended:
             self._ahead = self._next()

@@ -84,8 +84,7 @@ def _range(info: VideoInfo, start: float | None, end: float | None) -> tuple[flo
 
 
 def _size(info: VideoInfo, input_side: int | None) -> tuple[int, int]:
-    """Return the displayed size, shrunk if the shorter side exceeds twice the model's input
-    side."""
+    """Return the displayed size, shrunk to a shorter side of twice the model's input side."""
     short = min(info.width, info.height)
     if input_side is None or short <= 2 * input_side:
         return info.width, info.height

@@ -295,7 +295,7 @@ class Folder:
         return self._kv / key[:2] / (key + SUFFIX)
 
     def scan(self) -> Scan:
-        """Call `stat` once on every file; files for which it fails are skipped."""
+        """One `stat` of every file; files for which it fails are left out."""
         locks = (lock for lock in entries_of(self._locks) if KEY.fullmatch(lock.name))
         artifacts, leftovers = list[Stored](), [Path(lock) for lock in locks]
         for entry in _files(self._kv):
@@ -431,9 +431,9 @@ def entries_of(folder: str | Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _files(kv: Path) -> Iterator[os.DirEntry[str]]:
-    """Yield the files of the folders kv/ab whose names begin with their folder's name."""
+    """The files of the folders kv/ab, each with a name that begins with its folder's."""
     for folder in entries_of(kv):
-        # Files behind a link are not ours to count, let alone to remove.
+        # Files behind a link are not ours to count, and least of all to remove.
         if folder.is_dir(follow_symlinks=False):
             yield from (e for e in entries_of(folder.path) if e.name[:2] == folder.name)
 

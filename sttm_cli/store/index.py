@@ -192,9 +192,9 @@ def remove_old(folder: Path) -> None:
 
 
 def _make(folder: Path) -> None:
-    """Create the database if it is missing; raise an error unless it is ours and can be locked.
+    """Make the database if it is missing; raise an error unless it is ours and can be locked.
 
-    Without the lock, diskcache would retry for a minute.
+    Without a lock diskcache would try again for a minute.
     """
     PRIVATE.make(folder)
     path = folder / FILES[0]
