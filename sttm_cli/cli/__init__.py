@@ -1,4 +1,4 @@
-"""The command line: parses, calls the pipeline, prints; nothing else."""
+"""The command line: parse the arguments, call the pipeline and print."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from sttm_cli.settings.settings import read_config
 
 app = typer.Typer(
     name="sttm",
-    help="Ask questions about videos, again and again: a model reads each video once, and what it "
-    "made of it, its KV cache, is kept on disk for the next question.",
+    help="Ask questions about videos, again and again: a model reads each video once, and the "
+    "resulting KV cache is kept on disk for the next question.",
     epilog=examples(
         'sttm ask talk.mp4 "what happens?" --model llava-onevision-7b',
         "sttm help ask",
@@ -63,14 +63,14 @@ app.add_typer(eval.app, name="eval", rich_help_panel=_SETTINGS)
 
 INTERRUPTED = 130
 DESPITE_CONFIG = ("config", "doctor", "--version")
-"""What must run with a config file that cannot be read: they say what is wrong, or need none."""
+"""Commands that run with an unreadable config file: they explain the fault, or need no config."""
 WITHOUT_CONFIG = ("bench", "eval")
-"""A measurement depends on its command line alone."""
+"""Measurements depend on their command line alone."""
 
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
 ) -> None:
     if version:
         from sttm_cli import __version__
@@ -80,17 +80,17 @@ def _root(
 
 
 def main() -> NoReturn:
-    """Run the command line and end the process with the contract's exit code."""
+    """Run the command line and exit with the contract's exit code."""
     arguments = sys.argv[1:]
-    # Importing a model makes a million objects that stay. By default they are looked through for
-    # garbage over and over, which takes a sixth of the time.
+    # Importing a model creates a million permanent objects. By default the garbage collector scans
+    # them over and over, which takes a sixth of the time.
     gc.set_threshold(50_000)
     _end_on("SIGTERM", "SIGHUP")
     try:
         arguments = _meant(arguments)
         code = app(arguments, standalone_mode=False, default_map=_defaults(arguments))
         if code == INTERRUPTED:
-            # The parser made an exit code of it.
+            # The parser turned it into an exit code.
             raise KeyboardInterrupt
     except BaseException as error:
         code = show_failure(error, as_json="--json" in arguments, debug="--debug" in arguments)
@@ -143,7 +143,7 @@ def _by_command(group: typer.Typer, given: dict[str, str]) -> dict[str, Any]:
 
 
 def _end_on(*names: str) -> None:
-    """End in good order when one of these signals asks for it: temporary files are removed."""
+    """Exit cleanly on any of these signals: temporary files are removed."""
 
     def end(number: int, frame: object) -> NoReturn:
         raise SystemExit(128 + number)
@@ -151,8 +151,8 @@ def _end_on(*names: str) -> None:
     for name in names:
         # Windows has no SIGHUP.
         number = getattr(signal, name, None)
-        # nohup starts commands with the signal ignored: then it stays so.
+        # nohup starts commands with the signal ignored; it stays ignored.
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-            # Anywhere but in the main thread Python takes no handlers.
+            # Python only sets handlers in the main thread.
             with contextlib.suppress(ValueError):
                 signal.signal(number, end)

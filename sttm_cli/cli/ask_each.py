@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def find_each(path: str) -> Found:
-    """The videos of a folder, a file, a pattern, or a list on stdin, a path a line.
+    """Find the videos of a folder, a file, a pattern, or a list on stdin, one path per line.
 
-    A bucket's folders and patterns are taken too. Raises UsageError for any other address, and
-    where nothing is found.
+    A bucket's folders and patterns are accepted too. Raises UsageError for any other address, and
+    if no video is found.
     """
     if is_address(path) and not in_bucket(path):
         raise UsageError(f"--each {path} is one video", "leave --each out, or give a folder")
@@ -47,10 +47,10 @@ def ask_each(
     screen: Screen,
     keeps: bool,
 ) -> bool:
-    """Ask `asked` about every video, going on after one that fails; whether none did.
+    """Ask `asked` about every video, continuing after failures; return whether all succeeded.
 
-    `keeps`: whether the answers are kept in the log. Raises ModelError, and OutOfMemoryError where
-    the model cannot be loaded: no other video would be answered.
+    `keeps`: whether the answers are logged. Raises ModelError, and OutOfMemoryError if the model
+    cannot be loaded: no other video could be answered.
     """
     started, done, failed = time.perf_counter(), 0, len(found.unreadable)
     for folder, reason in found.unreadable:

@@ -1,4 +1,4 @@
-"""`sttm bench accuracy`: what a budget costs the embedded model, beside other methods."""
+"""`sttm bench accuracy`: the accuracy of the embedded model by budget and method."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def accuracy(
         ),
     ] = "test",
     questions: Annotated[
-        int, typer.Option("--questions", min=1, help="Ask at least so many.")
+        int, typer.Option("--questions", min=1, help="Ask at least this many.")
     ] = 2000,
     frames: Annotated[
         int, typer.Option("--frames", min=1, help="Seconds of each scene, one frame a second.")
@@ -89,11 +89,11 @@ def accuracy(
     flags: dict[str, Any],
     output: Output,
 ) -> None:
-    """Measure what budgets cost the embedded model, beside other methods.
+    """Measure what budgets cost the embedded model, compared with other methods.
 
-    On held-out scenes, from the same visual tokens, with the same number of them kept. Scenes are
-    written as MP4 and read like any video. Intervals are 95 %, by a bootstrap over videos in which
-    all methods share the draws.
+    On held-out scenes, from the same visual tokens, keeping the same number of them. Scenes are
+    written as MP4 and read like any video. Intervals are 95 %, from a bootstrap over videos in
+    which all methods share the draws.
     """
     check_plot(plot)
     if split not in ("test", "dev"):

@@ -1,4 +1,4 @@
-"""`sttm eval`: what a budget costs, on published benchmarks and on questions of one's own."""
+"""`sttm eval`: the accuracy of budgets on published benchmarks and on the user's own questions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ FILE_EXAMPLES = examples(
 
 
 class _PathOrCommand(TyperGroup):
-    """A group in which what is no command is a file: `sttm eval FILE` is `sttm eval file FILE`."""
+    """A group that takes an unknown command as a file: `sttm eval FILE` is `sttm eval file
+    FILE`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands and not args[0].startswith("-"):
@@ -55,7 +56,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Again = Annotated[
-    bool, typer.Option("--again", help="Ask everything again, whatever was kept of earlier runs.")
+    bool, typer.Option("--again", help="Ask everything again, ignoring earlier runs.")
 ]
 
 
@@ -110,9 +111,8 @@ def paper(
 ) -> None:  # fmt: skip
     """Measure the paper's benchmarks with lmms-eval, beside the published rows.
 
-    lmms-eval gets an environment of its own, made once. The model is served once per budget. What
-    is measured is kept: stopped at any moment, the command goes on where it was when it is run
-    again.
+    lmms-eval gets an environment of its own, created once. The model is served once per budget.
+    Results are kept: an interrupted command continues where it stopped when it is run again.
     """
     check_plot(plot)
     check_serving()
@@ -191,10 +191,11 @@ def file(
     flags: dict[str, Any],
     output: Output,
 ) -> None:  # fmt: skip
-    """Ask questions with known answers at several budgets: accuracy by category, and what changed.
+    """Ask questions with known answers at several budgets: accuracy by category, and changed
+    answers.
 
-    'sttm eval FILE' is the same. Answers are kept: run again, only what is new is asked. Goes on
-    after a bad video, and ends with 1.
+    'sttm eval FILE' is the same. Answers are kept: a second run only asks new questions. Continues
+    after a bad video, and exits with 1.
     """
     shares = _budgets(budgets)
     folder = questions.parent if videos is None else videos

@@ -13,7 +13,7 @@ _PAPER_HEAD = (
     "tokens kept", "computed", "from cache",
 )  # fmt: skip
 _MOST_CHANGED = 20
-"""Lines of changed answers on a terminal; --json has all of them."""
+"""Number of changed answers on a terminal; --json has all of them."""
 
 
 def paper_table(report: Json) -> None:

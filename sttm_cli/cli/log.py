@@ -1,4 +1,4 @@
-"""`sttm log`: the questions answered so far; and keeping a record of them."""
+"""`sttm log`: show the log of answered questions; and add to it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def log(
         ),
     ] = None,
     path: Annotated[
-        bool, typer.Option("--path", help="Print the path of the log's file and stop.")
+        bool, typer.Option("--path", help="Print the path of the log's file and exit.")
     ] = False,
     flags: dict[str, Any],
     output: Output,
@@ -41,8 +41,8 @@ def log(
     """Show the questions answered so far, the last one at the end.
 
     Time, video, model, budget, question, answer and seconds of each are kept in one file of the
-    user, which leaves this machine never; --no-log, or no_log in the config file, keeps none.
-    'sttm ask -c' goes on with the last conversation.
+    user, which never leaves this machine; --no-log, or no_log in the config file, keeps none. 'sttm
+    ask -c' continues the last conversation.
     """
     if path:
         print_text(str(answer_log.log_path()))
@@ -68,19 +68,19 @@ def _lines(entry: LogEntry) -> list[str]:
 
 
 class Record:
-    """Keeps a record of a conversation's answers, once they are printed. A log that cannot be
-    written costs a line and no answer."""
+    """Logs a conversation's answers once they are printed. If the log cannot be written, a warning
+    is printed and the answers are unaffected."""
 
     def __init__(self, talk: Talk, *, keeps: bool = True) -> None:
         self._talk, self._keeps = talk, keeps
 
     @classmethod
     def of(cls, video: str, settings: Settings, *, before: str = "", keeps: bool) -> Record:
-        """That of a conversation that begins."""
+        """Return the record of a new conversation."""
         return cls(answer_log.new_talk(video, settings, before), keeps=keeps)
 
     def about(self, video: str, settings: Settings) -> Record:
-        """That of another conversation, about another video."""
+        """Return the record of another conversation, about another video."""
         return Record.of(video, settings, keeps=self._keeps)
 
     def add(self, answers: Sequence[tuple[str, str, float | None]], budget: float | int) -> None:

@@ -1,6 +1,6 @@
-"""Videos that are objects of a bucket (s3://, gs://, az://): listed, and fetched into a file.
+"""Videos that are objects of a bucket (s3://, gs://, az://): list them, and fetch them into files.
 
-obstore's messages quote the endpoint, which may contain a password; none of them is passed on.
+obstore's messages quote the endpoint, which may contain a password, so none is passed on.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from sttm_cli.base.names import scheme_of
 from sttm_cli.decode.spool import check_size, write
 
 PART = 8 << 20
-"""Bytes of an object that are fetched in one request."""
+"""Bytes of an object per request."""
 PAGE = 1000
-"""Objects of a listing that are looked at together."""
+"""Objects per page of a listing."""
 TIMEOUT_S = 60.0
-"""Of one request, its body included."""
+"""Time limit of a request, including its body."""
 RETRY_S = 30.0
-"""A request that fails with 5xx, or whose connection is cut, is repeated within this time."""
+"""A request that fails with 5xx or a broken connection is retried within this time."""
 _MAGIC = re.compile(r"[*?[]")
 
 
 @dataclass(frozen=True)
 class Object:
-    """An object as a listing or a header describes it. `tag`: the server's mark of its bytes, ""
-    where it gives none."""
+    """An object as a listing or a header describes it. `tag`: the server's tag of its bytes, "" if
+    it has none."""
 
     address: str
     size: int
@@ -41,20 +41,21 @@ class Object:
 
     @property
     def version(self) -> str:
-        """What tells these bytes from others at the same address, "" where nothing does."""
+        """The version of the object's bytes at this address; "" if the server has no tag."""
         return f"{self.address}|{self.size}|{self.tag}" if self.tag else ""
 
 
 def in_bucket(video: object) -> bool:
-    """Whether a video is named by the address of an object."""
+    """Return whether a video is named by the address of an object."""
     return isinstance(video, str) and scheme_of(video) in CLIENTS
 
 
 def find_objects(address: str, suffixes: frozenset[str]) -> list[str]:
-    """The addresses that `address` stands for: a pattern (`*`, `?`, `[`, and `**` for any depth);
-    what ends with "/" or names a bucket alone, searched for `suffixes` to any depth; else itself.
+    """Return the addresses that `address` stands for: the matches of a pattern (`*`, `?`, `[`, and
+    `**` for any depth); the objects with `suffixes` at any depth below a folder (ending with "/")
+    or a bucket; otherwise itself.
 
-    Raises SttmError where the bucket cannot be listed or the extra is missing.
+    Raises SttmError if the bucket cannot be listed or the extra is missing.
     """
     scheme, bucket, key = _parts(address)
     root = f"{scheme}://{bucket}/"
@@ -70,7 +71,7 @@ def find_objects(address: str, suffixes: frozenset[str]) -> list[str]:
 
 
 def object_at(address: str) -> Object:
-    """The size and the tag of an object; raises VideoError where there is none to be read."""
+    """Return the size and tag of an object; raises VideoError if it cannot be read."""
     scheme, bucket, key = _parts(address)
     client = _client(scheme, bucket)
     meta = _asked(address, lambda: client.head(key))
@@ -80,9 +81,9 @@ def object_at(address: str) -> Object:
 def fetch(
     found: Object, target: Path, *, max_bytes: int, on_bytes: Callable[[int, int], None]
 ) -> None:
-    """Write an object's bytes to `target`; `on_bytes` gets those so far and all of them.
+    """Write an object's bytes to `target`; `on_bytes` gets the bytes so far and the total.
 
-    Raises VideoError where it is too large or cannot be read, DisturbedError where it is replaced
+    Raises VideoError if it is too large or cannot be read, DisturbedError if it is replaced
     meanwhile.
     """
     check_size(found.address, found.size, max_bytes)
@@ -100,7 +101,7 @@ def fetch(
 
 
 def _blocks(found: Object) -> Iterator[bytes]:
-    """An object's bytes, part by part: a connection that is cut costs one part."""
+    """Yield an object's bytes part by part: a broken connection costs one part."""
     scheme, bucket, key = _parts(found.address)
     client = _client(scheme, bucket)
     for start in range(0, found.size, PART):
@@ -113,7 +114,7 @@ def _blocks(found: Object) -> Iterator[bytes]:
 
 
 def _keys(address: str, folder: str) -> Iterator[str]:
-    """The keys below a folder, in order, but for those with a part that begins with a dot."""
+    """Yield the keys below a folder, in order, except those with a part that begins with a dot."""
     scheme, bucket, _ = _parts(address)
     client, depth = _client(scheme, bucket), len(Path(folder).parts)
     pages = iter(client.list(folder or None, chunk_size=PAGE))
@@ -129,7 +130,7 @@ def _is_video(key: str, depth: int, suffixes: frozenset[str]) -> bool:
 
 
 def _matches(parts: list[str], wanted: list[str]) -> bool:
-    """Whether the parts of a key match those of a pattern, as a shell would have it."""
+    """Return whether the parts of a key match those of a pattern, as in a shell."""
     if not wanted or not parts:
         return not parts and all(want == "**" for want in wanted)
     if wanted[0] == "**":
@@ -138,7 +139,7 @@ def _matches(parts: list[str], wanted: list[str]) -> bool:
 
 
 def _parts(address: str) -> tuple[str, str, str]:
-    """Scheme, bucket and key of an address; raises UsageError."""
+    """Return scheme, bucket and key of an address; raises UsageError."""
     scheme = scheme_of(address)
     bucket, _, key = address[len(scheme) + 3 :].partition("/")
     if "@" in bucket or not bucket:
@@ -157,7 +158,7 @@ def _client(scheme: str, bucket: str) -> Any:
 
 
 def _asked(address: str, request: Callable[[], Any], *, listing: bool = False) -> Any:
-    """The answer to a request; raises VideoError, in words without the server's."""
+    """Return the result of a request; raises VideoError, without the server's words."""
     from obstore.exceptions import BaseError, PreconditionError
 
     try:

@@ -1,4 +1,4 @@
-"""Bytes of a video that come from elsewhere, into a file, bounded."""
+"""Write a video's bytes from elsewhere to a file, with bounds."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from sttm_cli.base.errors import VideoError
 
 BLOCK = 1 << 20
 TIMEOUT_S = 30.0
-"""How long a connection may send nothing, and how long one may be slower than `LEAST_SPEED`."""
+"""Seconds for which a connection may be silent, or slower than `LEAST_SPEED`."""
 LEAST_SPEED = 1000
-"""Bytes a second on average below which a download counts as stalled."""
+"""Average bytes per second below which a download counts as stalled."""
 
 LONGEST_S = 6 * 3600.0
-"""How long the bytes of one video may take."""
+"""Time limit in seconds for the bytes of one video."""
 
 
 def write(
@@ -25,7 +25,7 @@ def write(
     max_bytes: int,
     on_bytes: Callable[[int], None],
 ) -> int:
-    """Write `blocks` to `target`, at most `max_bytes` of them, and return their number."""
+    """Write `blocks`, at most `max_bytes` in total, to `target`; return the number of bytes."""
     done = 0
     with target.open("wb") as file:
         for block in blocks:

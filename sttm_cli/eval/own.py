@@ -1,6 +1,6 @@
-"""Questions of one's own, asked at several budgets.
+"""The user's own questions, asked at several budgets.
 
-An answer is kept under all that shaped it: run again, only what is new or was changed is asked.
+An answer is kept under everything that shaped it: a second run only asks new or changed questions.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from sttm_cli.runtime.session import VideoQA
 
 @dataclass(frozen=True)
 class Asked:
-    """An item at a budget: the answer, and the video's tokens; `error`: why there is none. `new`:
-    asked now, not kept from before."""
+    """An item at a budget: the answer and the video's tokens, or `error`. `new`: asked in this run,
+    not kept from an earlier one."""
 
     item: Item
     budget: float | int
@@ -48,7 +48,7 @@ class Asked:
 
 
 class Kept:
-    """Answers by all that shaped them, in a file of JSON lines; None keeps nothing."""
+    """Answers by everything that shaped them, in a file of JSON lines; None keeps nothing."""
 
     def __init__(self, path: Path | None, *, again: bool = False) -> None:
         self._path = path
@@ -69,7 +69,7 @@ class Kept:
         return self._known.get(key)
 
     def add(self, key: str, answer: Json) -> None:
-        """Keep an answer; a line that a kill has cut off ends before it."""
+        """Keep an answer on a new line, even if a kill truncated the last one."""
         self._known[key] = answer
         if self._path is not None:
             line = json.dumps({"key": key, "answer": answer})
@@ -108,7 +108,7 @@ def ask_all(
 def _about(
     qa: VideoQA, video: Path, items: Sequence[Item], budget: float | int, kept: Kept
 ) -> Iterator[Asked]:
-    """The items about one video at one budget; it is prepared only for an answer that is new."""
+    """Yield the items about one video at one budget; it is only prepared if an answer is new."""
     prepared: Prepared | None = None
     fault = ""
     for item in items:
@@ -126,7 +126,8 @@ def _about(
         except VideoError as error:
             fault = str(error)
         except UsageError as error:
-            # Of this question alone: too long for the model's context, options alike to it.
+            # Concerns this question only: too long for the model's context, or indistinguishable
+            # options.
             yield Asked(item, budget, error=str(error))
             continue
         if known is None:
@@ -141,8 +142,8 @@ def _key(request: Request, item: Item, max_new_tokens: int) -> str:
 
 
 def _answer(qa: VideoQA, prepared: Prepared, item: Item, *, sooner: bool) -> Json:
-    """The answer, as it is kept; `sooner`: what the cache saved for the video counts here, with
-    the first question about it."""
+    """Answer an item, in the form that is kept; `sooner`: count the seconds that the cache saved
+    for the video here, with the first question about it."""
     given: Answer | Choice
     if item.options:
         given = qa.choose(prepared, item.question, item.options)
@@ -191,8 +192,9 @@ def report(asked: Sequence[Asked], budgets: Sequence[float | int]) -> Json:
 
 
 def _answered_everywhere(asked: Sequence[Asked]) -> dict[int, list[Asked]]:
-    """Items by line, in the file's order, with their answers in the order of the budgets; without
-    those that lack one, so that all budgets are compared on the same questions."""
+    """Return the items by line, in the file's order, with their answers in the order of the
+    budgets; without those that lack an answer, so that all budgets are compared on the same
+    questions."""
     cells: dict[int, list[Asked]] = {}
     for one in sorted(asked, key=lambda one: one.item.line):
         cells.setdefault(one.item.line, []).append(one)

@@ -1,4 +1,4 @@
-"""The benchmarks of the paper, how it asks them, and the rows that it publishes.
+"""The paper's benchmarks, their settings, and their published rows.
 
 Source of all figures: "Multi-Granular Spatio-Temporal Token Merging for Training-Free Acceleration
 of Video LLMs", ICCV 2025, arXiv 2507.07990, LLaVA-Video-7B on one A100.
@@ -17,8 +17,8 @@ FPS = 1.0
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark: its task in lmms-eval, the paper's bound of frames (at one a second), and what
-    of it differs from the paper's."""
+    """A benchmark: its task in lmms-eval, the paper's maximum of frames (at one per second), and
+    the differences from the paper's setting."""
 
     name: str
     task: str
@@ -55,7 +55,7 @@ _LLAVA_VIDEO_7B = {
     (0.3, "sttm"): (76.0, 62.3, 57.0, 68.5, 58.0, 82.0, 0.555, 5179),
 }
 _ROWS = {"llava-video-7b": _LLAVA_VIDEO_7B, "lmms-lab/llava-video-7b-qwen2": _LLAVA_VIDEO_7B}
-"""By the names, in lower case, under which a model is given."""
+"""By the lower-case names of the models."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def published(model: str, method: str, budget: float | int, task: str) -> Publis
 
 
 def benchmarks(tasks: Iterable[str], *, own: bool) -> tuple[Benchmark, ...]:
-    """The benchmarks that are named, by their own names or their tasks'; with `own`, tasks of the
-    user's own among them. Raises UsageError for one that is not known, and for none."""
+    """Return the benchmarks with the given names, their own or their tasks'; with `own`, also tasks
+    of the user's own. Raises UsageError for an unknown name, and for none."""
     known = {name.lower(): b for b in BENCHMARKS for name in (b.name, b.task)}
     known |= {b.task.split("_")[0]: b for b in BENCHMARKS}
     found = []

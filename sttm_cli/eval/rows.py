@@ -1,4 +1,4 @@
-"""What was measured on a benchmark, beside what is published of it: rows with 95 % intervals."""
+"""Results of the benchmarks beside the published figures: rows with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sttm_cli.eval.published import BENCHMARKS, SOURCE, published
 
 
 def report(model: str, method: str, measured: Sequence[Measured]) -> Json:
-    """`sttm.eval/1` of the paper's benchmarks; accuracies in %, differences in points."""
+    """Return `sttm.eval/1` of the paper's benchmarks; accuracies in %, differences in points."""
     full = {m.benchmark.task: m.result for m in measured if m.budget == 1.0 and not m.error}
     rows = [_row(model, method, m, full.get(m.benchmark.task)) for m in measured]
     return {
@@ -57,8 +57,8 @@ def _row(model: str, method: str, measured: Measured, full: Json | None) -> Json
 
 
 def _accuracy(result: Json, *, less: float = 0.0) -> Json | None:
-    """The share of the items that are right, in %, less a figure; None where the task does not say
-    which are."""
+    """Return the share of right items in %, minus a figure; None if the task does not say which are
+    right."""
     right, boot = _right(result), _draws(result)
     if right is None:
         return None
@@ -78,7 +78,7 @@ def _draws(result: Json) -> Bootstrap:
 
 
 def _against_full(result: Json, full: Json | None) -> Json | None:
-    """How many points more are right than at budget 1, on the same items and draws."""
+    """Return how many points more are right than at budget 1, on the same items and draws."""
     if full is None or result is full:
         return None
     ours, theirs = _right(result), _right(full)
@@ -91,14 +91,14 @@ def _against_full(result: Json, full: Json | None) -> Json | None:
 
 
 def in_percent(estimate: Estimate, *, known: bool, less: float = 0.0) -> Json:
-    """An estimate in %, less a figure; its interval is None unless it is `known`."""
+    """Return an estimate in %, minus a figure; its interval is None unless it is `known`."""
     values = {name: 100 * value - less for name, value in estimate.to_json().items()}
     return values if known else {**values, "low": None, "high": None}
 
 
 def _served(replies: Sequence[Json]) -> Json:
-    """Tokens (means over the questions), seconds to the first token (medians) and what the cache
-    saved, as the server reports them."""
+    """Return tokens (means over the questions), seconds to the first token (medians) and the
+    cache's savings, as the server reports them."""
     hits = [reply for reply in replies if reply["cache"]["hit"]]
     computed = [reply for reply in replies if not reply["cache"]["hit"]]
     saved = (
@@ -130,7 +130,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _averages(rows: Sequence[Json]) -> list[Json]:
-    """The paper's average over its six benchmarks, at the budgets at which all are measured."""
+    """Return the paper's average over its six benchmarks, at the budgets that have all of them."""
     found = []
     for budget in dict.fromkeys(row["budget"] for row in rows):
         names = {b.task for b in BENCHMARKS}

@@ -1,4 +1,4 @@
-"""Where a library is prepared, by the name given to --on."""
+"""Runners by the name given to --on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOCAL, RAY = "local", "ray"
 
 
 def check_runner(on: str) -> None:
-    """Raise UsageError for a name that no runner has."""
+    """Raise UsageError if no runner has this name."""
     name, known = _name(on), runner_names()
     if name not in known:
         raise UsageError(
@@ -31,7 +31,7 @@ def check_runner(on: str) -> None:
 
 
 def runner_names() -> list[str]:
-    """The names that --on takes; imports none of the runners."""
+    """Return the names that --on accepts; imports none of the runners."""
     return [LOCAL, RAY, *RUNNERS.names()]
 
 
@@ -44,9 +44,9 @@ def open_runner(
     note: Callable[[str], None] = lambda line: None,
     debug: bool = False,
 ) -> Runner | FarRunner:
-    """The runner of a name that was checked; a local one is the server's where there is one.
+    """Open the runner of a checked name; for "local", the server's if there is one.
 
-    `workers`, `note` (gets lines for the person) and `debug` are for a cluster.
+    `workers`, `note` (called with lines for the user) and `debug` are for clusters.
     """
     if _name(on) == RAY:
         from sttm_cli.library.ray import RayRunner

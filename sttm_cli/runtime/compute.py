@@ -1,4 +1,4 @@
-"""The stages in their order, with one model: frames -> visual tokens -> merged -> prefilled KV."""
+"""The stages of one computation: frames -> visual tokens -> merged tokens -> prefilled KV."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 OnChunk = Callable[[FrameChunk], None]
 Merge = Callable[[torch.Tensor], Merged]
-"""Features [T, H, W, C] -> the tokens that are left."""
+"""Features [T, H, W, C] -> the remaining tokens."""
 
 
 class Compute:
-    """Computes videos' KVs with the model of `plan`, a stage at a time.
+    """Computes videos' KVs with the model of `plan`, stage by stage.
 
-    `host` loads the model. `decoder_thread`: one on which alone the text decoder may run, for a
-    server in which several videos are computed at once; here without one.
+    `host` loads the model. `decoder_thread`: the only thread on which the text decoder may run, for
+    a server that computes several videos at once; without it, the calling thread.
     """
 
     def __init__(
@@ -57,14 +57,15 @@ class Compute:
         self._progress, self._decoder_thread = progress, decoder_thread
 
     def model(self, clock: Clock | None = None, *, vision: bool = True) -> VideoLLM:
-        """The model, loaded at its first use; without `vision` it need not be able to encode."""
+        """Return the model, loaded at its first use; without `vision`, maybe without its
+        encoder."""
         loading = partial(self._loading, clock or Clock())
         model = self._host.get(self.plan, vision=vision, loading=loading)
         # The loaded model is shared with sessions that have another system prompt.
         return model.with_system(self.plan.system) if self.plan.system else model
 
     def frames(self, request: Request, clock: Clock) -> Frames:
-        """The video's frames, read as their chunks are asked for; needs no model."""
+        """Return the video's frames, read as their chunks are consumed; needs no model."""
         report = DecodeReport()
         return Frames(clock.each("decode", self._chunks(request, report)), report)
 
@@ -84,8 +85,8 @@ class Compute:
         frames: Frames | None = None,
         on_chunk: OnChunk = lambda chunk: None,
     ) -> tuple[VisualTokens, DecodeReport]:
-        """Decode and encode chunk by chunk: frames are never held beyond one chunk, which
-        `on_chunk` is shown."""
+        """Decode and encode chunk by chunk, with at most one chunk of frames in memory; each is
+        passed to `on_chunk`."""
         chunks, report = frames or self.frames(request, clock)
         planned, done = len(request.plan.times_s), 0
         encoder = _Encoder(self.model(clock), planned, self.plan.family.multiple)
@@ -113,9 +114,9 @@ class Compute:
         layer: int | None = None,
         sizes: bool | None = None,
     ) -> PrefixKV:
-        """Visual tokens through the decoder, merged to the budget on the way.
+        """Run visual tokens through the decoder, merged to the budget on the way.
 
-        `merge` in place of the method, `layer` and `sizes` in place of the plan's.
+        `merge` replaces the method; `layer` and `sizes` replace the plan's.
         """
         chosen = merge or (lambda features: self.plan.method.merge(features, budget))
 
@@ -166,10 +167,11 @@ class Compute:
 
 
 class _Encoder:
-    """Encodes a video of `frames` frames, each different grid step once.
+    """Encodes a video of `frames` frames, each distinct grid step once.
 
-    A step is `multiple` frames, which families encode independently of the others. One whose
-    pixels all equal an earlier one's takes its tokens: slides, screen recordings, doubled frames.
+    A step is `multiple` frames, which families encode independently of the others. A step whose
+    pixels all equal an earlier one's reuses its tokens: slides, screen recordings, duplicated
+    frames.
     """
 
     def __init__(self, model: VideoLLM, frames: int, multiple: int) -> None:
@@ -179,7 +181,7 @@ class _Encoder:
         self._parts: list[VisualTokens] = []
 
     def add(self, chunk: FrameChunk) -> None:
-        """Encode the steps of a chunk that differ from all before them."""
+        """Encode the steps of a chunk that differ from all earlier ones."""
         starts = range(0, len(chunk.frames), self._multiple)
         steps = [chunk.frames[start : start + self._multiple] for start in starts]
         new = []
@@ -191,12 +193,12 @@ class _Encoder:
         if len(new) == len(steps):
             self._parts.append(self._model.encode(chunk, self._frames))
         elif new:
-            # Times are for the prompt; an encoder does not use them.
+            # The encoder ignores times, which are for the prompt.
             chunk = FrameChunk(frames=np.concatenate(new), times_s=())
             self._parts.append(self._model.encode(chunk, self._frames))
 
     def tokens(self) -> VisualTokens:
-        """The tokens of all steps, in their order."""
+        """Return the tokens of all steps in order."""
         levels = zip(*((part.features, *part.deep) for part in self._parts), strict=True)
         features, *deep = (self._arranged(torch.cat(level)) for level in levels)
         return VisualTokens(features=features, deep=tuple(deep))

@@ -38,11 +38,11 @@ def merging(
 ) -> Iterator[MergingStats]:
     """Let `model`, a loaded transformers *ForConditionalGeneration, merge a prompt's video tokens.
 
-    Inside the block `generate` and plain calls merge the one video of a prompt to `budget` (0.5,
-    as everywhere, unless thresholds are given) before the family's merge layer, and go on from
-    caches made there. Logits stay at the places of their input tokens; NaN stands where a token
-    was merged into another. Afterwards the model is as it was before. Raises ModelError for a
-    model that is not supported, UsageError, a ValueError, for options and inputs that are not.
+    Inside the block, `generate` and plain calls merge the one video of a prompt to `budget` (0.5,
+    as everywhere, unless thresholds are given) before the family's merge layer, and continue from
+    caches made there. Logits stay at the positions of their input tokens, with NaN for tokens that
+    were merged into another. On exit the model is restored. Raises ModelError for an unsupported
+    model, UsageError, a ValueError, for unsupported options and inputs.
     """
     family, decoder = _supported(model)
     layer = _layer(family, decoder, merge_layer)
@@ -57,11 +57,11 @@ def merging(
             yield stats
 
 
-# ---- what can be given
+# ---- checks of the arguments
 
 
 def _supported(model: Any) -> tuple[Family, Any]:
-    """The family of `model`, and its text decoder."""
+    """Return the family of `model` and its text decoder; raises ModelError."""
     if hasattr(model, "_orig_mod") or any(
         getattr(part, "_compiled_call_impl", None)
         for part in (model.modules() if isinstance(model, torch.nn.Module) else ())
@@ -131,11 +131,11 @@ _ENTERING = threading.Lock()
 
 @contextmanager
 def _alone(decoder: Any) -> Iterator[None]:
-    """Raise UsageError where the decoder merges in another block already, in whichever thread."""
+    """Raise UsageError if the decoder already merges in another block, in any thread."""
     with _ENTERING:
         if decoder in _ACTIVE:
             raise UsageError(
-                "this model is inside of another sttm_cli.merging block", "leave that one first"
+                "this model is inside of another sttm_cli.merging block", "exit that one first"
             )
         _ACTIVE.add(decoder)
     try:

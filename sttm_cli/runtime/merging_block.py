@@ -31,10 +31,10 @@ from sttm_cli.prefill import (
 
 @dataclass
 class MergingStats:
-    """What merging did to the last prompt with a video: None before the first.
+    """Statistics of the last prompt with a video; None before the first.
 
     `video_full` and `video_kept`: video tokens before and after, of all videos in a batch; the
-    thresholds are those really used, None where nothing was compared or a batch has several;
+    thresholds are those actually used, None if nothing was compared or a batch has several;
     `seconds`: of the merging alone.
     """
 
@@ -81,7 +81,7 @@ class MergingBlock:
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Merge until this ends."""
+        """Merge within the context."""
         outer, decoder = self._outer, self._decoder
         before = getattr(outer, "rope_deltas", None)
         with ExitStack() as stack:
@@ -98,7 +98,8 @@ class MergingBlock:
             try:
                 yield
             finally:
-                # Those of a merged prompt: outside of this block nothing goes on from it.
+                # Only a merged prompt's deltas are dropped: nothing continues from it outside of
+                # this block.
                 if self._deltas is not None and outer.rope_deltas is self._deltas:
                     outer.rope_deltas = before
 
@@ -173,7 +174,7 @@ class MergingBlock:
 
     def _continue(self, call: _Call, held: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         if held.deltas is not None:
-            # The model itself remembers those of the last prompt alone.
+            # The model itself only remembers those of the last prompt.
             call = call.following(held.deltas)
             kwargs = {**kwargs, "position_ids": call.positions}
         self._local.current = Continuing(
@@ -250,8 +251,8 @@ class MergingBlock:
 
 @dataclass(frozen=True)
 class _Call:
-    """What a decoder was called with: `embeds` [B, L, C], `positions` [A, B, L], the padding
-    `mask` [B, past + L], and the tokens before these in the cache."""
+    """The arguments of a decoder call: `embeds` [B, L, C], `positions` [A, B, L], the padding
+    `mask` [B, past + L], and the number of tokens before these in the cache."""
 
     embeds: torch.Tensor
     positions: torch.Tensor
@@ -259,21 +260,21 @@ class _Call:
     past: int
 
     def alike(self) -> bool:
-        """Whether all rows are the same, as those of beams and of several sequences are."""
+        """Return whether all rows are equal, as with beams or several return sequences."""
         given = [self.embeds, self.positions.movedim(1, 0)]
         given += [] if self.mask is None else [self.mask]
         return all(torch.equal(each, each[:1].expand_as(each)) for each in given)
 
     def deltas(self) -> torch.Tensor:
-        """How far M-RoPE's ids of the text that follows are ahead of a count of tokens [B, 1].
+        """Return the offset of M-RoPE's ids for the following text from a count of tokens, [B, 1].
 
         transformers' own `rope_deltas` leave a gap after videos whose time has large ids.
         """
         return self.positions[0, :, -1:] - self._counted()[:, -1:]
 
     def following(self, deltas: torch.Tensor) -> _Call:
-        """With M-RoPE's ids for text behind a prompt of these `deltas` [B, 1], in place of those
-        for another prompt's; ids of the caller's own stay."""
+        """Replace M-RoPE's ids for text after another prompt by those for a prompt with these
+        `deltas` [B, 1]; keeps ids that the caller chose."""
         text, count = self._counted(), self.embeds.shape[1]
         apart = self.positions - text
         shifted = apart == apart[:1, :, -1:]
@@ -283,7 +284,7 @@ class _Call:
         return replace(self, positions=torch.where(shifted.all(), wanted, self.positions))
 
     def _counted(self) -> torch.Tensor:
-        """Indices [B, L] of these tokens, padding not counted."""
+        """Return the indices [B, L] of these tokens, not counting padding."""
         rows, count = self.embeds.shape[:2]
         if self.mask is None:
             return (self.past + torch.arange(count, device=self.embeds.device)).expand(rows, -1)
@@ -312,7 +313,7 @@ def _call(kwargs: dict[str, Any], axes: int) -> _Call:
 
 
 def _videos(signature: inspect.Signature, given: dict[str, Any]) -> int | None:
-    """The videos in a call of the model; see `_Inputs`."""
+    """Return the number of videos in a call of the model; see `_Inputs`."""
     kind = "video" if "pixel_values_videos" in signature.parameters else "image"
     encoded: Any = given.get("mm_encoder_outputs")
     if isinstance(encoded, dict):

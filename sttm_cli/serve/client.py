@@ -38,7 +38,7 @@ from sttm_cli.settings.settings import Settings
 
 HOST, KEY = "STTM_HOST", "STTM_API_KEY"
 _OF_THE_QUESTION = {error.kind: error for error in (UsageError, ContextError, VideoError)}
-"""Failures that would happen in this process too; all others are the server's own."""
+"""Failures that would also happen in this process; all others are the server's own."""
 _CONNECT_S = 5.0
 _HEARD_S = 10.0
 """A living server confirms at once that it has received a question."""
@@ -49,14 +49,14 @@ _OTHER_PROTOCOL = "it speaks another protocol"
 
 
 class ServerGone(Exception):
-    """The server does not answer, or not in this protocol; the text gives the reason briefly."""
+    """The server does not answer, or speaks another protocol; the text is a brief reason."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server: `files` for this user's own, else `address` (http://host:port).
+    """A server: `files` for this user's own, otherwise `address` (http://host:port).
 
-    `keep_alive`: the seconds that a server in the background stays after the last question.
+    `keep_alive`: the seconds that a background server stays after the last question.
     """
 
     files: ServerFiles | None
@@ -77,10 +77,11 @@ class Server:
         options: Sequence[str] = (),
         copy: Path | None = None,
     ) -> AskReport:
-        """The report of all questions; `show` is called with each event as it happens.
+        """Return the report of all questions; `show` is called with each event as it happens.
 
         `copy`: the local copy of the video at the address `video`. Raises ServerGone if the server
-        fails or sends anything else, and UsageError, ContextError or VideoError for the question.
+        fails or sends an invalid reply, and UsageError, ContextError or VideoError for the
+        question.
         """
         sent = video if "://" in video and copy is None else str((copy or Path(video)).absolute())
         body = {
@@ -98,7 +99,7 @@ class Server:
         with closing(self._events("/sttm/ask", body)) as events:
             for event in events:
                 if isinstance(event, Failure):
-                    # With the user's name of the video, not the server's.
+                    # Name the video as the user did, not as the server does.
                     raise self._failure(replace(event, message=event.message.replace(sent, video)))
                 if isinstance(event, Reported):
                     _check_answers(event.report, answered, questions, options)
@@ -110,14 +111,14 @@ class Server:
         raise ServerGone(_NO_REPORT)
 
     def status(self) -> ServerStatus:
-        """The server's account of itself. Raises ServerGone."""
+        """Return the server's status. Raises ServerGone."""
         try:
             return shaped(json.loads(self._reply("GET", "/sttm/status")), ServerStatus, "status")
         except (ValueError, RecursionError) as error:
             raise ServerGone(_OTHER_PROTOCOL) from error
 
     def stop(self) -> None:
-        """Have the server finish its work and end. Raises ServerGone."""
+        """Ask the server to finish its work and end. Raises ServerGone."""
         self._reply("POST", "/sttm/stop")
 
     def _reply(self, method: str, path: str) -> bytes:
@@ -132,7 +133,7 @@ class Server:
 
     def _failure(self, failure: Failure) -> Exception:
         if self.files is None and failure.kind == VideoError.kind:
-            # This process may be able to read a video that the server cannot or must not read.
+            # This process may be able to read a video that the server may not or cannot.
             return ServerGone(failure.message)
         return _error_of(failure)
 
@@ -151,7 +152,7 @@ class Server:
                     raise ServerGone(_NO_REPORT)
                 yield from_line(line)
         except UsageError:
-            # A refusal, and no ValueError of the connection.
+            # A refusal, not a ValueError of the connection.
             raise
         except ShapeError as error:
             raise ServerGone(_OTHER_PROTOCOL) from error
@@ -170,9 +171,9 @@ class Server:
 
 
 def find_server(settings: Settings, say: Callable[[str], None]) -> Server | None:
-    """The server to ask: the one at STTM_HOST, else this user's own for these settings.
+    """Return the server to ask: the one at STTM_HOST, otherwise this user's own for these settings.
 
-    `say` reports a server that is dead or of another version, which is not used.
+    `say` reports a server that has died or has another version; such a server is not used.
     """
     if not may_be_served(settings):
         return None
@@ -219,7 +220,7 @@ def _check_answers(
 
 
 def _refusal(status: int, body: bytes) -> Exception:
-    """The error behind a reply whose status is not 200."""
+    """Return the error for a reply whose status is not 200."""
     try:
         error = shaped(json.loads(body), ErrorReply, "the reply")["error"]
     except (ValueError, RecursionError):
@@ -228,7 +229,7 @@ def _refusal(status: int, body: bytes) -> Exception:
 
 
 def _error_of(failure: Failure) -> Exception:
-    """The error of the question, with its own exit code; ServerGone for any other failure."""
+    """Return the question's error, with its own exit code; ServerGone for any other failure."""
     kind = _OF_THE_QUESTION.get(failure.kind)
     return kind(failure.message, failure.hint) if kind else ServerGone(failure.message)
 

@@ -1,4 +1,4 @@
-"""The options of a server: where it listens, what it admits, and its bounds."""
+"""A server's options: where it listens, whom it admits, and its bounds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a server, in bytes and seconds; without a `port` it has its socket only.
+    """A server's options, in bytes and seconds; without a `port` it only has its socket.
 
     It works on `parallel` questions at once and lets `max_queue` more wait; up to `together`
     questions about one video are decoded together (None: if that cannot change an answer). Raises
@@ -73,12 +73,12 @@ class Options:
 
     @property
     def most_of_bodies(self) -> int:
-        """Bytes that the bodies of all requests may take together."""
+        """Maximum bytes of the bodies of all requests together."""
         return 4 * self.max_body if self.max_bodies is None else self.max_bodies
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
+    """Return whether only this machine can reach `host`."""
     if host == "localhost":
         return True
     try:

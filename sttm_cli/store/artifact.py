@@ -1,8 +1,9 @@
-"""The format of one stored KV: a safetensors file with a record and a checksum of its own;
+"""The format of a stored KV: a safetensors file with a record and a checksum of its own;
 docs/cache-format.md.
 
-safetensors has no checksum, and a file shorter than its header states must not be read: header and
-sizes are checked here against the size of the bytes before any memory is taken. Imports no torch.
+safetensors has no checksum, and a file shorter than its header states must not be read: the header
+and all sizes are checked against the size of the file before any memory is allocated. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -14,34 +15,34 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from sttm_cli.base.types import Json, TokenCounts
 
-# Everything that must be equal for one KV to stand for another, as a key and in words.
+# The identity of a KV, as its canonical spelling, as a key and as readable differences.
 
 
 _SHOWN = 60
 
 
 class Spelled(NamedTuple):
-    """The canonical spelling of an identity, and its key: blake3 of that, 64 hex digits."""
+    """The canonical spelling of an identity, and its key: the spelling's blake3, 64 hex digits."""
 
     text: bytes
     key: str
 
 
 def canonical(identity: Json) -> bytes:
-    """The one spelling of an identity: sorted keys, no spaces, UTF-8, and escapes for characters
-    that UTF-8 cannot encode, which file names may contain.
+    """Return the canonical spelling: sorted keys, no spaces, UTF-8, with escapes for characters
+    that UTF-8 cannot encode but file names may contain.
 
-    Raises ValueError for NaN and infinities, TypeError for values that JSON does not have.
+    Raises ValueError for NaN and infinities, TypeError for values that are not JSON.
     """
     text = json.dumps(
         identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
-    # Python's escape for half a surrogate is JSON's too.
+    # Python's escape for a lone surrogate is also JSON's.
     return text.encode(errors="backslashreplace")
 
 
 def spell(identity: Json) -> Spelled:
-    """An identity's canonical spelling and key; raises as `canonical`."""
+    """Return an identity's canonical spelling and key; raises as `canonical`."""
     from blake3 import blake3
 
     text = canonical(identity)
@@ -49,12 +50,12 @@ def spell(identity: Json) -> Spelled:
 
 
 def key_of(identity: Json) -> str:
-    """An identity's key; raises as `canonical`."""
+    """Return an identity's key; raises as `canonical`."""
     return spell(identity).key
 
 
 def difference(wanted: Json, stored: Json) -> list[str]:
-    """Each leaf in which two identities differ, as "merge.budget: asked 0.3, stored 0.5"."""
+    """Return each leaf in which two identities differ, as "merge.budget: asked 0.3, stored 0.5"."""
     one, other = _leaves(wanted), _leaves(stored)
     return [
         f"{name}: asked {_short(one.get(name))}, stored {_short(other.get(name))}"
@@ -83,18 +84,18 @@ FORMAT = 3
 """Version of the file's layout; part of every identity, so that a file of another one is a miss."""
 
 MOST_HEADER = 4 << 20
-"""Bytes of a header. One of 1,024 layers with scales, and of a prefix of 200,000 tokens, is half
-as long."""
+"""Maximum bytes of a header. One with 1,024 layers and scales, for a prefix of 200,000 tokens, is
+half as long."""
 MOST_LAYERS = 1024
-"""Checked before the tensors of a header are laid out, each of which takes memory and time."""
+"""Checked before the tensors of a header are laid out, since each costs memory and time."""
 MOST_ROW = 1 << 16
-"""Numbers in one token's key: bounds the memory that a header can ask for beyond its file."""
+"""Maximum numbers in one token's key: bounds the memory that a header can claim beyond its file."""
 MOST_COUNT = 1 << 40
-"""Bounds every number of tokens and every position."""
+"""Bounds every token count and every position."""
 FIRST_READ = 32 << 10
-"""Bytes that are read at once for the header; most headers are shorter."""
+"""Bytes read at first for the header; most headers are shorter."""
 CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
-"""safetensors' names of the types that numbers are stored as."""
+"""safetensors' names of the stored types."""
 SCALED = "int8"
 """The type that is stored with scales and offsets."""
 _ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1}
@@ -102,11 +103,11 @@ _MALFORMED = (ValueError, KeyError, TypeError, RecursionError, AttributeError, I
 
 
 class Damaged(Exception):
-    """The bytes are not an artifact that may be used; the message gives the reason."""
+    """The bytes are not a usable artifact; the message gives the reason."""
 
 
 class Blob(Protocol):
-    """The bytes of one stored artifact, open for reading, wherever a store keeps them."""
+    """The bytes of a stored artifact, open for reading, wherever the store keeps them."""
 
     @property
     def size(self) -> int:
@@ -114,18 +115,18 @@ class Blob(Protocol):
         ...
 
     def read_into(self, target: memoryview, offset: int) -> int:
-        """Read from `offset` on into the front of `target`; return the number of bytes, 0 at the
-        end. Several threads call it at once. Raises OSError."""
+        """Read from `offset` into the front of `target`; return the number of bytes read, 0 at the
+        end. Called from several threads at once. Raises OSError."""
         ...
 
     def close(self) -> None:
-        """Release the bytes; a second call does nothing."""
+        """Release the resources; a second call does nothing."""
         ...
 
 
 class Place(NamedTuple):
-    """One tensor in the file: its name, type, shape, and first and last byte + 1, counted from
-    the end of the header."""
+    """The place of a tensor in the file: name, type, shape, first byte, and last byte + 1, counted
+    from the end of the header."""
 
     name: str
     code: str
@@ -134,7 +135,7 @@ class Place(NamedTuple):
     end: int
 
     def to_json(self) -> Json:
-        """As safetensors has it in its header."""
+        """Return the tensor's entry in a safetensors header."""
         return {"dtype": self.code, "shape": self.shape, "data_offsets": [self.begin, self.end]}
 
 
@@ -167,15 +168,15 @@ B_co = TypeVar("B_co", bound=Blob, covariant=True)
 
 
 class Artifact(NamedTuple, Generic[B_co]):
-    """An open artifact whose header was checked."""
+    """An open artifact with a checked header."""
 
     blob: B_co
     header: Header
 
 
 def open_artifact(blob: B, wanted: Spelled | None = None) -> Artifact[B]:
-    """Read and check everything but the tensors' bytes; raises Damaged or OSError, and closes
-    the blob then. With `wanted`, the stored identity must be equal to it in full."""
+    """Read and check everything but the tensor bytes; on Damaged or OSError, the blob is closed.
+    With `wanted`, the full stored identity must equal it."""
     try:
         return Artifact(blob, read_header(blob, wanted))
     except BaseException:
@@ -184,7 +185,7 @@ def open_artifact(blob: B, wanted: Spelled | None = None) -> Artifact[B]:
 
 
 def read_header(blob: Blob, wanted: Spelled | None = None) -> Header:
-    """As `open_artifact`, and leaves the blob open."""
+    """Like `open_artifact`, but never closes the blob."""
     size = blob.size
     first = _read(blob, 0, min(size, FIRST_READ))
     length = int.from_bytes(first[:8], "little")
@@ -202,7 +203,7 @@ def read_header(blob: Blob, wanted: Spelled | None = None) -> Header:
 
 
 def fill(blob: Blob, target: memoryview, offset: int) -> None:
-    """Fill `target` with the bytes from `offset` on; raises Damaged where they end before that."""
+    """Fill `target` with the bytes from `offset` on; raises Damaged if the file ends too early."""
     done = 0
     while done < len(target):
         count = blob.read_into(target[done:], offset + done)
@@ -235,7 +236,7 @@ def layout(lengths: list[int], heads: int, dim: int, kv_dtype: str) -> list[Plac
 
 
 class Checksum:
-    """blake3 of all tensor bytes in the file's order: `update` with each, then `str`."""
+    """blake3 of all tensor bytes in file order: call `update` with each piece, then `str`."""
 
     def __init__(self) -> None:
         from blake3 import blake3
@@ -248,23 +249,23 @@ class Checksum:
 
 
 def seal_of(record: bytes) -> str:
-    """The record's own checksum."""
+    """Return the checksum of the record."""
     from blake3 import blake3
 
     return f"blake3:{blake3(record).hexdigest()}"
 
 
 def check_label(label: Json) -> None:
-    """Raise Damaged unless it is a JSON object of plain values."""
+    """Raise Damaged unless the label is a JSON object of plain values."""
     plain = (str, int, float, type(None))
     if not isinstance(label, dict) or not all(isinstance(v, plain) for v in label.values()):
         raise Damaged("its label is damaged")
 
 
 def check_counts(counts: TokenCounts) -> None:
-    """Raise Damaged unless they are possible counts."""
+    """Raise Damaged unless the counts are possible."""
     numbers = [counts.video_full, counts.video_kept, counts.prefix]
-    # What is empty or False is not None.
+    # Tested for None: an empty or False value must be checked.
     numbers += [] if counts.after_spatial is None else [counts.after_spatial]
     thresholds = [counts.spatial_threshold, counts.temporal_threshold]
     whole = all(type(n) is int and 0 <= n < MOST_COUNT for n in numbers)

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from sttm_cli.base.types import PrefixKV
     from sttm_cli.store.packing import PackedKV
 
-# Keeping a folder's artifacts within a number of bytes, the least recently used removed first.
+# The bound: keep a folder's artifacts within a number of bytes by evicting the least recently used.
 
 
 MOST_BYTES = 20 << 30
@@ -63,7 +63,7 @@ room that was left is filled, so that a few processes cannot exceed the bound by
 
 
 class Bound:
-    """`max_bytes` for the files in `folder`, None for a bound by the size of its disk."""
+    """`max_bytes` for the files in `folder`; None for a bound by the size of its disk."""
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ class LocalStore(Store):
             self._index.set(key, value)
 
     def rows(self, prefix: str) -> dict[str, Json]:
-        """The remembered rows whose key begins so, by the rest of it."""
+        """Return the remembered rows whose key begins with `prefix`, by the rest of the key."""
         return self._index.rows(prefix)
 
     # ---- finding and reading
@@ -227,23 +227,23 @@ class LocalStore(Store):
                 return None
 
     def use(self, key: str, *, saved_s: float) -> None:
-        """Count a use of the entry of a key."""
+        """Count a use of an entry."""
         self._records.count_use(key, saved_s=saved_s)
 
     def count_use(self, entry: Entry, *, saved_s: float) -> None:
         self._records.count_use(entry.key, saved_s=saved_s)
         if self._shared:
-            # The rows are each user's own: the file's time tells the others.
+            # Other users do not see these rows; they read the file's mtime.
             touch(self._folder.place(entry.key))
 
     def entries(self) -> list[Entry]:
-        """Headers are read of entries that the index does not describe."""
+        """Return all entries; reads the headers of those that the index does not describe."""
         artifacts, described = self._scan().artifacts, list[tuple[Entry, Stored]]()
         entries = list[Entry]()
         for stored, entry in zip(artifacts, self._records.entries(artifacts), strict=True):
             if entry is None:
                 try:
-                    # The large parts of a hundred thousand entries are not kept.
+                    # Dropped, to keep the memory for a hundred thousand entries small.
                     entry = replace(self._read(stored.path), identity=None, facts=None)
                 except (Damaged, OSError):
                     continue
@@ -263,7 +263,7 @@ class LocalStore(Store):
     # ---- writing and removing
 
     def save(self, identity: Json, packed: PackedKV, *, label: Json) -> Entry | None:
-        """A temporary file beside its place, fsync, rename, then its row."""
+        """Write a temporary file, sync and rename it, then add its row."""
         from sttm_cli.store.packing import write
 
         if not self._make_folder():
@@ -291,7 +291,7 @@ class LocalStore(Store):
         return entry
 
     def has(self, key: str) -> bool:
-        """Whether a file is in this entry's place; nothing of it is read."""
+        """Return whether a file is in this entry's place, without reading it."""
         return not self._refusal and os.path.lexists(self._folder.place(key))
 
     def begin(self, key: str, size: int) -> Incoming | None:
@@ -308,7 +308,7 @@ class LocalStore(Store):
             return None
 
     def finish(self, incoming: Incoming, wanted: Spelled) -> Entry | None:
-        """Make a whole file the entry of `wanted`, within the bound; None where it cannot be."""
+        """Turn a complete file into the entry of `wanted`, within the bound; None if that fails."""
         try:
             incoming.keep()
             artifact = self._open(incoming.path, wanted)
@@ -369,7 +369,7 @@ class LocalStore(Store):
 
     @contextmanager
     def sign(self) -> Iterator[str]:
-        # A lock's file: where several machines share the folder, rows are each user's own.
+        # A lock file, because the rows of a shared folder are private to each user.
         key = secrets.token_hex(32)
         with self.computing(key, lambda: None):
             yield key if self.sees(key) else ""
@@ -383,7 +383,7 @@ class LocalStore(Store):
         return Scan([], []) if self._refusal else self._folder.scan()
 
     def _opened(self, wanted: Spelled) -> tuple[Artifact[FileBlob] | None, str]:
-        """An artifact, or the reason why it cannot be used: "" where there is none."""
+        """Open an artifact; otherwise return why it is unusable, "" if it does not exist."""
         path = self._folder.place(wanted.key)
         if not os.path.lexists(path):
             return None, ""
@@ -396,13 +396,13 @@ class LocalStore(Store):
             return None, f"entry damaged: {error}"
 
     def _read(self, path: Path) -> Entry:
-        """An entry as its file describes it; raises as `_open`."""
+        """Return an entry as its file describes it; raises as `_open`."""
         artifact = self._open(path)
         artifact.blob.close()
         return _entry(artifact, self._records.uses_of(artifact.header.key))
 
     def _miss_reason(self, identity: Json) -> str:
-        """The differences from the entry of the same video that differs least."""
+        """Return the differences from the closest entry of the same video."""
         digest, differences = identity.get("video", {}).get("digest", ""), []
         for key in self._records.keys_of(digest):
             with suppress(Damaged, OSError):
@@ -410,13 +410,13 @@ class LocalStore(Store):
                     difference(identity, self._read(self._folder.place(key)).identity or {})
                 )
         if not differences:
-            # What others stored is found by its whole identity alone.
+            # Other users' entries are only found by their whole identity.
             beside = " and these settings" if self._shared else ""
             return f"nothing stored for this video{beside} (digest {digest[:12]})"
         return "; ".join(min(differences, key=len)[:3])
 
     def _make_folder(self, *, quiet: bool = False) -> bool:
-        """Make and mark the folder; False where that is not possible."""
+        """Create and mark the folder; return False if that fails."""
         if self._refusal:
             return False
         try:
@@ -432,7 +432,7 @@ class LocalStore(Store):
         return True
 
     def _open(self, path: Path, wanted: Spelled | None = None) -> Artifact[FileBlob]:
-        """The artifact in a file; raises OSError and Damaged."""
+        """Open the artifact in a file; raises OSError and Damaged."""
         self._access.check_levels(path)
         artifact = open_artifact(FileBlob(path, self._access), wanted)
         if path.name != artifact.header.key + SUFFIX:
@@ -441,7 +441,7 @@ class LocalStore(Store):
         return artifact
 
     def _problem(self, path: Path) -> str | None:
-        """The damage of an artifact, None for a whole one."""
+        """Return the damage of an artifact, None if it is intact."""
         from sttm_cli.store.reading import check_bytes
 
         try:
@@ -464,8 +464,8 @@ def _entry(artifact: Artifact[FileBlob], uses: Uses) -> Entry:
 
 
 def _own_rows(root: Path) -> Path:
-    """Where this user's rows about a shared folder are: a database is safe neither on a network
-    file system nor between users."""
+    """Return the folder of this user's rows about a shared cache: a database is not safe on a
+    network file system or shared by several users."""
     from blake3 import blake3
     from platformdirs import user_cache_path
 

@@ -1,4 +1,4 @@
-"""Opening a store from a path or an address."""
+"""Open a store by its path or address."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def open_store(
     max_bytes: int | None = None,
     tier: str | Path | None = None,
 ) -> Store:
-    """Open the store at a path or an address; None stores nothing.
+    """Open the store at a path or an address; with None, a store that keeps nothing.
 
-    `max_bytes`: its bound, None for the store's own choice. `tier`: the folder of a bucket's local
-    copies as given, None for the usual one. Raises UsageError for an address of an unknown scheme
-    and for a tier where there can be none, CacheError where the code for it cannot be loaded.
+    `max_bytes`: its bound, None for the store's default. `tier`: the folder for local copies of a
+    bucket, None for the default. Raises UsageError for an address with an unknown scheme and for a
+    tier without a bucket, CacheError if the store's code cannot be loaded.
     """
     if where is None:
         return NoStore()
