@@ -30,6 +30,7 @@ KINDS = {
     # Per-layer inputs, and layers that reuse the keys and values of the last one of their kind.
     "small": [WINDOW, WINDOW, WINDOW, GLOBAL, WINDOW, WINDOW, GLOBAL],
     "large": [WINDOW, WINDOW, WINDOW, GLOBAL, WINDOW, GLOBAL],
+    "unified": [WINDOW, WINDOW, GLOBAL, WINDOW, GLOBAL],
     "experts": [WINDOW, GLOBAL, WINDOW, WINDOW, GLOBAL],
 }
 
@@ -49,7 +50,8 @@ def gemma4(
     torch.manual_seed(seed)
     tok = byte_level_tokenizer([], bos_token="<bos>", extra_special_tokens=NAMED)
     tok.add_special_tokens({"additional_special_tokens": ["<|turn>", "<turn|>", "<|video|>"]})
-    config = hf.Gemma4Config(
+    family = "Gemma4Unified" if size == "unified" else "Gemma4"
+    config = getattr(hf, f"{family}Config")(
         text_config={
             "vocab_size": len(tok),
             "hidden_size": heads * 16,
@@ -67,38 +69,44 @@ def gemma4(
             **OWN[size],
             **text,
         },
-        vision_config={
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "patch_size": patch,
-            "pooling_kernel_size": 2,
-            "position_embedding_size": 256,
-            "standardize": size != "small",
-            "initializer_range": 0.1,
-        },
+        vision_config=_vision(size, heads * 16, patch),
         audio_config=None,
         **{f"{name}_id": tok.convert_tokens_to_ids(token) for name, token in NAMED.items()},
         video_token_id=tok.convert_tokens_to_ids("<|video|>"),
     )
-    model = hf.Gemma4ForConditionalGeneration(config).eval()
+    model = getattr(hf, f"{family}ForConditionalGeneration")(config).eval()
     # Every layer has a scale of its own, which is 1 before training.
     for layer in model.model.language_model.layers:
         layer.layer_scalar.fill_(0.9)
     model.generation_config.eos_token_id = tok.convert_tokens_to_ids("<turn|>")
     model.save_pretrained(folder)
     sizes = {"patch_size": patch, "max_soft_tokens": soft_tokens, "pooling_kernel_size": 2}
-    hf.Gemma4Processor(
-        feature_extractor=hf.Gemma4AudioFeatureExtractor(),
-        image_processor=hf.Gemma4ImageProcessor(**sizes),
+    getattr(hf, f"{family}Processor")(
+        feature_extractor=getattr(hf, f"{family}AudioFeatureExtractor")(),
+        image_processor=getattr(hf, f"{family}ImageProcessor")(**sizes),
         tokenizer=tok,
-        video_processor=hf.Gemma4VideoProcessor(**sizes),
+        video_processor=getattr(hf, f"{family}VideoProcessor")(**sizes),
         chat_template=TEMPLATE,
     ).save_pretrained(folder)
     return folder
+
+
+def _vision(size: str, hidden: int, patch: int) -> dict[str, Any]:
+    shared = {"patch_size": patch, "pooling_kernel_size": 2, "initializer_range": 0.1}
+    if size == "unified":
+        width = {"mm_embed_dim": hidden, "output_proj_dims": hidden}
+        return {**shared, **width, "mm_posemb_size": 256}
+    return {
+        **shared,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "position_embedding_size": 256,
+        "standardize": size != "small",
+    }
 
 
 OWN: dict[str, dict[str, Any]] = {
@@ -110,6 +118,11 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "large": {
         "hidden_size_per_layer_input": 0,
+        "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True,
+        "use_bidirectional_attention": "vision",
+    },
+    "unified": {
         "num_global_key_value_heads": 1,
         "attention_k_eq_v": True,
         "use_bidirectional_attention": "vision",

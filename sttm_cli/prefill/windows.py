@@ -28,12 +28,14 @@ class Layout:
     """What a decoder's layers see and hold.
 
     `kinds[i]`: FULL or WINDOW; `window`: how many tokens a window spans, with the token that looks;
-    `holding`: the layers, from the first on, that hold keys and values of their own.
+    `holding`: the layers, from the first on, that hold keys and values of their own;
+    `near_blocks`: blocks count in window layers only, and end where the window does.
     """
 
     kinds: tuple[str, ...]
     window: int
     holding: int
+    near_blocks: bool = False
 
     @property
     def mixed(self) -> bool:
@@ -62,7 +64,9 @@ def layout_of(config: Any) -> Layout:
     layers = int(config.num_hidden_layers)
     kinds = tuple(getattr(config, "layer_types", None) or [FULL] * layers)
     window = int(config.sliding_window) if WINDOW in kinds else 0
-    return Layout(kinds, window, layers - int(getattr(config, "num_kv_shared_layers", None) or 0))
+    shared = int(getattr(config, "num_kv_shared_layers", None) or 0)
+    near = getattr(config, "model_type", "") == "gemma4_text"
+    return Layout(kinds, window, layers - shared, near)
 
 
 def kv_shapes(config: Any) -> list[tuple[int, int]]:
@@ -115,11 +119,13 @@ def masks(
 
     `held`: a layer of each kind that there is, with the rows that it holds already.
     """
-    window = layout_of(decoder.config).window
-    made = {
-        FULL: _full_mask(decoder, held[FULL], hidden, behind) if FULL in held else None,
-        WINDOW: _window_mask(window, held[WINDOW], hidden, behind) if WINDOW in held else None,
-    }
+    layout, made = layout_of(decoder.config), dict[str, torch.Tensor | None]()
+    made[FULL] = made[WINDOW] = None
+    if FULL in held:
+        everywhere = None if layout.near_blocks else behind.blocks
+        made[FULL] = _full_mask(decoder, held[FULL], hidden, behind.sees, everywhere)
+    if WINDOW in held:
+        made[WINDOW] = _window_mask(layout, held[WINDOW], hidden, behind)
     if not decoder.config._attn_implementation.endswith("eager"):
         return made
     return {kind: _additive(mask, hidden.dtype) for kind, mask in made.items()}
@@ -132,38 +138,47 @@ def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | N
 
 
 def _full_mask(
-    decoder: Any, layer: CacheLayerMixin, hidden: torch.Tensor, behind: Behind
+    decoder: Any,
+    layer: CacheLayerMixin,
+    hidden: torch.Tensor,
+    sees: torch.Tensor | None,
+    blocks: torch.Tensor | None,
 ) -> torch.Tensor | None:
-    sees = behind.sees
     if sees is not None:
         held = layer.get_seq_length()
         before = sees.new_ones((len(sees), held + len(sees) - sees.shape[1]))
         return torch.cat([before, sees], dim=1).to(hidden.device)[None, None]
     mask: torch.Tensor | None = create_causal_mask(
-        decoder.config, hidden, None, Cache(layers=[layer])
+        decoder.config,
+        hidden,
+        None,
+        Cache(layers=[layer]),
+        block_sequence_ids=None if blocks is None else blocks.to(hidden.device)[None],
     )
     return mask
 
 
 def _window_mask(
-    window: int, layer: CacheLayerMixin, hidden: torch.Tensor, behind: Behind
+    layout: Layout, layer: CacheLayerMixin, hidden: torch.Tensor, behind: Behind
 ) -> torch.Tensor | None:
     """[1, 1, n, held + n], None where attention is causal and the window hides nothing."""
     device, count, held = hidden.device, hidden.shape[1], layer.get_seq_length()
     places = behind.places.to(device)
     prefix, own = held + count - len(places), places[len(places) - count :]
     keys = torch.cat([torch.arange(-prefix, 0, device=device), places])
-    near = keys[None] > own[:, None] - window
-    if behind.sees is None:
-        sees = torch.ones_like(near).tril(held)
-        if behind.blocks is not None:
-            blocks = behind.blocks.to(device)
-            sees |= (blocks[:, None] == blocks) & (blocks >= 0)
-        elif (count == 1 or not held) and bool(near[-1].all()):
-            return None
-    else:
-        sees = torch.cat([behind.sees.new_ones((count, prefix)), behind.sees], dim=1).to(device)
-    return (near & sees)[None, None]
+    near = keys[None] > own[:, None] - layout.window
+    if behind.sees is not None:
+        before = behind.sees.new_ones((count, prefix))
+        return (near & torch.cat([before, behind.sees], dim=1).to(device))[None, None]
+    sees = torch.ones_like(near).tril(held)
+    if behind.blocks is None:
+        # Where it is causal and hides nothing, attention needs no mask.
+        hides = (count > 1 and held) or not bool(near[-1].all())
+        return (near & sees)[None, None] if hides else None
+    blocks = behind.blocks.to(device)
+    together = (blocks[:, None] == blocks) & (blocks >= 0)
+    seen = near & (sees | together) if layout.near_blocks else (near & sees) | together
+    return seen[None, None]
 
 
 def rotary(decoder: Any, hidden: torch.Tensor, ids: torch.Tensor) -> dict[str, Any]:

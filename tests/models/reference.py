@@ -159,7 +159,10 @@ def _layer(
         kind = decoder.config.layer_types[index]
         named = (kind,)
         far = positions[0, :, None] - positions[0] >= decoder.config.sliding_window
-        hides = (hides | far) if kind == "sliding_attention" else later
+        if decoder.config.model_type == "gemma4_text":
+            hides = (hides | far) if kind == "sliding_attention" else later
+        elif kind == "sliding_attention":  # tokens of a picture see each other however far
+            hides = (later | far) & ~((blocks[:, None] == blocks) & (blocks >= 0))
     rotary = embedding(
         hidden[None], positions if len(positions) == 1 else positions[:, None], *named
     )

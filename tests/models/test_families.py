@@ -48,6 +48,7 @@ SPECS = {
     "video_llama_3": ("videollama3", 180, 2, "reassigned", 1, 1, ""),
     "perception_lm": ("perception-lm", 32, 2, "reassigned", 1, 1, "1b 3b 8b"),
     "gemma4": ("gemma-4", 32, 2, "reassigned", 1, 1, "e2b e4b 26b 31b"),
+    "gemma4_unified": ("gemma-4-unified", 32, 2, "reassigned", 1, 1, "12b"),
     "molmo2": ("molmo2", 64, 2, "reassigned", 1, 1, "4b 8b o-7b"),
 }
 

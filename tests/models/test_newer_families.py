@@ -72,6 +72,7 @@ CASES |= {
         partial(gemma4, seed=1, heads=6, window=16, soft_tokens=140), (5, 90, 40)
     ),
     "gemma4-large": Case(partial(gemma4, size="large", seed=2), (6, 64, 96)),
+    "gemma4-unified": Case(partial(gemma4, size="unified", seed=4), (6, 64, 96)),
     "gemma4-experts": Case(partial(gemma4, size="experts", seed=3, window=40), (5, 80, 112)),
 }
 FPS = 0.4

@@ -77,7 +77,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for family in ("glm4v", "glm4v_moe", "glm46v"):
         glm(root / family, family)
     videollama(root / "video_llama_3")
-    for size in ("small", "large", "experts"):
+    for size in ("small", "large", "experts", "unified"):
         gemma4(root / f"gemma4-{size}", size)
     molmo2(root / "molmo2", columns=True, scaled=[1, 3])
     if find_spec("timm"):  # Perception-LM's tower

@@ -47,6 +47,11 @@ class Gemma4(ChatFormat):
     def layer_devices(self) -> list[str]:
         return super().layer_devices[: self._holding]
 
+    @property
+    def _pooled(self) -> int:
+        """How many of the processor's places each side of a token covers."""
+        return int(self._frames.pooling_kernel_size)
+
     def visual_tokens(self, video: torch.Tensor, frames: int) -> VisualTokens:
         made = self._frames(video, do_sample_frames=False, return_tensors="pt")
         made = made.to(self._model.device)
@@ -57,8 +62,7 @@ class Gemma4(ChatFormat):
             num_frames_per_video=made["num_frames_per_video"],
             return_dict=True,
         ).pooler_output[0]
-        side = self._frames.pooling_kernel_size
-        columns, rows = ((places[0].amax(0) + 1) // side).tolist()
+        columns, rows = ((places[0].amax(0) + 1) // self._pooled).tolist()
         return VisualTokens(tokens.reshape(len(video), rows, columns, -1))
 
     def prompt(self, tokens: VisualTokens) -> Prompt:
