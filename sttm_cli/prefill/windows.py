@@ -3,8 +3,9 @@
 A window counts rotary ids: a layer with it never meets a distance that it was not trained for. Ids
 are renumbered after merging, so a window spans as many merged tokens, which are more frames. A
 window layer keeps the rows that a token behind the prefix can still see, the last `window - 1`.
-Layers that reuse keys and values hold none, and a prefix need not pass through them. Images may be
-blocks whose tokens see each other, in window layers only. Source: transformers' `Gemma4TextModel`.
+Layers that reuse keys and values hold none, and a prefix need not pass through them. The tokens
+of a picture may see each other, in every layer or in window layers only.
+Source: transformers' `Gemma4TextModel`.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def check_merging(layout: Layout, merge_layer: int, positions: str) -> None:
         )
     if layout.mixed and positions != "reassigned":
         raise UsageError(
-            f"positions {positions!r} are not possible: layers with a window count consecutive ids",
+            f"--positions {positions} cannot be combined with layers that see a window, which "
+            "counts consecutive ids",
             "give --positions reassigned",
         )
 

@@ -297,7 +297,7 @@ def test_defaults_of_a_checkpoint_that_its_layers_do_not_allow_are_refused(tmp_p
     stated = json.loads((small / "config.json").read_text())
     for own, words in (
         ({"merge_layer": 5}, "reuse the keys and values of layer 3"),
-        ({"positions": "survivors"}, "count consecutive ids"),
+        ({"positions": "survivors"}, "layers that see a window"),
     ):
         (small / "config.json").write_text(json.dumps({**stated, "sttm": own}))
         with asking(small, no_cache=True) as qa, pytest.raises(UsageError, match=words):
@@ -306,7 +306,7 @@ def test_defaults_of_a_checkpoint_that_its_layers_do_not_allow_are_refused(tmp_p
 
 def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
     large = gemma4(tmp_path / "m", "large", use_bidirectional_attention="all")
-    with pytest.raises(ModelError, match="attends in both directions"):
+    with pytest.raises(ModelError, match="of the type 'bidirectional'"):
         load(source(large), Placement("cpu", "float32"))
 
 

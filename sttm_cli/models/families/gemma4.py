@@ -126,9 +126,9 @@ def load_gemma(model_class: Any, checkpoint: Checkpoint, placement: Placement) -
         )
     if checkpoint.text.get("use_bidirectional_attention") == "all":
         raise ModelError(
-            f"model {checkpoint.name!r} attends in both directions: a question would change what "
-            "stands before it",
-            "give a checkpoint that generates text",
+            f"model {checkpoint.name!r} has decoder layers of the type 'bidirectional', which is "
+            "not supported",
+            "a question would change what stands before it: give a checkpoint that generates text",
         )
     if checkpoint.loaded is not None:
         return checkpoint.loaded
