@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sttm_cli.base.types import FrameChunk, Json, Prompt, VisualTokens
 from sttm_cli.models.checkpoint import Checkpoint
@@ -26,7 +26,7 @@ class VideoLLM(Protocol):
 
     @property
     def layer_devices(self) -> list[str]:
-        """The device of each decoder layer and of its keys and values."""
+        """The device of each decoder layer that holds keys and values, and of these."""
         ...
 
     def encode(self, chunk: FrameChunk, frames: int) -> VisualTokens:
@@ -69,6 +69,10 @@ class VideoLLM(Protocol):
 
     def embed_prompt(self, prompt: Prompt, tokens: VisualTokens) -> torch.Tensor:
         """Embed the prompt -> [L, C], with the visual tokens in their places."""
+        ...
+
+    def extras(self, ids: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """Return further arguments of the decoder's call for token ids [n] or [B, n], by name."""
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -115,6 +119,15 @@ class Grid(Protocol):
     ) -> tuple[int, int]: ...
 
 
+class KVShape(NamedTuple):
+    """Heads and head size of a layer's keys and of its values; `window`: how many tokens it sees,
+    0 for all."""
+
+    heads: int
+    dim: int
+    window: int = 0
+
+
 Load = Callable[[Checkpoint, Placement, frozenset[str]], VideoLLM]
 """Loads a checkpoint's weights; the set contains the family's enabled options."""
 
@@ -146,6 +159,10 @@ class Family:
     `find`: finds the video in a prompt that this package did not write, None where
     `sttm_cli.merging` does not support the family; `libraries`: packages beside torch and
     transformers that compute the family's tokens: their versions belong to the identity of a KV.
+    `shapes`: those of the layers that hold keys and values, from the
+    decoder's config alone (raises as `Grid`), where they are not all alike. `deepest`: the last
+    possible merge layer, from the same config, where it is not the last layer. `windows`: some
+    layers see a window, which counts rotary ids: they are always reassigned.
     """
 
     name: str
@@ -164,6 +181,9 @@ class Family:
     step_text: int = 0
     find: Find | None = None
     libraries: tuple[str, ...] = ()
+    shapes: Callable[[Json], Sequence[KVShape]] | None = None
+    deepest: Callable[[Json], int] | None = None
+    windows: bool = False
 
     @property
     def aliases(self) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -199,6 +199,9 @@ def _is_installed(package: str) -> bool:
     return find_spec(package.replace("-", "_")) is not None
 
 
+FULL_ONLY = ("full_attention",)
+
+
 def load_pretrained(
     model_class: Any, checkpoint: Checkpoint, placement: Placement
 ) -> tuple[Any, Any]:
@@ -227,9 +230,17 @@ def load_files(file_class: Any, checkpoint: Checkpoint) -> Any:
 
 
 def load_weights(
-    model_class: Any, checkpoint: Checkpoint, placement: Placement, **options: Any
+    model_class: Any,
+    checkpoint: Checkpoint,
+    placement: Placement,
+    *,
+    kinds: Collection[str] = FULL_ONLY,
+    **options: Any,
 ) -> Any:
-    """Load a model alone, with `options` for `from_pretrained`; raises as `load_pretrained`."""
+    """Load a model alone, with `options` for `from_pretrained`; raises as `load_pretrained`.
+
+    `kinds`: the types of decoder layers that the family supports.
+    """
     if checkpoint.loaded is not None:
         return checkpoint.loaded[0]
     import torch
@@ -240,7 +251,7 @@ def load_weights(
     where = place(checkpoint, placement)
     with reworded(checkpoint, placement.device):
         config = _config(checkpoint, placement, options.pop("config", None))
-        _check_layers(checkpoint, config)
+        _check_layers(checkpoint, config, kinds)
         _check_size(checkpoint, config)
         model, loading = model_class.from_pretrained(
             checkpoint.folder,
@@ -277,11 +288,11 @@ def _config(checkpoint: Checkpoint, placement: Placement, config: Any) -> Any:
     return config
 
 
-def _check_layers(checkpoint: Checkpoint, config: Any) -> None:
+def _check_layers(checkpoint: Checkpoint, config: Any, kinds: Collection[str]) -> None:
     # A window would see other frames after merging, a recurrent state is not in keys and values:
-    # such a decoder inside a supported model would answer, and wrongly.
+    # such a decoder inside a model of another family would answer, and wrongly.
     text = config.get_text_config()
-    others = sorted({*(getattr(text, "layer_types", None) or ())} - {"full_attention"})
+    others = sorted({*(getattr(text, "layer_types", None) or ())} - {*kinds})
     if others:
         raise ModelError(
             f"model {checkpoint.name!r} has decoder layers of the type {others[0]!r}, which is not "
@@ -307,18 +318,26 @@ def _least_numbers(part: Any) -> int:
     """Compute a lower bound of the number of weights of a decoder or a tower."""
     fields = ("num_hidden_layers", "depth", "embed_dim", "hidden_size", "intermediate_size",
               "vocab_size", "num_position_embeddings", "num_experts", "moe_intermediate_size",
-              "num_attention_heads", "head_dim")  # fmt: skip
+              "num_attention_heads", "head_dim", "position_embedding_size",
+              "vocab_size_per_layer_input", "hidden_size_per_layer_input")  # fmt: skip
     other = getattr(part, "model_args", None) or {}  # those of a tower of the timm library
-    stated = {name: getattr(part, name, other.get(name)) for name in fields}
+    differ = getattr(part, "is_heterogeneous", False)
+    named = [name for name in fields if not (differ and name == "head_dim")]
+    stated = {name: getattr(part, name, other.get(name)) for name in named}
     has = {name: value for name, value in stated.items() if isinstance(value, int)}
     layers = has.get("num_hidden_layers", has.get("depth", 0))
     width = has.get("embed_dim", has.get("hidden_size", 0))
     inner = has.get("intermediate_size", width)
     if has.get("num_experts"):
         inner = has["num_experts"] * has.get("moe_intermediate_size", 1)
-    attention = has.get("num_attention_heads", 0) * has.get("head_dim", 0)
+    heads = has.get("num_attention_heads", 0)
+    dims = has.get("head_dim", 0) * layers
+    if differ:
+        dims = sum(layer.head_dim for layer in part.per_layer_config)
     rows = has.get("vocab_size", 0) + has.get("num_position_embeddings", 0)
-    return width * (layers * (2 * inner + 2 * attention) + rows)
+    rows += has.get("position_embedding_size", 0)
+    added = has.get("vocab_size_per_layer_input", 0) * has.get("hidden_size_per_layer_input", 0)
+    return width * (2 * layers * inner + 2 * heads * dims + rows) + layers * added
 
 
 @contextmanager

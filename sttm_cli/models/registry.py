@@ -18,7 +18,7 @@ from sttm_cli.base.names import FAMILIES
 from sttm_cli.base.types import Json
 from sttm_cli.models import template
 from sttm_cli.models.checkpoint import Checkpoint, cached_folder, read, weight_files
-from sttm_cli.models.family import Family, VideoLLM
+from sttm_cli.models.family import Family, KVShape, VideoLLM
 from sttm_cli.models.loading import Placement, reworded
 
 TINY_NAME = "tiny"
@@ -104,7 +104,6 @@ LEFT_OUT = {
     "qwen3_5": LINEAR,
     "qwen3_5_moe": LINEAR,
     "minicpmv4_6": LINEAR,
-    "gemma4": "its window and global layers have keys and values of different sizes, and some none",
 }
 """Video models that transformers has and this package not, and why."""
 NEAREST = {
@@ -113,7 +112,7 @@ NEAREST = {
     "qwen2_5_omni": "qwen2.5-vl-7b",
     "qwen3_omni_moe": "qwen3-vl-moe-30b",
     "minicpm": "qwen3-vl-2b",
-    "gemma": "molmo2-4b",
+    "gemma": "gemma-4-e4b",
     "molmo": "molmo2-8b",
     "internvl": "internvl3.5-8b",
     "glm": "glm-v-4.6-9b",
@@ -202,14 +201,19 @@ def token_count(
     return TokenCount(visual=steps * each, text=steps * family.step_text)
 
 
-def layer_bytes(checkpoint: Checkpoint, itemsize: int) -> int | None:
-    """Return the bytes of a token's key and value in one layer; None if the config lacks them."""
-    text = checkpoint.text
+def kv_shapes(checkpoint: Checkpoint) -> list[KVShape] | None:
+    """Return the shape of the keys of each layer that holds any; None if the config lacks the
+    needed fields."""
+    text, family = checkpoint.text, find_family(checkpoint.model_type)
     try:
+        if family is not None and family.shapes is not None:
+            return list(family.shapes(text))
         heads = text["num_attention_heads"]
         dim = text.get("head_dim") or text["hidden_size"] // heads
-        return 2 * int(text.get("num_key_value_heads") or heads) * int(dim) * itemsize
-    except (KeyError, TypeError, ZeroDivisionError):
+        return [
+            KVShape(int(text.get("num_key_value_heads") or heads), int(dim))
+        ] * checkpoint.layers
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError):
         return None
 
 

@@ -5,11 +5,13 @@ from sttm_cli.prefill.passes import Continuing, MergingPass, Pass
 from sttm_cli.prefill.prefix import ROOM, Merge, Merging, prefill
 from sttm_cli.prefill.ragged import KVContinuation, hooked_layers
 from sttm_cli.prefill.together import Together
+from sttm_cli.prefill.windows import Layout, kv_shapes, layout_of
 
 __all__ = [
     "ROOM",
     "Continuing",
     "KVContinuation",
+    "Layout",
     "Merge",
     "Merging",
     "MergingPass",
@@ -18,5 +20,7 @@ __all__ = [
     "check_cache",
     "held_by",
     "hooked_layers",
+    "kv_shapes",
+    "layout_of",
     "prefill",
 ]

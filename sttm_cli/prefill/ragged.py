@@ -7,9 +7,10 @@ on, temporary hooks replace them by those of the shorter sequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from inspect import signature
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -18,17 +19,20 @@ from transformers.masking_utils import create_causal_mask
 
 from sttm_cli.base.types import PrefixKV
 from sttm_cli.prefill.sizes import counting, logs_of
+from sttm_cli.prefill.windows import Behind, Layout, layout_of, masks, rotary
 
 
 class Above(NamedTuple):
     """The input of the layers from the merge layer on: hidden states [1, N, C], rotary ids [A, N],
     `blocks` [N] as in `Prompt`, and `sizes` [P]: the number of cells behind each of the first keys,
-    None where all are 1."""
+    None where all are 1. `shorten` merges other states [1, L, C] as those were, None where nothing
+    is merged."""
 
     hidden: torch.Tensor
     positions: torch.Tensor
     blocks: torch.Tensor | None = None
     sizes: torch.Tensor | None = None
+    shorten: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 Deeper = Callable[[torch.Tensor], Above]
@@ -91,6 +95,17 @@ class BufferLayer(CacheLayerMixin):  # type: ignore[misc]
     def crop(self, length: int) -> None:
         self.length = min(self.length, length)
 
+    def keep_last(self, count: int) -> None:
+        """Give up all rows but the last `count`."""
+        if self.keys is None or self.values is None or count >= self.length:
+            return
+        rows = slice(self.length - count, self.length)
+        for name, held in (("keys", self.keys), ("values", self.values)):
+            kept = held.new_empty((count + self.room, *held.shape[1:]))
+            kept[:count] = held[rows]
+            setattr(self, name, kept)
+        self.length = count
+
     def _append(self, buffer: Any, states: torch.Tensor, start: int) -> torch.Tensor:
         buffer[start : self.length] = states[0].transpose(0, 1)
         view: torch.Tensor = buffer[: self.length].transpose(0, 1)[None]
@@ -116,6 +131,8 @@ def run(
     sees: torch.Tensor | None = None,
     blocks: torch.Tensor | None = None,
     counts: bool = False,
+    places: torch.Tensor | None = None,
+    extras: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Run `embeds` [L, C] through the decoder after the tokens in `layers`, and append to them.
 
@@ -128,27 +145,50 @@ def run(
     marks tokens that attend to each other in both directions, as in `Prompt`.
 
     `counts`: each key counts in attention as often as `Above.sizes` says, from the merge layer on.
+    `places` [m]: those of all tokens behind the prefix, as in `Behind`; None where `layers` are
+    empty. `extras`: further arguments of the decoder's call, for these tokens.
     """
     batch = embeds.reshape(-1, *embeds.shape[-2:])
+    layout = layout_of(decoder.config)
+    behind = None if places is None else len(places)
     given: Callable[[int], dict[str, Any]]
+    shorten: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def inputs(index: int, hidden: torch.Tensor, kwargs: Any) -> tuple[torch.Tensor, Any]:
-        nonlocal given
+        nonlocal given, shorten
         if index == merge_layer:
             above = deeper(hidden)
-            hidden = above.hidden
-            mask = _mask(decoder, layers[merge_layer], hidden, sees, above.blocks)
-            held = Cache(layers=layers[merge_layer:])
-            given = deeper_inputs(decoder, hidden, _rotary_input(above.positions), mask, held)
+            hidden, shorten = above.hidden, above.shorten
+            if layout.mixed:
+                given = _mixed_inputs(
+                    decoder,
+                    above,
+                    held=_held(layout, layers, merge_layer, len(layers)),
+                    behind=_behind(hidden, places, sees, above.blocks),
+                )
+            else:
+                mask = _mask(decoder, layers[merge_layer], hidden, sees, above.blocks)
+                held = Cache(layers=layers[merge_layer:])
+                given = deeper_inputs(decoder, hidden, _rotary_input(above.positions), mask, held)
             if counted is not None and above.sizes is not None:
-                counted.logs = logs_of(above.sizes)
-        return hidden, {**kwargs, **given(index)}
+                counted.logs, counted.behind = logs_of(above.sizes), behind
+        kwargs = {**kwargs, **given(index)}
+        if shorten is not None and kwargs.get("per_layer_input") is not None:
+            kwargs["per_layer_input"] = shorten(kwargs["per_layer_input"])
+        return hidden, kwargs
 
     count = counting(decoder, merge_layer) if counts else nullcontext()
     with count as counted, hooked_layers(decoder, merge_layer, inputs):
+        first: Any
+        if layout.mixed:
+            held = _held(layout, layers, 0, merge_layer)
+            first = masks(decoder, held, batch, _behind(batch, places, sees, blocks))
+        else:
+            first = _mask(decoder, layers[0], batch, sees, blocks)
         out = decoder(
+            **(extras or {}),
             inputs_embeds=batch,
-            attention_mask=_mask(decoder, layers[0], batch, sees, blocks),
+            attention_mask=first,
             position_ids=_rotary_input(positions.to(embeds.device)),
             past_key_values=Cache(layers=layers),
             use_cache=True,
@@ -167,8 +207,13 @@ def hooked_layers(decoder: Any, merge_layer: int, inputs: Inputs) -> Iterator[No
     """While this lasts, the layers from `merge_layer` on get what `inputs` gives them."""
 
     def before(index: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if len(args) > 1:
+            # What else came by position has a name of its own.
+            names = list(signature(module.forward).parameters)[1:]
+            kwargs = {**dict(zip(names, args[1:], strict=False)), **kwargs}
         given = inputs(index, args[0], kwargs)
-        return None if given is None else ((given[0], *args[1:]), given[1])
+        # Where nothing is put in place of them, the layer gets what it was called with.
+        return None if given is None else ((given[0],), given[1])
 
     handles: list[Any] = []
     try:
@@ -210,6 +255,36 @@ def _rotaries(decoder: Any) -> list[Any]:
     return [
         decoder.rotary_emb if kind == "scaled" else decoder.rotary_emb_unscaled for kind in kinds
     ]
+
+
+def _mixed_inputs(
+    decoder: Any, above: Above, *, held: Mapping[str, BufferLayer], behind: Behind
+) -> Callable[[int], dict[str, Any]]:
+    """As `deeper_inputs`, of a decoder whose layers are of several kinds."""
+    kinds = layout_of(decoder.config).kinds
+    seen = masks(decoder, held, above.hidden, behind)
+    rotated = rotary(decoder, above.hidden, above.positions)
+    return lambda index: {
+        "attention_mask": seen[kinds[index]],
+        "position_embeddings": rotated[kinds[index]],
+        "position_ids": None,
+    }
+
+
+def _held(
+    layout: Layout, layers: list[BufferLayer], start: int, end: int
+) -> dict[str, BufferLayer]:
+    """One of the layers from `start` to `end` of each kind: all of a kind hold as many rows."""
+    return dict(zip(layout.kinds[start:end], layers[start:end], strict=False))
+
+
+def _behind(
+    hidden: torch.Tensor,
+    places: torch.Tensor | None,
+    sees: torch.Tensor | None,
+    blocks: torch.Tensor | None,
+) -> Behind:
+    return Behind(torch.arange(hidden.shape[1]) if places is None else places, sees, blocks)
 
 
 def _mask(
@@ -265,6 +340,7 @@ class Decoding(Protocol):
     decoder: Any
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor: ...
+    def extras(self, ids: torch.Tensor) -> Mapping[str, torch.Tensor]: ...
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
 
 
@@ -283,8 +359,10 @@ class KVContinuation:
         ]
         self._axes = 3 if getattr(model.decoder.rotary_emb, "mrope_section", None) else 1
         self.appended = 0
-        # The tokens in the buffers behind the prefix, including those removed by a rewind.
+        # The tokens in the buffers behind the prefix, including those removed by a rewind, and the
+        # place of each in its question.
         self._held: list[int] = []
+        self._places: list[int] = []
 
     @property
     def prefix_ids(self) -> Sequence[int]:
@@ -328,7 +406,7 @@ class KVContinuation:
 
     def forget(self) -> None:
         """Remove everything after the prefix so that it cannot be resumed."""
-        self._held = []
+        self._held, self._places = [], []
         self._set_length(0)
 
     @torch.inference_mode()
@@ -344,7 +422,7 @@ class KVContinuation:
 
     def _run(self, ids: torch.Tensor) -> torch.Tensor:
         """Append tokens `ids` [n] and return their hidden states [n, C]."""
-        del self._held[self.appended :]
+        del self._held[self.appended :], self._places[self.appended :]
         return self._at(ids, torch.arange(self.appended, self.appended + len(ids)))
 
     def _at(
@@ -363,11 +441,14 @@ class KVContinuation:
                 deeper=lambda states: Above(states, above.to(states.device), sizes=self._kv.sizes),
                 sees=sees,
                 counts=self._kv.sizes is not None,
+                places=torch.tensor([*self._places, *places.tolist()]),
+                extras=self._model.extras(ids),
             )
         finally:
             # Buffers that grew replace those of the KV.
             self._kv.keys[:], self._kv.values[:] = buffers_of(self._layers)
         self._held += ids.tolist()
+        self._places += places.tolist()
         self.appended = len(self._held)
         return hidden
 

@@ -35,11 +35,13 @@ _PREFIX = "sttm_sized_"
 @dataclass
 class Counted:
     """One run of a decoder: `logs` [P] float32 are the logarithms of the sizes of the first P keys
-    from layer `merge_layer` on, None as long as nothing is merged; keys behind them have size 1."""
+    from layer `merge_layer` on, None as long as nothing is merged; the `behind` keys that follow
+    have size 1, all that there are where it is None. A layer may hold the last of the P only."""
 
     kernel: str
     merge_layer: int
     logs: torch.Tensor | None = None
+    behind: int | None = None
     masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
 
 
@@ -130,7 +132,9 @@ def _biased(
 def _mask(run: Counted, query: torch.Tensor, keys: int, mask: torch.Tensor | None) -> torch.Tensor:
     assert run.logs is not None
     logs = run.logs.to(query.device, query.dtype)
-    bias = pad(logs, (0, keys - len(logs)))[None, None, None]
+    behind = keys - len(logs) if run.behind is None else run.behind
+    logs = logs[len(logs) + behind - keys :]
+    bias = pad(logs, (0, behind))[None, None, None]
     count = query.shape[2]
     if mask is None:
         if count == 1:

@@ -142,11 +142,15 @@ class Compute:
                 model.embed_prompt(prompt, tokens),
                 merging,
                 deep=tokens.deep,
+                extras=model.extras(prompt.ids),
                 merging_stage=partial(clock.stage, "merge", within="prefill"),
             )
             wait_for(kv.keys[-1].device)
-        # What is no number in a layer is none in those above it.
-        self._check_numbers(kv.keys[-1][: kv.lengths[-1]])
+        # What is no number in a layer is none in those above it; layers with a window may not hold
+        # it any more.
+        merged = range(kv.merge_layer, len(kv.lengths))
+        last = max(merged, key=lambda index: (kv.lengths[index], index))
+        self._check_numbers(kv.keys[last][: kv.lengths[last]])
         self._progress("prefill", 1, 1)
         return kv
 

@@ -76,8 +76,9 @@ def _supported(model: Any) -> tuple[Family, Any]:
     kinds = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         raise ModelError(
-            f"{type(model).__name__} has layers of {', '.join(sorted(kinds))}",
-            "merging needs full attention in every layer",
+            f"{type(model).__name__} has layers of {', '.join(sorted(kinds))}: transformers' cache "
+            "of these drops tokens, and merging needs full attention in every layer",
+            "ask with sttm_cli.VideoQA",
         )
     return family, decoder
 

@@ -13,7 +13,7 @@ from sttm_cli.base.errors import OutOfMemoryError
 from sttm_cli.base.results import CacheUse, Clock
 from sttm_cli.base.types import Continuation, Frames, Json, PrefixKV
 from sttm_cli.models.loading import check_room
-from sttm_cli.prefill import ROOM, KVContinuation
+from sttm_cli.prefill import ROOM, KVContinuation, Layout, kv_shapes, layout_of
 from sttm_cli.runtime.compute import Compute
 from sttm_cli.runtime.prepared import seconds_to_prefix
 from sttm_cli.runtime.request import Request, check_unchanged, facts_for, kv_bytes
@@ -36,7 +36,7 @@ def fits(kv: PrefixKV, config: Any, plan: ModelPlan) -> bool:
     may have all its checksums and still not be made by this program."""
     return (
         _is_shaped(kv, config, plan.dtype)
-        and _is_merged(kv, plan.merge_layer, config.num_hidden_layers)
+        and _is_merged(kv, plan.merge_layer, layout_of(config))
         and _is_placed(kv, plan.family.rotary_axes)
         and _is_counted(kv, plan)
         and _has_its_record(kv, config.vocab_size)
@@ -44,17 +44,16 @@ def fits(kv: PrefixKV, config: Any, plan: ModelPlan) -> bool:
 
 
 def _is_shaped(kv: PrefixKV, config: Any, dtype: str) -> bool:
-    heads = config.num_key_value_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    wanted = kv_shapes(config)
     tensors = kv.keys + kv.values
     typed = all(str(t.dtype) == f"torch.{dtype}" for t in tensors)
-    return typed and all(tuple(t.shape[1:]) == (heads, dim) for t in tensors)
+    return typed and [tuple(t.shape[1:]) for t in tensors] == wanted * 2
 
 
-def _is_merged(kv: PrefixKV, merge_layer: int, layers: int) -> bool:
+def _is_merged(kv: PrefixKV, merge_layer: int, layout: Layout) -> bool:
     tokens = kv.tokens
     full = tokens.prefix - tokens.video_kept + tokens.video_full
-    wanted = (full,) * merge_layer + (tokens.prefix,) * (layers - merge_layer)
+    wanted = layout.lengths(merge_layer, full, tokens.prefix)
     between = tokens.video_kept if tokens.after_spatial is None else tokens.after_spatial
     kept = 0 < tokens.video_kept <= between <= tokens.video_full
     return kept and kv.merge_layer == merge_layer and tuple(kv.lengths) == wanted

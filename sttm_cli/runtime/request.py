@@ -32,7 +32,7 @@ from sttm_cli.models.registry import (
     aliases,
     context_length,
     family_of,
-    layer_bytes,
+    kv_shapes,
     repository_of,
     token_count,
 )
@@ -191,7 +191,7 @@ def check_model(
 
 def _options(settings: Settings, checkpoint: Checkpoint, family: Family) -> tuple[str, ...]:
     """The family's options that are on; raises UsageError for settings that do not fit it."""
-    _check_layer(settings.merge_layer, checkpoint)
+    _check_layer(settings.merge_layer, checkpoint, family)
     check_positions(settings, family, model=f"--model {settings.model}")
     return options_of(settings, family, model=f"--model {settings.model}")
 
@@ -208,6 +208,12 @@ def check_positions(settings: Settings, family: Family, *, model: str) -> None:
             f"--positions reassigned cannot be combined with {model}: "
             f"tokens of {family.name} have ids in time, height and width",
             "leave it out, or give --positions survivors",
+        )
+    if settings.positions == "survivors" and family.windows:
+        raise UsageError(
+            f"--positions survivors cannot be combined with {model}: "
+            f"layers of {family.name} see a window, which counts consecutive ids",
+            "leave it out, or give --positions reassigned",
         )
 
 
@@ -227,13 +233,30 @@ def options_of(settings: Settings, family: Family, *, model: str) -> tuple[str, 
     return settings.options
 
 
-def _check_layer(layer: int | None, checkpoint: Checkpoint) -> None:
+def _check_layer(layer: int | None, checkpoint: Checkpoint, family: Family) -> None:
     layers = checkpoint.layers
+    deepest = _deepest(checkpoint, family)
+    if layer is not None and deepest < layer < layers:
+        raise UsageError(
+            f"--merge-layer {layer} is not possible: later layers of {checkpoint.name} reuse the "
+            f"keys and values of layer {deepest}",
+            f"give 0 to {deepest}",
+        )
     if layer is not None and layers and layer >= layers:
         raise UsageError(
             f"--merge-layer {layer} is not possible: {checkpoint.name} has {layers} layers",
             f"give 0 to {layers - 1}",
         )
+
+
+def _deepest(checkpoint: Checkpoint, family: Family) -> int:
+    if family.deepest is None:
+        return checkpoint.layers
+    try:
+        return family.deepest(checkpoint.text)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        # Loading says what is wrong with the config.
+        return checkpoint.layers
 
 
 @dataclass(frozen=True)
@@ -396,22 +419,25 @@ def _check_digest(request: Request, facts: FileFacts, version: str = "") -> None
 def kv_bytes(plan: FramePlan, model: ModelPlan, budget: float, *, dtype: str) -> int | None:
     """About how many bytes a video's KV takes in `dtype`; None where the config does not say.
 
-    Layers below the merge layer hold every token, the others the budget's.
+    Layers below the merge layer hold every token, the others the budget's, those with a window its
+    last ones.
     """
     # Imports torch.
     from sttm_cli.store import STORED
 
-    checkpoint, layers = model.checkpoint, model.checkpoint.layers
-    each = layer_bytes(checkpoint, STORED[dtype].itemsize)
+    shapes = kv_shapes(model.checkpoint)
     width, height = plan.size
-    count = token_count(checkpoint, len(plan.times_s), width=width, height=height)
-    if each is None or count is None or not layers:
+    count = token_count(model.checkpoint, len(plan.times_s), width=width, height=height)
+    if not shapes or count is None:
         return None
     full = count.visual
     kept = min(full, budget) if isinstance(budget, int) else int(full * budget)
-    below = min(model.merge_layer, layers)
-    merged = below * full + (layers - below) * kept
-    return each * (merged + layers * count.text)
+    total = 0
+    for index, shape in enumerate(shapes):
+        rows = count.text + (full if index < model.merge_layer else kept)
+        rows = min(rows, shape.window - 1) if shape.window else rows
+        total += 2 * rows * shape.heads * shape.dim
+    return total * STORED[dtype].itemsize
 
 
 def identity_of(video: Json, plan: FramePlan, model: ModelPlan, settings: Settings) -> Json:

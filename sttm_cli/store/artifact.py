@@ -9,6 +9,7 @@ torch.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -212,19 +213,20 @@ def fill(blob: Blob, target: memoryview, offset: int) -> None:
         done += count
 
 
-def layout(lengths: list[int], heads: int, dim: int, kv_dtype: str) -> list[Place]:
+def layout(shapes: Sequence[list[int]], kv_dtype: str) -> list[Place]:
     """All tensors in the order in which they are read: scales and offsets first, as float32,
-    so that whatever follows can be turned into numbers at once."""
+    so that whatever follows can be turned into numbers at once. `shapes`: [length, heads, dim] of
+    each layer's key, and of its value."""
     named = [
-        (f"layers.{layer}.{name}", length)
-        for layer, length in enumerate(lengths)
+        (f"layers.{layer}.{name}", shape)
+        for layer, shape in enumerate(shapes)
         for name in ("key", "value")
     ]
-    wanted = [(name, CODES[kv_dtype], [length, heads, dim]) for name, length in named]
+    wanted = [(name, CODES[kv_dtype], shape) for name, shape in named]
     if kv_dtype == SCALED:
         wanted = [
-            (f"{name}.{part}", CODES["float32"], [1, heads, dim])
-            for name, _ in named
+            (f"{name}.{part}", CODES["float32"], [1, *shape[1:]])
+            for name, shape in named
             for part in ("scale", "offset")
         ] + wanted
     places, begin = list[Place](), 0
@@ -304,7 +306,8 @@ def _check_meta(meta: Json, wanted: Spelled | None) -> None:
     numbers = [*meta["lengths"], *meta["next_positions"], *meta["grid"], meta["merge_layer"]]
     if not all(type(n) is int and 0 <= n < MOST_COUNT for n in numbers) or 0 in meta["lengths"]:
         raise Damaged("its lengths are damaged")
-    _check_sizes(meta["sizes"], meta["lengths"][-1])
+    # Layers with a window hold the last of the merged tokens only.
+    _check_sizes(meta["sizes"], max(meta["lengths"][meta["merge_layer"] :], default=0))
     if not isinstance(meta["facts"], dict) or not isinstance(meta["identity"], dict):
         raise Damaged("its record is damaged")
     check_label(meta["label"])
@@ -318,14 +321,20 @@ def _check_sizes(sizes: Any, length: int) -> None:
         raise Damaged("its sizes are damaged")
 
 
-def _check_tensors(header: Json, meta: Json, start: int, size: int) -> Header:
-    lengths, dtype, kv_dtype = meta["lengths"], meta["dtype"], meta["kv_dtype"]
-    heads, dim = header["layers.0.key"]["shape"][1:]
+def _shape(header: Json, layer: int, length: int) -> list[int]:
+    """[length, heads, dim] of a layer's key, as the header states it."""
+    heads, dim = header[f"layers.{layer}.key"]["shape"][1:]
     if not (type(heads) is int and type(dim) is int and 0 < heads * dim <= MOST_ROW and heads > 0):
         raise Damaged("its tensors' shapes are damaged")
+    return [length, heads, dim]
+
+
+def _check_tensors(header: Json, meta: Json, start: int, size: int) -> Header:
+    lengths, dtype, kv_dtype = meta["lengths"], meta["dtype"], meta["kv_dtype"]
+    shapes = [_shape(header, layer, length) for layer, length in enumerate(lengths)]
     if dtype not in CODES or dtype == SCALED:
         raise Damaged("its numbers are of an unknown type")
-    places = layout(lengths, heads, dim, kv_dtype)
+    places = layout(shapes, kv_dtype)
     if list(header) != [place.name for place in places]:
         raise Damaged("its tensors are not those of its layers")
     for place in places:
@@ -336,7 +345,7 @@ def _check_tensors(header: Json, meta: Json, start: int, size: int) -> Header:
         raise Damaged(f"it is {size} bytes long instead of {end}")
     tokens, count = TokenCounts(**meta["tokens"]), 2 * len(lengths)
     check_counts(tokens)
-    restored = 2 * sum(lengths) * heads * dim * _ITEM_BYTES[CODES[dtype]]
+    restored = 2 * sum(map(prod, shapes)) * _ITEM_BYTES[CODES[dtype]]
     return Header(
         meta=meta,
         key=meta["key"],

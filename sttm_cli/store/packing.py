@@ -148,8 +148,9 @@ def write(file: BinaryIO, identity: Json, packed: PackedKV, label: Json) -> None
         total.update(bytes_of(part))
     record = canonical(_record(identity, packed, label) | {"checksum": str(total)})
     header: Json = {"__metadata__": {"sttm": record.decode(), "seal": seal_of(record)}}
-    _, heads, dim = packed.kv.keys[0].shape
-    for place in layout(list(packed.kv.lengths), heads, dim, packed.kv_dtype):
+    pairs = zip(packed.kv.lengths, packed.kv.keys, strict=True)
+    shapes = [[length, *keys.shape[1:]] for length, keys in pairs]
+    for place in layout(shapes, packed.kv_dtype):
         header[place.name] = place.to_json()
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(len(text) + 8) % ALIGN)

@@ -19,6 +19,7 @@ from sttm_cli.base.types import FrameChunk, VisualTokens
 from sttm_cli.models.checkpoint import find_checkpoint
 from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import family_of, load, token_count
+from tests.checkpoints_gemma import gemma4
 from tests.checkpoints_glm import glm
 from tests.checkpoints_molmo import molmo2
 from tests.checkpoints_perception import perception_lm
@@ -64,6 +65,15 @@ CASES |= {
     "molmo2-4x4": Case(
         partial(molmo2, seed=1, heads=6, kv_heads=3, image=80, columns=True), (5, 90, 40)
     ),
+}
+CASES |= {
+    "gemma4-small-6x10": Case(gemma4, (6, 64, 96)),
+    "gemma4-small-odd": Case(
+        partial(gemma4, seed=1, heads=6, window=16, soft_tokens=140), (5, 90, 40)
+    ),
+    "gemma4-large": Case(partial(gemma4, size="large", seed=2), (6, 64, 96)),
+    "gemma4-unified": Case(partial(gemma4, size="unified", seed=4), (6, 64, 96)),
+    "gemma4-experts": Case(partial(gemma4, size="experts", seed=3, window=40), (5, 80, 112)),
 }
 FPS = 0.4
 """Frames at 0, 2.5, 5.0 s, ...: tenths of a second, and more than a minute in few frames."""

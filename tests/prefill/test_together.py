@@ -12,6 +12,7 @@ from sttm_cli import VideoQA
 from sttm_cli.answer import Generated, generate
 from sttm_cli.base.types import Continuation, Sampling
 from sttm_cli.prefill import KVContinuation, Together
+from tests.checkpoints_gemma import gemma4
 from tests.checkpoints_qwen import qwen_vl
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
@@ -23,7 +24,7 @@ QUESTIONS = (
 )
 
 
-@pytest.fixture(scope="module", params=["tiny", "qwen2_vl"])
+@pytest.fixture(scope="module", params=["tiny", "qwen2_vl", "gemma4", "gemma4_unified"])
 def asked(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[VideoQA, KVContinuation, list[torch.Tensor]]:
@@ -31,6 +32,9 @@ def asked(
     name = "tiny"
     if request.param == "qwen2_vl":
         name = str(qwen_vl(tmp_path_factory.mktemp("model") / "qwen", "qwen2_vl"))
+    if "gemma4" in request.param:
+        size = "unified" if "unified" in request.param else "small"
+        name = str(gemma4(tmp_path_factory.mktemp("model") / "gemma", size, window=16))
     qa = VideoQA(model=name, budget=0.4, no_cache=True, dtype="float32", frames=4)
     prefix = qa.prepare(SAMPLE).prefix
     assert isinstance(prefix, KVContinuation)
