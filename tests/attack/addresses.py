@@ -6,6 +6,7 @@ A case has the routes of one site; the video's address is that of START.
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import random
 import zlib
@@ -21,7 +22,12 @@ MOST_BYTES = 1 << 20
 """Of a video that is downloaded."""
 VIDEO = SAMPLE.read_bytes()
 KINDS = ("video/mp4", "application/octet-stream", "text/plain", "image/png", "", "a/b; c=d", "\xff")
-PLAYLIST_KINDS = (*KINDS, "application/vnd.apple.mpegurl", "application/dash+xml", "audio/x-mpegurl")
+PLAYLIST_KINDS = (
+    *KINDS,
+    "application/vnd.apple.mpegurl",
+    "application/dash+xml",
+    "audio/x-mpegurl",
+)
 RIGHT, REFUSED, EITHER = (0,), (3,), (0, 3)
 SLOW_S = 0.05
 PAGES, SLOW = 0.015, 0.03
@@ -97,7 +103,7 @@ def pieces(rng: random.Random, data: bytes) -> list[Part]:
     """`data` in a few pieces of any size."""
     cuts = sorted(rng.randrange(len(data) + 1) for _ in range(rng.randrange(5)))
     bounds = [0, *cuts, len(data)]
-    return [data[a:b] for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+    return [data[a:b] for a, b in itertools.pairwise(bounds) if b > a]
 
 
 def chunked(rng: random.Random, data: bytes, *, end: bool = True) -> bytes:
@@ -134,7 +140,7 @@ def _right(rng: random.Random, site: Site, secret: Path) -> Case:
 def _moved(rng: random.Random, site: Site, secret: Path) -> Case:
     steps = [START, *(f"/{n}" for n in range(rng.randrange(1, 6))), "/end"]
     routes: dict[str, Route] = {"/end": once(whole(rng))}
-    for here, there in zip(steps, steps[1:], strict=False):
+    for here, there in itertools.pairwise(steps):
         to = rng.choice([there, site.at(there), f"{there}?a=b", f"//127.0.0.1:{site.port}{there}"])
         status = rng.choice(["301 a", "302 b", "303 c", "307 d", "308 e"])
         start = head(f"Location: {to}", status=status)
@@ -227,7 +233,8 @@ def _elsewhere(rng: random.Random, site: Site, secret: Path) -> Case:
             f"ftp://127.0.0.1:{site.port}/named", "data:video/mp4;base64,AAAA", "javascript:1",
             "gopher://127.0.0.1/", "unix:/run/x", "http://", "http://[", "http://[::1", "https:///x",
             "http://a\0b/", "http://127.0.0.1:99999/", "http://127.0.0.1:x/", "http://127.0.0.1:1/",
-            "http://" + "a" * 9000, "//", "http://\xff/", "http:", "://", "jar:file:///x", "local-file:x",
+            "http://" + "a" * 9000, "//", "http://\xff/", "http:", "://",
+            "jar:file:///x", "local-file:x",
         )
     )  # fmt: skip
     status = rng.choice(["301 a", "302 b", "303 c", "307 d", "308 e"])

@@ -118,8 +118,7 @@ def _manifests(site: Site, secret: Path) -> Pages:
         "<MPD type='static' mediaPresentationDuration='PT9999999H'><Period><AdaptationSet "
         "mimeType='video/mp4'><SegmentTemplate timescale='1' media='$Number$.m4s'>"
         f"<SegmentTimeline>{timeline}</SegmentTimeline></SegmentTemplate>"
-        "<Representation id='1' bandwidth='1' width='64' height='64'/></AdaptationSet></Period></MPD>"
+        "<Representation id='1' bandwidth='1' width='64' height='64'/></AdaptationSet></Period>"
+        "</MPD>"
     )
     yield "two billion segments", dash(segments), False
-
-
