@@ -277,6 +277,10 @@ class Folder:
         self._access, self._shared = access, shared
 
     @property
+    def root(self) -> Path:
+        return self._root
+
+    @property
     def locks(self) -> Path:
         return self._locks
 

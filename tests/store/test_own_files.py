@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import diskcache
@@ -14,7 +16,7 @@ import pytest
 
 from sttm_cli.store import LocalStore, pack
 from sttm_cli.store.claim import MARKER
-from tests.cli.process import sttm_here
+from tests.cli.process import Ended, sttm_here
 from tests.store.made import IDENTITY, another, kv, restored
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
@@ -234,3 +236,53 @@ def test_a_sign_is_seen_by_every_opening_of_the_folder_and_by_no_other(
             assert not other.sees(sign)
     with another(store) as same:
         assert not same.sees(sign)
+
+
+# ---- a disk that others have filled
+
+
+def _asked_on_a_full_disk(place: Path, results: Connection) -> None:
+    """In a process of its own, which alone sees the disk: ask before and while it is full."""
+    from tests.attack.disks import FILLER, filled, small_disk
+
+    disk = small_disk(place)
+    if disk is None:
+        results.send(None)
+        return
+    videos = []
+    for number in range(3):
+        videos.append(place.with_name(f"{number}.mp4"))
+        videos[-1].write_bytes(SAMPLE.read_bytes() + bytes([number]))
+
+    def ask(video: Path, *more: str) -> Ended:
+        return sttm_here("ask", video, "how many shapes?", "--cache-dir", disk / "cache", *more)
+
+    ended = [ask(videos[0]), ask(videos[1])]
+    filled(disk, 1_000_000)
+    ended += [ask(videos[2]), ask(videos[0], "--json"), ask(videos[1], "--json")]
+    ended += [ask(videos[2], "--max-bytes", "1G"), ask(videos[2], "--json")]
+    (disk / FILLER).unlink()
+    results.send(ended)
+
+
+def test_a_nearly_full_disk_removes_nothing_and_says_what_is_not_stored(tmp_path: Path) -> None:
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(
+        target=_asked_on_a_full_disk, args=(tmp_path / "disk", theirs)
+    )
+    process.start()
+    theirs.close()
+    ended = ours.recv()
+    process.join()
+    if ended is None:
+        pytest.skip("only root mounts a small disk to be filled")
+    _, second, full, *kept, given, last = ended
+    assert second.err.count("warning") == 0
+    assert (full.code, full.out) == (second.code, second.out)
+    assert "not stored" in full.err
+    assert "would leave less than 3,355,443 free" in full.err
+    assert "removed" not in full.err
+    assert [one.json["cache"]["hit"] for one in kept] == [True, True]
+    # Who gives a bound has the disk filled.
+    assert "not stored" not in given.err
+    assert last.json["cache"]["hit"]
