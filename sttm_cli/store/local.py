@@ -283,8 +283,8 @@ class LocalStore(Store):
         if not self._make_folder():
             return None
         wanted, scan = spell(identity), self._bound.scan_for(packed.nbytes)
-        if reason := self._bound.lacking(packed.nbytes, scan):
-            self._warn(f"not stored: {reason}")
+        if lacking := self._bound.lacking(packed.nbytes, scan):
+            self._warn(f"not stored: {lacking}")
             return None
         path = self._folder.place(wanted.key)
         try:
