@@ -159,6 +159,19 @@ def _endless_body(rng: random.Random, site: Site, secret: Path) -> Case:
     return Case(f"endless body, {size}", {START: endless(start, more)}, is_cut_off=True)
 
 
+def _too_large(rng: random.Random, site: Site, secret: Path) -> Case:
+    """A video that would be answered, were it not larger than is allowed, if by a byte."""
+    data = VIDEO + bytes(
+        MOST_BYTES - len(VIDEO) + rng.choice([1, 1, 1000, rng.randrange(MOST_BYTES)])
+    )
+    answers = (
+        head(length(data)) + data,
+        head() + data,
+        head("Transfer-Encoding: chunked") + chunked(rng, data),
+    )
+    return Case("too large", {START: once(rng.choice(answers))}, is_cut_off=True)
+
+
 def _endless_head(rng: random.Random, site: Site, secret: Path) -> Case:
     name, start, more = rng.choice(
         (
@@ -356,7 +369,7 @@ def _json_page(rng: random.Random, site: Site, secret: Path) -> Case:
 
 Maker = Callable[[random.Random, Site, Path], Case]
 MAKERS: tuple[Maker, ...] = (
-    _right, _moved, _endless_body, _endless_head, _endless_error, _circle, _elsewhere,
+    _right, _moved, _too_large, _endless_body, _endless_head, _endless_error, _circle, _elsewhere,
     _naming, _naming, _broken_off, _broken_off, _malformed, _malformed, _mutated, _mutated,
     _compressed, _json_page,
 )  # fmt: skip
