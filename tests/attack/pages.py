@@ -1,5 +1,5 @@
-"""Hostile addresses (`addresses.py`): each is answered rightly or refused, within bounds of bytes,
-memory and seconds, and nothing is left behind."""
+"""Hostile addresses (`addresses.py`), as a video's and as a server's: each is answered rightly or
+refused, within bounds of bytes, memory and seconds, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from unittest import mock
 
 import psutil
 
-from sttm_cli.base.errors import VideoError
+from sttm_cli.base.errors import ContextError, UsageError, VideoError
 from sttm_cli.decode import download, web_page
-from sttm_cli.serve import downloads
+from sttm_cli.serve import client, downloads
 from sttm_cli.serve.downloads import Downloads
 from sttm_cli.serve.options import Options
+from sttm_cli.settings.settings import Settings
 from tests.attack.addresses import MOST_BYTES, START, Case, cases
-from tests.attack.asking import SAMPLE, Tried, answered, asked
+from tests.attack.asking import QUESTION, SAMPLE, Tried, answered, asked
 from tests.attack.site import MOST_SENT, Site, serving
 
 LONGEST_S, LONGEST_PAGE_S = 20.0, 80.0
@@ -41,16 +42,21 @@ def attack(rng: random.Random, folder: Path) -> Iterator[Tried]:
     with serving() as site:
         for case in cases(rng, site, secret):
             site.begin(case.routes)
-            served = not case.is_page and rng.random() < 0.4
+            face = "asked" if case.is_page else rng.choice(["asked", "asked", "served", "replied"])
             started = time.monotonic()
             with _patience(case):
                 try:
-                    problem = _served(case, folder, site) if served else _asked(case, site, right)
+                    if face == "asked":
+                        problem = _asked(case, site, right)
+                    else:
+                        problem = (
+                            _served(case, folder, site) if face == "served" else _replied(site)
+                        )
                 except Exception:
                     problem = traceback.format_exc()
             seconds = time.monotonic() - started
             problem = problem or _bound(case, site, seconds) or _left(temporary)
-            yield Tried(f"{case.name}, {'served' if served else 'asked'}", problem)
+            yield Tried(f"{case.name}, {face}", problem)
 
 
 def _right(folder: Path) -> dict[str, Any]:
@@ -109,6 +115,17 @@ def _served(case: Case, folder: Path, site: Site) -> str:
     if case.is_cut_off:
         return "what broke off was taken for whole"
     return "" if len(data) <= MOST_BYTES else f"{len(data):,} bytes were downloaded"
+
+
+def _replied(site: Site) -> str:
+    """As the answer of a server of ours, none of which it is."""
+    site.routes = {"/sttm/ask": site.routes[START]}
+    with mock.patch.multiple(client, _HEARD_S=0.5, _WORK_S=1.0, _MOST_BYTES=MOST_BYTES):
+        try:
+            report = client.Server(None, site.at("")).ask(Settings(), "video.mp4", [QUESTION])
+        except (client.ServerGone, UsageError, ContextError):
+            return ""
+    return f"it was taken for an answer: {report}"
 
 
 def _bound(case: Case, site: Site, seconds: float) -> str:
