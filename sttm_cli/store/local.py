@@ -100,15 +100,15 @@ class Bound:
         """Why `size` bytes more are not stored, "" where they are. Nothing that is stored makes
         room for them on a disk that is nearly full."""
         if scan and size > (limit := self.limit(scan)):
-            return f"{size:,} bytes are more than {self.describe(limit)}"
+            return f"not stored: {size:,} bytes are more than {self.describe(limit)}"
         space = self._folder.space()
         if self._max_bytes is not None or not space.total or space.free is None:
             return ""
         if space.free - size >= space.reserve:
             return ""
         return (
-            f"{size:,} bytes would leave less than {space.reserve:,} free on the disk of "
-            f"{self._folder.root}; make room there, or give --max-bytes"
+            f"not stored: {size:,} bytes would leave less than {space.reserve:,} free on the disk "
+            f"of {self._folder.root}; make room there, or give --max-bytes"
         )
 
     def added(self, written: Stored, scan: Scan | None) -> None:
@@ -284,7 +284,7 @@ class LocalStore(Store):
             return None
         wanted, scan = spell(identity), self._bound.scan_for(packed.nbytes)
         if lacking := self._bound.lacking(packed.nbytes, scan):
-            self._warn(f"not stored: {lacking}")
+            self._warn(lacking)
             return None
         path = self._folder.place(wanted.key)
         try:
