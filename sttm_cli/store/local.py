@@ -337,7 +337,8 @@ class LocalStore(Store):
         return entry
 
     def remove(self, keys: Iterable[str]) -> list[str]:
-        paths = {} if self._refusal else {self._folder.place(key): key for key in keys}
+        places = {} if self._refusal else {self._folder.place(key): key for key in keys}
+        paths = {path: key for path, key in places.items() if not self._folder.is_linked(path)}
         removed = [paths[path] for path in remove_files(paths, self._warn)]
         self._records.forget(removed)
         return removed

@@ -157,6 +157,31 @@ def test_another_programs_database_in_the_index_is_left_alone(store: LocalStore)
     assert contents(store.path / "index") == before
 
 
+@pytest.mark.parametrize("level", ["kv/ab", "kv"])
+def test_nothing_behind_a_link_is_written_or_removed(
+    store: LocalStore, warnings: list[str], tmp_path: Path, level: str
+) -> None:
+    entry = store.save(IDENTITY, pack(kv()), label={})
+    folder = Path(entry.location).parent
+    folder = folder if level == "kv/ab" else folder.parent
+    theirs = folder.rename(tmp_path / "theirs")
+    folder.symlink_to(theirs)
+    before = contents(theirs)
+    assert len(before) == 1
+    assert store.save(IDENTITY, pack(kv(1)), label={}) is None
+    assert store.remove([entry.key]) == []
+    lock = store.path / "locks"
+    shutil.rmtree(lock, ignore_errors=True)
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks" / entry.key).touch()
+    lock.symlink_to(tmp_path / "locks")
+    assert store.prune(0) == []
+    assert (tmp_path / "locks" / entry.key).exists()
+    assert restored(store) is None
+    assert {"is not a folder" in line for line in warnings} == {True}
+    assert contents(theirs) == before
+
+
 # ---- owner and mode
 
 
