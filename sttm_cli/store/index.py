@@ -192,16 +192,19 @@ def remove_old(folder: Path) -> None:
 
 
 def _make(folder: Path) -> None:
-    """Make the database if it is missing; raise an error unless it is ours and can be locked.
+    """Make the database if it is missing; raise an error unless it is ours, no link leads to it
+    or to a file beside it, and it can be locked.
 
     Without a lock diskcache would try again for a minute.
     """
     PRIVATE.make(folder)
     path = folder / FILES[0]
+    if any(place.is_symlink() for place in (folder, *(folder / name for name in FILES))):
+        raise sqlite3.OperationalError("what a link leads to is not ours")
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
-        if path.is_symlink() or not path.is_file() or PRIVATE.exposure(path.stat()):
+        if not path.is_file() or PRIVATE.exposure(path.stat()):
             raise
     with closing(sqlite3.connect(path, timeout=PATIENCE_S)) as database:
         database.execute("BEGIN IMMEDIATE")
@@ -213,7 +216,7 @@ def _make(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    for name in FILES:
+    for name in () if folder.is_symlink() else FILES:
         with suppress(OSError):
             (folder / name).unlink()
 

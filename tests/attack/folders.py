@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from sttm_cli.store.files import MARKER
+from sttm_cli.store.index import FILES
 from tests.attack.asking import Tried, answered, asked
 from tests.attack.stored import FLAGS, Stored, store
 from tests.cli.process import sttm_here
@@ -79,7 +80,8 @@ def _replaced(rng: random.Random, stored: Stored, home: Path) -> str:
     own, theirs = home / "own", home / "theirs"
     shutil.copytree(stored.cache, own, symlinks=True)
     shutil.copytree(stored.cache, theirs, symlinks=True)
-    parts = ["kv", "index", "locks", MARKER, "index/cache.db"]
+    parts = ["kv", "index", "locks", MARKER]
+    parts += [f"index/{name}" for name in FILES]
     parts += [str(path.relative_to(own)) for path in (*own.glob("kv/*"), *own.glob("kv/*/*"))]
     part = rng.choice(parts)
     if (own / part).is_dir():
@@ -88,7 +90,9 @@ def _replaced(rng: random.Random, stored: Stored, home: Path) -> str:
         (own / part).unlink(missing_ok=True)
     how = rng.choice(["link", "dangling", "file", "pipe", "folder"])
     if how in ("link", "dangling"):
-        (own / part).symlink_to(theirs / (part if how == "link" else "none"))
+        target = rng.choice([theirs / part, theirs / "index" / "thesis.txt"])
+        (theirs / "index" / "thesis.txt").write_text("chapter 1")
+        (own / part).symlink_to(target if how == "link" else theirs / "none")
     elif how == "file":
         (own / part).write_text("chapter 1")
     elif how == "pipe":

@@ -182,6 +182,34 @@ def test_nothing_behind_a_link_is_written_or_removed(
     assert contents(theirs) == before
 
 
+@pytest.mark.parametrize("content", [b"not a database" * 100, b""])
+@pytest.mark.parametrize(
+    "part", ["index", "index/cache.db", "index/cache.db-wal", "index/cache.db-shm"]
+)
+def test_rows_are_neither_written_nor_removed_behind_a_link(
+    store: LocalStore, tmp_path: Path, part: str, content: bytes
+) -> None:
+    entry = store.save(IDENTITY, pack(kv()), label={})
+    store.close()
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "cache.db").write_bytes(content)
+    if part == "index":
+        shutil.rmtree(store.path / part)
+        (store.path / part).symlink_to(theirs)
+    else:
+        (store.path / part).unlink(missing_ok=True)
+        (store.path / part).symlink_to(theirs / "cache.db")
+    before = contents(theirs)
+    other = another(store)
+    assert restored(other) is not None
+    other.count_use(entry, saved_s=1.0)
+    other.set("row", {"a": 1})
+    assert other.get("row") is None
+    other.close()
+    assert contents(theirs) == before
+
+
 # ---- owner and mode
 
 
