@@ -82,7 +82,8 @@ def _path(connection: socket.socket) -> str:
         if not data:
             break
         head += data
-    return head.split(b" ", 2)[1].decode("latin-1")
+    # Empty where the reader was ended before it asked.
+    return head.partition(b" ")[2].partition(b" ")[0].decode("latin-1")
 
 
 def _left_within(connection: socket.socket, seconds: float) -> bool:
