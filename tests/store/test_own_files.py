@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from stat import S_ISFIFO
 
 import diskcache
 import pytest
 
 from sttm_cli.store import LocalStore, pack
 from sttm_cli.store.claim import MARKER
+from sttm_cli.store.index import FILES
 from tests.cli.process import Ended, sttm_here
 from tests.store.made import IDENTITY, another, kv, restored
 
@@ -208,6 +210,24 @@ def test_rows_are_neither_written_nor_removed_behind_a_link(
     assert other.get("row") is None
     other.close()
     assert contents(theirs) == before
+
+
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("name", FILES)
+def test_no_pipe_in_place_of_the_index_is_waited_for(
+    tmp_path: Path, name: str, marked: bool
+) -> None:
+    with LocalStore(tmp_path / "cache", warn=print) as store:
+        store.save(IDENTITY, pack(kv()), label={})
+    pipe = tmp_path / "cache" / "index" / name
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    if not marked:
+        (tmp_path / "cache" / MARKER).unlink()
+    with LocalStore(tmp_path / "cache", warn=print) as store:
+        store.set("row", {"a": 1})
+        assert store.get("row") is None
+    assert S_ISFIFO(pipe.lstat().st_mode)
 
 
 # ---- owner and mode
