@@ -50,6 +50,11 @@ class Bounds:
         self._start(seconds, SPARE * most_bytes + HEAD_BYTES)
         self._least_speed = LEAST_SPEED
 
+    def await_work(self, *, seconds: float, most_bytes: int) -> None:
+        """From now on `most_bytes` may come at any moment within `seconds`."""
+        self._start(seconds, SPARE * most_bytes + HEAD_BYTES)
+        self._silence_s = seconds
+
     def _start(self, seconds: float, most_bytes: int) -> None:
         self._since, self._done = time.monotonic(), 0
         self._seconds, self._most_bytes = seconds, most_bytes
@@ -90,6 +95,14 @@ def connect_to(places: list[Any], bounds: Bounds) -> socket.socket:
 def connect_anywhere(host: str, port: int, bounds: Bounds) -> socket.socket:
     """Connect to any address that `host` resolves to."""
     return connect_to(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), bounds)
+
+
+def connection_to(
+    host: str, port: int | None, bounds: Bounds, *, secure: bool
+) -> http.client.HTTPConnection:
+    """A connection within `bounds`, which is made with the first request."""
+    kind = _TLSConnection if secure else _Connection
+    return kind(host, port=port, bounds=bounds, connect=connect_anywhere)
 
 
 class BoundedHandler(urllib.request.AbstractHTTPHandler):

@@ -19,8 +19,6 @@ SAMPLE = 32
 """How many videos, spread over the list, the estimate samples."""
 HEADER_BYTES = 16 << 10
 """Room for an artifact's header and the prompt's own tokens."""
-RESERVE = 256 << 20
-"""Bytes of the disk that are left alone, or a twentieth of it where that is less."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class Room:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._bound = store.max_bytes
-        self._reserve = min(RESERVE, (store.space().total or 0) // 20)
+        self._reserve = store.space().reserve
         self._own = 0
         self._reserved: dict[Video, int] = {}
 

@@ -157,8 +157,12 @@ class Processor(Frames):
 
 
 class Tokenizer(Part):
-    """tokenizer_config.json."""
+    """tokenizer_config.json. transformers reads what it names instead of the folder's own files."""
 
+    gguf_file: None = None
+    merges_file: Beside | None = None
+    vocab: dict[str, Any] | list[Any] | None = None
+    merges: list[Any] | None = None
     fast_tokenizer_files: list[Beside] | None = None
     model_max_length: Annotated[float, Field(ge=1)] | None = None
 

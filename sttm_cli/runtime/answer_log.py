@@ -110,7 +110,7 @@ def entries(video: str | None = None, last: int | None = None) -> list[LogEntry]
             f"FROM answers {where} ORDER BY id DESC LIMIT ?",
             [*values, -1 if last is None else last],
         ).fetchall()
-    return [_entry(row) for row in reversed(rows)]
+        return [_entry(row) for row in reversed(rows)]
 
 
 def last_talk(video: str | None = None) -> Talk | None:
@@ -133,8 +133,9 @@ def last_talk(video: str | None = None) -> Talk | None:
         turns = database.execute(
             "SELECT question, answer FROM answers WHERE conversation = ? ORDER BY id", found
         ).fetchall()
-    known = {name: value for name, value in json.loads(settings).items() if name in SETTINGS}
-    return Talk(named, known, before, [(question, answer) for question, answer in turns], found[0])
+        known = {name: value for name, value in json.loads(settings).items() if name in SETTINGS}
+        said = [(question, answer) for question, answer in turns]
+        return Talk(named, known, before, said, found[0])
 
 
 def _kept(settings: Settings) -> Json:
@@ -191,5 +192,6 @@ def _reading() -> Iterator[sqlite3.Connection | None]:
             # A newly created file has no tables yet.
             empty = not database.execute("PRAGMA user_version").fetchone()[0]
             yield None if empty else database
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, ValueError, TypeError, AttributeError) as error:
+        # Rows may be damaged as well as the file.
         raise SttmError(f"the log {path} cannot be read: {error}", "move it away") from error

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from sttm_cli import __version__
@@ -36,6 +37,9 @@ from sttm_cli.serve.server_files import (
 )
 from sttm_cli.settings.settings import Settings
 
+if TYPE_CHECKING:
+    from sttm_cli.decode.bounded_http import Bounds
+
 HOST, KEY = "STTM_HOST", "STTM_API_KEY"
 _OF_THE_QUESTION = {error.kind: error for error in (UsageError, ContextError, VideoError)}
 """Failures that would also happen in this process; all others are the server's own."""
@@ -43,9 +47,14 @@ _CONNECT_S = 5.0
 _HEARD_S = 10.0
 """A living server confirms at once that it has received a question."""
 _MOST_BYTES = 64 << 20
-"""Of a line or of a reply; the report of a long video is below 1 MiB."""
+"""Of all lines of a reply; the report of a long video is below 1 MiB."""
+_WORK_S = 6 * 3600.0
+"""How long the work on one request may take, at a server that others may run."""
+_MOST_REPLY = 1 << 20
+"""Of a status or of a refusal."""
 _NO_REPORT = "it ended before the answer did"
 _OTHER_PROTOCOL = "it speaks another protocol"
+_TOO_MUCH = f"it sends more than {_MOST_BYTES >> 20} MiB"
 
 
 class ServerGone(Exception):
@@ -122,10 +131,10 @@ class Server:
         self._reply("POST", "/sttm/stop")
 
     def _reply(self, method: str, path: str) -> bytes:
-        connection = self._connection(_CONNECT_S)
+        connection, _ = self._connection(_CONNECT_S)
         try:
             connection.request(method, path, headers=_headers())
-            return connection.getresponse().read(_MOST_BYTES)
+            return connection.getresponse().read(_MOST_REPLY)
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise ServerGone(_why(error)) from error
         finally:
@@ -138,18 +147,22 @@ class Server:
         return _error_of(failure)
 
     def _events(self, path: str, body: Json) -> Generator[Sent, None, None]:
-        connection = self._connection(_HEARD_S)
+        connection, bounds = self._connection(_HEARD_S)
+        left = _MOST_BYTES
         try:
             connection.request("POST", path, json.dumps(body).encode(), _headers())
             response = connection.getresponse()
             if response.status != 200:
-                raise _refusal(response.status, response.read(_MOST_BYTES))
-            if connection.sock is not None:
-                # The server has the question: from now on, the work may take any time.
+                raise _refusal(response.status, response.read(_MOST_REPLY))
+            # The server has the question: from now on it works.
+            if bounds is not None:
+                bounds.await_work(seconds=_WORK_S, most_bytes=_MOST_BYTES)
+            elif connection.sock is not None:
                 connection.sock.settimeout(None)
-            while line := response.readline(_MOST_BYTES):
+            while line := response.readline(left):
                 if not line.endswith(b"\n"):
-                    raise ServerGone(_NO_REPORT)
+                    raise ServerGone(_NO_REPORT if len(line) < left else _TOO_MUCH)
+                left -= len(line)
                 yield from_line(line)
         except UsageError:
             # A refusal, not a ValueError of the connection.
@@ -161,13 +174,15 @@ class Server:
         finally:
             connection.close()
 
-    def _connection(self, timeout: float) -> http.client.HTTPConnection:
+    def _connection(self, timeout: float) -> tuple[http.client.HTTPConnection, Bounds | None]:
+        """A connection, and its bounds unless the server is this user's own."""
         if self.files is not None:
-            return _UnixConnection(self.files.socket, timeout)
-        parts = urlsplit(self.address)
+            return _UnixConnection(self.files.socket, timeout), None
+        from sttm_cli.decode.bounded_http import Bounds, connection_to
+
+        parts, bounds = urlsplit(self.address), Bounds(seconds=2 * timeout, silence_s=timeout)
         secure = parts.scheme == "https"
-        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        return kind(parts.hostname or "", parts.port, timeout=timeout)
+        return connection_to(parts.hostname or "", parts.port, bounds, secure=secure), bounds
 
 
 def find_server(settings: Settings, say: Callable[[str], None]) -> Server | None:

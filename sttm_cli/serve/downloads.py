@@ -129,8 +129,11 @@ class Downloads:
         bounds, started = Bounds(seconds=seconds, silence_s=_SILENCE_S), time.monotonic()
         try:
             with self._open(address, validators, bounds) as response:
-                if response.status == 304:
+                if response.status == 304 and validators:
                     return False
+                if response.status == 304:
+                    # Nobody asked whether anything changed.
+                    raise VideoError("the video's address answers 304", _CHECK)
                 copy.validators = _validators(response.headers)
                 left = seconds - (time.monotonic() - started)
                 bounds.allow(seconds=left, most_bytes=most)

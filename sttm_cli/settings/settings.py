@@ -166,7 +166,7 @@ class Settings:
     max_bytes: int | None = setting(
         None, "--max-bytes", parse=parse_bytes, group=Group.STORE, scope=Scope.SERVER,
         metavar="SIZE", help="Bound of the cache, such as 20G; the least recently used entries go "
-        "first. (default: 20G or a tenth of the free disk)",
+        "first. (default: 20G or a tenth of the disk)",
     )
     max_new_tokens: int = setting(
         "256", "--max-new-tokens", parse=whole_number(1), group=Group.ANSWER, metavar="N",

@@ -84,11 +84,14 @@ class Access:
             os.fchmod(descriptor, self.file_mode)
 
     def check_levels(self, place: Path) -> None:
-        """Raise Damaged unless the folders root, kv/ and kv/ab/ above an artifact are trusted.
+        """Raise Damaged unless the folders root, kv/ and kv/ab/ above an artifact are trusted, and
+        the latter no links: what those lead to is not the cache's.
 
         Raises OSError if one is missing.
         """
         for level in list(place.parents)[:3]:
+            if level != place.parents[2] and level.is_symlink():
+                raise Damaged(f"{level} is not a folder")
             if reason := self.exposure(level.stat()):
                 raise Damaged(f"{level} {reason}")
 
@@ -277,6 +280,10 @@ class Folder:
         self._access, self._shared = access, shared
 
     @property
+    def root(self) -> Path:
+        return self._root
+
+    @property
     def locks(self) -> Path:
         return self._locks
 
@@ -294,9 +301,14 @@ class Folder:
     def place(self, key: str) -> Path:
         return self._kv / key[:2] / (key + SUFFIX)
 
+    def is_linked(self, path: Path) -> bool:
+        """Whether a link stands above an artifact's place: its file is not the cache's."""
+        return path.parent.is_symlink() or self._kv.is_symlink()
+
     def scan(self) -> Scan:
         """One `stat` of every file; files for which it fails are left out."""
-        locks = (lock for lock in entries_of(self._locks) if KEY.fullmatch(lock.name))
+        locked = () if self._locks.is_symlink() else entries_of(self._locks)
+        locks = (lock for lock in locked if KEY.fullmatch(lock.name))
         artifacts, leftovers = list[Stored](), [Path(lock) for lock in locks]
         for entry in _files(self._kv):
             key = entry.name.removesuffix(SUFFIX)
@@ -432,8 +444,8 @@ def entries_of(folder: str | Path) -> Iterator[os.DirEntry[str]]:
 
 def _files(kv: Path) -> Iterator[os.DirEntry[str]]:
     """The files of the folders kv/ab, each with a name that begins with its folder's."""
-    for folder in entries_of(kv):
-        # Files behind a link are not ours to count, and least of all to remove.
+    # Files behind a link are not ours to count, and least of all to remove.
+    for folder in () if kv.is_symlink() else entries_of(kv):
         if folder.is_dir(follow_symlinks=False):
             yield from (e for e in entries_of(folder.path) if e.name[:2] == folder.name)
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
+from stat import S_ISREG
 from threading import Lock
 from typing import Any
 
@@ -198,10 +199,11 @@ def _make(folder: Path) -> None:
     """
     PRIVATE.make(folder)
     path = folder / FILES[0]
+    _check_files(folder)
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
-        if path.is_symlink() or not path.is_file() or PRIVATE.exposure(path.stat()):
+        if PRIVATE.exposure(path.stat()):
             raise
     with closing(sqlite3.connect(path, timeout=PATIENCE_S)) as database:
         database.execute("BEGIN IMMEDIATE")
@@ -212,14 +214,25 @@ def _make(folder: Path) -> None:
             raise sqlite3.DatabaseError("the index belongs to another program")
 
 
+def _check_files(folder: Path) -> None:
+    """Raise an error for a link, which leads to what is not ours, and for what is not a regular
+    file: SQLite would wait for a pipe for ever."""
+    if folder.is_symlink():
+        raise sqlite3.OperationalError(f"{folder} is a link")
+    for place in (folder / name for name in FILES):
+        if os.path.lexists(place) and not S_ISREG(place.lstat().st_mode):
+            raise sqlite3.OperationalError(f"{place} is not a regular file")
+
+
 def _remove(folder: Path) -> None:
-    for name in FILES:
+    for name in () if folder.is_symlink() else FILES:
         with suppress(OSError):
             (folder / name).unlink()
 
 
 def _read_only(folder: Path) -> sqlite3.Connection:
     """Open a connection that takes no lock and creates no file beside the database."""
+    _check_files(folder)
     uri = (folder / FILES[0]).absolute().as_uri()
     return sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True)
 

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 
 MOST_BYTES = 20 << 30
-"""The bound that is chosen where none is given, or a tenth of the free disk where that is less."""
+"""The bound that is chosen where none is given, or a tenth of the disk where that is less."""
 RESCAN_SHARE = 16
 """A scan of a hundred thousand files takes a second. The next one follows once a sixteenth of the
 room that was left is filled, so that a few processes cannot exceed the bound by much."""
@@ -78,23 +78,38 @@ class Bound:
         self._before_rescan = 0
 
     def limit(self, scan: Scan | None = None) -> int:
-        """The bound in bytes. The automatic one is never below the size of the stored files,
-        however little space the disk has left."""
+        """The bound in bytes. The automatic one does not depend on how much of the disk is free."""
         if self._max_bytes is not None:
             return self._max_bytes
         stored = (scan or self._folder.scan()).bytes
-        tenth = ((self._folder.space().free or 0) + stored) // 10
-        return min(MOST_BYTES, max(tenth, stored))
+        total = self._folder.space().total
+        # Some file systems do not know their size.
+        return min(MOST_BYTES, max(total // 10, stored)) if total else MOST_BYTES
 
     def describe(self, limit: int) -> str:
         """Where the bound comes from, with its bytes."""
         if self._max_bytes is not None:
             return f"--max-bytes {limit:,}"
-        return f"the automatic bound of {limit:,} bytes (20 GiB or a tenth of the free disk)"
+        return f"the automatic bound of {limit:,} bytes (20 GiB or a tenth of the disk)"
 
     def scan_for(self, size: int) -> Scan | None:
         """All files, where `size` bytes more might exceed the bound; else None."""
         return self._folder.scan() if size > self._before_rescan else None
+
+    def lacking(self, size: int, scan: Scan | None) -> str:
+        """Why `size` bytes more are not stored, "" where they are. Nothing that is stored makes
+        room for them on a disk that is nearly full."""
+        if scan and size > (limit := self.limit(scan)):
+            return f"not stored: {size:,} bytes are more than {self.describe(limit)}"
+        space = self._folder.space()
+        if self._max_bytes is not None or not space.total or space.free is None:
+            return ""
+        if space.free - size >= space.reserve:
+            return ""
+        return (
+            f"not stored: {size:,} bytes would leave less than {space.reserve:,} free on the disk "
+            f"of {self._folder.root}; make room there, or give --max-bytes"
+        )
 
     def added(self, written: Stored, scan: Scan | None) -> None:
         """Keep the bound after `written` was added to the files of `scan`, and sweep."""
@@ -173,8 +188,7 @@ class LocalStore(Store):
 
     @property
     def max_bytes(self) -> int:
-        """The bound: as given, else 20 GiB or a tenth of the disk that could be free, and never
-        less than is stored."""
+        """The bound: as given, else 20 GiB or a tenth of the disk, and not less than is stored."""
         return self._bound.limit()
 
     def space(self) -> Space:
@@ -269,9 +283,8 @@ class LocalStore(Store):
         if not self._make_folder():
             return None
         wanted, scan = spell(identity), self._bound.scan_for(packed.nbytes)
-        if scan and packed.nbytes > (limit := self._bound.limit(scan)):
-            bound = self._bound.describe(limit)
-            self._warn(f"not stored: {packed.nbytes:,} bytes are more than {bound}")
+        if lacking := self._bound.lacking(packed.nbytes, scan):
+            self._warn(lacking)
             return None
         path = self._folder.place(wanted.key)
         try:
@@ -301,7 +314,7 @@ class LocalStore(Store):
             return None
         scan = self._bound.scan_for(size)
         try:
-            if scan and size > self._bound.limit(scan):
+            if self._bound.lacking(size, scan):
                 return None
             return self._folder.begin(self._folder.place(key))
         except (OSError, Damaged):
@@ -324,7 +337,8 @@ class LocalStore(Store):
         return entry
 
     def remove(self, keys: Iterable[str]) -> list[str]:
-        paths = {} if self._refusal else {self._folder.place(key): key for key in keys}
+        places = {} if self._refusal else {self._folder.place(key): key for key in keys}
+        paths = {path: key for path, key in places.items() if not self._folder.is_linked(path)}
         removed = [paths[path] for path in remove_files(paths, self._warn)]
         self._records.forget(removed)
         return removed

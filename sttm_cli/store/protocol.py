@@ -144,6 +144,11 @@ class Space(NamedTuple):
     free: int | None = None
     total: int | None = None
 
+    @property
+    def reserve(self) -> int:
+        """Bytes of the disk that are left alone: 256 MiB, or a twentieth where that is less."""
+        return min(256 << 20, (self.total or 0) // 20)
+
 
 NO_BOUND = 2**63 - 1
 """The `max_bytes` of a store that nothing bounds."""

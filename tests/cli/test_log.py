@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +209,22 @@ def test_a_fresh_process_writes_the_log_of_the_user(tmp_path: Path) -> None:
         assert database.execute("SELECT question, answer FROM answers").fetchall() == [
             (QUESTION, "three")
         ]
+
+
+@pytest.mark.parametrize(
+    ("damage", "command"),
+    [
+        ("UPDATE answers SET budget = '{'", ("log",)),
+        ("UPDATE answers SET budget = x'ff'", ("log",)),
+        ("UPDATE conversations SET settings = '['", ("ask", "-c", SECOND)),
+        ("UPDATE conversations SET settings = '[]'", ("ask", "-c", SECOND)),
+        ("DELETE FROM conversations", ("ask", "-c", SECOND)),
+    ],
+)
+def test_a_damaged_row_of_the_log_is_one_clear_line(damage: str, command: tuple[str, ...]) -> None:
+    sttm_here("ask", SAMPLE, QUESTION)
+    with closing(sqlite3.connect(log_path())) as database, database:
+        database.execute(damage)
+    ended = sttm_here(*command)
+    assert ended.code == 1
+    assert f"the log {log_path()} cannot be read" in ended.err
