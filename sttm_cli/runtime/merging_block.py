@@ -118,7 +118,15 @@ class MergingBlock:
 
     def _see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = self._signature.bind_partial(module, *args, **kwargs).arguments
-        self._local.inputs = _Inputs(given, _videos(self._signature, given))
+        encoded = given.get("mm_encoder_outputs") or {}
+        image = given.get("pixel_values") is not None or "image" in encoded
+        videos = _videos(self._signature, given)
+        if image and videos and not self._family.images_beside:
+            raise UsageError(
+                f"transformers takes no images beside a video of {self._family.name}",
+                "give the video alone",
+            )
+        self._local.inputs = _Inputs(given, videos)
 
     def _encode(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         self._encoded[output.last_hidden_state] = kwargs
@@ -279,7 +287,7 @@ class MergingBlock:
         """The arguments that `find` needs of a row's video."""
         given, names = dict(inputs.given), self._family.given
         encoded = (given.get("mm_encoder_outputs") or {}).get("video")
-        if encoded is not None:
+        if names and getattr(encoded, "last_hidden_state", None) is not None:
             # `generate` has encoded the video beforehand and does not pass on what it was.
             known = self._encoded.get(encoded.last_hidden_state, {})
             given |= {name: known[theirs] for name, theirs in names.items() if theirs in known}

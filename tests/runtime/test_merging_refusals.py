@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 import torch
 from transformers import (
     AttentionInterface,
-    AutoModelForImageTextToText,
     DynamicCache,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -23,8 +21,6 @@ import sttm_cli
 from sttm_cli.base.errors import ModelError, UsageError
 from sttm_cli.models import registry
 from sttm_cli.models.registry import TINY
-from tests.checkpoints_molmo import molmo2
-from tests.checkpoints_videollama import videollama
 from tests.merged import QUESTION, SAMPLE, Case, asking, inputs_of, state_of, video_qa
 
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": -1}
@@ -157,17 +153,6 @@ def test_models_that_cannot_merge_are_refused(llava: Case, monkeypatch: pytest.M
     assert "is not supported for llava-video" in refused(llava.model)
 
 
-@pytest.mark.parametrize("made", [videollama, molmo2])
-def test_families_whose_video_cannot_be_found_in_a_prompt_are_refused(
-    made: Callable[[Path], Path], tmp_path: Path
-) -> None:
-    model = AutoModelForImageTextToText.from_pretrained(made(tmp_path)).eval()
-    before = state_of(model)
-    name = registry.family_of_loaded(model).name
-    assert f"is not supported for {name} (ask with sttm_cli.VideoQA)" in refused(model)
-    assert state_of(model) == before
-
-
 # ---- inputs that are refused
 
 
@@ -198,7 +183,7 @@ def two_videos(case: Case, first: np.ndarray, second: np.ndarray) -> Any:
     "family",
     [
         "llava_onevision", "qwen2_vl", "qwen3_vl", "internvl", "smolvlm", "glm4v", "glm46v",
-        "perception_lm",
+        "perception_lm", "video_llama_3",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("more", [8, 2])

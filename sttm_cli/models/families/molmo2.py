@@ -127,4 +127,5 @@ FAMILY = Family(
     load=load,
     find=find,
     two_way=True,
+    images_beside=False,
 )
