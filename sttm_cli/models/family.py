@@ -142,8 +142,8 @@ class Family:
     switches of this family, name -> help text; `find`: finds the video in a prompt that this
     package did not write, None where `sttm_cli.merging` does not support the family; `given`: the
     model's arguments, with a row for each video, that `find` needs as well, and their names in its
-    `vision_model`; `two_way`: visual tokens attend to each other in both directions; `images_beside`: whether transformers takes
-    images and a video in one prompt; `libraries`:
+    `vision_model`; `two_way`: visual tokens attend to each other in both directions;
+    `images_beside`: whether transformers takes images and a video in one prompt; `libraries`:
     packages beside torch and transformers that compute the family's tokens: their versions belong
     to the identity of a KV.
     """

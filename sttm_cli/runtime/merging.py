@@ -109,6 +109,11 @@ def _positions(family: Family, given: str) -> str:
 def _merge(
     budget: float | int | None, spatial: float | None, temporal: float | None, method: str
 ) -> Callable[[torch.Tensor], Merged]:
+    if ":" in method:
+        raise UsageError(
+            f"method {method!r} cannot be combined with merging's own thresholds",
+            "give spatial_threshold and temporal_threshold",
+        )
     chosen = find_method(method, "method")
     if spatial is None and temporal is None:
         if budget is None:

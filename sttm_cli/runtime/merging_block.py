@@ -287,9 +287,10 @@ class MergingBlock:
         """The arguments that `find` needs of a row's video."""
         given, names = dict(inputs.given), self._family.given
         encoded = (given.get("mm_encoder_outputs") or {}).get("video")
-        if names and getattr(encoded, "last_hidden_state", None) is not None:
+        states = getattr(encoded, "last_hidden_state", None)
+        if names and states is not None:
             # `generate` has encoded the video beforehand and does not pass on what it was.
-            known = self._encoded.get(encoded.last_hidden_state, {})
+            known = self._encoded.get(states, {})
             given |= {name: known[theirs] for name, theirs in names.items() if theirs in known}
         for name in names:
             if given.get(name) is None:

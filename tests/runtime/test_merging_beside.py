@@ -1,5 +1,5 @@
-"""`merging` where a prompt holds more than one video and a question, in each family: images beside
-the video, text around it, turns before it; and what the two newest families need of their inputs."""
+"""`merging` where a prompt holds more than a video and a question, in each family: images beside
+it, text around it, turns before it; and what VideoLLaMA 3 and Molmo 2 need of their inputs."""
 
 from __future__ import annotations
 
