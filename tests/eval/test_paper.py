@@ -128,6 +128,67 @@ def test_killed_in_the_middle_it_leaves_nothing_running_and_goes_on_there(
     assert kept(".journal") == kept(".log") == []
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("task", ["videomme", "vnbench"])
+def test_killed_in_the_middle_of_a_benchmark_in_its_own_format_it_goes_on_at_both_budgets(
+    tmp_path: Path, lmms: Path, scenes: list[Sheet], task: str
+) -> None:
+    """Of parquet and of VNBench's JSON, at the second budget: the first one is kept, the second
+    one's replies are taken from the journal, and only what is missing is asked."""
+    home = tmp_path / "hf"
+    write_benchmarks(home, lmms, scenes)
+    flags = ["--tasks", task, "--budgets", "0.3,0.05", "-m", "tiny", "--json"]
+    command = [sys.executable, "-m", "sttm_cli", "eval", "paper", *flags]
+    below = killed(command, home, lambda: len(kept(".json")) == 1 and replies() > 0)
+    assert below
+    waited(lambda: not any(map(lives, below)))
+    (first,), (journal,) = kept(".json"), kept(".journal")
+    answered, before = replies(), first.read_bytes()
+    rewrite(journal, lambda line: line["reply"]["choices"][0]["message"].update(content="kept"))
+    done = sttm(*command[3:], timeout=1100, HF_HOME=str(home))
+    assert done.code == 0, done.err
+    count = len(scenes) * (4 if task == "vnbench" else 1)
+    rows = done.json["rows"]
+    assert [(row["budget"], row["items"], row["kept"]) for row in rows] == [
+        (0.3, count, True),
+        (0.05, count, False),
+    ]
+    assert "at budget 0.05" in done.err
+    assert "at budget 0.3" not in done.err
+    assert first.read_bytes() == before
+    (second,) = [path for path in kept(".json") if path != first]
+    answers = [item["answer"] for item in stored(second)]
+    assert answers.count("kept") == answered
+    assert all(item["served"] for item in stored(second))
+    assert kept(".journal") == kept(".log") == []
+
+
+def killed(
+    command: list[str], home: Path, when: Callable[[], bool]
+) -> list[psutil.Process]:
+    """Run a command until `when` and kill it; gives the processes that it had started."""
+    env = {**os.environ, "HF_HOME": str(home)}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
+    try:
+        waited(lambda: when() or process.poll() is not None)
+        assert process.poll() is None, "it ended before it could be killed"
+        return psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def replies() -> int:
+    return sum(path.read_bytes().count(b'{"key"') for path in kept(".journal"))
+
+
+def rewrite(journal: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    lines = [json.loads(line) for line in journal.read_bytes().split(b"\n") if line]
+    for line in lines:
+        change(line)
+    journal.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+
+
 def lives(process: psutil.Process) -> bool:
     """Whether a process runs; one that has ended may wait for its parent."""
     try:
