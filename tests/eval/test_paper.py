@@ -22,6 +22,7 @@ from sttm_cli.bench.exam import Sheet
 from sttm_cli.eval.paper import TASKS, Paper, _measured
 from sttm_cli.eval.published import BENCHMARKS
 from sttm_cli.eval.served import Served
+from sttm_cli.settings.fields import Thresholds
 from tests.cli.process import Ended, sttm, sttm_here
 from tests.eval.benchmarks import write_benchmarks
 from tests.eval.scenes import items, sheets, write_task
@@ -163,9 +164,7 @@ def test_killed_in_the_middle_of_a_benchmark_in_its_own_format_it_goes_on_at_bot
     assert kept(".journal") == kept(".log") == []
 
 
-def killed(
-    command: list[str], home: Path, when: Callable[[], bool]
-) -> list[psutil.Process]:
+def killed(command: list[str], home: Path, when: Callable[[], bool]) -> list[psutil.Process]:
     """Run a command until `when` and kill it; gives the processes that it had started."""
     env = {**os.environ, "HF_HOME": str(home)}
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
@@ -261,7 +260,10 @@ def test_a_measurement_is_kept_under_all_that_shapes_it(tmp_path: Path) -> None:
         with sttm_cli.VideoQA(model="tiny", **change) as qa:
             work = Paper(qa.settings, qa.model_plan, BENCHMARKS, (0.3,), tmp_path, tmp_path)
             places.add(work.place(BENCHMARKS[1], 0.3))
-    assert len(places) == len(changes)
+    pairs = [Thresholds(0.85, 0.6), Thresholds(0.85, 0.65)]
+    places |= {work.place(BENCHMARKS[1], pair) for pair in pairs}
+    assert len(places) == len(changes) + 2
+    assert {place.parent for place in places} == {tmp_path}
 
 
 @pytest.mark.long

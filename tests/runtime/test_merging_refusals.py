@@ -45,6 +45,17 @@ def test_method_positions_and_counts_are_those_of_video_qa(llava: Case) -> None:
         assert stats.video_kept == kept
 
 
+def test_thresholds_are_those_of_video_qa(llava: Case, qwen: Case) -> None:
+    for case in (llava, qwen):
+        with video_qa(case, budget=1, method="sttm:0.8/0.6") as (_, prepared, question):
+            wanted = prepared.prefix.extend(question)
+            kept = prepared.kv.tokens.video_kept
+        with sttm_cli.merging(case.model, spatial_threshold=0.8, temporal_threshold=0.6) as stats:
+            logits = case.model(**case.inputs).logits
+        assert torch.allclose(logits[0, -1], wanted, atol=1e-4)
+        assert stats.video_kept == kept < stats.video_full
+
+
 def test_thresholds_are_used_as_given(llava: Case) -> None:
     kept = []
     for spatial, temporal in ((0.9, 0.9), (0.9, -1.0), (0.9, 0.7)):
@@ -100,6 +111,7 @@ def case_frames(qa: Any) -> np.ndarray:
         ({"budget": 0.5, "spatial_threshold": 0.8}, "cannot be combined"),
         ({"spatial_threshold": 1.8}, "spatial_threshold is 1.8"),
         ({"temporal_threshold": 0.5, "method": "tome"}, "'tome' has no thresholds"),
+        ({"method": "sttm:0.8/0.6"}, "cannot be combined with merging's own thresholds"),
         ({"method": "tomee"}, "method 'tomee' is not known"),
         ({"merge_layer": 4}, "merge_layer 4 is not possible: the model has 4 layers"),
         ({"merge_layer": -1}, "merge_layer -1 is not possible"),
