@@ -141,6 +141,21 @@ def test_sizes_go_with_a_cache_that_is_reordered_cropped_and_kept(llava: Case) -
         llava.model(**given, past_key_values=kept)
 
 
+def test_rows_of_a_cache_keep_their_own_sizes(llava: Case) -> None:
+    other = llava.asking(QUESTION, llava.frames[::-1].copy())
+    batch = {name: torch.cat([llava.inputs[name], other[name]]) for name in other}
+    new = llava.inputs["input_ids"][:, -3:]
+    how = {"spatial_threshold": 0.9, "temporal_threshold": 0.7, "attention_sizes": "on"}
+    with sttm_cli.merging(llava.model, **how), torch.no_grad():
+        alone = llava.model(**other, use_cache=True).past_key_values
+        wanted = llava.model(input_ids=new, past_key_values=alone).logits
+        cache = llava.model(**batch, use_cache=True).past_key_values
+        cache.reorder_cache(torch.tensor([1, 0]))
+        found = llava.model(input_ids=new.expand(2, -1), past_key_values=cache).logits
+    assert torch.allclose(found[:1], wanted, atol=1e-5)
+    assert not torch.allclose(found[1:], wanted, atol=1e-3)
+
+
 def test_a_cache_without_sizes_goes_on_without_them(llava: Case) -> None:
     new = llava.inputs["input_ids"][:, -3:]
     with sttm_cli.merging(llava.model, budget=0.3), torch.no_grad():
