@@ -79,6 +79,29 @@ def test_lmms_eval_scores_as_bench_accuracy_does_on_the_same_items(
 
 
 @pytest.mark.long
+def test_thresholds_given_by_hand_are_served_and_shown_beside_a_budget(
+    tmp_path: Path, lmms: Path, scenes: list[Sheet]
+) -> None:
+    rows = items(scenes)[:2]
+    flags = (*own_task(tmp_path, rows), "--budgets", "1", "--thresholds", "0.5/0.50")
+    chart = tmp_path / "chart.svg"
+    done = paper(tmp_path / "hf", *flags, "--json", "--plot", chart)
+    assert done.code == 0, done.err
+    assert "serving tiny at thresholds 0.5/0.5" in done.err
+    full, less = done.json["rows"]
+    assert (full["budget"], full["thresholds"]) == (1.0, None)
+    assert (less["budget"], less["thresholds"]) == (None, [0.5, 0.5])
+    with sttm_cli.VideoQA(model="tiny", budget=1, method="sttm:0.5/0.5", fps=1) as qa:
+        kept = [qa.ask(row["video"], row["question"]).tokens.video_kept for row in rows]
+    assert less["tokens"]["kept"] == sum(kept) / 2 < full["tokens"]["kept"]
+    assert "thresholds by hand" in chart.read_text()
+    again = paper(tmp_path / "hf", *flags)
+    assert "serving" not in again.err
+    assert "0.5/0.5" in again.out
+    assert "of which no rows are published" in again.out
+
+
+@pytest.mark.long
 def test_every_benchmark_is_read_in_its_own_format_and_asked(
     tmp_path: Path, lmms: Path, scenes: list[Sheet]
 ) -> None:
