@@ -24,7 +24,8 @@ from sttm_cli.cli.flags import (
     without,
 )
 from sttm_cli.cli.output import StageProgress, check_plot, print_json, say, warn
-from sttm_cli.settings.fields import parse_budget
+from sttm_cli.settings.fields import Thresholds, parse_budget, parse_thresholds
+from sttm_cli.settings.settings import DEFAULT_METHOD, SETTINGS
 
 PAPER_BUDGETS, OWN_BUDGETS = "1,0.5,0.3", "1,0.5,0.3,0.15"
 TASKS = "vnbench,videomme,longvideobench_val_v,mlvu_dev,egoschema_subset,nextqa_mc_test"
@@ -59,6 +60,15 @@ Again = Annotated[
     bool, typer.Option("--again", help="Ask everything again, ignoring earlier runs.")
 ]
 
+Pairs = Annotated[
+    str | None,
+    typer.Option(
+        "--thresholds", metavar="S/T,S/T,...", show_default=False,
+        help="Pairs of thresholds, spatial/temporal, to measure besides the budgets: those of the "
+        "method sttm, as the paper sets them by hand.",
+    ),
+]  # fmt: skip
+
 
 @app.command("paper", epilog=PAPER_EXAMPLES)
 @takes(without(RUN, "budget", "fps", "frames", "start", "end", "no_cache", "refresh"))
@@ -76,6 +86,7 @@ def paper(
     budgets: Annotated[
         str, typer.Option("--budgets", metavar="B,B,...", help="Budgets, as of --budget.")
     ] = PAPER_BUDGETS,
+    thresholds: Pairs = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -116,7 +127,7 @@ def paper(
     """
     check_plot(plot)
     check_serving()
-    shares = _budgets(budgets)
+    shares = _amounts(budgets, thresholds, flags)
     _check_folders("--include-path", include_path)
     _check_folders("--allow-path", allow_path)
     from sttm_cli.eval.paper import Paper, data_folder, measure
@@ -187,6 +198,7 @@ def file(
     budgets: Annotated[
         str, typer.Option("--budgets", metavar="B,B,...", help="Budgets, as of --budget.")
     ] = OWN_BUDGETS,
+    thresholds: Pairs = None,
     again: Again = False,
     flags: dict[str, Any],
     output: Output,
@@ -197,7 +209,7 @@ def file(
     'sttm eval FILE' is the same. Answers are kept: a second run only asks new questions. Continues
     after a bad video, and exits with 1.
     """
-    shares = _budgets(budgets)
+    shares = _amounts(budgets, thresholds, flags)
     folder = questions.parent if videos is None else videos
     _check_folders("--videos", [folder])
     from sttm_cli.eval.own import Kept, ask_all, report
@@ -236,8 +248,26 @@ def _kept_folder() -> Path:
     return user_data_path("sttm") / "eval"
 
 
-def _budgets(text: str) -> tuple[float | int, ...]:
-    return tuple(dict.fromkeys(parse_budget("--budgets", part) for part in text.split(",")))
+def _amounts(
+    budgets: str, thresholds: str | None, flags: dict[str, Any]
+) -> tuple[float | int | Thresholds, ...]:
+    found: list[float | int | Thresholds] = [
+        parse_budget("--budgets", part) for part in budgets.split(",")
+    ]
+    method = SETTINGS["method"].read(flags["method"])
+    if thresholds is not None:
+        if method != DEFAULT_METHOD:
+            raise UsageError(
+                f"--thresholds {thresholds} cannot be combined with --method {method}",
+                f"they are those of the method {DEFAULT_METHOD}",
+            )
+        found += [parse_thresholds("--thresholds", part) for part in thresholds.split(",")]
+    elif ":" in method:
+        raise UsageError(
+            f"--method {method} has thresholds and cannot be combined with --budgets {budgets}",
+            f"give --thresholds {method.partition(':')[2]}",
+        )
+    return tuple(dict.fromkeys(found))
 
 
 def _check_folders(flag: str, folders: Sequence[Path] | None) -> None:

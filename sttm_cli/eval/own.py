@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from sttm_cli.base.errors import UsageError, VideoError
 from sttm_cli.base.results import Answer, Choice
 from sttm_cli.base.types import Json
 from sttm_cli.bench.intervals import Bootstrap
+from sttm_cli.eval.published import Amount, at, stated
 from sttm_cli.eval.questions import ALL, Item
 from sttm_cli.eval.rows import in_percent
 from sttm_cli.runtime.prepared import Prepared
@@ -32,7 +33,7 @@ class Asked:
     not kept from an earlier one."""
 
     item: Item
-    budget: float | int
+    budget: Amount
     answer: str | None = None
     kept: int = 0
     full: int = 0
@@ -84,14 +85,14 @@ def ask_all(
     items: Sequence[Item],
     *,
     folder: Path,
-    budgets: Sequence[float | int],
+    budgets: Sequence[Amount],
     kept: Kept,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[Asked]:
     """Every item at every budget, a video at a time; a video or a question that fails ends itself
     only. Raises the errors of the model and of the memory."""
     done = 0
-    sessions = [qa.with_settings(replace(qa.settings, budget=budget)) for budget in budgets]
+    sessions = [qa.with_settings(at(qa.settings, budget)) for budget in budgets]
     try:
         for video in dict.fromkeys(item.video for item in items):
             about = [item for item in items if item.video == video]
@@ -106,7 +107,7 @@ def ask_all(
 
 
 def _about(
-    qa: VideoQA, video: Path, items: Sequence[Item], budget: float | int, kept: Kept
+    qa: VideoQA, video: Path, items: Sequence[Item], budget: Amount, kept: Kept
 ) -> Iterator[Asked]:
     """Yield the items about one video at one budget; it is only prepared if an answer is new."""
     prepared: Prepared | None = None
@@ -163,7 +164,7 @@ def _answer(qa: VideoQA, prepared: Prepared, item: Item, *, sooner: bool) -> Jso
 # ---- the report
 
 
-def report(asked: Sequence[Asked], budgets: Sequence[float | int]) -> Json:
+def report(asked: Sequence[Asked], budgets: Sequence[Amount]) -> Json:
     """`sttm.eval/1` of one's own questions: a row for each budget and category, the items whose
     answers differ between budgets, and those without an answer."""
     answered = _answered_everywhere(asked)
@@ -178,7 +179,7 @@ def report(asked: Sequence[Asked], budgets: Sequence[float | int]) -> Json:
         "rows": list(_rows(answered, budgets, names if len(names) > 1 else [ALL])),
         "changed": [_changed(cells) for cells in answered.values() if _differs(cells)],
         "failed": [
-            {"line": a.item.line, "video": a.item.video, "budget": a.budget, "error": a.error}
+            {"line": a.item.line, "video": a.item.video, **stated(a.budget), "error": a.error}
             for a in asked
             if a.error
         ],
@@ -202,7 +203,7 @@ def _answered_everywhere(asked: Sequence[Asked]) -> dict[int, list[Asked]]:
 
 
 def _rows(
-    answered: dict[int, list[Asked]], budgets: Sequence[float | int], categories: Sequence[str]
+    answered: dict[int, list[Asked]], budgets: Sequence[Amount], categories: Sequence[str]
 ) -> Iterator[Json]:
     table = list(answered.values())
     if not table:
@@ -216,7 +217,7 @@ def _rows(
         for name in categories:
             among = np.array([name in (ALL, one.item.category) for one in column])
             yield {
-                "budget": budget,
+                **stated(budget),
                 "category": name,
                 "items": int(among.sum()),
                 "accuracy": in_percent(boot.accuracy(right, among), known=boot.tells(among)),
@@ -242,6 +243,6 @@ def _changed(cells: Sequence[Asked]) -> Json:
         "question": item.question,
         "category": item.category,
         "answers": [
-            {"budget": one.budget, "answer": one.answer, "right": one.right} for one in cells
+            {**stated(one.budget), "answer": one.answer, "right": one.right} for one in cells
         ],
     }

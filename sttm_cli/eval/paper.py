@@ -14,17 +14,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sttm_cli import __version__
 from sttm_cli.base.errors import SttmError
 from sttm_cli.base.types import Json
 from sttm_cli.eval.environment import VERSION, lmms_python
-from sttm_cli.eval.published import Benchmark
+from sttm_cli.eval.published import Amount, Benchmark, at
 from sttm_cli.eval.served import Served, ended, serving
 from sttm_cli.eval.vnbench_items import write_items
 from sttm_cli.runtime.request import ModelPlan
+from sttm_cli.settings.fields import Thresholds
 from sttm_cli.settings.settings import Settings
 
 TASKS = Path(__file__).parent / "tasks"
@@ -41,14 +42,14 @@ class Paper:
     settings: Settings
     model: ModelPlan
     benchmarks: tuple[Benchmark, ...]
-    budgets: tuple[float | int, ...]
+    budgets: tuple[Amount, ...]
     data: Path
     kept: Path
     limit: int | None = None
     include: tuple[Path, ...] = ()
     allow: tuple[Path, ...] = ()
 
-    def facts(self, benchmark: Benchmark, budget: float | int) -> Json:
+    def facts(self, benchmark: Benchmark, budget: Amount) -> Json:
         """All that shapes a measurement."""
         s = self.settings
         return {
@@ -63,17 +64,18 @@ class Paper:
             "task": benchmark.task,
             "tasks": [_stand(folder) for folder in self.include],
             "data": str(self.data),
-            "budget": budget,
+            "budget": asdict(budget) if isinstance(budget, Thresholds) else budget,
             "limit": self.limit,
         }
 
-    def place(self, benchmark: Benchmark, budget: float | int) -> Path:
+    def place(self, benchmark: Benchmark, budget: Amount) -> Path:
         """The file of a measurement; its journal and its log lie beside it."""
         text = json.dumps(self.facts(benchmark, budget), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return self.kept / f"{benchmark.task}-{budget:g}-{digest}.json"
+        amount = f"{budget:g}".replace("/", "_")
+        return self.kept / f"{benchmark.task}-{amount}-{digest}.json"
 
-    def done(self, benchmark: Benchmark, budget: float | int) -> Json | None:
+    def done(self, benchmark: Benchmark, budget: Amount) -> Json | None:
         """A measurement that is kept, None if there is none that can be read."""
         try:
             kept = json.loads(self.place(benchmark, budget).read_text(encoding="utf-8"))
@@ -94,7 +96,7 @@ class Measured:
     """A benchmark at a budget: lmms-eval's result, or the error; `kept`: from an earlier run."""
 
     benchmark: Benchmark
-    budget: float | int
+    budget: Amount
     result: Json | None
     error: str = ""
     kept: bool = False
@@ -129,13 +131,14 @@ def measure(
 @contextmanager
 def _server(
     paper: Paper,
-    budget: float | int,
+    budget: Amount,
     say: Callable[[str], None],
     progress: Callable[[str, int, int], None],
 ) -> Iterator[Served]:
-    say(f"serving {paper.settings.model} at budget {budget:g}")
+    kind = "thresholds" if isinstance(budget, Thresholds) else "budget"
+    say(f"serving {paper.settings.model} at {kind} {budget:g}")
     with serving(
-        replace(paper.settings, budget=budget),
+        at(paper.settings, budget),
         allow=(paper.data, *paper.allow),
         wait=lambda: progress("load", 0, 0),
     ) as served:
@@ -151,7 +154,7 @@ def _prepare(paper: Paper, benchmark: Benchmark) -> None:
 def _measured(
     paper: Paper,
     benchmark: Benchmark,
-    budget: float | int,
+    budget: Amount,
     python: Path,
     served: Served,
     progress: Callable[[str, int, int], None],

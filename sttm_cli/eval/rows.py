@@ -10,7 +10,7 @@ import numpy as np
 from sttm_cli.base.types import Json
 from sttm_cli.bench.intervals import Bootstrap, Estimate
 from sttm_cli.eval.paper import Measured
-from sttm_cli.eval.published import BENCHMARKS, SOURCE, published
+from sttm_cli.eval.published import BENCHMARKS, SOURCE, has_rows, published, stated
 
 
 def report(model: str, method: str, measured: Sequence[Measured]) -> Json:
@@ -23,6 +23,7 @@ def report(model: str, method: str, measured: Sequence[Measured]) -> Json:
         "model": model,
         "method": method,
         "source": SOURCE,
+        "published": has_rows(model),
         "rows": rows,
         "averages": list(_averages(rows)),
     }
@@ -34,12 +35,13 @@ def _row(model: str, method: str, measured: Measured, full: Json | None) -> Json
     row: Json = {
         "benchmark": benchmark.name,
         "task": benchmark.task,
-        "budget": measured.budget,
+        **stated(measured.budget),
         "frames": benchmark.frames,
         "note": benchmark.note or None,
         "error": measured.error or None,
         "kept": measured.kept,
         "published": known and known.accuracy,
+        "published_share": known and known.share,
         "published_tokens": known and known.tokens,
         "published_first_token_s": known and known.first_token_s,
     }
@@ -132,14 +134,21 @@ def _mean(values: Sequence[float]) -> float | None:
 def _averages(rows: Sequence[Json]) -> list[Json]:
     """Return the paper's average over its six benchmarks, at the budgets that have all of them."""
     found = []
-    for budget in dict.fromkeys(row["budget"] for row in rows):
+    amounts = [{name: row[name] for name in ("budget", "thresholds")} for row in rows]
+    for place, amount in enumerate(amounts):
+        if amount in amounts[:place]:
+            continue
         names = {b.task for b in BENCHMARKS}
-        of = [r for r in rows if r["budget"] == budget and r["task"] in names and r.get("accuracy")]
+        of = [
+            row
+            for row, its in zip(rows, amounts, strict=True)
+            if its == amount and row["task"] in names and row.get("accuracy")
+        ]
         if len(of) == len(BENCHMARKS):
             theirs = [row["published"] for row in of if row["published"] is not None]
             found.append(
                 {
-                    "budget": budget,
+                    **amount,
                     "accuracy": fmean(row["accuracy"]["value"] for row in of),
                     "published": fmean(theirs) if len(theirs) == len(of) else None,
                 }

@@ -132,17 +132,14 @@ Load = Callable[[Checkpoint, Placement, frozenset[str]], VideoLLM]
 """Loads a checkpoint's weights; the set contains the family's enabled options."""
 
 
-class Find(Protocol):
-    """Finds the one video of a prompt that transformers' own processor made.
+Find = Callable[..., "tuple[torch.Tensor, tuple[int, int, int]]"]
+"""Finds the one video of a prompt that transformers' own processor made.
 
-    From the model's config, the token ids [L] and the rotary ids [A, L] (A is 1, or 3 for
-    M-RoPE): the places of the visual tokens [T*H*W], in the grid's order, and the grid. Raises
-    UsageError where there is not exactly one video, or something that could be taken for it.
-    """
-
-    def __call__(
-        self, config: Any, ids: torch.Tensor, positions: torch.Tensor
-    ) -> tuple[torch.Tensor, tuple[int, int, int]]: ...
+From the model's `config`, the token `ids` [L] and the rotary ids `positions` [A, L] (A is 1, or 3
+for M-RoPE), and what `Family.given` names, of this video: the places of the visual tokens [T*H*W],
+in the grid's order, and the grid. Raises UsageError where there is not exactly one video, or
+something that could be taken for it.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,12 +154,16 @@ class Family:
     `step_text`: approximate number of text tokens per grid step; `template`: version of the prompt
     around the video and of the frame sizes; `options`: switches of this family, name -> help text;
     `find`: finds the video in a prompt that this package did not write, None where
-    `sttm_cli.merging` does not support the family; `libraries`: packages beside torch and
-    transformers that compute the family's tokens: their versions belong to the identity of a KV.
-    `shapes`: those of the layers that hold keys and values, from the
-    decoder's config alone (raises as `Grid`), where they are not all alike. `deepest`: the last
-    possible merge layer, from the same config, where it is not the last layer. `windows`: some
-    layers see a window, which counts rotary ids: they are always reassigned.
+    `sttm_cli.merging` does not support the family; `given`: the model's arguments, with a row for
+    each video, that `find` needs as well, and their names in its `vision_model`; `two_way`: visual
+    tokens attend to each other in both directions; `images_beside`: whether transformers takes
+    images and a video in one prompt; `libraries`: packages beside torch and transformers that
+    compute the family's tokens: their versions belong to the identity of a KV.
+
+    `shapes`: those of the layers that hold keys and values, from the decoder's config alone (raises
+    as `Grid`), where they are not all alike. `deepest`: the last possible merge layer, from the
+    same config, where it is not the last layer. `windows`: some layers see a window, which counts
+    rotary ids: they are always reassigned.
     """
 
     name: str
@@ -180,6 +181,9 @@ class Family:
     rotary_axes: int = 1
     step_text: int = 0
     find: Find | None = None
+    given: Mapping[str, str] = field(default_factory=dict)
+    two_way: bool = False
+    images_beside: bool = True
     libraries: tuple[str, ...] = ()
     shapes: Callable[[Json], Sequence[KVShape]] | None = None
     deepest: Callable[[Json], int] | None = None

@@ -233,16 +233,19 @@ def deeper_inputs(
     rotary_ids: torch.Tensor,
     mask: torch.Tensor | None,
     held: Cache,
+    blocks: torch.Tensor | None = None,
 ) -> Callable[[int], dict[str, Any]]:
     """The arguments of decoder layer i that belong to the shorter sequence `hidden` [B, N, C].
 
     `mask`: the attention mask that transformers takes, 2-D or 4-D; `held`: a cache whose first
-    layer has the length of the merge layer's.
+    layer has the length of the merge layer's; `blocks` [B, M] as in `Prompt`, of all tokens held.
     """
     rotaries = _rotaries(decoder)
     rotated = {rotary: rotary(hidden, rotary_ids) for rotary in set(rotaries)}
     shared = {
-        "attention_mask": create_causal_mask(decoder.config, hidden, mask, held),
+        "attention_mask": create_causal_mask(
+            decoder.config, hidden, mask, held, block_sequence_ids=blocks
+        ),
         # Flash attention would take gaps in the ids for the borders of packed sequences.
         "position_ids": None,
     }

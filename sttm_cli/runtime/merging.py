@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 from weakref import WeakSet
 
 import torch
@@ -20,7 +20,7 @@ from sttm_cli.models.registry import family_of_loaded
 from sttm_cli.prefill import Merging
 from sttm_cli.runtime.merging_block import MergingBlock, MergingStats
 from sttm_cli.settings.fields import one_of, parse_budget, whole_number
-from sttm_cli.settings.settings import DEFAULT_METHOD, SETTINGS
+from sttm_cli.settings.settings import DEFAULT_METHOD, SETTINGS, Switched
 
 POSITIONS = ("auto", "reassigned", "survivors")
 
@@ -35,6 +35,7 @@ def merging(
     method: str = DEFAULT_METHOD,
     merge_layer: int | None = None,
     positions: str = "auto",
+    attention_sizes: str = "off",
 ) -> Iterator[MergingStats]:
     """Let `model`, a loaded transformers *ForConditionalGeneration, merge a prompt's video tokens.
 
@@ -50,6 +51,7 @@ def merging(
         layer,
         _merge(budget, spatial_threshold, temporal_threshold, method),
         _positions(family, positions),
+        one_of(*get_args(Switched))("attention_sizes", attention_sizes) == "on",
     )
     with _alone(decoder):
         stats = MergingStats()
@@ -108,6 +110,11 @@ def _positions(family: Family, given: str) -> str:
 def _merge(
     budget: float | int | None, spatial: float | None, temporal: float | None, method: str
 ) -> Callable[[torch.Tensor], Merged]:
+    if ":" in method:
+        raise UsageError(
+            f"method {method!r} cannot be combined with merging's own thresholds",
+            "give spatial_threshold and temporal_threshold",
+        )
     chosen = find_method(method, "method")
     if spatial is None and temporal is None:
         if budget is None:

@@ -16,6 +16,7 @@ from sttm_cli.settings.fields import (
     Parse,
     Scope,
     Setting,
+    check_thresholds_alone,
     declare,
     parse_budget,
     parse_bytes,
@@ -209,6 +210,7 @@ class Settings:
     def _check_combinations(self) -> None:
         if self.start is not None and self.end is not None and self.end <= self.start:
             raise UsageError(f"--end {self.end:g} is not after --start {self.start:g}")
+        check_thresholds_alone(self.method, self.budget)
         if self.no_cache and self.refresh:
             raise UsageError(
                 "--no-cache and --refresh cannot be combined",
