@@ -39,13 +39,13 @@ Shorten = Callable[[torch.Tensor, float, int], Merged]
 class Entrant:
     """A method under test, merging before decoder layer `layer` (None: the model's default).
 
-    `sizes`: whether merged tokens count by their size in attention (None: as in the settings).
+    `sizes`: whether merged tokens count by their size in attention.
     """
 
     name: str
     shorten: Shorten
     layer: int | None = None
-    sizes: bool | None = None
+    sizes: bool = False
 
 
 def find_entrants(
@@ -54,24 +54,29 @@ def find_entrants(
     """Parse `names`, separated by commas; `sttm` is always included, and first.
 
     `NAME@L` merges before decoder layer L of `layers` instead of the model's default; `NAME+sizes`
-    weighs merged tokens by their size in attention. Names may be methods or `variants`. Raises
-    UsageError.
+    weighs merged tokens by their size in attention, `NAME-sizes` does not; without either it is as
+    the method needs it. Names may be methods or `variants`. Raises UsageError.
     """
     wanted = [DEFAULT_METHOD, *(name.strip() for name in names.split(","))]
     return [_find(name, layers, variants or {}) for name in dict.fromkeys(wanted)]
 
 
 def _find(name: str, layers: int, variants: Mapping[str, Shorten]) -> Entrant:
-    plain, plus, sizes = name.partition("+")
-    if plus and sizes != "sizes":
-        raise UsageError(f"--methods {name!r} is not known", "only +sizes can follow a method")
+    plain = name.removesuffix("+sizes").removesuffix("-sizes")
+    if "+" in plain:
+        raise UsageError(
+            f"--methods {name!r} is not known", "only +sizes or -sizes can follow a method"
+        )
     method, sign, layer = plain.partition("@")
     if sign and not layer.isdigit():
         raise UsageError(f"--methods {name!r} is not known", "a layer is a number, as in sttm@2")
     if layer and layers and int(layer) >= layers:
         raise UsageError(f"--methods {name!r}: the model has {layers} layers")
     shorten = variants.get(method) or _by_method(method)
-    entrant = Entrant(name, shorten, sizes=True if plus else None)
+    sizes = method not in variants and find_method(method, "--methods").sizes
+    if plain != name:
+        sizes = name.endswith("+sizes")
+    entrant = Entrant(name, shorten, sizes=sizes)
     return replace(entrant, layer=int(layer)) if sign else entrant
 
 

@@ -43,7 +43,9 @@ def averages(merged: MergedTokens, values: torch.Tensor) -> torch.Tensor:
 
 def test_all_methods_are_there_by_name() -> None:
     published = {"sttm", "tome", "dycoke", "evs", "vidcom2"}
-    assert published | {"frames", "pooling", "random", "spatial", "temporal"} == set(NAMES)
+    ours = {"anchors", "frames", "pooling", "random", "spatial", "temporal"}
+    assert published | ours == set(NAMES)
+    assert [name for name in NAMES if find_method(name).sizes] == ["anchors"]
     assert find_method("sttm").identity == "sttm/2"
     assert all(find_method(name).identity == f"{name}/1" for name in OTHERS)
     with pytest.raises(UsageError, match="did you mean tome"):
@@ -288,3 +290,94 @@ def test_tome_is_the_algorithm_written_out_over_several_rounds() -> None:
         # The numbering is the order of roots; the grouping is what counts.
         pairs = set(zip(ours, by_hand, strict=True))
         assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
+
+
+def test_anchors_are_least_alike_and_the_others_join_the_nearest() -> None:
+    # Least like the mean: west. Then the cell least like west, and north, least like both.
+    features = row(EAST, turned(10), NORTH, WEST, turned(85))[None]
+    kept = keep("anchors", features, 3)
+    assert kept.roots.tolist() == [0, 2, 3]
+    assert kept.patch_counts.tolist() == [2, 2, 1]
+    assert torch.allclose(kept.features[0], (EAST + turned(10)) / 2)
+    assert torch.allclose(kept.features[1], (NORTH + turned(85)) / 2)
+
+
+def test_a_window_in_which_nothing_changes_leaves_its_anchors_to_the_others() -> None:
+    # Two windows of eight frames: one of a single colour, one of many directions.
+    lively = torch.stack([row(turned(20.0 * i), turned(20.0 * i + 10)) for i in range(8)])
+    still = row(EAST, EAST).expand(8, 1, 2, 2)
+    kept = keep("anchors", torch.cat([still, lively]), 8)
+    frames = kept.roots // 2
+    assert int((frames < 8).sum()) == 1
+    assert kept.patch_counts[0] == 16
+    # Not more than twice its even share, which is two of eight.
+    kept = keep("anchors", torch.cat([still, still, still, lively]), 8)
+    assert int((kept.roots >= 48).sum()) == 4
+
+
+def test_wide_rows_are_told_apart_where_their_channels_cancel() -> None:
+    kinds = torch.randn(6, 256, generator=torch.Generator().manual_seed(0))
+    features = torch.cat([kinds, -kinds], 1).repeat(5, 1).view(1, 5, 6, 512)
+    kept = keep("anchors", features, 6)
+    assert sorted((kept.roots % 6).tolist()) == list(range(6))
+    assert kept.patch_counts.tolist() == [5] * 6
+
+
+def test_anchors_merge_over_the_frames_of_a_window_and_not_beyond() -> None:
+    features = footage(20, 3, 3, 16, noise=0.4)
+    times = torch.arange(20.0).repeat_interleave(9).view(20, 3, 3, 1)
+    kept = keep("anchors", features, 40)
+    window = (torch.arange(20) // 8).repeat_interleave(9)
+    index = kept.sources.index.flatten()
+    assert torch.equal(window[kept.roots][index], window)
+    means = kept.sources(times).flatten()
+    assert not torch.equal(means, means.round())
+
+
+def test_fewer_tokens_than_windows_are_anchors_of_some_windows() -> None:
+    features = footage(40, 3, 3, 16, noise=0.4)
+    kept = keep("anchors", features, 2)
+    assert (kept.roots // 72).tolist() == [1, 3]
+    assert kept.patch_counts.tolist() == [72, 72]
+    assert kept.sources.dropped == 3 * 72
+
+
+def test_large_frames_are_several_windows_and_wide_rows_are_sketched() -> None:
+    torch.manual_seed(0)
+    kinds = torch.randn(24, 1500)
+    place = torch.randint(0, 24, (2, 40, 40))
+    features = kinds[place] + 0.05 * torch.randn(2, 40, 40, 1500)
+    kept = keep("anchors", features, 24 * 4)
+    # Four windows of 800 cells, in each of which every kind has its anchor, and only its own cells.
+    assert kept.roots.tolist() == sorted(set(kept.roots.tolist()))
+    assert torch.bincount(kept.roots // 800).tolist() == [24] * 4
+    anchor_kind = place.flatten()[kept.roots]
+    assert torch.equal(anchor_kind[kept.sources.index.flatten()], place.flatten())
+
+
+def anchors_by_hand(rows: torch.Tensor, count: int) -> tuple[list[int], list[int]]:
+    """Written out, for a single window: the anchors, and each cell's anchor."""
+    rows = torch.nn.functional.normalize(rows.double(), dim=1)
+    apart = (1 - rows @ rows.T).tolist()
+    mean = rows.mean(0)
+    chosen = [min(range(len(rows)), key=lambda i: float(rows[i] @ mean))]
+    while len(chosen) < count:
+        left = [i for i in range(len(rows)) if i not in chosen]
+        chosen.append(max(left, key=lambda i: min(apart[i][j] for j in chosen)))
+    own = [i if i in chosen else min(chosen, key=lambda j: apart[i][j]) for i in range(len(rows))]
+    return sorted(chosen), own
+
+
+def test_anchors_are_the_algorithm_written_out() -> None:
+    for seed in range(6):
+        features = torch.randn(3, 4, 5, 12, generator=torch.Generator().manual_seed(seed))
+        for count in (1, 2, 9, 30, 59):
+            merged = keep("anchors", features, count)
+            chosen, own = anchors_by_hand(features.flatten(0, 2), count)
+            assert merged.roots.tolist() == chosen
+            assert merged.roots[merged.sources.index.flatten()].tolist() == own
+
+
+def test_features_too_large_to_compare_are_refused() -> None:
+    with pytest.raises(UsageError, match="features reach 3e"):
+        keep("anchors", torch.full((2, 4, 4, 600), 3e38), 9)
