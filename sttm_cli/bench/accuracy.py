@@ -95,14 +95,15 @@ Cell = tuple[str, float]
 
 @dataclass
 class Results:
-    """All questions with their videos, kinds and true answers, and whether each cell was right.
+    """All questions with their videos, kinds, forms and bets, and whether each cell was right.
 
-    `kept`: by cell, the share of each video's tokens that were kept.
+    `form`, `bet`: as in `Question`. `kept`: by cell, the share of each video's tokens that were kept.
     """
 
     video: list[int] = field(default_factory=list)
     kind: list[str] = field(default_factory=list)
-    truth: list[str] = field(default_factory=list)
+    form: list[str] = field(default_factory=list)
+    bet: list[str] = field(default_factory=list)
     right: dict[Cell, list[bool]] = field(default_factory=dict)
     kept: dict[Cell, list[float]] = field(default_factory=dict)
 
@@ -138,7 +139,9 @@ def take_exam(
             results.video += [number] * (2 * len(sheet.questions) - 1)
             results.kind += [q.kind for q in sheet.questions]
             results.kind += [FOLLOW_UP] * (len(sheet.questions) - 1)
-            results.truth += [q.answer for q in (*sheet.questions, *sheet.questions[1:])]
+            every = (*sheet.questions, *sheet.questions[1:])
+            results.form += [q.form for q in every]
+            results.bet += [q.bet for q in every]
             for cell, kv in _shortened(qa, tokens, cells):
                 # Separate calls: in one, all rows would be padded to the length of `turns`.
                 first, (later,) = mark(model, kv, singles), mark(model, kv, [turns])
@@ -172,10 +175,11 @@ def _bound(entrant: Entrant, budget: float, kept: int) -> Callable[[torch.Tensor
 
 
 def report(results: Results) -> Json:
-    """Build the rows by method and budget, with 95 % intervals, and the accuracy by chance: that of
-    the most frequent answer of each kind."""
+    """Build the rows by method and budget, with 95 % intervals, and the accuracy by chance: what a
+    rule reaches that knows the question alone, and gives the most frequent answer of its form."""
     video, kind = np.array(results.video), np.array(results.kind)
-    truth = np.array(results.truth)
+    said = np.array([f"{form}: {bet}" for form, bet in zip(results.form, results.bet, strict=True)])
+    form = np.array(results.form)
     boot, first = Bootstrap(video), kind != FOLLOW_UP
     right = {cell: np.array(marks) for cell, marks in results.right.items()}
     full = right[OURS, 1.0]
@@ -196,7 +200,7 @@ def report(results: Results) -> Json:
                 "kinds": {k: boot.accuracy(marks, kind == k).to_json() for k in kinds},
             }
         )
-    chance = {k: _chance(truth[kind == k]) for k in kinds}
+    chance = {k: _chance(form[kind == k], said[kind == k]) for k in kinds}
     counts = Counter(results.kind)
     by_chance = sum(chance[k] * counts[k] for k in kinds if k != FOLLOW_UP) / results.asked
     return {
@@ -207,5 +211,6 @@ def report(results: Results) -> Json:
     }
 
 
-def _chance(truths: np.ndarray) -> float:
-    return Counter(truths.tolist()).most_common(1)[0][1] / len(truths)
+def _chance(forms: np.ndarray, said: np.ndarray) -> float:
+    right = (Counter(said[forms == form].tolist()).most_common(1)[0][1] for form in set(forms))
+    return sum(right) / len(forms)

@@ -123,11 +123,11 @@ PINS = {
     ("tome/1", "ties", 0.3): "0fbf9871b941",
     ("tome/1", "held", 0.3): "316307a956b9",
     ("tome/1", "single", 0.3): "b5fa62e055a5",
-    ("vidcom2/1", "lively", 0.3): "cb6465f56faf",
-    ("vidcom2/1", "calm", 0.3): "4872dd805a0f",
-    ("vidcom2/1", "ties", 0.3): "43bd4072bf41",
-    ("vidcom2/1", "held", 0.3): "536d083f2e50",
-    ("vidcom2/1", "single", 0.3): "8a36a71fbaef",
+    ("vidcom2/2", "lively", 0.3): "5cb7fc8c854c",
+    ("vidcom2/2", "calm", 0.3): "ee9f3da3fed4",
+    ("vidcom2/2", "ties", 0.3): "dbbb3aaf6c30",
+    ("vidcom2/2", "held", 0.3): "bddc7d9dced5",
+    ("vidcom2/2", "single", 0.3): "699b493e7772",
 }
 
 
