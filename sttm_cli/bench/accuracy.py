@@ -24,8 +24,7 @@ from sttm_cli.bench.intervals import Bootstrap
 from sttm_cli.bench.scoring import alone, in_conversation, mark
 from sttm_cli.merge.method import find_method
 from sttm_cli.runtime.session import VideoQA
-from sttm_cli.settings.settings import DEFAULT_METHOD
-from sttm_cli.settings.settings import DEFAULT_METHOD as OURS
+from sttm_cli.settings.settings import PAPER_METHOD as OURS
 from sttm_cli.tiny.questions import KINDS
 
 # Entrants: the methods to compare, and the layers before which they merge.
@@ -57,7 +56,7 @@ def find_entrants(
     weighs merged tokens by their size in attention, `NAME-sizes` does not; without either it is as
     the method needs it. Names may be methods or `variants`. Raises UsageError.
     """
-    wanted = [DEFAULT_METHOD, *(name.strip() for name in names.split(","))]
+    wanted = [OURS, *(name.strip() for name in names.split(","))]
     return [_find(name, layers, variants or {}) for name in dict.fromkeys(wanted)]
 
 
@@ -82,7 +81,7 @@ def _find(name: str, layers: int, variants: Mapping[str, Shorten]) -> Entrant:
 
 def _by_method(name: str) -> Shorten:
     merge = find_method(name, "--methods").merge
-    if name == DEFAULT_METHOD:
+    if name == OURS:
         return lambda features, budget, kept: merge(features, budget)
     return lambda features, budget, kept: merge(features, kept)
 
@@ -97,7 +96,7 @@ Cell = tuple[str, float]
 class Results:
     """All questions with their videos, kinds, forms and bets, and whether each cell was right.
 
-    `form`, `bet`: as in `Question`. `kept`: by cell, the share of each video's tokens that were kept.
+    `form`, `bet`: as in `Question`. `kept`: by cell, the share of each video's tokens kept.
     """
 
     video: list[int] = field(default_factory=list)
@@ -178,8 +177,7 @@ def report(results: Results) -> Json:
     """Build the rows by method and budget, with 95 % intervals, and the accuracy by chance: what a
     rule reaches that knows the question alone, and gives the most frequent answer of its form."""
     video, kind = np.array(results.video), np.array(results.kind)
-    said = np.array([f"{form}: {bet}" for form, bet in zip(results.form, results.bet, strict=True)])
-    form = np.array(results.form)
+    form, bet = np.array(results.form), np.array(results.bet)
     boot, first = Bootstrap(video), kind != FOLLOW_UP
     right = {cell: np.array(marks) for cell, marks in results.right.items()}
     full = right[OURS, 1.0]
@@ -200,7 +198,7 @@ def report(results: Results) -> Json:
                 "kinds": {k: boot.accuracy(marks, kind == k).to_json() for k in kinds},
             }
         )
-    chance = {k: _chance(form[kind == k], said[kind == k]) for k in kinds}
+    chance = {k: _chance(form[kind == k], bet[kind == k]) for k in kinds}
     counts = Counter(results.kind)
     by_chance = sum(chance[k] * counts[k] for k in kinds if k != FOLLOW_UP) / results.asked
     return {
@@ -211,6 +209,6 @@ def report(results: Results) -> Json:
     }
 
 
-def _chance(forms: np.ndarray, said: np.ndarray) -> float:
-    right = (Counter(said[forms == form].tolist()).most_common(1)[0][1] for form in set(forms))
+def _chance(forms: np.ndarray, bets: np.ndarray) -> float:
+    right = (Counter(bets[forms == form].tolist()).most_common(1)[0][1] for form in set(forms))
     return sum(right) / len(forms)

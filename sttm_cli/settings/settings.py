@@ -42,7 +42,8 @@ Sizes = Literal["auto", "off", "on"]
 
 STDIN = "-"
 DEFAULT_MODEL = "tiny"
-DEFAULT_METHOD = "sttm"
+PAPER_METHOD = "sttm"
+DEFAULT_METHOD = PAPER_METHOD
 
 
 def _drawing(name: str, parse: Parse) -> Parse:

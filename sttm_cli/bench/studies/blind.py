@@ -2,8 +2,8 @@
 
     python -m sttm_cli.bench.studies.blind --questions 2000
 
-Asks the exam's questions of its video, of black frames, of another scene's video, of its first frame
-alone in the place of all, and of its frames reversed. Prints one JSON object: the share right by
+Asks the exam's questions of its video, of black frames, of another scene's video, of its first
+frame in the place of all, and of its frames reversed. Prints one JSON object: the share right by
 what is shown, with 95 % intervals, overall and by kind.
 """
 
