@@ -42,7 +42,7 @@ def averages(merged: MergedTokens, values: torch.Tensor) -> torch.Tensor:
 
 
 def test_all_methods_are_there_by_name() -> None:
-    published = {"sttm", "tome", "dycoke", "evs", "vidcom2"}
+    published = {"sttm", "tome", "dycoke", "evs", "vidcom2", "prunevid"}
     ours = {"anchors", "frames", "pooling", "random", "spatial", "temporal"}
     assert published | ours == set(NAMES)
     assert [name for name in NAMES if find_method(name).sizes] == ["anchors"]
@@ -390,3 +390,37 @@ def test_anchors_are_the_algorithm_written_out() -> None:
 def test_features_too_large_to_compare_are_refused() -> None:
     with pytest.raises(UsageError, match="features reach 3e"):
         keep("anchors", torch.full((2, 4, 4, 600), 3e38), 9)
+
+
+def test_prunevid_merges_static_places_over_their_segment_alone() -> None:
+    # Two scenes of four frames; in each, one place changes from frame to frame.
+    scenes = [row(EAST, EAST, NORTH, NORTH), row(WEST, -NORTH, -NORTH, WEST)]
+    frames = [scene.clone() for scene in scenes for _ in range(4)]
+    for number, frame in enumerate(frames):
+        frame[0, 3] = turned(90.0 * number + 45) / 5
+    features = torch.stack(frames)
+    kept = keep("prunevid", features, 2 * (3 + 4))
+    groups: list[set[int]] = [set() for _ in range(14)]
+    for cell, group in enumerate(kept.sources.index.flatten().tolist()):
+        groups[group].add(cell)
+    still = [{place + 4 * t for t in range(4 * s, 4 * s + 4)} for s in (0, 1) for place in range(3)]
+    assert sorted(map(sorted, groups)) == sorted(
+        map(sorted, [*still, *({4 * t + 3} for t in range(8))])
+    )
+
+
+def test_prunevid_clusters_by_density_in_a_frame() -> None:
+    # Two bunches; the centre of each is inside, not at its rim.
+    bunch = [1 + 0.1 * step for step in range(6)]
+    cells = row(*(size * EAST for size in bunch), *(2 * size * NORTH for size in bunch))
+    kept = keep("prunevid", cells[None], 2)
+    assert kept.sources.index.flatten().tolist() == [0] * 6 + [1] * 6
+    assert set(kept.roots.tolist()) <= {2, 3, 8, 9}
+    assert torch.allclose(kept.features, torch.stack([1.25 * EAST, 2.5 * NORTH]))
+
+
+def test_prunevid_keeps_places_apart_in_time_where_the_budget_allows_it() -> None:
+    features = row(EAST, NORTH).expand(8, 1, 2, 2).clone()
+    kept = keep("prunevid", features, 15)
+    assert len(kept) == 15
+    assert kept.patch_counts.max() <= 2

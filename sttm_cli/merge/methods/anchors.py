@@ -56,7 +56,8 @@ def _windows(features: torch.Tensor) -> torch.Tensor:
     cells = frames * per_frame if per_frame <= CELLS else -(-per_frame // -(-per_frame // CELLS))
     rows = torch.cat([_sketched(frame.flatten(0, 1)) for frame in features])
     check_finite(rows, features)
-    return pad(normalize(rows, dim=1), (0, 0, 0, -len(rows) % cells)).unflatten(0, (-1, cells))
+    filled: torch.Tensor = pad(normalize(rows, dim=1), (0, 0, 0, -len(rows) % cells))
+    return filled.view(-1, cells, rows.shape[1])
 
 
 def _sketched(rows: torch.Tensor) -> torch.Tensor:
