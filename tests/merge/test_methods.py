@@ -424,3 +424,11 @@ def test_prunevid_keeps_places_apart_in_time_where_the_budget_allows_it() -> Non
     kept = keep("prunevid", features, 15)
     assert len(kept) == 15
     assert kept.patch_counts.max() <= 2
+
+
+def test_prunevid_finds_segments_where_its_clusters_are_torn() -> None:
+    # Frames of two kinds in turns; the first two runs do not stay.
+    for order in ("ABBAABBB", "BAABBAAA", "ABABABAB", "AAAABBBB"):
+        kinds = {"A": row(EAST, EAST), "B": row(NORTH, 2 * NORTH)}
+        features = torch.stack([kinds[kind] for kind in order]) + 0.01 * torch.randn(8, 1, 2, 2)
+        assert len(keep("prunevid", features, 9)) == 9

@@ -62,10 +62,11 @@ def _segments(frames: torch.Tensor) -> list[tuple[int, int]]:
         stays = name not in taken and length == longest[name]
         taken |= {name} if stays else set()
         joined.append(name if stays else -1)
+    stay = [index for index, name in enumerate(joined) if name >= 0]
     for index, name in enumerate(joined):
         if name < 0:
-            beside = [i for i in (index - 1, index + 1) if 0 <= i < len(runs) and joined[i] >= 0]
-            joined[index] = joined[max(beside, key=lambda i: runs[i][1])]
+            before, after = [i for i in stay if i < index][-1:], [i for i in stay if i > index][:1]
+            joined[index] = joined[max(before + after, key=lambda i: runs[i][1])]
     frame, segments = 0, []
     for _, group in groupby(zip(joined, runs, strict=True), key=lambda pair: pair[0]):
         length = sum(run[1] for _, run in group)
@@ -102,7 +103,7 @@ def _clusters(rows: torch.Tensor, count: int) -> torch.Tensor:
     far = apart.masked_fill(rank >= rank[:, None], torch.inf).amin(1)
     far = torch.where(far.isinf(), apart.max(), far)
     centres = (far * density).argsort(descending=True, stable=True)[:count]
-    names = centres[apart[:, centres].argmin(1)]
+    names: torch.Tensor = centres[apart[:, centres].argmin(1)]
     names[centres] = centres
     return names
 
