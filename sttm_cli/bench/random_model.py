@@ -20,7 +20,7 @@ from sttm_cli.merge.method import find_method
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.loading import free_bytes
 from sttm_cli.models.registry import family_of
-from sttm_cli.runtime.request import ModelPlan, check_positions, options_of
+from sttm_cli.runtime.request import ModelPlan, check_positions, options_of, sized
 from sttm_cli.runtime.resources import ModelHost, Resources
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.store import NoStore
@@ -71,7 +71,7 @@ def random_qa(
         merge_layer=merge_layer,
         positions=family.positions if settings.positions == "auto" else settings.positions,
         attention=resolve_attention(device, dtype),
-        attention_sizes=settings.attention_sizes == "on",
+        attention_sizes=sized(settings, resolve_attention(device, dtype)),
         options=options_of(settings, family, model=given),
     )
     model, store = _wrapped(geometry, plan), NoStore()

@@ -24,7 +24,7 @@ from sttm_cli.cli.tables import columns
 from sttm_cli.settings.fields import parse_budget
 
 BUDGETS = "1,0.5,0.3,0.15,0.1"
-METHODS = "sttm,tome,dycoke,evs,vidcom2,frames,pooling,random,spatial,temporal"
+METHODS = "sttm,anchors,tome,dycoke,evs,vidcom2,frames,pooling,random,spatial,temporal"
 _HERE = ("model", "revision", "device", "dtype", "merge_layer", "positions", "decoder")
 
 
@@ -64,7 +64,8 @@ def accuracy(
             metavar="M,M,...",
             show_default=False,
             autocompletion=completing(PLUGINS.names),
-            help="What to compare; NAME@L merges before decoder layer L. "
+            help="What to compare; NAME@L merges before decoder layer L; NAME+sizes "
+            "and NAME-sizes say whether merged tokens count by their size in attention. "
             f"(default: {METHODS.replace(',', ', ')})",
         ),
     ] = METHODS,

@@ -29,7 +29,9 @@ def within_budget(merge: ToCount) -> Callable[[torch.Tensor, float | int], Merge
         most = int(budget) if is_whole(budget) else token_limit(budget, total).most
         if most >= total:
             return merge_tokens(features, budget=1.0)
-        check_finite(features, features)
+        # A sum that is not finite has such a term, or is too large: one pass over the features.
+        if not bool(features.sum(-1, dtype=torch.float32).isfinite().all()):
+            check_finite(features, features)
         return merge(features.contiguous(), max(1, most))
 
     return to_budget

@@ -29,12 +29,14 @@ class Method:
     """A way to merge the visual tokens of a video.
 
     `version` changes whenever the same features and budget could give different tokens; a stored
-    KV of another version is never used.
+    KV of another version is never used. `sizes`: its tokens are meant to count in attention as
+    often as the cells behind them, and do unless the user says otherwise.
     """
 
     name: str
     version: int
     merge: Merge
+    sizes: bool = False
 
     @property
     def identity(self) -> str:

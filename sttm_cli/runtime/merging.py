@@ -20,7 +20,7 @@ from sttm_cli.models.registry import family_of_loaded
 from sttm_cli.prefill import Merging
 from sttm_cli.runtime.merging_block import MergingBlock, MergingStats
 from sttm_cli.settings.fields import one_of, parse_budget, whole_number
-from sttm_cli.settings.settings import DEFAULT_METHOD, SETTINGS, Switched
+from sttm_cli.settings.settings import PAPER_METHOD, SETTINGS, Switched
 
 POSITIONS = ("auto", "reassigned", "survivors")
 
@@ -32,7 +32,7 @@ def merging(
     *,
     spatial_threshold: float | None = None,
     temporal_threshold: float | None = None,
-    method: str = DEFAULT_METHOD,
+    method: str = PAPER_METHOD,
     merge_layer: int | None = None,
     positions: str = "auto",
     attention_sizes: str = "off",
@@ -126,7 +126,7 @@ def _merge(
             f"budget {budget} finds both thresholds and cannot be combined with any",
             "give a budget or thresholds",
         )
-    if method != DEFAULT_METHOD:
+    if method != PAPER_METHOD:
         raise UsageError(f"method {method!r} has no thresholds", "give a budget")
     given = (SPATIAL if spatial is None else spatial, TEMPORAL if temporal is None else temporal)
     merge_tokens(torch.zeros(1, 1, 1, 1), *given)

@@ -108,7 +108,7 @@ def plan_model(settings: Settings, checked: CheckedModel) -> ModelPlan:
         merge_layer=family.merge_layer if layer is None else layer,
         positions=family.positions if positions == "auto" else positions,
         attention=resolve_attention(device, dtype),
-        attention_sizes=_sized(settings, resolve_attention(device, dtype)),
+        attention_sizes=sized(settings, resolve_attention(device, dtype)),
         # A device named by hand is the one that is meant.
         spread=settings.device == "auto" and device == "cuda",
         options=options,
@@ -135,7 +135,7 @@ def plan_loaded(model: Any, processor: Any, settings: Settings) -> ModelPlan:
         method=find_method(settings.method),
         merge_layer=family.merge_layer if layer is None else layer,
         positions=family.positions if positions == "auto" else positions,
-        attention_sizes=_sized(settings, placed(model)["attention"]),
+        attention_sizes=sized(settings, placed(model)["attention"]),
         options=options,
         system=settings.system or "",
         **placed(model),
@@ -152,15 +152,17 @@ def with_choices(plan: ModelPlan, settings: Settings) -> ModelPlan:
     return replace(other, checkpoint=plan.checkpoint)
 
 
-def _sized(settings: Settings, attention: str) -> bool:
+def sized(settings: Settings, attention: str) -> bool:
     """Whether merged tokens count by their size; raises UsageError where attention cannot."""
-    sized = settings.attention_sizes == "on"
-    if sized and attention not in KERNELS:
+    if settings.attention_sizes == "auto":
+        return find_method(settings.method).sizes and attention in KERNELS
+    counted = settings.attention_sizes == "on"
+    if counted and attention not in KERNELS:
         raise UsageError(
             f"--attention-sizes on cannot be combined with the attention {attention!r}",
             f"load the model with one of {', '.join(KERNELS)}",
         )
-    return sized
+    return counted
 
 
 CheckedModel = tuple[Checkpoint, Family, tuple[str, ...]]

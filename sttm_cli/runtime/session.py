@@ -45,7 +45,7 @@ from sttm_cli.settings.settings import (
     KVDType,
     Positions,
     Settings,
-    Switched,
+    Sizes,
     cache_dir,
 )
 from sttm_cli.store import Entry, Store, open_store
@@ -90,7 +90,7 @@ class VideoQA:
         budget: float | int | str = 0.5,
         method: str = DEFAULT_METHOD,
         merge_layer: int | None = None,
-        attention_sizes: Switched = "off",
+        attention_sizes: Sizes = "auto",
         positions: Positions = "auto",
         options: Sequence[str] | str = (),
         system: str | None = None,

@@ -39,11 +39,12 @@ Decoder = Literal["auto", "decord", "av"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 KVDType = Literal["auto", "float16", "bfloat16", "int8"]
 Positions = Literal["auto", "reassigned", "survivors"]
-Switched = Literal["off", "on"]
+Sizes = Literal["auto", "off", "on"]
 
 STDIN = "-"
 DEFAULT_MODEL = "tiny"
-DEFAULT_METHOD = "sttm"
+PAPER_METHOD = "sttm"
+DEFAULT_METHOD = PAPER_METHOD
 
 
 def _drawing(name: str, parse: Parse) -> Parse:
@@ -90,10 +91,10 @@ class Settings:
         None, "--merge-layer", parse=whole_number(0), group=Group.MODEL, metavar="LAYER",
         help="Decoder layer before which tokens are merged. (default: the model's)",
     )
-    attention_sizes: Switched = setting(
-        "off", "--attention-sizes", choices=get_args(Switched), group=Group.MODEL, metavar="WORD",
-        help="Whether a merged token counts in attention as often as the cells behind it: on or "
-        "off.",
+    attention_sizes: Sizes = setting(
+        "auto", "--attention-sizes", choices=get_args(Sizes), group=Group.MODEL, metavar="WORD",
+        help="Whether a merged token counts in attention as often as the cells behind it: on, off, "
+        "or as the method needs it (auto).",
     )
     positions: Positions = setting(
         "auto", "--positions", choices=get_args(Positions), group=Group.MODEL, metavar="WORD",
