@@ -24,6 +24,7 @@ from sttm_cli.cli import (
     eval,
     inspect,
     log,
+    mcp,
     models,
     precompute,
     serve,
@@ -55,6 +56,7 @@ app.command(name="inspect", epilog=inspect.EXAMPLES, rich_help_panel=_VIDEOS)(in
 app.command(name="log", epilog=log.EXAMPLES, rich_help_panel=_VIDEOS)(log.log)
 app.add_typer(cache.app, name="cache", rich_help_panel=_VIDEOS)
 app.command(name="serve", epilog=serve.EXAMPLES, rich_help_panel=_VIDEOS)(serve.serve)
+app.command(name="mcp", epilog=mcp.EXAMPLES, rich_help_panel=_VIDEOS)(mcp.mcp)
 app.add_typer(models.app, name="models", rich_help_panel=_SETTINGS)
 app.command(name="doctor", rich_help_panel=_SETTINGS)(doctor.doctor)
 app.add_typer(config.app, name="config", rich_help_panel=_SETTINGS)
