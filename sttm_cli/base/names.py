@@ -72,6 +72,26 @@ BUCKETS = ("s3", "gs", "az")
 """The schemes of buckets, which need the extra `cloud`."""
 
 
+_CREDENTIALS = {
+    "s3": (
+        ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_REGION"),
+        "~/.aws and the machine's role",
+    ),
+    "gs": (("GOOGLE_APPLICATION_CREDENTIALS",), "gcloud's login and the machine's account"),
+    "az": (
+        ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN"),
+        "the machine's identity",
+    ),
+}
+
+
+def credentials_of(scheme: str) -> str:
+    """Return where credentials for a bucket are looked for, and which variables are set."""
+    names, beside = _CREDENTIALS[scheme]
+    states = (f"{name} ({'set' if os.environ.get(name) else 'not set'})" for name in names)
+    return f"credentials are looked for in {', '.join(states)}, {beside}"
+
+
 def scheme_of(address: str) -> str:
     """Return the part before "://" in lower case, "" for a path."""
     match = _SCHEME.match(address)

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sttm_cli.base.errors import DisturbedError, SttmError, UsageError, VideoError
-from sttm_cli.base.names import scheme_of
+from sttm_cli.base.names import credentials_of, scheme_of
 from sttm_cli.decode.spool import check_size, write
 
 SCHEMES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
@@ -177,7 +177,7 @@ def _client(scheme: str, bucket: str) -> Any:
     except (exceptions.BaseError, ValueError):
         raise SttmError(
             f"{scheme}://{bucket} cannot be opened: its settings in the environment are incomplete",
-            "docs/many-machines.md lists them",
+            credentials_of(scheme),
         ) from None
 
 
@@ -219,10 +219,11 @@ def _asked(address: str, request: Callable[[], Any], *, listing: bool = False) -
     # A missing object is a FileNotFoundError.
     except (BaseError, OSError, ValueError) as error:
         verb = "listed" if listing else "read"
-        raise VideoError(
-            f"{address} cannot be {verb}: {_reason(error)}",
-            "check the address, the credentials and the network",
-        ) from None
+        reason = _reason(error)
+        hint = "check the address, the credentials and the network"
+        if "credentials" in reason:
+            hint = credentials_of(scheme_of(address))
+        raise VideoError(f"{address} cannot be {verb}: {reason}", hint) from None
 
 
 def _reason(error: Exception) -> str:
@@ -231,7 +232,10 @@ def _reason(error: Exception) -> str:
         return "there is no such object or bucket"
     if kind in ("PermissionDeniedError", "UnauthenticatedError"):
         return "the credentials do not allow it"
-    if found := _STATUS.search(text):
+    found = _STATUS.search(text)
+    if found and found[1] in ("401", "403"):
+        return f"the credentials do not allow it (status {found[1]})"
+    if found:
         return f"the server answers with status {found[1]}"
     if "credential" in text.lower() or "169.254.169.254" in text:
         return "no credentials were found"

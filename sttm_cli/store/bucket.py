@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from sttm_cli.base.errors import CacheError, UsageError
-from sttm_cli.base.names import BUCKETS
+from sttm_cli.base.names import BUCKETS, credentials_of
 from sttm_cli.store.artifact import Damaged
 
 FOLDER = "sttm-cache-1"
@@ -345,7 +345,7 @@ def _client(scheme: str, bucket: str, prefix: str, *, seconds: float, retry_s: f
     except (exceptions.BaseError, ValueError):
         raise CacheError(
             f"{scheme}://{bucket} cannot be opened: its settings in the environment are incomplete",
-            "docs/many-machines.md lists them",
+            credentials_of(scheme),
         ) from None
 
 
