@@ -148,7 +148,7 @@ def _by_command(group: typer.Typer, given: dict[str, str]) -> dict[str, Any]:
     defaults: dict[str, Any] = {}
     for command in group.registered_commands:
         # None for `help`, which the parser would take for the value of --help.
-        if known := getattr(command.callback, "from_config", ()):
+        if (known := getattr(command.callback, "from_config", None)) is not None:
             defaults[str(command.name)] = {key: given[key] for key in given if key in known}
     for below in group.registered_groups:
         if below.typer_instance is not None and below.name not in WITHOUT_CONFIG:

@@ -420,7 +420,8 @@ def _fetching(repository: str, revision: str | None) -> Iterator[None]:
         wanted = f"{repository}@{revision}" if revision else repository
         if offline := offline_by():
             raise ModelError(
-                f"model {wanted!r} is not on this machine and could not be fetched ({offline} is set)",
+                f"model {wanted!r} is not on this machine and could not be fetched "
+                f"({offline} is set)",
                 f"unset {offline} to fetch it, or give a local folder",
             ) from error
         raise ModelError(
