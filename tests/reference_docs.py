@@ -18,9 +18,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 HEAD = """\
 # Commands
 
-Written from the commands' help (`python -m tests.reference_docs`), which says more. Answers and data go to
-stdout, everything else to stderr. A flag beats its environment variable, that the [config
-file](#config-file), that the default.
+Written from the commands' help (`python -m tests.reference_docs`), which says more. Answers and
+data go to stdout, everything else to stderr. A flag beats its environment variable, that the
+[config file](#config-file), that the default.
 
 """
 SHARED = """\
@@ -31,10 +31,10 @@ The same in every command that names their group. All take those of **Output**.
 TAIL = """\
 ## Config file
 
-The file that `STTM_CONFIG` names, or `config.toml` in the user's configuration folder; `sttm config path`
-prints it. Its keys are flags without dashes: KEYS.
-They are defaults of the commands that take the flag, apart from `--budget` of `inspect`, `--max-download`
-and `--keep-alive` of `serve`, and all of `bench` and `eval`.
+The file that `STTM_CONFIG` names, or `config.toml` in the user's configuration folder;
+`sttm config path` prints it. Its keys are flags without dashes: KEYS.
+They are defaults of the commands that take the flag, apart from `--budget` of `inspect`,
+`--max-download` and `--keep-alive` of `serve`, and all of `bench` and `eval`.
 
 ```toml
 model = "llava-onevision-7b"
@@ -43,7 +43,7 @@ budget = 0.3
 
 ## Environment
 
-- `STTM_MODEL`, `STTM_BUDGET`, `STTM_METHOD`, `STTM_CACHE_DIR`, `STTM_CACHE_TIER`: defaults of the flags
+- `STTM_MODEL`, `STTM_BUDGET`, `STTM_METHOD`, `STTM_CACHE_DIR`, `STTM_CACHE_TIER`: as the flags
 - `STTM_CONFIG`: the config file
 - `STTM_HOST`: the server that is asked, as `HOST:PORT`: [Serving](serve.md)
 - `STTM_API_KEY`: its key; of `sttm serve`, the key that clients must send
@@ -55,10 +55,11 @@ budget = 0.3
 
 ## Exit codes
 
-0 done · 1 any other failure; of `precompute`, `eval` and `--each`: a part failed; of `cache verify`: damage ·
-2 usage · 3 the video cannot be read · 4 the model is missing or not supported · 5 out of memory · 130
-interrupted. A failure is a line on stderr, with what to do below it; with `--json` also
-`{"schema": "sttm.error/1", "error": {"kind", "message", "hint"}}` on stdout: [Troubleshooting](troubleshooting.md).
+0 done · 1 any other failure; of `precompute`, `eval` and `--each`: a part failed; of `cache
+verify`: damage · 2 usage · 3 the video cannot be read · 4 the model is missing or not supported · 5
+out of memory · 130 interrupted. A failure is a line on stderr, with what to do below it; with
+`--json` also `{"schema": "sttm.error/1", "error": {"kind", "message", "hint"}}` on stdout:
+[Troubleshooting](troubleshooting.md).
 """
 
 

@@ -60,11 +60,11 @@ def mcp(
         raise SttmError(
             "an MCP server needs what is not installed: mcp", "python -m pip install mcp"
         )
-    if sys.stdin.isatty() and not output.quiet:
-        say("an MCP server speaks with a program on stdin and stdout; Ctrl-D ends it")
     from sttm_cli.cli.video_tools import VideoTools
 
     with VideoTools(settings, folders, server=not no_server, keeps_log=not no_log) as tools:
+        if sys.stdin.isatty() and not output.quiet:
+            say("an MCP server speaks with a program on stdin and stdout; Ctrl-D ends it")
         from sttm_cli.cli.mcp_server import run
 
         run(tools)

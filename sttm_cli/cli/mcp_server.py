@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import anyio
 import anyio.from_thread
@@ -207,5 +209,18 @@ def _tool(
 
 
 def run(tools: VideoTools) -> None:
-    """Serve on stdin and stdout until stdin ends."""
+    """Serve on stdin and stdout until stdin ends, or until a signal ends the process at once.
+
+    The thread that waits for stdin would keep it from ending otherwise, and so would one that
+    computes. What is stored survives it: nothing is published before it is whole.
+    """
+
+    def end(number: int, frame: object) -> NoReturn:
+        tools.leave()
+        os._exit(130 if number == signal.SIGINT else 128 + number)
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        # Windows has no SIGHUP.
+        if (number := getattr(signal, name, None)) is not None:
+            signal.signal(number, end)
     build(tools).run("stdio")

@@ -142,6 +142,10 @@ class VideoTools:
         self._store.close()
         self._videos.close()
 
+    def leave(self) -> None:
+        """Remove temporary files alone; for a process that ends amid its work."""
+        self._videos.close()
+
     # ---- with the model; one at a time
 
     def ask(self, video: str, question: str, choices: dict[str, Any], show: Show) -> VideoAnswer:

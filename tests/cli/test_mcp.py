@@ -8,9 +8,10 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -262,7 +263,10 @@ def test_a_running_server_answers_and_no_model_is_loaded_here(
     assert "starting" not in heard
 
 
-def test_nothing_but_the_protocol_is_on_stdout_and_the_end_of_stdin_ends_it(videos: Path) -> None:
+@contextlib.contextmanager
+def started(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command in `folder`, greeted, with a question sent to it."""
+
     def message(number: int | None, method: str, **given: Any) -> str:
         head = {"jsonrpc": "2.0", "method": method, "params": given}
         return json.dumps(head if number is None else {**head, "id": number}) + "\n"
@@ -279,27 +283,54 @@ def test_nothing_but_the_protocol_is_on_stdout_and_the_end_of_stdin_ends_it(vide
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=videos,
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     ) as process:
         assert process.stdin
-        assert process.stdout
         process.stdin.write(message(1, "initialize", **hello))
         process.stdin.write(message(None, "notifications/initialized"))
-        process.stdin.write(message(2, "tools/call", **call))
+        process.stdin.write(message(2, "tools/call", **call, _meta={"progressToken": 1}))
         process.stdin.flush()
-        replies = []
-        while 2 not in [reply.get("id") for reply in replies]:
-            line = process.stdout.readline()
-            assert line, "it ended"
-            replies.append(json.loads(line))
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def reply(process: subprocess.Popen[str], wanted: Callable[[dict[str, Any]], bool]) -> Any:
+    """The first message on stdout that is `wanted`; every line is one of the protocol's."""
+    assert process.stdout
+    while line := process.stdout.readline():
+        message = json.loads(line)
+        assert message["jsonrpc"] == "2.0"
+        if wanted(message):
+            return message
+    raise AssertionError("it ended")
+
+
+def test_nothing_but_the_protocol_is_on_stdout_and_the_end_of_stdin_ends_it(videos: Path) -> None:
+    with started(videos) as process:
+        answered = reply(process, lambda message: message.get("id") == 2)
+        # The current folder is what may be read without --allow-path.
+        assert answered["result"]["structuredContent"]["answer"] == "three"
+        assert process.stdin
+        assert process.stdout
         process.stdin.close()
-        rest = process.stdout.read()
+        assert process.stdout.read() == ""
         assert process.wait(60) == 0
-    assert rest == ""
-    assert all(reply["jsonrpc"] == "2.0" for reply in replies)
-    # The current folder is what may be read without --allow-path.
-    assert replies[-1]["result"]["structuredContent"]["answer"] == "three"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_it_amid_its_work_with_stdin_open(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    with started(videos) as process:
+        reply(process, lambda message: message.get("method") == "notifications/progress")
+        process.send_signal(number)
+        assert process.wait(60) == code
+    assert list((tmp_path / "tmp").glob("sttm-*")) == []
 
 
 def test_a_start_that_cannot_work_is_one_line(
