@@ -155,12 +155,12 @@ def is_shared(option: Any) -> bool:
 def _section(command: Any, name: str) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
-    usage = " ".join([name, *map(_place, arguments)])
+    usage = f"`{' '.join([name, *map(_place, arguments)])}`: " if arguments else ""
     # What follows the first paragraph is in the help itself.
     about = " ".join(command.help.split("\n\n")[0].split())
     shown = [option for option in options if not (is_shared(option) or is_common(option))]
     own = "".join(f"{_option_row(option)}\n" for option in shown)
-    return f"## {name}\n\n`{usage}`: {about}{groups_of(command)}{_shown(name)}\n" + (
+    return f"## {name}\n\n{usage}{about}{groups_of(command)}{_shown(name)}\n" + (
         f"\n{own}" if own else ""
     )
 
