@@ -22,6 +22,17 @@ ENDPOINTS = (
     "AZURE_ENDPOINT",
 )
 """Variables with the address of another server than the scheme's own; it may be one without TLS."""
+_CREDENTIALS = {
+    "s3": (
+        ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_REGION"),
+        "~/.aws and the machine's role",
+    ),
+    "gs": (("GOOGLE_APPLICATION_CREDENTIALS",), "gcloud's login and the machine's account"),
+    "az": (
+        ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN"),
+        "the machine's identity",
+    ),
+}
 _CODES = {
     301: "it is in another region (AWS_REGION)",
     307: "it is in another region (AWS_REGION)",
@@ -81,8 +92,15 @@ def open_client(
     except (exceptions.BaseError, ValueError):
         raise error(
             f"{scheme}://{bucket} cannot be opened: its settings in the environment are incomplete",
-            "docs/many-machines.md lists them",
+            credentials_of(scheme),
         ) from None
+
+
+def credentials_of(scheme: str) -> str:
+    """Return where credentials for a bucket are looked for, and which variables are set."""
+    names, beside = _CREDENTIALS[scheme]
+    states = (f"{name} ({'set' if os.environ.get(name) else 'not set'})" for name in names)
+    return f"credentials are looked for in {', '.join(states)}, {beside}"
 
 
 def reason_of(error: Exception) -> tuple[int, str]:

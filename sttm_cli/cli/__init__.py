@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 import sys
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -24,6 +24,7 @@ from sttm_cli.cli import (
     eval,
     inspect,
     log,
+    mcp,
     models,
     precompute,
     serve,
@@ -55,11 +56,23 @@ app.command(name="inspect", epilog=inspect.EXAMPLES, rich_help_panel=_VIDEOS)(in
 app.command(name="log", epilog=log.EXAMPLES, rich_help_panel=_VIDEOS)(log.log)
 app.add_typer(cache.app, name="cache", rich_help_panel=_VIDEOS)
 app.command(name="serve", epilog=serve.EXAMPLES, rich_help_panel=_VIDEOS)(serve.serve)
+app.command(name="mcp", epilog=mcp.EXAMPLES, rich_help_panel=_VIDEOS)(mcp.mcp)
 app.add_typer(models.app, name="models", rich_help_panel=_SETTINGS)
 app.command(name="doctor", rich_help_panel=_SETTINGS)(doctor.doctor)
 app.add_typer(config.app, name="config", rich_help_panel=_SETTINGS)
 app.add_typer(bench.app, name="bench", rich_help_panel=_SETTINGS)
 app.add_typer(eval.app, name="eval", rich_help_panel=_SETTINGS)
+
+
+@app.command(name="help", rich_help_panel=_SETTINGS)
+def _help(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="COMMAND", help="A command, such as cache rm.")
+    ] = None,
+) -> None:
+    """Show the help of a command, or list all commands."""
+    # `main` gives the words to the command itself, as --help.
+
 
 INTERRUPTED = 130
 DESPITE_CONFIG = ("config", "doctor", "--version")
@@ -105,8 +118,8 @@ def _meant(arguments: list[str]) -> list[str]:
     if not arguments or arguments[0].startswith("-"):
         return arguments
     first, *rest = arguments
-    if first == "help":
-        return [*rest, "--help"]
+    if first == "help" and not {"-h", "--help"} & set(rest):
+        return [*_meant(rest), "--help"]
     known = [str(command.name) for command in app.registered_commands]
     known += [str(group.name) for group in app.registered_groups]
     if first in known:
@@ -134,8 +147,9 @@ def _by_command(group: typer.Typer, given: dict[str, str]) -> dict[str, Any]:
     """The values in the config file for the flags that each command takes."""
     defaults: dict[str, Any] = {}
     for command in group.registered_commands:
-        known = getattr(command.callback, "from_config", ())
-        defaults[str(command.name)] = {key: given[key] for key in given if key in known}
+        # None for `help`, which the parser would take for the value of --help.
+        if (known := getattr(command.callback, "from_config", None)) is not None:
+            defaults[str(command.name)] = {key: given[key] for key in given if key in known}
     for below in group.registered_groups:
         if below.typer_instance is not None and below.name not in WITHOUT_CONFIG:
             defaults[str(below.name)] = _by_command(below.typer_instance, given)

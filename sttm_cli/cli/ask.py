@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,7 +47,7 @@ from sttm_cli.cli.output import (
 from sttm_cli.cli.questions import is_path, questions_of
 from sttm_cli.decode.source import is_address
 from sttm_cli.decode.subtitles import subtitles_text
-from sttm_cli.runtime.answer_log import Talk, last_talk, new_talk
+from sttm_cli.runtime.answer_log import Talk, last_talk, last_unkept, new_talk
 from sttm_cli.settings.fields import parse_choices
 from sttm_cli.settings.settings import STDIN
 
@@ -190,7 +192,23 @@ def _last(
         )
     if talk.video == STDIN:
         raise UsageError("-c: the last conversation is about a video from stdin", "name a video")
+    _check_kept(talk, named=named)
     return talk.video, questions if named else [video, *questions], talk
+
+
+def _check_kept(talk: Talk, *, named: bool) -> None:
+    """Raise UsageError where a conversation that is not kept is later than `talk`; where the user
+    named its video, say so."""
+    if last_unkept() <= talk.time:
+        return
+    when = datetime.fromtimestamp(talk.time).isoformat(" ", "minutes")
+    if named:
+        warn(f"going on from {when}: what was asked later is not kept (--no-log)")
+        return
+    raise UsageError(
+        "-c: the last conversation is not kept (--no-log), and cannot be gone on with",
+        f"the last one that is kept, of {when}: sttm ask {shlex.quote(talk.video)} QUESTION -c",
+    )
 
 
 def _typed(context: typer.Context, flags: dict[str, Any]) -> dict[str, Any]:

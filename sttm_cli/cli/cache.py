@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sttm_cli.base.bucket import CLIENTS, credentials_of
 from sttm_cli.base.errors import CacheError, SttmError, UsageError
+from sttm_cli.base.names import scheme_of
 from sttm_cli.base.reports import CacheEntryReport, CacheListReport
 from sttm_cli.base.types import Json
 from sttm_cli.cli.flags import CACHE, Output, settings_from, takes
 from sttm_cli.cli.lines import typed_by_a_person
 from sttm_cli.cli.output import print_json, print_text, printable, say, size, warn
+from sttm_cli.cli.questions import is_path
 from sttm_cli.cli.tables import table
 from sttm_cli.decode.source import Source, digest
 from sttm_cli.settings.fields import parse_duration
@@ -118,7 +121,7 @@ def rm(
         list[str] | None,
         typer.Argument(
             metavar="KEY",
-            help="Keys, or how they begin, and paths of videos.",
+            help="Keys, or how they begin, and paths of videos or of folders with videos.",
             autocompletion=_keys,
         ),
     ] = None,
@@ -152,6 +155,10 @@ def rm(
             raise UsageError(f"--all and {flag} cannot be combined", "choose one")
     with _store_to_change(flags) as store:
         found = [e for key in keys for e in _meant(store, key)] if keys else store.entries()
+        if model is not None and not any(_is_of(entry, model, None) for entry in found):
+            raise CacheError(
+                f"nothing is stored for --model {model}", "sttm cache ls shows the models"
+            )
         entries = {entry.key: entry for entry in found if _is_of(entry, model, age)}
         if every and entries and not yes:
             _ask(f"remove all {len(entries):,} entries, {size(sum(e.bytes for e in found))}?")
@@ -162,15 +169,21 @@ def rm(
 
 
 def _meant(store: Store, named: str) -> list[Entry]:
-    """The entry of a key, or all those of a video; a path goes before how a key begins."""
-    origin = Source(named, Path(named)).origin
-    of_video = [entry for entry in store.entries() if entry.label.get("video") in (origin, named)]
-    if not of_video and Path(named).exists():
-        bytes_of = digest(Path(named), store)
-        of_video = [entry for entry in store.entries() if entry.video == bytes_of]
-        if not of_video:
-            raise CacheError(f"nothing is stored of {named}", "sttm cache ls shows what is")
-    return of_video or [_entry(store, named)]
+    """The entry of a key, or all those of a video or of the videos below a folder; a path goes
+    before how a key begins."""
+    entries, path = store.entries(), Path(named)
+    origin = Source(named, path).origin
+    found = [entry for entry in entries if entry.label.get("video") in (origin, named)]
+    if not found and path.is_dir():
+        found = [e for e in entries if Path(str(e.label.get("video"))).is_relative_to(origin)]
+    elif not found and path.exists():
+        bytes_of = digest(path, store)
+        found = [entry for entry in entries if entry.video == bytes_of]
+    if not found and path.exists():
+        raise CacheError(f"nothing is stored of {named}", "sttm cache ls shows what is")
+    if not found and is_path(named):
+        raise CacheError(f"there is no file {named}, and nothing is stored of it", "check the path")
+    return found or [_entry(store, named)]
 
 
 def _is_of(entry: Entry, model: str | None, age: float | None) -> bool:
@@ -244,9 +257,7 @@ def _store(flags: dict[str, Any], *, warn: Callable[[str], None] = warn) -> Iter
     with open_store(where, max_bytes=settings.max_bytes, tier=tier, warn=warn) as store:
         yield store
         if store.failure:
-            raise CacheError(
-                f"{store.location} cannot be used: {store.failure}", "sttm doctor tries it"
-            )
+            raise _failed(store)
 
 
 @contextmanager
@@ -258,12 +269,18 @@ def _store_to_change(flags: dict[str, Any]) -> Iterator[Store]:
         yield store
 
 
+def _failed(store: Store) -> CacheError:
+    scheme = scheme_of(store.location)
+    looked = f"{credentials_of(scheme)}; " if scheme in CLIENTS else ""
+    return CacheError(
+        f"{store.location} cannot be used: {store.failure}", f"{looked}sttm doctor tries it"
+    )
+
+
 def _entry(store: Store, key: str) -> Entry:
     entries = store.beginning(key)
     if not entries and store.failure:
-        raise CacheError(
-            f"{store.location} cannot be used: {store.failure}", "sttm doctor tries it"
-        )
+        raise _failed(store)
     if not entries:
         raise CacheError(f"nothing is stored under {key!r}", "sttm cache ls shows the keys")
     if len(entries) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,9 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
+from sttm_cli.base.errors import VideoError
 from sttm_cli.base.reports import LogEntry, LogReport
 from sttm_cli.cli.flags import Output, examples, takes
 from sttm_cli.cli.output import one_line, print_json, print_text, print_words, printable, say
+from sttm_cli.decode.source import is_address
 from sttm_cli.runtime import answer_log
 from sttm_cli.runtime.answer_log import Talk
 from sttm_cli.settings.settings import Settings
@@ -48,6 +51,10 @@ def log(
         print_text(str(answer_log.log_path()))
         return
     found = answer_log.entries(video, last)
+    if video is not None and not found and not (os.path.exists(video) or is_address(video)):
+        raise VideoError(
+            f"there is no file {video}, and nothing was asked about it", "'sttm log' shows all"
+        )
     if output.as_json:
         where = str(answer_log.log_path())
         listed: LogReport = {"schema": "sttm.log/1", "path": where, "entries": found}
@@ -72,7 +79,7 @@ class Record:
     is printed and the answers are unaffected."""
 
     def __init__(self, talk: Talk, *, keeps: bool = True) -> None:
-        self._talk, self._keeps = talk, keeps
+        self._talk, self._keeps, self._failed = talk, keeps, False
 
     @classmethod
     def of(cls, video: str, settings: Settings, *, before: str = "", keeps: bool) -> Record:
@@ -84,11 +91,14 @@ class Record:
         return Record.of(video, settings, keeps=self._keeps)
 
     def add(self, answers: Sequence[tuple[str, str, float | None]], budget: float | int) -> None:
-        """Keep (question, answer, seconds) of each answer."""
-        if not self._keeps or not answers:
+        """Keep (question, answer, seconds) of each answer, or only that there was one."""
+        if not answers or self._failed:
             return
         try:
-            answer_log.add(self._talk, answers, budget)
+            if self._keeps:
+                answer_log.add(self._talk, answers, budget)
+            else:
+                answer_log.note_unkept()
         except (sqlite3.Error, OSError, ValueError) as error:
-            self._keeps = False
+            self._failed = True
             say(f"not in the log, {answer_log.log_path()} cannot be written: {error}")

@@ -209,16 +209,25 @@ def show_failure(error: BaseException, *, as_json: bool, debug: bool) -> int:
         say("".join(traceback.format_exception(error)).rstrip("\n"))
     # A reader that is gone gets no message.
     if as_json and message:
-        report: ErrorReport = {
-            "schema": "sttm.error/1",
-            "error": {"kind": kind, "message": message, "hint": hint},
-        }
+        report = _error_report(kind, message, hint)
         # Where nothing can be written, the line on stderr is all there is.
         with contextlib.suppress(SttmError, OSError):
             print_json(report)
     if message:
         fail(printable(message), hint)
     return code
+
+
+def error_report(error: SttmError) -> ErrorReport:
+    """The object `sttm.error/1` of an error."""
+    return _error_report(error.kind, error.message, error.hint)
+
+
+def _error_report(kind: str, message: str, hint: str) -> ErrorReport:
+    return {
+        "schema": "sttm.error/1",
+        "error": {"kind": kind, "message": message, "hint": hint},
+    }
 
 
 def fail(message: str, hint: str = "") -> None:

@@ -48,10 +48,6 @@ if TYPE_CHECKING:
 # Progress of a library: a bar on a terminal, otherwise a line per video.
 
 
-MEANINGFUL_S = 600.0
-"""Seconds of video from which on the seconds of work for an hour of it mean something."""
-
-
 class LibraryProgress:
     """A context manager; called with each stage's progress, and with every outcome."""
 
@@ -132,11 +128,8 @@ class LibraryProgress:
         return ", ".join(rates)
 
     def _per_hour(self, tally: Tally) -> list[str]:
-        """Seconds of work for an hour of video, once the start of the first one weighs little."""
         hour = tally.per_video_hour(self.seconds)
-        if hour is None or tally.video_s < MEANINGFUL_S:
-            return []
-        return [f"{hour:.0f} s per hour of video"]
+        return [] if hour is None else [f"{hour:.0f} s per hour of video"]
 
 
 def outcome_words(outcome: Outcome) -> str:

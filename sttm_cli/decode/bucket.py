@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sttm_cli.base.bucket import CLIENTS, open_client, reason_of
+from sttm_cli.base.bucket import CLIENTS, credentials_of, open_client, reason_of
 from sttm_cli.base.errors import DisturbedError, UsageError, VideoError
 from sttm_cli.base.names import scheme_of
 from sttm_cli.decode.spool import check_size, write
@@ -169,8 +169,9 @@ def _asked(address: str, request: Callable[[], Any], *, listing: bool = False) -
         ) from None
     except (BaseError, OSError, ValueError) as error:
         missing, verb = isinstance(error, FileNotFoundError), "listed" if listing else "read"
-        reason = "there is no such object or bucket" if missing else reason_of(error)[1]
-        raise VideoError(
-            f"{address} cannot be {verb}: {reason}",
-            "check the address, the credentials and the network",
-        ) from None
+        status, words = reason_of(error)
+        hint = "check the address, the credentials and the network"
+        if status in (401, 403) or "credentials" in words:
+            hint = credentials_of(scheme_of(address))
+        reason = "there is no such object or bucket" if missing else words
+        raise VideoError(f"{address} cannot be {verb}: {reason}", hint) from None

@@ -46,6 +46,15 @@ def digest(path: Path, memo: FileFacts, *, version: str = "") -> str:
     return value
 
 
+def known_digest(path: Path, memo: FileFacts) -> str | None:
+    """The digest of a file's bytes where it was digested before; reads none of them."""
+    try:
+        known = memo.get(f"digest:{file_version(path)}")
+    except VideoError:
+        return None
+    return None if known is None else str(known.get("blake3"))
+
+
 def video_version(path: Path) -> str:
     """What tells this version of a file, or this state of a folder of images, from another
     without reading its bytes; raises VideoError as `digest`, and for a folder with videos in it."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sttm_cli.base.errors import VideoError
+from sttm_cli.settings.fields import size_text
 
 BLOCK = 1 << 20
 TIMEOUT_S = 30.0
@@ -40,6 +41,6 @@ def check_size(name: str, size: int, max_bytes: int) -> None:
     """Raise VideoError where a video from elsewhere is larger than `max_bytes`."""
     if size > max_bytes:
         raise VideoError(
-            f"{name} is larger than --max-download allows ({max_bytes / 1e6:,.0f} MB)",
+            f"{name} is larger than --max-download allows ({size_text(max_bytes)})",
             "give a larger --max-download, or fetch it yourself and give the file",
         )

@@ -104,6 +104,10 @@ class Stopped:
 Outcome = Computed | Skipped | Failed | Wanted | Stopped
 
 
+MEANINGFUL_S = 600.0
+"""Seconds of video from which on the seconds of work for an hour of it mean something."""
+
+
 @dataclass
 class Tally:
     """The totals of all outcomes. `bytes`: stored (or wanted) now; `video_s`: seconds of video."""
@@ -149,8 +153,9 @@ class Tally:
         return self.done + self.skipped + len(self.failed)
 
     def per_video_hour(self, seconds: float) -> float | None:
-        """Seconds of work for an hour of video, None where none was computed."""
-        return seconds / self.video_s * 3600 if self.video_s else None
+        """Seconds of work for an hour of video, None where the start of the first video weighs
+        more than the videos."""
+        return seconds / self.video_s * 3600 if self.video_s >= MEANINGFUL_S else None
 
     def to_json(self, seconds: float) -> PrecomputeReport:
         report: PrecomputeReport = {

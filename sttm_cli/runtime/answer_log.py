@@ -31,6 +31,8 @@ CREATE TABLE IF NOT EXISTS answers (
 );
 CREATE INDEX IF NOT EXISTS by_video ON answers (video);
 """
+_UNKEPT = "CREATE TABLE IF NOT EXISTS unkept (time REAL NOT NULL)"
+"""When the last answer was given that is not kept: one row at most, and nothing else of it."""
 _NOT_KEPT = ("no_cache", "refresh", "max_bytes", "max_download", "seed")
 """Settings of a single call, not inherited by later questions."""
 
@@ -45,6 +47,8 @@ class Talk:
     before: str = ""
     turns: Sequence[tuple[str, str]] = ()
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    time: float = 0.0
+    """Of its last answer, in seconds since the epoch."""
 
 
 def log_path() -> Path:
@@ -96,6 +100,29 @@ def add(talk: Talk, answers: Sequence[tuple[str, str, float | None]], budget: fl
         )
 
 
+def note_unkept() -> None:
+    """Note that an answer was given which is not kept, so that no older conversation is taken for
+    the last one. Where nothing is kept at all, nothing is noted. Raises as `add`."""
+    if not log_path().exists():
+        return
+    with _opened(create=True) as database, database:
+        database.execute(_UNKEPT)
+        database.execute("DELETE FROM unkept")
+        database.execute("INSERT INTO unkept VALUES (?)", (time.time(),))
+
+
+def last_unkept() -> float:
+    """When that was last, in seconds since the epoch; 0 for never."""
+    with _reading() as database:
+        if database is None:
+            return 0.0
+        tables = "SELECT name FROM sqlite_master WHERE name = 'unkept'"
+        if database.execute(tables).fetchone() is None:
+            return 0.0
+        found = database.execute("SELECT max(time) FROM unkept").fetchone()[0]
+    return float(found or 0.0)
+
+
 def entries(video: str | None = None, last: int | None = None) -> list[LogEntry]:
     """Return the answered questions, the oldest first: all, those of one video, or the last ones.
 
@@ -123,19 +150,19 @@ def last_talk(video: str | None = None) -> Talk | None:
         if database is None:
             return None
         found = database.execute(
-            f"SELECT conversation FROM answers {where} ORDER BY id DESC LIMIT 1", values
+            f"SELECT conversation, time FROM answers {where} ORDER BY id DESC LIMIT 1", values
         ).fetchone()
         if found is None:
             return None
         named, settings, before = database.execute(
-            "SELECT video, settings, before FROM conversations WHERE id = ?", found
+            "SELECT video, settings, before FROM conversations WHERE id = ?", found[:1]
         ).fetchone()
         turns = database.execute(
-            "SELECT question, answer FROM answers WHERE conversation = ? ORDER BY id", found
+            "SELECT question, answer FROM answers WHERE conversation = ? ORDER BY id", found[:1]
         ).fetchall()
         known = {name: value for name, value in json.loads(settings).items() if name in SETTINGS}
         said = [(question, answer) for question, answer in turns]
-        return Talk(named, known, before, said, found[0])
+        return Talk(named, known, before, said, id=found[0], time=found[1])
 
 
 def _kept(settings: Settings) -> Json:

@@ -20,7 +20,7 @@ from sttm_cli.models.registry import family_of_loaded
 from sttm_cli.prefill import Merging
 from sttm_cli.runtime.merging_block import MergingBlock, MergingStats
 from sttm_cli.settings.fields import one_of, parse_budget, whole_number
-from sttm_cli.settings.settings import PAPER_METHOD, SETTINGS, Switched
+from sttm_cli.settings.settings import PAPER_METHOD, SETTINGS, Sizes
 
 POSITIONS = ("auto", "reassigned", "survivors")
 
@@ -35,7 +35,7 @@ def merging(
     method: str = PAPER_METHOD,
     merge_layer: int | None = None,
     positions: str = "auto",
-    attention_sizes: str = "off",
+    attention_sizes: Sizes = "auto",
 ) -> Iterator[MergingStats]:
     """Let `model`, a loaded transformers *ForConditionalGeneration, merge a prompt's video tokens.
 
@@ -51,7 +51,7 @@ def merging(
         layer,
         _merge(budget, spatial_threshold, temporal_threshold, method),
         _positions(family, positions),
-        one_of(*get_args(Switched))("attention_sizes", attention_sizes) == "on",
+        _counts(attention_sizes, method),
     )
     with _alone(decoder):
         stats = MergingStats()
@@ -131,6 +131,12 @@ def _merge(
     given = (SPATIAL if spatial is None else spatial, TEMPORAL if temporal is None else temporal)
     merge_tokens(torch.zeros(1, 1, 1, 1), *given)
     return lambda features: merge_tokens(features, *given)
+
+
+def _counts(sizes: str, method: str) -> bool:
+    """Return whether merged tokens count in attention by their size."""
+    chosen = one_of(*get_args(Sizes))("attention_sizes", sizes)
+    return find_method(method, "method").sizes if chosen == "auto" else chosen == "on"
 
 
 _ACTIVE: WeakSet[Any] = WeakSet()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sttm_cli.base.errors import UsageError
+from sttm_cli.settings.fields import size_text
 
 MIB = 1 << 20
 
@@ -49,7 +50,8 @@ class Options:
             raise UsageError(f"--port {self.port} is not possible", "give one from 0 to 65535")
         if self.most_of_bodies < self.max_body:
             raise UsageError(
-                f"--max-bodies {self.max_bodies} is less than --max-body {self.max_body}",
+                f"--max-bodies {size_text(self.most_of_bodies)} is less than "
+                f"--max-body {size_text(self.max_body)}",
                 "give a larger --max-bodies, or a smaller --max-body",
             )
         for folder in self.allow_path:

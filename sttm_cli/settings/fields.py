@@ -81,6 +81,9 @@ def one_of(*allowed: str) -> Parse:
     """Parsing of a choice among words."""
 
     def parse(flag: str, value: Any) -> str:
+        if set(allowed) == {"on", "off"} and str(value).lower() in ("true", "false"):
+            # As Python and TOML write it.
+            return "on" if str(value).lower() == "true" else "off"
         if value not in allowed:
             raise UsageError(
                 f"{flag} {value!r} is not known", f"choose one of {', '.join(allowed)}"
@@ -177,6 +180,14 @@ def parse_bytes(flag: str, value: Any) -> int:
     if not 1 <= size <= _LARGEST:
         raise UsageError(f"{flag} {value!r} is not a size", _SIZES)
     return int(size)
+
+
+def size_text(size: int) -> str:
+    """A size as it would be typed: 64M rather than 67108864."""
+    for power, unit in ((4, "T"), (3, "G"), (2, "M"), (1, "K")):
+        if size and size % 1024**power == 0:
+            return f"{size // 1024**power}{unit}"
+    return str(size)
 
 
 def parse_duration(flag: str, value: Any) -> float:

@@ -325,7 +325,10 @@ def read_config() -> dict[str, str]:
         )
     for key, text in given.items():
         try:
-            CONFIG_KEYS[key].read(text)
+            read = CONFIG_KEYS[key].read(text)
+            if CONFIG_KEYS[key].choices:
+                # `true` is `on`, where that is meant.
+                given[key] = str(read)
         except UsageError as error:
             raise UsageError(f"config file {path}: {error.message}", error.hint) from error
     return given

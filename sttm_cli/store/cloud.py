@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from sttm_cli.base.types import Json
+from sttm_cli.settings.fields import size_text
 from sttm_cli.store.artifact import Artifact, Damaged, Spelled, difference, open_artifact, spell
 from sttm_cli.store.bucket import Bucket, BucketError, Changed, Traffic, Unchanged, Version
 from sttm_cli.store.bucket_blob import BucketBlob, MemoryBlob
@@ -414,7 +415,7 @@ class BucketStore(Store):
         return removed
 
     def _bound(self) -> str:
-        return f"--max-bytes {self.max_bytes:,}"
+        return f"--max-bytes {size_text(self.max_bytes)}"
 
     # ---- inside: the rest
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from sttm_cli.base.system import single_flight
 from sttm_cli.base.types import Json
+from sttm_cli.settings.fields import size_text
 from sttm_cli.store.artifact import Artifact, Damaged, Spelled, difference, open_artifact, spell
 from sttm_cli.store.claim import Refused, claim, refusal
 from sttm_cli.store.files import (
@@ -89,7 +90,7 @@ class Bound:
     def describe(self, limit: int) -> str:
         """Where the bound comes from, with its bytes."""
         if self._max_bytes is not None:
-            return f"--max-bytes {limit:,}"
+            return f"--max-bytes {size_text(limit)}"
         return f"the automatic bound of {limit:,} bytes (20 GiB or a tenth of the disk)"
 
     def scan_for(self, size: int) -> Scan | None:
