@@ -19,9 +19,11 @@ from sttm_cli.runtime.session import VideoQA
 from tests.checkpoints import llava_onevision
 from tests.checkpoints_glm import glm
 from tests.checkpoints_internvl import internvl
+from tests.checkpoints_molmo import molmo2
 from tests.checkpoints_perception import perception_lm
 from tests.checkpoints_qwen import qwen_vl
 from tests.checkpoints_smolvlm import smolvlm
+from tests.checkpoints_videollama import videollama
 
 SAMPLE = Path(__file__).parents[1] / "docs" / "sample.mp4"
 QUESTION = "what colour is the circle?"
@@ -41,6 +43,8 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "glm4v_moe": lambda folder: glm(folder, "glm4v_moe", pixels=8 * 80 * 112),
     "glm46v": lambda folder: glm(folder, "glm46v", pixels=8 * 80 * 112),
     "perception_lm": lambda folder: perception_lm(folder, image=80),
+    "video_llama_3": lambda folder: videollama(folder, pixels=(256, 8 * 80 * 112)),
+    "molmo2": lambda folder: molmo2(folder, image=96, scaled=[0, 2]),
 }
 
 
@@ -99,9 +103,12 @@ def inputs_of(processor: Any, frames: np.ndarray, question: str) -> Any:
     seen = VideoMetadata(
         total_num_frames=len(frames), fps=1.0, duration=8.0, frames_indices=list(range(len(frames)))
     )
+    # The merging takes the place of VideoLLaMA 3's own dropping of patches.
+    own = getattr(processor.video_processor, "use_token_compression", None)
+    whole = {} if own is None else {"use_token_compression": False}
     return processor(
         text=text, videos=[frames], return_tensors="pt", do_sample_frames=False,
-        video_metadata=[seen], add_special_tokens=False,
+        video_metadata=[seen], add_special_tokens=False, **whole,
     )  # fmt: skip
 
 

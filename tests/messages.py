@@ -12,15 +12,33 @@ from sttm_cli.base import errors
 
 PACKAGE = Path(sttm_cli.__file__).parent
 ERRORS = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)]
-TELLING = {"warn", "_warn", *(error.__name__ for error in ERRORS)}
+WARNING = {"warn", "_warn"}
 GAP = "…"
 
 
-def told() -> set[str]:
-    """The messages of all errors raised and warnings given; what is filled in reads `…`."""
+def warned() -> set[str]:
+    """The messages of all warnings; what is filled in reads `…`."""
+    return {text for call, text in _messages() if _name(call.func) in WARNING}
+
+
+def unhelpful() -> set[str]:
+    """The messages of errors that come without a hint what to do."""
+    names = {error.__name__ for error in ERRORS}
+    return {text for call, text in _messages() if _name(call.func) in names and not _hint(call)}
+
+
+def _messages() -> Iterator[tuple[ast.Call, str]]:
     calls = (node for node in _nodes() if isinstance(node, ast.Call) and node.args)
-    texts = (_text(call.args[0]) for call in calls if _name(call.func) in TELLING)
-    return {text for text in texts if text and says_something(text)}
+    for call in calls:
+        text = _text(call.args[0])
+        if text and says_something(text):
+            yield call, text
+
+
+def _hint(call: ast.Call) -> bool:
+    """Whether a call that makes an error gives it a second text."""
+    given = [*call.args[1:], *(word.value for word in call.keywords if word.arg == "hint")]
+    return any(not (isinstance(g, ast.Constant) and not g.value) for g in given)
 
 
 def says_something(text: str) -> bool:

@@ -18,26 +18,23 @@ PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 HEAD = """\
 # Commands
 
-Written from the commands' own help (`python -m tests.reference_docs`), which says more. Answers and
-requested data go to stdout, everything else to stderr. A flag beats its environment variable, which
-beats the [config file](#config-file), which beats the default.
+Written from the commands' help (`python -m tests.reference_docs`), which says more. Answers and
+data go to stdout, everything else to stderr. A flag beats its environment variable, that the
+[config file](#config-file), that the default.
 
 """
 SHARED = """\
 ## Shared flags
 
-They mean the same in every command that names their group. All take those of **Output**.
-
+The same in every command that names their group. All take those of **Output**.
 """
-TABLE = "| option | does |\n|---|---|\n"
 TAIL = """\
 ## Config file
 
-`config.toml` in the user's configuration folder (Linux: `~/.config/sttm/`), or the file that
-`STTM_CONFIG` names; `sttm config path` prints which. Its keys are flags without their dashes: KEYS.
-Each is a default of the commands that take the flag, apart from `--budget` of `inspect`,
-`--max-download` and `--keep-alive` of `serve`, which mean something else there, and all of `bench`
-and `eval`.
+The file that `STTM_CONFIG` names, or `config.toml` in the user's configuration folder;
+`sttm config path` prints it. Its keys are flags without dashes: KEYS.
+They are defaults of the commands that take the flag, apart from `--budget` of `inspect`,
+`--max-download` and `--keep-alive` of `serve`, and all of `bench` and `eval`.
 
 ```toml
 model = "llava-onevision-7b"
@@ -46,34 +43,23 @@ budget = 0.3
 
 ## Environment
 
-| variable | does |
-|---|---|
-| `STTM_MODEL`, `STTM_BUDGET`, `STTM_METHOD` | defaults of the flags |
-| `STTM_CACHE_DIR`, `STTM_CACHE_TIER` | defaults of the flags |
-| `STTM_CONFIG` | the config file |
-| `STTM_HOST` | the server that is asked, as `HOST:PORT`: see [Serving](serve.md) |
-| `STTM_API_KEY` | its key; of `sttm serve`, the key that clients must send |
-| `STTM_LMMS_VENV` | lmms-eval's environment: see [Evaluation](evaluation.md) |
-| `HF_HOME`, `HF_HUB_OFFLINE` | where models from the hub are kept, and whether it is asked at all |
-| `XDG_CACHE_HOME`, `XDG_CONFIG_HOME`, `XDG_STATE_HOME` | Linux: folders of cache, config, log |
-| `TMPDIR` | where downloads and stdin are kept while they are read |
-| `NO_COLOR` | no colours |
+- `STTM_MODEL`, `STTM_BUDGET`, `STTM_METHOD`, `STTM_CACHE_DIR`, `STTM_CACHE_TIER`: as the flags
+- `STTM_CONFIG`: the config file
+- `STTM_HOST`: the server that is asked, as `HOST:PORT`: [Serving](serve.md)
+- `STTM_API_KEY`: its key; of `sttm serve`, the key that clients must send
+- `STTM_LMMS_VENV`: lmms-eval's environment: [Evaluation](evaluation.md)
+- `HF_HOME`, `HF_HUB_OFFLINE`: where models are kept, and whether the hub is asked at all
+- `XDG_CACHE_HOME`, `XDG_CONFIG_HOME`, `XDG_STATE_HOME`: Linux: folders of cache, config, log
+- `TMPDIR`: where downloads and stdin are kept while they are read
+- `NO_COLOR`: no colours
 
 ## Exit codes
 
-| code | means |
-|---|---|
-| 0 | done |
-| 1 | any other failure; `precompute`, `eval`, `--each`: a part failed; `cache verify`: damage |
-| 2 | usage: a flag that is not possible, or flags that cannot be combined |
-| 3 | the video cannot be read or has no video stream |
-| 4 | the model is missing or not supported |
-| 5 | out of memory |
-| 130 | interrupted |
-
-A failure is one line on stderr, with what to do below it. With `--json` it is also
-`{"schema": "sttm.error/1", "error": {"kind", "message", "hint"}}` on stdout. `--debug` adds the
-traceback.
+0 done · 1 any other failure; of `precompute`, `eval` and `--each`: a part failed; of `cache
+verify`: damage · 2 usage · 3 the video cannot be read · 4 the model is missing or not supported · 5
+out of memory · 130 interrupted. A failure is a line on stderr, with what to do below it; with
+`--json` also `{"schema": "sttm.error/1", "error": {"kind", "message", "hint"}}` on stdout:
+[Troubleshooting](troubleshooting.md).
 """
 
 
@@ -112,8 +98,8 @@ def _shared(ask: Any) -> str:
         _option_row(p) for p in ask.params if is_shared(p) and p.name not in SETTINGS
     ]
     panels["Several commands"] = [_option_row(option) for option in common().values()]
-    rows = [line for name, rows in panels.items() for line in (f"| **{name}** | |", *rows)]
-    return SHARED + TABLE + "\n".join(rows) + "\n\n"
+    groups = (f"\n**{name}**\n\n" + "\n".join(rows) + "\n" for name, rows in panels.items())
+    return SHARED + "".join(groups) + "\n"
 
 
 @cache
@@ -169,13 +155,13 @@ def is_shared(option: Any) -> bool:
 def _section(command: Any, name: str) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
-    usage = " ".join([name, *map(_place, arguments), "[OPTIONS]"])
+    usage = f"`{' '.join([name, *map(_place, arguments)])}`: " if arguments else ""
     # What follows the first paragraph is in the help itself.
     about = " ".join(command.help.split("\n\n")[0].split())
     shown = [option for option in options if not (is_shared(option) or is_common(option))]
     own = "".join(f"{_option_row(option)}\n" for option in shown)
-    return f"## {name}\n\n`{usage}`: {about}{groups_of(command)}{_shown(name)}\n" + (
-        f"\n{TABLE}{own}" if own else ""
+    return f"## {name}\n\n{usage}{about}{groups_of(command)}{_shown(name)}\n" + (
+        f"\n{own}" if own else ""
     )
 
 
@@ -195,11 +181,11 @@ def _shown(name: str) -> str:
     named = re.findall(r"\]\((docs/.*?\.md)\)", (root / "README.md").read_text(encoding="utf-8"))
     pages = {Path(page).name: (root / page).read_text(encoding="utf-8") for page in named}
     links = [
-        f"[{text.splitlines()[0].lstrip('# ')}]({page})"
+        page
         for page, text in pages.items()
         if any(f"sttm {shown} ".startswith(f"{name} ") for shown in commands_shown(text))
     ]
-    return f" Shown in {links[0]}." if links else ""
+    return f" ([shown]({links[0]}))" if links else ""
 
 
 def _option_row(option: Any) -> str:
@@ -211,11 +197,11 @@ def _option_row(option: Any) -> str:
 def _row(flags: Sequence[str], about: str, env: str | None, default: Any) -> str:
     names = ", ".join(f"`{name}`" for name in flags)
     about = " ".join(about.split())
-    if env:
-        about += f" Environment: `{env}`."
     if default not in (None, False, ""):
-        about += f" Default: `{default}`."
-    return f"| {names} | {about} |".replace("A|B", "A\\|B")
+        about = f"{about.removesuffix('.')} (default: {default})."
+    if env:
+        about += f" `{env}`"
+    return f"- {names}: {about}"
 
 
 if __name__ == "__main__":

@@ -43,4 +43,4 @@ def test_a_page_says_what_its_commands_print(page: Path, request: pytest.Fixture
 @pytest.mark.parametrize("name", [name for name, _ in commands()])
 def test_every_command_is_shown_with_what_it_prints(name: str) -> None:
     section = PAGE.read_text(encoding="utf-8").split(f"\n## {name}\n")[1].split("\n## ")[0]
-    assert " Shown in [" in section
+    assert "([shown](" in section

@@ -21,6 +21,7 @@ RAW = {
     "/dripping-head": (b"HTTP/1.1 200 OK\r\n", b"x"),
     "/endless-interim": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000),
     "/dripping-chunk": (CHUNKED + b"1;", b"x"),
+    "/unchanged": (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 0\r\n\r\n", b""),
     "/endless-trailers": (CHUNKED + b"1\r\na\r\n0\r\n", b"a: b\r\n" * 10_000),
 }
 """Answers as they go over the wire: the beginning, and what follows without end."""
@@ -128,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
         ends = time.monotonic() + 20
         try:
             self.wfile.write(start)
-            while time.monotonic() < ends:
+            while more and time.monotonic() < ends:
                 self.wfile.write(more)
                 if len(more) == 1:
                     time.sleep(0.1)

@@ -4,38 +4,47 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
+
+from sttm_cli.base.errors import CacheError, ModelError, SttmError, UsageError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 # Plugins: modules of a folder in this package, and entry points of other packages.
 
 
 @dataclass(frozen=True)
 class Plugins:
-    """Modules of `package`, each exporting `attribute`, and the entry points of `group`.
+    """The entry points of `group`, and the modules of `package` that export `attribute`.
 
-    Names have "-" in place of "_" in file names. A module of the package takes precedence over an
-    entry point of the same name.
+    `label`: what they are, in messages; `error`: what a broken one raises; `separator`: stands in
+    names for "_" in file names. A module takes precedence over an entry point of the same name.
     """
 
-    package: str
-    attribute: str
     group: str
+    label: str
+    error: type[SttmError]
+    package: str = ""
+    attribute: str = ""
+    separator: str = "_"
 
     def own(self) -> list[str]:
         """List the names of the modules in the package, sorted, without importing them."""
         root, _, rest = self.package.partition(".")
-        spec = find_spec(root)
+        spec = find_spec(root) if root else None
         places = (spec.submodule_search_locations if spec else None) or []
         folders = [str(Path(place, *rest.split("."))) for place in places]
-        return sorted(module.name.replace("_", "-") for module in iter_modules(folders))
+        modules = (module.name for module in iter_modules(folders))
+        return sorted(name.replace("_", self.separator) for name in modules)
 
     def names(self) -> list[str]:
         """List all names, those of the package first, without importing anything."""
@@ -45,31 +54,60 @@ class Plugins:
         """Return whether `name` exists; entry points are read only if the package lacks it."""
         return name in self.own() or name in self._entry_points()
 
-    def load(self, name: str) -> Any:
-        """Import the module called `name` and return its attribute. Raises KeyError."""
-        if name in self.own():
-            module = import_module(f"{self.package}.{name.replace('-', '_')}")
-            return getattr(module, self.attribute)
-        return self._entry_points()[name].load()
+    def load(self, name: str, valid: Callable[[Any], bool] = callable) -> Any:
+        """Import what is called `name`.
 
-    def _entry_points(self) -> dict[str, Any]:
+        Raises KeyError for an unknown name, and `error` for an entry point that cannot be imported
+        or is not `valid`.
+        """
+        if name in self.own():
+            module = import_module(f"{self.package}.{name.replace(self.separator, '_')}")
+            return getattr(module, self.attribute)
+        point = self._entry_points()[name]
+        what = f"{self.label} {name!r} of package {point.dist.name if point.dist else '?'}"
+        try:
+            found = point.load()
+        except Exception as error:  # another package's code
+            raise self.error(
+                f"{what} cannot be imported: {error}", "update or remove that package"
+            ) from error
+        if not valid(found):
+            raise self.error(
+                f"{what} is not a {self.label} of that name", "update or remove that package"
+            )
+        return found
+
+    def _entry_points(self) -> dict[str, EntryPoint]:
         from importlib.metadata import entry_points
 
         return {point.name: point for point in entry_points(group=self.group)}
 
 
-METHODS = Plugins("sttm_cli.merge.methods", "METHOD", "sttm_cli.methods")
-"""The merging methods."""
+METHODS = Plugins(
+    group="sttm_cli.methods",
+    label="merging method",
+    error=UsageError,
+    package="sttm_cli.merge.methods",
+    attribute="METHOD",
+    separator="-",
+)
+FAMILIES = Plugins(
+    group="sttm_cli.families",
+    label="model family",
+    error=ModelError,
+    package="sttm_cli.models.families",
+    attribute="FAMILY",
+)
+STORES = Plugins(group="sttm_cli.stores", label="store", error=CacheError)
+"""By the scheme of an address: `open(address, *, max_bytes, warn) -> Store`."""
+RUNNERS = Plugins(group="sttm_cli.runners", label="runner", error=UsageError)
+"""By the name given to --on: `open(address, session) -> Runner`; `address` is all of --on."""
 
 # Locations of a cache: a folder, or an address such as s3://bucket/videos.
 
 
 # At least two characters, since C:// is a drive.
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
-
-
-BUCKETS = ("s3", "gs", "az")
-"""The schemes of buckets, which need the extra `cloud`."""
 
 
 def scheme_of(address: str) -> str:

@@ -24,8 +24,7 @@ from sttm_cli.bench.intervals import Bootstrap
 from sttm_cli.bench.scoring import alone, in_conversation, mark
 from sttm_cli.merge.method import find_method
 from sttm_cli.runtime.session import VideoQA
-from sttm_cli.settings.settings import DEFAULT_METHOD
-from sttm_cli.settings.settings import DEFAULT_METHOD as OURS
+from sttm_cli.settings.settings import PAPER_METHOD as OURS
 from sttm_cli.tiny.questions import KINDS
 
 # Entrants: the methods to compare, and the layers before which they merge.
@@ -39,13 +38,13 @@ Shorten = Callable[[torch.Tensor, float, int], Merged]
 class Entrant:
     """A method under test, merging before decoder layer `layer` (None: the model's default).
 
-    `sizes`: whether merged tokens count by their size in attention (None: as in the settings).
+    `sizes`: whether merged tokens count by their size in attention.
     """
 
     name: str
     shorten: Shorten
     layer: int | None = None
-    sizes: bool | None = None
+    sizes: bool = False
 
 
 def find_entrants(
@@ -54,30 +53,35 @@ def find_entrants(
     """Parse `names`, separated by commas; `sttm` is always included, and first.
 
     `NAME@L` merges before decoder layer L of `layers` instead of the model's default; `NAME+sizes`
-    weighs merged tokens by their size in attention. Names may be methods or `variants`. Raises
-    UsageError.
+    weighs merged tokens by their size in attention, `NAME-sizes` does not; without either it is as
+    the method needs it. Names may be methods or `variants`. Raises UsageError.
     """
-    wanted = [DEFAULT_METHOD, *(name.strip() for name in names.split(","))]
+    wanted = [OURS, *(name.strip() for name in names.split(","))]
     return [_find(name, layers, variants or {}) for name in dict.fromkeys(wanted)]
 
 
 def _find(name: str, layers: int, variants: Mapping[str, Shorten]) -> Entrant:
-    plain, plus, sizes = name.partition("+")
-    if plus and sizes != "sizes":
-        raise UsageError(f"--methods {name!r} is not known", "only +sizes can follow a method")
+    plain = name.removesuffix("+sizes").removesuffix("-sizes")
+    if "+" in plain:
+        raise UsageError(
+            f"--methods {name!r} is not known", "only +sizes or -sizes can follow a method"
+        )
     method, sign, layer = plain.partition("@")
     if sign and not layer.isdigit():
         raise UsageError(f"--methods {name!r} is not known", "a layer is a number, as in sttm@2")
     if layer and layers and int(layer) >= layers:
         raise UsageError(f"--methods {name!r}: the model has {layers} layers")
     shorten = variants.get(method) or _by_method(method)
-    entrant = Entrant(name, shorten, sizes=True if plus else None)
+    sizes = method not in variants and find_method(method, "--methods").sizes
+    if plain != name:
+        sizes = name.endswith("+sizes")
+    entrant = Entrant(name, shorten, sizes=sizes)
     return replace(entrant, layer=int(layer)) if sign else entrant
 
 
 def _by_method(name: str) -> Shorten:
     merge = find_method(name, "--methods").merge
-    if name == DEFAULT_METHOD:
+    if name == OURS:
         return lambda features, budget, kept: merge(features, budget)
     return lambda features, budget, kept: merge(features, kept)
 
@@ -90,14 +94,15 @@ Cell = tuple[str, float]
 
 @dataclass
 class Results:
-    """All questions with their videos, kinds and true answers, and whether each cell was right.
+    """All questions with their videos, kinds, forms and bets, and whether each cell was right.
 
-    `kept`: by cell, the share of each video's tokens that were kept.
+    `form`, `bet`: as in `Question`. `kept`: by cell, the share of each video's tokens kept.
     """
 
     video: list[int] = field(default_factory=list)
     kind: list[str] = field(default_factory=list)
-    truth: list[str] = field(default_factory=list)
+    form: list[str] = field(default_factory=list)
+    bet: list[str] = field(default_factory=list)
     right: dict[Cell, list[bool]] = field(default_factory=dict)
     kept: dict[Cell, list[float]] = field(default_factory=dict)
 
@@ -133,7 +138,9 @@ def take_exam(
             results.video += [number] * (2 * len(sheet.questions) - 1)
             results.kind += [q.kind for q in sheet.questions]
             results.kind += [FOLLOW_UP] * (len(sheet.questions) - 1)
-            results.truth += [q.answer for q in (*sheet.questions, *sheet.questions[1:])]
+            every = (*sheet.questions, *sheet.questions[1:])
+            results.form += [q.form for q in every]
+            results.bet += [q.bet for q in every]
             for cell, kv in _shortened(qa, tokens, cells):
                 # Separate calls: in one, all rows would be padded to the length of `turns`.
                 first, (later,) = mark(model, kv, singles), mark(model, kv, [turns])
@@ -167,10 +174,10 @@ def _bound(entrant: Entrant, budget: float, kept: int) -> Callable[[torch.Tensor
 
 
 def report(results: Results) -> Json:
-    """Build the rows by method and budget, with 95 % intervals, and the accuracy by chance: that of
-    the most frequent answer of each kind."""
+    """Build the rows by method and budget, with 95 % intervals, and the accuracy by chance: what a
+    rule reaches that knows the question alone, and gives the most frequent answer of its form."""
     video, kind = np.array(results.video), np.array(results.kind)
-    truth = np.array(results.truth)
+    form, bet = np.array(results.form), np.array(results.bet)
     boot, first = Bootstrap(video), kind != FOLLOW_UP
     right = {cell: np.array(marks) for cell, marks in results.right.items()}
     full = right[OURS, 1.0]
@@ -191,7 +198,7 @@ def report(results: Results) -> Json:
                 "kinds": {k: boot.accuracy(marks, kind == k).to_json() for k in kinds},
             }
         )
-    chance = {k: _chance(truth[kind == k]) for k in kinds}
+    chance = {k: _chance(form[kind == k], bet[kind == k]) for k in kinds}
     counts = Counter(results.kind)
     by_chance = sum(chance[k] * counts[k] for k in kinds if k != FOLLOW_UP) / results.asked
     return {
@@ -202,5 +209,6 @@ def report(results: Results) -> Json:
     }
 
 
-def _chance(truths: np.ndarray) -> float:
-    return Counter(truths.tolist()).most_common(1)[0][1] / len(truths)
+def _chance(forms: np.ndarray, bets: np.ndarray) -> float:
+    right = (Counter(bets[forms == form].tolist()).most_common(1)[0][1] for form in set(forms))
+    return sum(right) / len(forms)

@@ -50,18 +50,23 @@ def accuracy_chart(report: Json) -> Chart:
 
 def evaluation_chart(report: Json) -> Chart:
     """Accuracy by budget of `sttm eval paper`: a line for each benchmark, dashed as published."""
+    known = [row for row in report["rows"] if row.get("accuracy")]
+    by_hand = [row for row in known if row.get("thresholds")]
     # A number of tokens has no place among shares.
-    shares = [row for row in report["rows"] if row["budget"] <= 1]
-    rows = [row for row in shares if row.get("accuracy")]
+    rows = [row for row in known if row["budget"] is not None and row["budget"] <= 1]
     lines = []
     for number, name in enumerate(dict.fromkeys(row["benchmark"] for row in rows)):
         of = [row for row in rows if row["benchmark"] == name]
         points = [Point(100 * row["budget"], **row["accuracy"]) for row in of]
         lines.append(Line(name=name, points=points, emphasised=len(rows) == len(of), colour=number))
-        known = [row for row in of if row["published"] is not None]
-        theirs = [Point(100 * row["budget"], row["published"]) for row in known]
+        beside = [row for row in of if row["published"] is not None]
+        theirs = [Point(100 * row["budget"], row["published"]) for row in beside]
         if theirs:
             lines.append(Line(name=f"{name}, published", points=theirs, dashed=True, colour=number))
+    for number, name in enumerate(dict.fromkeys(row["benchmark"] for row in by_hand)):
+        of = [row for row in by_hand if row["benchmark"] == name]
+        points = [Point(_kept(row), **row["accuracy"]) for row in of]
+        lines.append(Line(name=f"{name}, thresholds by hand", points=points, colour=number))
     return Chart(
         title=f"Accuracy by budget: {report['model']}, {report['method']}",
         note=f"measured with lmms-eval; published: {report['source']}; bars: 95 % intervals",
@@ -70,6 +75,11 @@ def evaluation_chart(report: Json) -> Chart:
         lines=lines,
         falling=True,
     )
+
+
+def _kept(row: Json) -> float:
+    """What thresholds kept, in % of the tokens."""
+    return 100 * float(row["tokens"]["kept"] / row["tokens"]["full"])
 
 
 def speed_chart(report: Json) -> Chart:

@@ -14,6 +14,7 @@ from torch import nn
 
 from sttm_cli.base.device import wait_for
 from sttm_cli.base.types import Json, PrefixKV
+from sttm_cli.prefill import layout_of
 
 TRIES = 5
 MOVED = 256 * 2**20
@@ -51,24 +52,24 @@ def prefill_flops(decoder: Any, kv: PrefixKV) -> float:
 
     The last layer computes keys and values only. All experts are counted.
     """
-    total, last = 0.0, len(decoder.layers) - 1
-    dim = kv.keys[0].shape[2]
+    total, layout = 0.0, layout_of(decoder.config)
     full = kv.tokens.prefix - kv.tokens.video_kept + kv.tokens.video_full
-    for index, (layer, tokens) in enumerate(zip(decoder.layers, kv.lengths, strict=True)):
+    for index, layer in enumerate(decoder.layers[: layout.holding]):
+        tokens = full if index < kv.merge_layer else kv.tokens.prefix
         if index in kv.states:
-            count = full if index < kv.merge_layer else kv.tokens.prefix
             weights = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
             # A state is read twice and written once for each token.
-            total += (2.0 * weights + 6.0 * kv.states[index].recurrent.numel()) * count
+            total += (2.0 * weights + 6.0 * kv.states[index].recurrent.numel()) * tokens
             continue
-        if index == last:
-            attention = layer.self_attn
-            weights = attention.k_proj.weight.numel() + attention.v_proj.weight.numel()
-            total += 2.0 * weights * tokens
+        attention = layer.self_attn
+        if index == layout.holding - 1:
+            both = attention.k_proj, getattr(attention, "v_proj", None)
+            total += 2.0 * sum(part.weight.numel() for part in both if part is not None) * tokens
             continue
         weights = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
-        heads = layer.self_attn.q_proj.weight.shape[0] // dim
-        total += 2.0 * weights * tokens + 2.0 * heads * dim * tokens**2
+        seen = layout.rows(index, tokens)
+        pairs = tokens**2 - (tokens - seen) ** 2
+        total += 2.0 * weights * tokens + 2.0 * attention.q_proj.weight.shape[0] * pairs
     return total
 
 

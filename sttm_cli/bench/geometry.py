@@ -1,141 +1,201 @@
-"""Dimensions of released checkpoints, and transformers configs with these dimensions."""
+"""Dimensions of released checkpoints, from their config.json, for models with random weights.
+
+A record is data alone: transformers builds the model from `config`, and the family of `kind` wraps
+it, so that a further checkpoint is a further record.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sttm_cli.base.errors import UsageError
+from sttm_cli.base.types import Json
 
 SPECIAL = (
     "<unk>", "<|im_start|>", "<|im_end|>", "<image>", "<video>", "<|vision_start|>",
     "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<img>", "</img>", "<IMG_CONTEXT>",
 )  # fmt: skip
+"""The vocabulary of a random model; `config` gives its ids by these words."""
+WIDTHS = ("hidden_size", "intermediate_size", "embed_dim", "out_hidden_size")
+HEADS = ("num_attention_heads", "num_heads")
+DEPTHS = ("num_hidden_layers", "depth")
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The dimensions of a released checkpoint, from its config.json.
+    """The dimensions of a released checkpoint.
 
-    `text`, `vision`: hidden size, inner size of the MLP, layers, heads; `text` also key-value
-    heads.
+    `kind`: the family's model type. `config`: arguments of transformers' config `architecture`,
+    by default that of `kind`, with words of SPECIAL in place of token ids. `video`: a video in a
+    prompt; "" for a family that brings its own template. `frames`: settings of its video processor.
     """
 
     kind: str
-    text: tuple[int, int, int, int, int]
-    vision: tuple[int, int, int, int]
-    vocabulary: int = 152064
+    config: Json
+    video: str = ""
+    frames: Json = field(default_factory=dict)
+    architecture: str = ""
+
+    @property
+    def layers(self) -> int:
+        """The number of decoder layers."""
+        return int(self.config["text_config"]["num_hidden_layers"])
 
     def shrunk(self, layers: int | None, scale: int) -> Geometry:
         """Limit the layers to `layers`, and divide the widths by `scale`; raises UsageError."""
-        if any(value % scale for value in (*self.text[:2], self.text[3], *self.vision[:2])):
+        text, vision = self.config["text_config"], self.config["vision_config"]
+        sizes = [part.get(key, 0) for part in (text, vision) for key in (*WIDTHS, *HEADS)]
+        if any(size % scale for size in sizes):
             raise UsageError(
                 f"--scale {scale} does not divide this geometry's widths and heads", "give 2 or 4"
             )
-        if self.vision[3] % scale:
-            raise UsageError(f"--scale {scale} does not divide the vision tower's heads")
-        hidden, inner, depth, heads, kv_heads = self.text
-        text = (hidden // scale, inner // scale, depth, heads // scale, max(1, kv_heads // scale))
-        v_hidden, v_inner, v_depth, v_heads = self.vision
-        vision = (v_hidden // scale, v_inner // scale, v_depth, v_heads // scale)
-        most = layers or max(depth, v_depth)
-        return replace(
-            self,
-            text=(*text[:2], min(depth, most), *text[3:]),
-            vision=(*vision[:2], min(v_depth, most), vision[3]),
-        )
+        small = {
+            "text_config": _shrunk(text, layers, scale),
+            "vision_config": _shrunk(vision, layers, scale),
+        }
+        return replace(self, config={**self.config, **small})
+
+    def model_config(self) -> Any:
+        """Return the transformers config."""
+        from transformers import AutoConfig
+
+        ids = {
+            key: SPECIAL.index(value) if key.endswith(("_token_id", "_token_index")) else value
+            for key, value in self.config.items()
+        }
+        return AutoConfig.for_model(self.architecture or self.kind, **ids)
+
+
+def _shrunk(part: Json, layers: int | None, scale: int) -> Json:
+    """Shrink a decoder's or a tower's config; lists of layers lose those that are gone."""
+    small = dict(part)
+    for key in (*WIDTHS, *HEADS):
+        if key in part:
+            small[key] = part[key] // scale
+    if "num_key_value_heads" in part:
+        small["num_key_value_heads"] = max(1, part["num_key_value_heads"] // scale)
+    key = next(key for key in DEPTHS if key in part)
+    small[key] = depth = min(part[key], layers or part[key])
+    for key in (key for key in part if key.endswith("_indexes")):
+        small[key] = [at for at in part[key] if at < depth] or [depth - 1]
+    return small
+
+
+def _decoder(
+    hidden: int, inner: int, layers: int, heads: int, kv: int, *, words: int, **more: Any
+) -> Json:
+    return {
+        "vocab_size": words,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        **more,
+    }
+
+
+def _rotary(*sections: int) -> Json:
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": list(sections)}
+    return {"rope_parameters": rope}
 
 
 _QWEN2_7B = (3584, 18944, 28, 28, 4)
-_SIGLIP = (1152, 4304, 26, 16)
-GEOMETRIES = {
-    "llava-video-7b": Geometry("llava_qwen", _QWEN2_7B, _SIGLIP),
-    "llava-onevision-7b": Geometry("llava_onevision", _QWEN2_7B, _SIGLIP),
-    "llava-onevision-0.5b": Geometry("llava_onevision", (896, 4864, 24, 14, 2), _SIGLIP),
-    "qwen2-vl-7b": Geometry("qwen2_vl", _QWEN2_7B, (1280, 5120, 32, 16)),
-    "qwen2-vl-2b": Geometry(
-        kind="qwen2_vl",
-        text=(1536, 8960, 28, 12, 2),
-        vision=(1280, 5120, 32, 16),
-        vocabulary=151936,
-    ),
-    "qwen2.5-vl-7b": Geometry("qwen2_5_vl", _QWEN2_7B, (1280, 3420, 32, 16)),
-    "qwen2.5-vl-3b": Geometry(
-        kind="qwen2_5_vl",
-        text=(2048, 11008, 36, 16, 2),
-        vision=(1280, 3420, 32, 16),
-        vocabulary=151936,
-    ),
-    "qwen3-vl-8b": Geometry(
-        kind="qwen3_vl",
-        text=(4096, 12288, 36, 32, 8),
-        vision=(1152, 4304, 27, 16),
-        vocabulary=151936,
-    ),
+_SIGLIP: Json = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+    "vision_use_head": False,
 }
-"""Geometries by the checkpoints' aliases."""
+_QWEN2_VL: Json = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4}
+_QWEN2_5_VL: Json = {
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+}
+_QWEN3_VL: Json = {
+    "depth": 27,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_heads": 16,
+    "deepstack_visual_indexes": [8, 16, 24],
+}
 
 
-def architecture(geometry: Geometry) -> tuple[Any, Any]:
-    """Return the transformers class and config of a geometry."""
-    import transformers as hf
-
-    hidden, inner, layers, heads, kv_heads = geometry.text
-    text = {
-        "vocab_size": geometry.vocabulary,
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-    }
-    if geometry.kind.startswith("llava"):
-        return hf.LlavaOnevisionForConditionalGeneration, hf.LlavaOnevisionConfig(
-            text_config=hf.Qwen2Config(**text),
-            vision_config=hf.SiglipVisionConfig(**_siglip(geometry)),
-            image_token_index=SPECIAL.index("<image>"),
-            video_token_index=SPECIAL.index("<video>"),
-            vision_feature_layer=-1,
-            vision_feature_select_strategy="full",
-        )
-    config_class, model_class = {
-        "qwen2_vl": (hf.Qwen2VLConfig, hf.Qwen2VLForConditionalGeneration),
-        "qwen2_5_vl": (hf.Qwen2_5_VLConfig, hf.Qwen2_5_VLForConditionalGeneration),
-        "qwen3_vl": (hf.Qwen3VLConfig, hf.Qwen3VLForConditionalGeneration),
-    }[geometry.kind]
-    sections = [24, 20, 20] if geometry.kind == "qwen3_vl" else [16, 24, 24]
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
-    return model_class, config_class(
-        text_config={**text, "rope_parameters": rope},
-        vision_config=_qwen_vision(geometry),
-        image_token_id=SPECIAL.index("<|image_pad|>"),
-        video_token_id=SPECIAL.index("<|video_pad|>"),
-        vision_start_token_id=SPECIAL.index("<|vision_start|>"),
-        vision_end_token_id=SPECIAL.index("<|vision_end|>"),
+def _llava(kind: str, *decoder: int, video: str) -> Geometry:
+    text = {"model_type": "qwen2", **_decoder(*decoder, words=152064)}
+    half = [0.5, 0.5, 0.5]
+    return Geometry(
+        kind=kind,
+        config={
+            "text_config": text,
+            "vision_config": _SIGLIP,
+            "image_token_index": "<image>",
+            "video_token_index": "<video>",
+            "vision_feature_layer": -1,
+            "vision_feature_select_strategy": "full",
+            # As the original checkpoints of `llava_qwen` state them.
+            "mm_vision_tower": "google/siglip-so400m-patch14-384",
+            "mm_projector_type": "mlp2x_gelu",
+            "mm_spatial_pool_mode": "bilinear",
+        },
+        video=video,
+        frames={"size": {"height": 384, "width": 384}, "image_mean": half, "image_std": half},
+        architecture="llava_onevision",
     )
 
 
-def _siglip(geometry: Geometry) -> dict[str, Any]:
-    hidden, inner, layers, heads = geometry.vision
-    return {
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "image_size": 384,
-        "patch_size": 14,
-        "vision_use_head": False,
-    }
+def _qwen(kind: str, text: Json, vision: Json) -> Geometry:
+    return Geometry(
+        kind=kind,
+        config={
+            "text_config": text,
+            "vision_config": vision,
+            "image_token_id": "<|image_pad|>",
+            "video_token_id": "<|video_pad|>",
+            "vision_start_token_id": "<|vision_start|>",
+            "vision_end_token_id": "<|vision_end|>",
+        },
+        video="<|vision_start|><|video_pad|><|vision_end|>",
+    )
 
 
-def _qwen_vision(geometry: Geometry) -> dict[str, Any]:
-    hidden, inner, depth, heads = geometry.vision
-    out, vision = geometry.text[0], {"depth": depth, "num_heads": heads}
-    if geometry.kind == "qwen2_vl":
-        return {**vision, "embed_dim": hidden, "hidden_size": out, "mlp_ratio": inner // hidden}
-    vision |= {"hidden_size": hidden, "intermediate_size": inner, "out_hidden_size": out}
-    if geometry.kind == "qwen2_5_vl":
-        # Every eighth layer has full attention, the others window attention.
-        return {**vision, "fullatt_block_indexes": list(range(min(7, depth - 1), depth, 8))}
-    # Layers 8, 16 and 24 of 27; the same shares of fewer layers.
-    return {**vision, "deepstack_visual_indexes": [depth * part // 27 for part in (8, 16, 24)]}
+_AXES, _AXES_3 = _rotary(16, 24, 24), _rotary(24, 20, 20)
+GEOMETRIES = {
+    "llava-video-7b": _llava("llava_qwen", *_QWEN2_7B, video=""),
+    "llava-onevision-7b": _llava("llava_onevision", *_QWEN2_7B, video="<video>"),
+    "llava-onevision-0.5b": _llava("llava_onevision", 896, 4864, 24, 14, 2, video="<video>"),
+    "qwen2-vl-7b": _qwen(
+        kind="qwen2_vl",
+        text=_decoder(*_QWEN2_7B, words=152064, **_AXES),
+        vision={**_QWEN2_VL, "hidden_size": 3584},
+    ),
+    "qwen2-vl-2b": _qwen(
+        kind="qwen2_vl",
+        text=_decoder(1536, 8960, 28, 12, 2, words=151936, **_AXES),
+        vision={**_QWEN2_VL, "hidden_size": 1536},
+    ),
+    "qwen2.5-vl-7b": _qwen(
+        kind="qwen2_5_vl",
+        text=_decoder(*_QWEN2_7B, words=152064, **_AXES),
+        vision={**_QWEN2_5_VL, "out_hidden_size": 3584},
+    ),
+    "qwen2.5-vl-3b": _qwen(
+        kind="qwen2_5_vl",
+        text=_decoder(2048, 11008, 36, 16, 2, words=151936, **_AXES),
+        vision={**_QWEN2_5_VL, "out_hidden_size": 2048},
+    ),
+    "qwen3-vl-8b": _qwen(
+        kind="qwen3_vl",
+        text=_decoder(4096, 12288, 36, 32, 8, words=151936, **_AXES_3),
+        vision={**_QWEN3_VL, "out_hidden_size": 4096},
+    ),
+}
+"""Geometries by the checkpoints' aliases."""

@@ -6,6 +6,7 @@ and the vocabulary differ, and speed does not depend on them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,12 @@ import torch
 
 from sttm_cli.base.device import resolve_attention
 from sttm_cli.base.errors import OutOfMemoryError, UsageError
-from sttm_cli.bench.geometry import GEOMETRIES, SPECIAL, Geometry, architecture
+from sttm_cli.bench.geometry import GEOMETRIES, SPECIAL, Geometry
 from sttm_cli.merge.method import find_method
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.loading import free_bytes
 from sttm_cli.models.registry import family_of
-from sttm_cli.runtime.request import ModelPlan, check_positions, options_of
+from sttm_cli.runtime.request import ModelPlan, check_positions, options_of, sized
 from sttm_cli.runtime.resources import ModelHost, Resources
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.store import NoStore
@@ -51,13 +52,13 @@ def random_qa(
         folder=Path(),
         revision=None,
         fingerprint="random weights",
-        config={"model_type": geometry.kind},
+        config={**geometry.config, "model_type": geometry.kind},
     )
     family, given = family_of(checkpoint), f"--geometry {name}"
     merge_layer = family.merge_layer if settings.merge_layer is None else settings.merge_layer
-    if merge_layer + 2 > geometry.text[2]:
+    if merge_layer + 2 > geometry.layers:
         raise UsageError(
-            f"--layers {geometry.text[2]} is too few: tokens are merged before layer {merge_layer}",
+            f"--layers {geometry.layers} is too few: tokens are merged before layer {merge_layer}",
             f"give {merge_layer + 2} or more",
         )
     check_positions(settings, family, model=given)
@@ -70,24 +71,32 @@ def random_qa(
         merge_layer=merge_layer,
         positions=family.positions if settings.positions == "auto" else settings.positions,
         attention=resolve_attention(device, dtype),
-        attention_sizes=settings.attention_sizes == "on",
+        attention_sizes=sized(settings, resolve_attention(device, dtype)),
         options=options_of(settings, family, model=given),
     )
-    model, store = _wrapped(geometry, _random_model(geometry, plan), plan), NoStore()
+    model, store = _wrapped(geometry, plan), NoStore()
     resources = Resources(store, host=ModelHost.holding(plan, model, store))
     return VideoQA(settings, resources=resources, model_plan=plan)
 
 
-def _random_model(geometry: Geometry, plan: ModelPlan) -> Any:
+def _wrapped(geometry: Geometry, plan: ModelPlan) -> VideoLLM:
+    """Create a random model, and let its family wrap it as it wraps a loaded one."""
+    config = geometry.model_config()
+    loaded = _random_model(config, plan), _processor(geometry, config)
+    checkpoint = replace(plan.checkpoint, loaded=loaded)
+    return plan.family.load(checkpoint, plan.placement(), frozenset(plan.options))
+
+
+def _random_model(config: Any, plan: ModelPlan) -> Any:
     """Create a model with random weights on its device; raise OutOfMemoryError if too large."""
+    from transformers import AutoModelForImageTextToText
     from transformers.initialization import no_init_weights
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    model_class, config = architecture(geometry)
-    device, kind = plan.device, getattr(torch, plan.dtype)
+    device, kind, make = plan.device, getattr(torch, plan.dtype), AutoModelForImageTextToText
     with torch.device("meta"), no_init_weights():
-        count = sum(p.numel() for p in model_class._from_config(config).parameters())
+        count = sum(p.numel() for p in make.from_config(config).parameters())
     needed, free = count * kind.itemsize, free_bytes(device)
     if free is not None and needed > free:
         raise OutOfMemoryError(
@@ -96,7 +105,7 @@ def _random_model(geometry: Geometry, plan: ModelPlan) -> Any:
             "give --dtype bfloat16, --layers N or --scale S for a smaller one",
         )
     with torch.device(device), no_init_weights():
-        model = model_class._from_config(config, dtype=kind, attn_implementation=plan.attention)
+        model = make.from_config(config, dtype=kind, attn_implementation=plan.attention)
     torch.manual_seed(0)
     with torch.no_grad():
         for label, parameter in model.named_parameters():
@@ -104,54 +113,24 @@ def _random_model(geometry: Geometry, plan: ModelPlan) -> Any:
                 parameter.fill_(1)
             else:
                 parameter.normal_(0, 0.02)
+    model.generation_config.eos_token_id = SPECIAL.index("<|im_end|>")
     return model.eval()
 
 
-def _wrapped(geometry: Geometry, model: Any, plan: ModelPlan) -> VideoLLM:
-    """Wrap the model in its family's class."""
-    model.generation_config.eos_token_id = SPECIAL.index("<|im_end|>")
-    if geometry.kind.startswith("llava"):
-        return _llava(geometry, model, newlines="newlines" in plan.options)
-    return _qwen(geometry, model)
+def _processor(geometry: Geometry, config: Any) -> Any:
+    """Return the processor attributes that a family reads, the tokenizer alone without `video`."""
+    from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
 
-
-def _llava(geometry: Geometry, model: Any, *, newlines: bool) -> VideoLLM:
-    from transformers import LlavaOnevisionVideoProcessor
-
-    from sttm_cli.models.families.llava_onevision import LlavaOnevision
-    from sttm_cli.models.families.llava_qwen import LlavaVideo
-
-    half = [0.5, 0.5, 0.5]
-    frames = LlavaOnevisionVideoProcessor(
-        size={"height": 384, "width": 384}, image_mean=half, image_std=half
-    )
-    if geometry.kind == "llava_qwen":
-        return LlavaVideo(model, _tokenizer(), frames=frames, newlines=newlines)
-    return LlavaOnevision(model, _processor(frames, "<video>", "<video>"))
-
-
-def _qwen(geometry: Geometry, model: Any) -> VideoLLM:
-    from transformers import Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
-
-    from sttm_cli.models.families.qwen2_5_vl import Qwen25VL
-    from sttm_cli.models.families.qwen2_vl import Qwen2VL
-    from sttm_cli.models.families.qwen3_vl import Qwen3VL
-
-    family = {"qwen2_vl": Qwen2VL, "qwen2_5_vl": Qwen25VL, "qwen3_vl": Qwen3VL}[geometry.kind]
-    frames = Qwen3VLVideoProcessor() if family is Qwen3VL else Qwen2VLVideoProcessor()
-    video = "<|video_pad|>"
-    return family(model, _processor(frames, video, f"<|vision_start|>{video}<|vision_end|>"))
-
-
-def _processor(frames: Any, video_token: str, video: str) -> Any:
-    """Return the processor attributes that a family reads; `video`: its text in the prompt."""
+    if not geometry.video:
+        return _tokenizer()
+    (frames,) = VIDEO_PROCESSOR_MAPPING[type(config)].values()
     return SimpleNamespace(
         tokenizer=_tokenizer(),
-        chat_template=TEMPLATE.replace("VIDEO", video),
-        video_token=video_token,
+        chat_template=TEMPLATE.replace("VIDEO", geometry.video),
+        video_token=SPECIAL[config.video_token_id],
         vision_start_token="<|vision_start|>",
         vision_end_token="<|vision_end|>",
-        video_processor=frames,
+        video_processor=frames(**geometry.frames),
     )
 
 

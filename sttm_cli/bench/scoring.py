@@ -93,6 +93,8 @@ def _most_likely(model: VideoLLM, kv: PrefixKV, ids: torch.Tensor) -> torch.Tens
         merge_layer=kv.merge_layer,
         deeper=lambda states: Above(states, above.to(states.device), sizes=kv.sizes),
         counts=kv.sizes is not None,
+        places=steps,
+        extras=model.extras(ids),
     )
     return model.logits(hidden).argmax(-1)
 

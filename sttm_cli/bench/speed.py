@@ -28,11 +28,11 @@ from sttm_cli.bench.floor import (
     weight_bytes,
 )
 from sttm_cli.bench.peak_memory import watch_memory
-from sttm_cli.bench.transformers_alone import Alone, transformers_alone
+from sttm_cli.bench.transformers_alone import Alone, check_peers, transformers_alone
 from sttm_cli.decode import read_frames
 from sttm_cli.inspect.timing import restore_seconds, token_seconds
 from sttm_cli.models.loading import free_bytes
-from sttm_cli.prefill import KVContinuation
+from sttm_cli.prefill import KVContinuation, kv_shapes
 from sttm_cli.runtime.request import Request
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.settings.settings import cache_folder
@@ -123,6 +123,8 @@ def measure_speed(
     OutOfMemoryError, before the measurement, if any number of frames does not fit.
     """
     budgets = [1.0, *(b for b in budgets if b != 1.0)]
+    if peers:
+        check_peers(qa.model())
     requests = {count: _request(qa, video, count) for count in frames}
     each, encode_flops = _one_chunk(qa, requests[min(frames)])
     for count in frames:
@@ -139,8 +141,7 @@ def measure_speed(
 def check_room(qa: VideoQA, *, tokens: float, frames: int) -> None:
     """Raise OutOfMemoryError if a whole video's KV and activations do not fit."""
     config, kind = qa.model().decoder.config, getattr(torch, qa.model_plan.dtype)
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kv = 2 * config.num_hidden_layers * config.num_key_value_heads * dim
+    kv = 2 * sum(heads * dim for heads, dim in kv_shapes(config))
     # Peak of a layer per token: input, residual, and three rows of the MLP.
     row = 4 * config.hidden_size + 3 * config.intermediate_size
     needed, free = int(tokens) * (kv + row) * kind.itemsize, free_bytes(qa.model_plan.device)

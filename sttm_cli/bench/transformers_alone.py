@@ -10,12 +10,14 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sttm_cli.base.device import wait_for
+from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Json, VisualTokens
 from sttm_cli.inspect.timing import QUESTION
 
@@ -33,6 +35,17 @@ class Alone:
 
     def to_json(self) -> Json:
         return {"generate": self.generate, "prompt_cache": self.prompt_cache}
+
+
+def check_peers(model: VideoLLM) -> None:
+    """Raise UsageError for a model that transformers cannot run from embeddings."""
+    inner: Any = model._model  # type: ignore[attr-defined]
+    if "inputs_embeds" not in signature(inner.prepare_inputs_for_generation).parameters:
+        raise UsageError(
+            f"--peers cannot be combined with a {type(inner).__name__}: transformers does not "
+            "generate from its embeddings",
+            "give --no-peers",
+        )
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The command line: parses, calls the pipeline, prints; nothing else."""
+"""The command line: parse the arguments, call the pipeline and print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 import sys
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -24,6 +24,7 @@ from sttm_cli.cli import (
     eval,
     inspect,
     log,
+    mcp,
     models,
     precompute,
     serve,
@@ -34,8 +35,8 @@ from sttm_cli.settings.settings import read_config
 
 app = typer.Typer(
     name="sttm",
-    help="Ask questions about videos, again and again: a model reads each video once, and what it "
-    "made of it, its KV cache, is kept on disk for the next question.",
+    help="Ask questions about videos, again and again: a model reads each video once, and the "
+    "resulting KV cache is kept on disk for the next question.",
     epilog=examples(
         'sttm ask talk.mp4 "what happens?" --model llava-onevision-7b',
         "sttm help ask",
@@ -55,22 +56,34 @@ app.command(name="inspect", epilog=inspect.EXAMPLES, rich_help_panel=_VIDEOS)(in
 app.command(name="log", epilog=log.EXAMPLES, rich_help_panel=_VIDEOS)(log.log)
 app.add_typer(cache.app, name="cache", rich_help_panel=_VIDEOS)
 app.command(name="serve", epilog=serve.EXAMPLES, rich_help_panel=_VIDEOS)(serve.serve)
+app.command(name="mcp", epilog=mcp.EXAMPLES, rich_help_panel=_VIDEOS)(mcp.mcp)
 app.add_typer(models.app, name="models", rich_help_panel=_SETTINGS)
 app.command(name="doctor", rich_help_panel=_SETTINGS)(doctor.doctor)
 app.add_typer(config.app, name="config", rich_help_panel=_SETTINGS)
 app.add_typer(bench.app, name="bench", rich_help_panel=_SETTINGS)
 app.add_typer(eval.app, name="eval", rich_help_panel=_SETTINGS)
 
+
+@app.command(name="help", rich_help_panel=_SETTINGS)
+def _help(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="COMMAND", help="A command, such as cache rm.")
+    ] = None,
+) -> None:
+    """Show the help of a command, or list all commands."""
+    # `main` gives the words to the command itself, as --help.
+
+
 INTERRUPTED = 130
 DESPITE_CONFIG = ("config", "doctor", "--version")
-"""What must run with a config file that cannot be read: they say what is wrong, or need none."""
+"""Commands that run with an unreadable config file: they explain the fault, or need no config."""
 WITHOUT_CONFIG = ("bench", "eval")
-"""A measurement depends on its command line alone."""
+"""Measurements depend on their command line alone."""
 
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
 ) -> None:
     if version:
         from sttm_cli import __version__
@@ -80,17 +93,17 @@ def _root(
 
 
 def main() -> NoReturn:
-    """Run the command line and end the process with the contract's exit code."""
+    """Run the command line and exit with the contract's exit code."""
     arguments = sys.argv[1:]
-    # Importing a model makes a million objects that stay. By default they are looked through for
-    # garbage over and over, which takes a sixth of the time.
+    # Importing a model creates a million permanent objects. By default the garbage collector scans
+    # them over and over, which takes a sixth of the time.
     gc.set_threshold(50_000)
     _end_on("SIGTERM", "SIGHUP")
     try:
         arguments = _meant(arguments)
         code = app(arguments, standalone_mode=False, default_map=_defaults(arguments))
         if code == INTERRUPTED:
-            # The parser made an exit code of it.
+            # The parser turned it into an exit code.
             raise KeyboardInterrupt
     except BaseException as error:
         code = show_failure(error, as_json="--json" in arguments, debug="--debug" in arguments)
@@ -105,8 +118,8 @@ def _meant(arguments: list[str]) -> list[str]:
     if not arguments or arguments[0].startswith("-"):
         return arguments
     first, *rest = arguments
-    if first == "help":
-        return [*rest, "--help"]
+    if first == "help" and not {"-h", "--help"} & set(rest):
+        return [*_meant(rest), "--help"]
     known = [str(command.name) for command in app.registered_commands]
     known += [str(group.name) for group in app.registered_groups]
     if first in known:
@@ -134,8 +147,9 @@ def _by_command(group: typer.Typer, given: dict[str, str]) -> dict[str, Any]:
     """The values in the config file for the flags that each command takes."""
     defaults: dict[str, Any] = {}
     for command in group.registered_commands:
-        known = getattr(command.callback, "from_config", ())
-        defaults[str(command.name)] = {key: given[key] for key in given if key in known}
+        # None for `help`, which the parser would take for the value of --help.
+        if (known := getattr(command.callback, "from_config", None)) is not None:
+            defaults[str(command.name)] = {key: given[key] for key in given if key in known}
     for below in group.registered_groups:
         if below.typer_instance is not None and below.name not in WITHOUT_CONFIG:
             defaults[str(below.name)] = _by_command(below.typer_instance, given)
@@ -143,7 +157,7 @@ def _by_command(group: typer.Typer, given: dict[str, str]) -> dict[str, Any]:
 
 
 def _end_on(*names: str) -> None:
-    """End in good order when one of these signals asks for it: temporary files are removed."""
+    """Exit cleanly on any of these signals: temporary files are removed."""
 
     def end(number: int, frame: object) -> NoReturn:
         raise SystemExit(128 + number)
@@ -151,8 +165,8 @@ def _end_on(*names: str) -> None:
     for name in names:
         # Windows has no SIGHUP.
         number = getattr(signal, name, None)
-        # nohup starts commands with the signal ignored: then it stays so.
+        # nohup starts commands with the signal ignored; it stays ignored.
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-            # Anywhere but in the main thread Python takes no handlers.
+            # Python only sets handlers in the main thread.
             with contextlib.suppress(ValueError):
                 signal.signal(number, end)

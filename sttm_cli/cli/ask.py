@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,12 +47,12 @@ from sttm_cli.cli.output import (
 from sttm_cli.cli.questions import is_path, questions_of
 from sttm_cli.decode.source import is_address
 from sttm_cli.decode.subtitles import subtitles_text
-from sttm_cli.runtime.answer_log import Talk, last_talk, new_talk
+from sttm_cli.runtime.answer_log import Talk, last_talk, last_unkept, new_talk
 from sttm_cli.settings.fields import parse_choices
 from sttm_cli.settings.settings import STDIN
 
 GENERATING = ("--temperature", "--seed", "--top-p", "--max-new-tokens")
-"""Flags that mean nothing together with --choices."""
+"""Flags that have no effect with --choices."""
 
 EXAMPLES = examples(
     'sttm ask talk.mp4 "what is it about?" "who speaks?" -m llava-onevision-7b',
@@ -86,8 +88,8 @@ def ask(
         typer.Option(
             "-c",
             "--continue",
-            help="Go on with the last conversation, or with the last one about VIDEO: with its "
-            "video, its settings and its turns.",
+            help="Continue the last conversation, or the last one about VIDEO, with its video, "
+            "settings and turns.",
         ),
     ] = False,
     questions_file: Annotated[
@@ -112,10 +114,10 @@ def ask(
     flags: dict[str, Any],
     output: Output,
 ) -> None:
-    """Answer questions about a video, one answer a line.
+    """Answer questions about a video, one answer per line.
 
-    The model reads a video once. What it made of it, its KV cache, is kept on disk, and later calls
-    with the same video and settings start from there.
+    The model reads a video once. The resulting KV cache is kept on disk, and later calls with the
+    same video and settings start from it.
     """
     for flag in (name for name, given in (("-c", go_on), ("--subtitles", subtitles)) if given):
         if each:
@@ -160,7 +162,7 @@ def ask(
                 if output.as_json:
                     print_json(report)
             finally:
-                # Those that were answered before it was interrupted, too.
+                # Including answers given before an interruption.
                 record.add(screen.answered(asked), settings.budget)
     if output.debug:
         _explain(report)
@@ -175,8 +177,8 @@ def ask(
 def _last(
     context: typer.Context, video: str, questions: list[str], subtitles: Path | None
 ) -> tuple[str, list[str], Talk]:
-    """The conversation that -c goes on with, its video, and the questions: VIDEO is one of them
-    unless it is a video."""
+    """Return VIDEO or the conversation's video, the questions, and the conversation that -c
+    continues; VIDEO is a question unless it names a video."""
     if subtitles is not None:
         raise UsageError("-c and --subtitles cannot be combined", "the conversation has its own")
     named = os.path.exists(video) or is_address(video)
@@ -190,7 +192,23 @@ def _last(
         )
     if talk.video == STDIN:
         raise UsageError("-c: the last conversation is about a video from stdin", "name a video")
+    _check_kept(talk, named=named)
     return talk.video, questions if named else [video, *questions], talk
+
+
+def _check_kept(talk: Talk, *, named: bool) -> None:
+    """Raise UsageError where a conversation that is not kept is later than `talk`; where the user
+    named its video, say so."""
+    if last_unkept() <= talk.time:
+        return
+    when = datetime.fromtimestamp(talk.time).isoformat(" ", "minutes")
+    if named:
+        warn(f"going on from {when}: what was asked later is not kept (--no-log)")
+        return
+    raise UsageError(
+        "-c: the last conversation is not kept (--no-log), and cannot be gone on with",
+        f"the last one that is kept, of {when}: sttm ask {shlex.quote(talk.video)} QUESTION -c",
+    )
 
 
 def _typed(context: typer.Context, flags: dict[str, Any]) -> dict[str, Any]:
@@ -204,8 +222,8 @@ def _typed(context: typer.Context, flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def continued(asker: Asker, talk: Talk, asked: Sequence[str], options: Sequence[str]) -> AskReport:
-    """The report of further questions of a conversation, each asked with the turns before it; the
-    oldest turns are left out once the model's context is full."""
+    """Return the report of further questions of a conversation, each asked with the turns before
+    it; the oldest turns are dropped once the model's context is full."""
     turns, left_out, whole = list(talk.turns), 0, None
     for question in asked:
         while True:
@@ -228,7 +246,7 @@ def continued(asker: Asker, talk: Talk, asked: Sequence[str], options: Sequence[
 
 
 def _joined(whole: AskReport, report: AskReport) -> AskReport:
-    """One report of both: that of the first question, with the answers and seconds of the other."""
+    """Return one report: the first, with the answers and seconds of the second added."""
     whole["answers"] += report["answers"]
     for name in ("answer", "total"):
         whole["seconds"][name] = (whole["seconds"][name] or 0) + (report["seconds"][name] or 0)
@@ -236,7 +254,7 @@ def _joined(whole: AskReport, report: AskReport) -> AskReport:
 
 
 def _explain(report: AskReport) -> None:
-    """Facts for a bug report: how the video was read, why it was a miss, seconds by stage."""
+    """Print facts for a bug report: the reader, the reason for a miss, and the seconds by stage."""
     video, cache = report["video"], report["cache"]
     say(f"debug: read with {video['reader']}, {video['frames_asked']} frames asked")
     if video["fallback"]:
@@ -249,7 +267,7 @@ def _explain(report: AskReport) -> None:
 
 
 def _worth(restore: float, cold: float) -> str:
-    """Whether the cache was worth it, by what was measured: now, and when the entry was made."""
+    """Say whether the cache was worth it, comparing this restore with the entry's computation."""
     what = f"restoring took {restore:.3f} s, computing {cold:.3f} s when this was stored"
     if restore < cold:
         return f"{what}: {cold / max(restore, 1e-9):.1f} times as long"
@@ -277,7 +295,7 @@ def _waited(report: AskReport) -> str:
     wait = seconds.get("wait") or 0.0
     took = f"first token {first - wait:.2f} s"
     if cache["hit"]:
-        # Both are the same work: the video, up to where the question begins.
+        # Both cover the same work: from the video to the beginning of the question.
         restored = seconds["restore"] or 0.0
         took += f" · video restored in {restored:.2f} s (cold: {cache['cold_seconds']:.2f} s)"
     return took + (f" · after {wait:.1f} s of waiting for another process" if wait else "")

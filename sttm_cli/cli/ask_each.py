@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sttm_cli.base.errors import ModelError, OutOfMemoryError, SttmError, UsageError
+from sttm_cli.base.errors import ModelError, OutOfMemoryError, SttmError, UsageError, VideoError
 from sttm_cli.cli.asker import Asker, Questions
 from sttm_cli.cli.log import Record
 from sttm_cli.cli.notes import notes_on
-from sttm_cli.cli.output import duration, print_json, printable, say
+from sttm_cli.cli.output import duration, error_report, print_json, printable, say
 from sttm_cli.decode import in_bucket
 from sttm_cli.decode.source import is_address
 from sttm_cli.library.paths import Found, find_videos
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def find_each(path: str) -> Found:
-    """The videos of a folder, a file, a pattern, or a list on stdin, a path a line.
+    """Find the videos of a folder, a file, a pattern, or a list on stdin, one path per line.
 
-    A bucket's folders and patterns are taken too. Raises UsageError for any other address, and
-    where nothing is found.
+    A bucket's folders and patterns are accepted too. Raises UsageError for any other address, and
+    if no video is found.
     """
     if is_address(path) and not in_bucket(path):
         raise UsageError(f"--each {path} is one video", "leave --each out, or give a folder")
@@ -47,15 +47,16 @@ def ask_each(
     screen: Screen,
     keeps: bool,
 ) -> bool:
-    """Ask `asked` about every video, going on after one that fails; whether none did.
+    """Ask `asked` about every video, continuing after failures; return whether all succeeded.
 
-    `keeps`: whether the answers are kept in the log. Raises ModelError, and OutOfMemoryError where
-    the model cannot be loaded: no other video would be answered.
+    `keeps`: whether the answers are logged. Raises ModelError, and OutOfMemoryError if the model
+    cannot be loaded: no other video could be answered.
     """
     started, done, failed = time.perf_counter(), 0, len(found.unreadable)
     for folder, reason in found.unreadable:
         why = reason if isinstance(folder, str) else f"the folder cannot be read: {reason}"
         say(f"{printable(str(folder))}: failed: {why}")
+        _report(screen, folder, VideoError(why))
     total, report = len(found.videos), None
     try:
         for at, video in enumerate(found.videos, 1):
@@ -72,6 +73,7 @@ def ask_each(
                 failed += 1
                 screen.stop()
                 say(f"[{at}/{total}] {video}: failed: {_reason(error, video)}")
+                _report(screen, video, error)
     finally:
         screen.stop()
         if not screen.output.quiet:
@@ -101,6 +103,12 @@ def _about(
         record.add(screen.answered(asked), asker.settings.budget)
     report["video"]["subtitles"] = None
     return report
+
+
+def _report(screen: Screen, video: Path | str, error: SttmError) -> None:
+    """With --json, a failed video's own line."""
+    if screen.output.as_json:
+        print_json({**error_report(error), "video": {"path": str(video)}})
 
 
 def _reason(error: SttmError, video: Path | str) -> str:

@@ -1,4 +1,4 @@
-"""What `sttm ask` prints while it answers."""
+"""The output of `sttm ask` while it answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sttm_cli.cli.output import StageProgress, cut_off, one_line, print_answer, 
 
 
 class Screen:
-    """Prints what happens: answers in pieces on a terminal, else as a line each."""
+    """Prints events: answers in pieces on a terminal, otherwise one per line."""
 
     def __init__(self, output: Output, progress: StageProgress, max_new_tokens: int) -> None:
         self.output, self._progress, self._limit = output, progress, max_new_tokens
@@ -33,11 +33,11 @@ class Screen:
         self._answers: list[tuple[str, float]] = []
 
     def stop(self) -> None:
-        """Take the progress bar away."""
+        """Remove the progress bar."""
         self._progress.stop()
 
     def begin(self, video: str) -> None:
-        """Go on with the answers about another of several videos, whose name goes before each."""
+        """Start the answers about another of several videos; its name precedes each answer."""
         self._printed = self._skip = 0
         self._open, self._streamed = False, False
         self._name = f"{one_line(video)}\t".replace("\t", " ", video.count("\t"))
@@ -45,7 +45,7 @@ class Screen:
         self._answers = []
 
     def answered(self, asked: Sequence[str]) -> list[tuple[str, str, float]]:
-        """The questions answered so far: question, answer, and the seconds that it took."""
+        """Return the questions answered so far: question, answer, and the seconds it took."""
         return [(q, *answer) for q, answer in zip(asked, self._answers, strict=False)]
 
     def show(self, event: Shown) -> None:
@@ -67,7 +67,7 @@ class Screen:
                 self._answer(answer)
 
     def _restart(self, why: str) -> None:
-        """All answers come once more: those that were printed already are skipped."""
+        """Expect all answers once more, skipping those already printed."""
         if self._open:
             print_answer("\n")
         warn(why)
@@ -88,7 +88,7 @@ class Screen:
             warn(cut)
 
     def _ending(self, answer: AnswerReport) -> str:
-        """The part of an answer that is not printed yet."""
+        """Return the part of an answer that is not printed yet."""
         if choices := answer.get("choices"):
             best = max(choices, key=lambda option: option["probability"])
             return f"{best['text']}\t{best['probability']:.3f}\n"

@@ -1,4 +1,4 @@
-"""Asks a running server if there is one, and answers in this process otherwise."""
+"""Ask a running server if there is one, and otherwise answer in this process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Questions:
     """Questions about one video; with `options`, the likeliest of them is the answer.
 
-    `before` goes between the video and the first question of the conversation.
+    `before` is inserted between the video and the first question of the conversation.
     """
 
     video: str
@@ -42,7 +42,7 @@ class Questions:
     before: str = ""
 
     def as_sent(self) -> Questions:
-        """With `before` at the head of the conversation's first question."""
+        """Return the questions with `before` prepended to the conversation's first question."""
         if not self.before:
             return self
         if self.history:
@@ -56,7 +56,7 @@ class Questions:
 
 
 class Asker:
-    """Answers questions; a context manager. The model is imported and loaded only if no server
+    """Answers questions; a context manager. The model is only imported and loaded if no server
     answers."""
 
     def __init__(
@@ -82,13 +82,13 @@ class Asker:
 
     @property
     def loaded(self) -> bool:
-        """Whether a model answers already: a server's, or one in this process."""
+        """Whether a model is ready: a server's, or one in this process."""
         return self._server is not None or ("_session" in self.__dict__ and self._session.loaded)
 
     def ask(self, questions: Questions) -> AskReport:
-        """The report `sttm.ask/1` of all questions; without questions, the video is prepared.
+        """Return the `sttm.ask/1` report of all questions; without questions, prepare the video.
 
-        If the server fails in the middle, Restarted is shown and all questions are answered here.
+        If the server fails midway, Restarted is shown and all questions are answered here.
         """
         report = self._ask(questions.as_sent())
         for answer, question in zip(report["answers"], questions.asked, strict=True):
@@ -119,8 +119,8 @@ class Asker:
         )
 
     def _copy(self, server: Server, video: str) -> Path | None:
-        """The video of an address, fetched once for all questions; None for a file, and for a
-        server that fetches it itself because it may be another machine."""
+        """Fetch the video of an address, once for all questions; None for a file, and for a server
+        that fetches it itself because it may be on another machine."""
         if server.files is None or "://" not in video:
             return None
         return self._sources.find(video).path
@@ -158,12 +158,12 @@ class Asker:
 
     @cached_property
     def _qa(self) -> VideoQA:
-        """Answers with the settings in force."""
+        """The session with the current settings."""
         return self._session
 
     @cached_property
     def _session(self) -> VideoQA:
-        """Owns the store, the model and the copies of videos."""
+        """The session that owns the store, the model and the copies of videos."""
         from sttm_cli.runtime.session import VideoQA
 
         return VideoQA(self.settings, warn=self._warn, progress=self._progress)

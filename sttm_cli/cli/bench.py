@@ -1,4 +1,4 @@
-"""`sttm bench`: what this machine can do, measured."""
+"""`sttm bench`: measure this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sttm_cli.base.names import BUCKETS, scheme_of
+from sttm_cli.base.bucket import CLIENTS
+from sttm_cli.base.names import scheme_of
 from sttm_cli.cli.bench_accuracy import accuracy
 from sttm_cli.cli.bench_speed import speed
 from sttm_cli.cli.flags import RUN, Output, only, settings_from, takes
@@ -20,23 +21,23 @@ from sttm_cli.settings.settings import Settings, cache_dir, cache_folder
 if TYPE_CHECKING:
     from sttm_cli.bench.storage import Row, Timing
 
-# `sttm bench merge`: the merging alone, on made-up tokens.
+# `sttm bench merge`: merging alone, on synthetic tokens.
 
 
 @takes(only(RUN, "device"))
 def merge(
     *,
-    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Runs of each.")] = 5,
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Runs of each case.")] = 5,
     frames: Annotated[
         int | None,
-        typer.Option("--frames", min=16, help="Leave out videos of more.", show_default=False),
+        typer.Option("--frames", min=16, help="Skip videos with more frames.", show_default=False),
     ] = None,
     flags: dict[str, Any],
     output: Output,
 ) -> None:
-    """Measure the merging alone.
+    """Measure merging alone.
 
-    Its time, its memory, and how near that is to reading the tokens twice.
+    Its time and memory, compared with reading the tokens twice.
     """
     from dataclasses import asdict
 
@@ -66,15 +67,15 @@ def store(
         str, typer.Option("--sizes", metavar="SIZE,SIZE,...", help="Bytes of the KVs in bfloat16.")
     ] = "50M,200M,1G",
     repeat: Annotated[
-        int, typer.Option("--repeat", min=1, max=100, help="Measure this often, show the best.")
+        int, typer.Option("--repeat", min=1, max=100, help="Measure this often and show the best.")
     ] = 5,
     flags: dict[str, Any],
     output: Output,
 ) -> None:
     """Measure storing and restoring, compared with plain writes and reads of the same bytes.
 
-    Works in a folder of its own inside the cache folder and removes it. Of a bucket: the seconds,
-    requests and bytes of a miss, and of hits without and with a copy on this machine.
+    Works in a temporary folder inside the cache folder. For a bucket: the seconds, requests and
+    bytes of a miss, and of hits with and without a copy on this machine.
     """
     wanted = [parse_bytes("--sizes", part) for part in sizes.split(",")]
     settings = settings_from(flags)
@@ -82,7 +83,7 @@ def store(
     from sttm_cli.bench.storage import measure_store
 
     where = cache_dir(settings.cache_dir)
-    if isinstance(where, str) and scheme_of(where) in BUCKETS:
+    if isinstance(where, str) and scheme_of(where) in CLIENTS:
         _bucket(where, wanted, settings, repeat, output)
         return
     device, folder = resolve_device(settings.device), cache_folder(settings.cache_dir).absolute()

@@ -1,4 +1,4 @@
-"""`sttm bench accuracy`: what a budget costs the embedded model, beside other methods."""
+"""`sttm bench accuracy`: the accuracy of the embedded model by budget and method."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sttm_cli.cli.tables import columns
 from sttm_cli.settings.fields import parse_budget
 
 BUDGETS = "1,0.5,0.3,0.15,0.1"
-METHODS = "sttm,tome,dycoke,evs,vidcom2,frames,pooling,random,spatial,temporal"
+METHODS = "sttm,anchors,tome,dycoke,evs,vidcom2,frames,pooling,random,spatial,temporal"
 _HERE = ("model", "revision", "device", "dtype", "merge_layer", "positions", "decoder")
 
 
@@ -40,7 +40,7 @@ def accuracy(
         ),
     ] = "test",
     questions: Annotated[
-        int, typer.Option("--questions", min=1, help="Ask at least so many.")
+        int, typer.Option("--questions", min=1, help="Ask at least this many.")
     ] = 2000,
     frames: Annotated[
         int, typer.Option("--frames", min=1, help="Seconds of each scene, one frame a second.")
@@ -64,7 +64,8 @@ def accuracy(
             metavar="M,M,...",
             show_default=False,
             autocompletion=completing(PLUGINS.names),
-            help="What to compare; NAME@L merges before decoder layer L. "
+            help="What to compare; NAME@L merges before decoder layer L; NAME+sizes "
+            "and NAME-sizes say whether merged tokens count by their size in attention. "
             f"(default: {METHODS.replace(',', ', ')})",
         ),
     ] = METHODS,
@@ -89,11 +90,11 @@ def accuracy(
     flags: dict[str, Any],
     output: Output,
 ) -> None:
-    """Measure what budgets cost the embedded model, beside other methods.
+    """Measure what budgets cost the embedded model, compared with other methods.
 
-    On held-out scenes, from the same visual tokens, with the same number of them kept. Scenes are
-    written as MP4 and read like any video. Intervals are 95 %, by a bootstrap over videos in which
-    all methods share the draws.
+    On held-out scenes, from the same visual tokens, keeping the same number of them. Scenes are
+    written as MP4 and read like any video. Intervals are 95 %, from a bootstrap over videos in
+    which all methods share the draws.
     """
     check_plot(plot)
     if split not in ("test", "dev"):

@@ -1,4 +1,4 @@
-"""`sttm bench speed`: seconds per stage, memory, and the share of what is possible."""
+"""`sttm bench speed`: seconds per stage, memory, and the share of the machine's limits."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _NOT_HERE = ("budget", "frames", "refresh", "no_cache", "max_bytes", "start", "e
 def speed(
     video: Annotated[
         str | None,
-        typer.Argument(metavar="VIDEO", help="A video file. (default: one that is made)"),
+        typer.Argument(metavar="VIDEO", help="A video file. (default: a generated one)"),
     ] = None,
     *,
     geometry: Annotated[
@@ -65,10 +65,12 @@ def speed(
     ] = None,
     layers: Annotated[
         int | None,
-        typer.Option("--layers", min=1, show_default=False, help="Of a geometry: fewer layers."),
+        typer.Option(
+            "--layers", min=1, show_default=False, help="With --geometry: use fewer layers."
+        ),
     ] = None,
     scale: Annotated[
-        int, typer.Option("--scale", min=1, help="Of a geometry: divide its widths by this.")
+        int, typer.Option("--scale", min=1, help="With --geometry: divide its widths by this.")
     ] = 1,
     frames: Annotated[
         str, typer.Option("--frames", metavar="N,N,...", help="Numbers of frames.")
@@ -77,10 +79,10 @@ def speed(
         str, typer.Option("--budgets", metavar="B,B,...", help="The budgets to compare.")
     ] = BUDGETS,
     repeat: Annotated[
-        int, typer.Option("--repeat", min=1, max=100, help="Measure this often, show medians.")
+        int, typer.Option("--repeat", min=1, max=100, help="Measure this often and show medians.")
     ] = 3,
     peers: Annotated[
-        bool, typer.Option("--peers/--no-peers", help="Measure transformers alone beside.")
+        bool, typer.Option("--peers/--no-peers", help="Also measure transformers alone.")
     ] = True,
     plot: Annotated[
         Path | None,
@@ -96,8 +98,8 @@ def speed(
 ) -> None:
     """Measure each stage by frames and budget.
 
-    Seconds cold and cached, peak memory, KV bytes, and how near that is to what this machine's
-    arithmetic and bandwidth allow. Nothing is left in the cache.
+    Seconds cold and cached, peak memory, KV bytes, and how close they come to the limits of this
+    machine's arithmetic and bandwidth. Nothing is left in the cache.
     """
     counts = [_count(part) for part in frames.split(",")]
     wanted = [parse_budget("--budgets", part) for part in budgets.split(",")]
@@ -169,7 +171,7 @@ def _pipeline(
 
 @contextmanager
 def _footage(video: str | None, frames: int, fps: float | None) -> Iterator[Path]:
-    """The given file, or a made one long enough for so many frames."""
+    """Yield the given file, or a generated one with at least so many frames."""
     if video is not None:
         yield Path(video)
         return
@@ -221,8 +223,8 @@ def _json(measured: list[Speed]) -> Json:
 
 
 def _gains(part: Speed, row: SpeedRow) -> dict[str, float]:
-    """Times faster: the LLM alone and the whole path than at budget 1; from the cache and in
-    a conversation than this budget's own cold run."""
+    """Return the speedups: of the LLM and of the whole path against budget 1; from the cache and in
+    a conversation against this budget's own cold run."""
     full = part.rows[0]
     return {
         "llm": full.llm / row.llm,

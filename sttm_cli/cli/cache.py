@@ -1,4 +1,4 @@
-"""`sttm cache`: what is stored, and making room."""
+"""`sttm cache`: list, check and remove stored entries."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sttm_cli.base.bucket import CLIENTS, credentials_of
 from sttm_cli.base.errors import CacheError, SttmError, UsageError
+from sttm_cli.base.names import scheme_of
 from sttm_cli.base.reports import CacheEntryReport, CacheListReport
 from sttm_cli.base.types import Json
 from sttm_cli.cli.flags import CACHE, Output, settings_from, takes
 from sttm_cli.cli.lines import typed_by_a_person
 from sttm_cli.cli.output import print_json, print_text, printable, say, size, warn
+from sttm_cli.cli.questions import is_path
 from sttm_cli.cli.tables import table
 from sttm_cli.decode.source import Source, digest
 from sttm_cli.settings.fields import parse_duration
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from sttm_cli.store import Entry, Finding, Store
 
 app = typer.Typer(
-    help="Show and tidy what is stored.",
+    help="List, check and remove stored entries.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -37,13 +40,13 @@ COLUMNS = (
 )  # fmt: skip
 LEFT = ("key", "video", "model", "range", "method", "last used")
 TELLING = ("system", "range", "layer", "method", "frames")
-"""Columns that tell entries of one video, model and budget apart."""
+"""Columns that distinguish the entries of one video, model and budget."""
 LESS = ("time saved", "hits", "tokens", "last used")
-"""Columns that a narrow terminal goes without, the first first."""
+"""Columns that a narrow terminal omits, in this order."""
 
 
 def _keys(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """The keys in the cache, for the shell, each with what is stored under it."""
+    """Complete the keys in the cache, each with a description of its entry."""
     try:
         flags = {name: context.params.get(name) for name in ("cache_dir", "max_bytes")}
         with _store(flags, warn=lambda line: None) as store:
@@ -65,8 +68,8 @@ Key = Annotated[
 def ls(*, flags: dict[str, Any], output: Output) -> None:
     """List the stored videos, the last used first.
 
-    'time saved' adds up by how much hits were faster than computing. A narrow terminal goes without
-    some columns; --json has all.
+    'time saved': the total by which hits were faster than computing. A narrow terminal omits some
+    columns; --json has all.
     """
     from sttm_cli.store import NO_BOUND
 
@@ -102,10 +105,10 @@ def show(
     flags: dict[str, Any],
     output: Output,
 ) -> None:
-    """Show everything that is known of one entry, as JSON."""
+    """Show all facts about one entry, as JSON."""
     with _store(flags) as store:
         entry = _entry(store, key)
-    # The prompt's tokens are of use to the model only.
+    # The prompt's tokens are only of use to the model.
     facts = {name: fact for name, fact in (entry.facts or {}).items() if name != "token_ids"}
     whole = {"label": entry.label, "identity": entry.identity, "facts": facts}
     print_json({**_entry_json(entry), **whole}, indent=None if output.as_json else 2)
@@ -118,7 +121,7 @@ def rm(
         list[str] | None,
         typer.Argument(
             metavar="KEY",
-            help="Keys, or how they begin, and paths of videos.",
+            help="Keys, or how they begin, and paths of videos or of folders with videos.",
             autocompletion=_keys,
         ),
     ] = None,
@@ -133,7 +136,7 @@ def rm(
             "--older-than",
             metavar="TIME",
             show_default=False,
-            help="Only what was not used for so long, such as 30d.",
+            help="Only entries unused for this long, such as 30d.",
         ),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All entries; asks first.")] = False,
@@ -141,7 +144,7 @@ def rm(
     flags: dict[str, Any],
     output: Output,
 ) -> None:
-    """Remove entries: by key, of a video, of a model, or unused for long."""
+    """Remove entries by key, video, model or time since the last use."""
     age = None if older_than is None else parse_duration("--older-than", older_than)
     if not keys and model is None and age is None and not every:
         raise UsageError(
@@ -152,6 +155,10 @@ def rm(
             raise UsageError(f"--all and {flag} cannot be combined", "choose one")
     with _store_to_change(flags) as store:
         found = [e for key in keys for e in _meant(store, key)] if keys else store.entries()
+        if model is not None and not any(_is_of(entry, model, None) for entry in found):
+            raise CacheError(
+                f"nothing is stored for --model {model}", "sttm cache ls shows the models"
+            )
         entries = {entry.key: entry for entry in found if _is_of(entry, model, age)}
         if every and entries and not yes:
             _ask(f"remove all {len(entries):,} entries, {size(sum(e.bytes for e in found))}?")
@@ -162,15 +169,21 @@ def rm(
 
 
 def _meant(store: Store, named: str) -> list[Entry]:
-    """The entry of a key, or all those of a video; a path goes before how a key begins."""
-    origin = Source(named, Path(named)).origin
-    of_video = [entry for entry in store.entries() if entry.label.get("video") in (origin, named)]
-    if not of_video and Path(named).exists():
-        bytes_of = digest(Path(named), store)
-        of_video = [entry for entry in store.entries() if entry.video == bytes_of]
-        if not of_video:
-            raise CacheError(f"nothing is stored of {named}", "sttm cache ls shows what is")
-    return of_video or [_entry(store, named)]
+    """The entry of a key, or all those of a video or of the videos below a folder; a path goes
+    before how a key begins."""
+    entries, path = store.entries(), Path(named)
+    origin = Source(named, path).origin
+    found = [entry for entry in entries if entry.label.get("video") in (origin, named)]
+    if not found and path.is_dir():
+        found = [e for e in entries if Path(str(e.label.get("video"))).is_relative_to(origin)]
+    elif not found and path.exists():
+        bytes_of = digest(path, store)
+        found = [entry for entry in entries if entry.video == bytes_of]
+    if not found and path.exists():
+        raise CacheError(f"nothing is stored of {named}", "sttm cache ls shows what is")
+    if not found and is_path(named):
+        raise CacheError(f"there is no file {named}, and nothing is stored of it", "check the path")
+    return found or [_entry(store, named)]
 
 
 def _is_of(entry: Entry, model: str | None, age: float | None) -> bool:
@@ -180,12 +193,12 @@ def _is_of(entry: Entry, model: str | None, age: float | None) -> bool:
 
 
 def _ask(question: str) -> None:
-    """Have a person agree; raises UsageError where there is none, typer.Exit where they do not."""
+    """Ask a person to agree; raises UsageError if nobody is there, typer.Exit if they refuse."""
     if not typed_by_a_person():
         raise UsageError("--all asks before it removes, and nobody is there", "give --yes as well")
     say(f"{question} [y/N]")
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        say("nothing is removed")
+        say("nothing was removed")
         raise typer.Exit(1)
 
 
@@ -202,11 +215,11 @@ def prune(*, flags: dict[str, Any], output: Output) -> None:
 @takes(CACHE)
 def verify(
     *,
-    repair: Annotated[bool, typer.Option("--repair", help="Remove what is damaged.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Remove damaged entries.")] = False,
     flags: dict[str, Any],
     output: Output,
 ) -> None:
-    """Check every byte of every entry; ends with 1 if something is damaged and still there."""
+    """Check every byte of every entry; exits with 1 if a damaged entry remains."""
     with _store_to_change(flags) if repair else _store(flags) as store:
         checked, findings = store.verify(repair=repair)
     if output.as_json:
@@ -235,8 +248,8 @@ def path(*, flags: dict[str, Any], output: Output) -> None:
 
 @contextmanager
 def _store(flags: dict[str, Any], *, warn: Callable[[str], None] = warn) -> Iterator[Store]:
-    """The store; raises CacheError at the end where its medium failed, rather than show as missing
-    what could not be read."""
+    """Open the store; on exit, raise CacheError if its storage failed, rather than report
+    unreadable entries as missing."""
     from sttm_cli.store import open_store
 
     settings = settings_from(flags)
@@ -244,26 +257,30 @@ def _store(flags: dict[str, Any], *, warn: Callable[[str], None] = warn) -> Iter
     with open_store(where, max_bytes=settings.max_bytes, tier=tier, warn=warn) as store:
         yield store
         if store.failure:
-            raise CacheError(
-                f"{store.location} cannot be used: {store.failure}", "sttm doctor tries it"
-            )
+            raise _failed(store)
 
 
 @contextmanager
 def _store_to_change(flags: dict[str, Any]) -> Iterator[Store]:
-    """As `_store`; raises CacheError where the store does not use its place."""
+    """Like `_store`; raises CacheError if the store does not use its place."""
     with _store(flags, warn=lambda line: None) as store, store.telling(warn):
         if store.refusal:
             raise CacheError(f"the cache is not used: {store.refusal}", "give another --cache-dir")
         yield store
 
 
+def _failed(store: Store) -> CacheError:
+    scheme = scheme_of(store.location)
+    looked = f"{credentials_of(scheme)}; " if scheme in CLIENTS else ""
+    return CacheError(
+        f"{store.location} cannot be used: {store.failure}", f"{looked}sttm doctor tries it"
+    )
+
+
 def _entry(store: Store, key: str) -> Entry:
     entries = store.beginning(key)
     if not entries and store.failure:
-        raise CacheError(
-            f"{store.location} cannot be used: {store.failure}", "sttm doctor tries it"
-        )
+        raise _failed(store)
     if not entries:
         raise CacheError(f"nothing is stored under {key!r}", "sttm cache ls shows the keys")
     if len(entries) > 1:
@@ -311,7 +328,7 @@ def _table(entries: list[Entry]) -> None:
     if not entries:
         return
     rows = [_cells(entry) for entry in entries]
-    # What is the same in every row tells none from another: it goes first where room is short.
+    # A column with equal values distinguishes no rows, so it is omitted first.
     same = [n for n in TELLING if len({row[COLUMNS.index(n)] for row in rows}) == 1]
     print_text(*table(COLUMNS, rows, left=LEFT, less=[*same, *LESS]))
 
@@ -341,7 +358,7 @@ def _known(value: object) -> str:
 
 
 def _range(label: Json) -> str:
-    """The part of the video, in seconds; "" where that is all of it, or not known."""
+    """Return the part of the video in seconds; "" if it is the whole video or unknown."""
     start, end, whole = (label.get(name) for name in ("start_s", "end_s", "duration_s"))
     if not all(isinstance(value, (int, float)) for value in (start, end, whole)):
         return ""
@@ -349,7 +366,7 @@ def _range(label: Json) -> str:
 
 
 def shown_path(text: str) -> str:
-    """A path as a person would type it here: below this folder, or below the home folder."""
+    """Return a path as a person would type it: relative to this folder, or to the home folder."""
     path = Path(text)
     for base, prefix in ((Path.cwd(), ""), (Path.home(), "~/")):
         if path.is_absolute() and path.is_relative_to(base) and path != base:

@@ -52,7 +52,7 @@ from sttm_cli.settings.settings import STDIN
 FILED = "A video file, a folder of images, or an http(s) address."
 
 LEAVING = ("exit", "quit")
-"""Words that a person types to leave, as in other programs; through a pipe they are questions."""
+"""Words with which a person leaves, as in other programs; through a pipe they are questions."""
 
 EXAMPLES = examples(
     "sttm chat talk.mp4 -m llava-onevision-7b",
@@ -77,9 +77,9 @@ def chat(
 ) -> None:
     """Talk about a video.
 
-    The model stays loaded, and each question knows the turns before it. Lines that begin with a
-    slash are commands; /help lists them. Ctrl-C stops an answer, Ctrl-D ends. Through a pipe, each
-    line is a question and each answer a line.
+    The model stays loaded, and each question is asked with the turns before it. Lines that begin
+    with a slash are commands; /help lists them. Ctrl-C stops an answer, Ctrl-D ends. Through a
+    pipe, each line is a question and each answer a line.
     """
     settings = settings_from(flags)
     if video == STDIN:
@@ -103,7 +103,7 @@ def chat(
 
 
 class _Screen:
-    """Prints what happens while a question is answered; Ctrl-C ends the answer."""
+    """Prints events while a question is answered; Ctrl-C ends the answer."""
 
     def __init__(self, output: Output, progress: StageProgress) -> None:
         self._output, self.progress = output, progress
@@ -133,7 +133,7 @@ class _Screen:
                     raise Stopped("".join(self._pieces))
 
     def answer(self, talk: Conversation, question: str) -> Turn:
-        """Ask, and print the answer: in pieces on a terminal, else as a line."""
+        """Ask, and print the answer: in pieces on a terminal, otherwise as a line."""
         self._pieces = []
         with stoppable(lambda: bool(self._pieces) and self._personal) as self._pressed:
             turn = talk.ask(question)
@@ -148,7 +148,7 @@ class _Screen:
 
 
 class _Chat:
-    """The loop over lines: questions are answered, commands are carried out."""
+    """The loop over lines: answers questions and runs commands."""
 
     def __init__(self, talk: Conversation, screen: _Screen, output: Output, record: Record) -> None:
         self._talk, self._screen, self._output, self._record = talk, screen, output, record
@@ -163,7 +163,7 @@ class _Chat:
         }
 
     def run(self) -> bool:
-        """Go on until the lines end; whether all of them could be carried out."""
+        """Run until the lines end; return whether all of them succeeded."""
         done = True
         self._greet()
         words = [name + " " * bool(argument) for name, (_, argument, _) in self._commands.items()]
@@ -172,7 +172,7 @@ class _Chat:
                 done &= self._carried_out(line.strip())
             if self._over:
                 break
-        # A person has seen what went wrong and gone on; a script learns it from the exit code.
+        # A person has seen the failures and continued; a script learns of them from the exit code.
         return done or self._personal
 
     def _carried_out(self, line: str) -> bool:
@@ -281,8 +281,8 @@ class _Chat:
 
 @contextmanager
 def stoppable(waits: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether Ctrl-C was pressed. It interrupts as usual where it is
-    pressed again, and where nothing `waits` to be kept."""
+    """Yield a function that returns whether Ctrl-C was pressed. A second Ctrl-C, or one while
+    nothing `waits` to be kept, interrupts as usual."""
     pressed = False
 
     def press(number: int, frame: object) -> None:

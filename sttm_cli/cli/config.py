@@ -1,4 +1,4 @@
-"""`sttm config`: where the config file is, and which settings hold."""
+"""`sttm config`: the place of the config file, and the settings in effect."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sttm_cli.settings.fields import Setting
 from sttm_cli.settings.settings import CONFIG_KEYS, config_path, read_config
 
 app = typer.Typer(
-    help="Show the config file and the settings that hold.",
+    help="Show the config file and the settings in effect.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 class Held(NamedTuple):
-    """A setting's value as typed, None where the model or the machine decides, and its origin:
+    """A setting's value as typed, None if the model or the machine decides it, and its origin:
     "default", "file", or the environment variable's name."""
 
     value: str | None
@@ -33,7 +33,7 @@ class Held(NamedTuple):
 @app.command("path")
 @takes()
 def path(*, flags: dict[str, Any], output: Output) -> None:
-    """Print the path of the config file, which need not be there."""
+    """Print the path of the config file, which need not exist."""
     if output.as_json:
         print_json({"path": str(config_path()), "exists": config_path().is_file()})
     else:
@@ -43,9 +43,9 @@ def path(*, flags: dict[str, Any], output: Output) -> None:
 @app.command("show")
 @takes()
 def show(*, flags: dict[str, Any], output: Output) -> None:
-    """Show the value of each setting that the config file can hold, and where it comes from.
+    """Show the value of each setting that the config file can contain, and its origin.
 
-    A flag on the command line beats all of them.
+    A flag on the command line overrides all of them.
     """
     found = _settings()
     for key, held in found.items():
@@ -60,7 +60,7 @@ def show(*, flags: dict[str, Any], output: Output) -> None:
     ]
     print_text(*table(head, cells, left=head))
     if not output.quiet:
-        say(f"file: {config_path()}" + ("" if config_path().is_file() else " (not there)"))
+        say(f"file: {config_path()}" + ("" if config_path().is_file() else " (missing)"))
         say("-: the model, the video or the machine decides")
 
 
@@ -70,7 +70,7 @@ def _settings() -> dict[str, Held]:
 
 
 def _held(declared: Setting, given: dict[str, str]) -> Held:
-    # An empty variable counts as none, as it does for the flags.
+    # An empty variable counts as unset, as for the flags.
     if declared.env and os.environ.get(declared.env):
         return Held(os.environ[declared.env], declared.env)
     if declared.name in given:

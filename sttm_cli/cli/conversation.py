@@ -17,7 +17,7 @@ from sttm_cli.settings.settings import Settings
 
 
 class Stopped(Exception):
-    """Raised while an event is shown, to end the answer; holds its text so far."""
+    """Raised while an event is shown, to end the answer; carries the text so far."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -26,7 +26,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its answer; `seconds` from the question on."""
+    """A question and its answer; `seconds` counts from the question."""
 
     question: str
     answer: str
@@ -47,7 +47,7 @@ class Turn:
 class Conversation:
     """Questions about `video`, each asked with the turns before it unless `remembers` is False.
 
-    `before` goes between the video and the first question. Raises as `Asker.ask`.
+    `before` is inserted between the video and the first question. Raises as `Asker.ask`.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class Conversation:
         return self._asker.settings
 
     def open(self, video: str) -> None:
-        """Talk about `video` from now on; the turns about another video are dropped."""
+        """Switch to `video`; the turns about the previous video are dropped."""
         self._open(video, before="")
 
     def ask(self, question: str) -> Turn:
-        """Answer a question; the oldest turns are left out once the model's context is full,
-        which `forgotten` counts."""
+        """Answer a question; the oldest turns are dropped once the model's context is full, and
+        counted in `forgotten`."""
         check_question(question)
         started = time.perf_counter()
         try:
@@ -100,7 +100,7 @@ class Conversation:
             raise
 
     def to_json(self) -> ChatReport:
-        """The whole conversation."""
+        """Return the whole conversation as JSON."""
         return {
             "schema": "sttm.chat/1",
             "video": self.video,
@@ -109,7 +109,7 @@ class Conversation:
         }
 
     def to_markdown(self) -> str:
-        """The whole conversation as Markdown."""
+        """Return the whole conversation as Markdown."""
         head = f"# {self.video}\n\nAnswers of {self.settings.model}.\n"
         return head + "".join(f"\n**{t.question}**\n\n{t.answer}\n" for t in self.turns)
 

@@ -1,4 +1,4 @@
-"""`sttm doctor`: whether this machine has what the tool needs, and what to do where not."""
+"""`sttm doctor`: check this machine for all components, with a remedy for each fault."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sttm_cli.cli.output import print_json, print_words, say
 
 @takes(CACHE)
 def doctor(*, flags: dict[str, Any], output: Output) -> None:
-    """Check that what is needed is there and works.
+    """Check that all components are installed and work.
 
-    Libraries, devices, decoders, cache, config file; ends with 1 if one of them is broken. Each
-    decoder reads a small video that is written for it, and some entries of the cache are checked
-    to the last byte. Nothing is sent anywhere but to the bucket that --cache-dir names.
+    Libraries, devices, decoders, cache and config file; exits with 1 if one of them is broken. Each
+    decoder reads a small generated video, and some cache entries are checked byte by byte. Nothing
+    is sent anywhere except to the bucket in --cache-dir.
     """
     from sttm_cli.runtime.diagnostics import examine
 

@@ -1,4 +1,4 @@
-"""`sttm eval`: what a budget costs, on published benchmarks and on questions of one's own."""
+"""`sttm eval`: the accuracy of budgets on published benchmarks and on the user's own questions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from sttm_cli.cli.flags import (
     without,
 )
 from sttm_cli.cli.output import StageProgress, check_plot, print_json, say, warn
-from sttm_cli.settings.fields import parse_budget
+from sttm_cli.settings.fields import Thresholds, parse_budget, parse_thresholds
+from sttm_cli.settings.settings import DEFAULT_METHOD, SETTINGS
 
 PAPER_BUDGETS, OWN_BUDGETS = "1,0.5,0.3", "1,0.5,0.3,0.15"
 TASKS = "vnbench,videomme,longvideobench_val_v,mlvu_dev,egoschema_subset,nextqa_mc_test"
@@ -39,7 +40,8 @@ FILE_EXAMPLES = examples(
 
 
 class _PathOrCommand(TyperGroup):
-    """A group in which what is no command is a file: `sttm eval FILE` is `sttm eval file FILE`."""
+    """A group that takes an unknown command as a file: `sttm eval FILE` is `sttm eval file
+    FILE`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands and not args[0].startswith("-"):
@@ -55,8 +57,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Again = Annotated[
-    bool, typer.Option("--again", help="Ask everything again, whatever was kept of earlier runs.")
+    bool, typer.Option("--again", help="Ask everything again, ignoring earlier runs.")
 ]
+
+Pairs = Annotated[
+    str | None,
+    typer.Option(
+        "--thresholds", metavar="S/T,S/T,...", show_default=False,
+        help="Pairs of thresholds, spatial/temporal, to measure besides the budgets: those of the "
+        "method sttm, as the paper sets them by hand.",
+    ),
+]  # fmt: skip
 
 
 @app.command("paper", epilog=PAPER_EXAMPLES)
@@ -75,6 +86,7 @@ def paper(
     budgets: Annotated[
         str, typer.Option("--budgets", metavar="B,B,...", help="Budgets, as of --budget.")
     ] = PAPER_BUDGETS,
+    thresholds: Pairs = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -110,13 +122,12 @@ def paper(
 ) -> None:  # fmt: skip
     """Measure the paper's benchmarks with lmms-eval, beside the published rows.
 
-    lmms-eval gets an environment of its own, made once. The model is served once per budget. What
-    is measured is kept: stopped at any moment, the command goes on where it was when it is run
-    again.
+    lmms-eval gets an environment of its own, created once. The model is served once per budget.
+    Results are kept: an interrupted command continues where it stopped when it is run again.
     """
     check_plot(plot)
     check_serving()
-    shares = _budgets(budgets)
+    shares = _amounts(budgets, thresholds, flags)
     _check_folders("--include-path", include_path)
     _check_folders("--allow-path", allow_path)
     from sttm_cli.eval.paper import Paper, data_folder, measure
@@ -187,16 +198,18 @@ def file(
     budgets: Annotated[
         str, typer.Option("--budgets", metavar="B,B,...", help="Budgets, as of --budget.")
     ] = OWN_BUDGETS,
+    thresholds: Pairs = None,
     again: Again = False,
     flags: dict[str, Any],
     output: Output,
 ) -> None:  # fmt: skip
-    """Ask questions with known answers at several budgets: accuracy by category, and what changed.
+    """Ask questions with known answers at several budgets: accuracy by category, and changed
+    answers.
 
-    'sttm eval FILE' is the same. Answers are kept: run again, only what is new is asked. Goes on
-    after a bad video, and ends with 1.
+    'sttm eval FILE' is the same. Answers are kept: a second run only asks new questions. Continues
+    after a bad video, and exits with 1.
     """
-    shares = _budgets(budgets)
+    shares = _amounts(budgets, thresholds, flags)
     folder = questions.parent if videos is None else videos
     _check_folders("--videos", [folder])
     from sttm_cli.eval.own import Kept, ask_all, report
@@ -235,8 +248,26 @@ def _kept_folder() -> Path:
     return user_data_path("sttm") / "eval"
 
 
-def _budgets(text: str) -> tuple[float | int, ...]:
-    return tuple(dict.fromkeys(parse_budget("--budgets", part) for part in text.split(",")))
+def _amounts(
+    budgets: str, thresholds: str | None, flags: dict[str, Any]
+) -> tuple[float | int | Thresholds, ...]:
+    found: list[float | int | Thresholds] = [
+        parse_budget("--budgets", part) for part in budgets.split(",")
+    ]
+    method = SETTINGS["method"].read(flags["method"])
+    if thresholds is not None:
+        if method != DEFAULT_METHOD:
+            raise UsageError(
+                f"--thresholds {thresholds} cannot be combined with --method {method}",
+                f"they are those of the method {DEFAULT_METHOD}",
+            )
+        found += [parse_thresholds("--thresholds", part) for part in thresholds.split(",")]
+    elif ":" in method:
+        raise UsageError(
+            f"--method {method} has thresholds and cannot be combined with --budgets {budgets}",
+            f"give --thresholds {method.partition(':')[2]}",
+        )
+    return tuple(dict.fromkeys(found))
 
 
 def _check_folders(flag: str, folders: Sequence[Path] | None) -> None:

@@ -7,20 +7,22 @@ from collections.abc import Sequence
 from sttm_cli.base.types import Json
 from sttm_cli.cli.output import print_text
 from sttm_cli.cli.tables import columns
+from sttm_cli.eval.published import Amount, in_words
 
 _PAPER_HEAD = (
     "benchmark", "budget", "questions", "accuracy", "published", "difference", "against 1",
     "tokens kept", "computed", "from cache",
 )  # fmt: skip
 _MOST_CHANGED = 20
-"""Lines of changed answers on a terminal; --json has all of them."""
+"""Number of changed answers on a terminal; --json has all of them."""
 
 
 def paper_table(report: Json) -> None:
     """Every benchmark at every budget, beside what is published."""
-    print_text(
-        f"{report['model']} by {report['method']}, and what is published of it ({report['source']})"
-    )
+    beside = f"and what is published of it ({report['source']})"
+    if not report["published"]:
+        beside = f"of which no rows are published ({report['source']})"
+    print_text(f"{report['model']} by {report['method']}, {beside}")
     print_text(
         "accuracy in %, differences in points, [95 % interval]; first token: seconds, median"
     )
@@ -28,7 +30,7 @@ def paper_table(report: Json) -> None:
     for average in report["averages"]:
         known = average["published"]
         beside = "" if known is None else f", published {known:.1f}"
-        print_text(f"average at {average['budget']:g}: {average['accuracy']:.1f}{beside}")
+        print_text(f"average at {in_words(average)}: {average['accuracy']:.1f}{beside}")
     notes = {row["benchmark"]: row["note"] for row in report["rows"] if row["note"]}
     for benchmark, note in notes.items():
         print_text(f"{benchmark}: {note}")
@@ -43,7 +45,7 @@ def paper_table(report: Json) -> None:
 
 
 def _paper_row(row: Json) -> tuple[str, ...]:
-    first = (row["benchmark"], f"{row['budget']:g}")
+    first = (row["benchmark"], in_words(row))
     if row["error"]:
         return (*first, "failed", *("",) * 7)
     seconds, tokens = row["first_token_s"], row["tokens"]
@@ -69,7 +71,7 @@ def _interval(estimate: Json | None, sign: str = "") -> str:
     return f"{value} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
-def own_table(report: Json, budgets: Sequence[float | int]) -> None:
+def own_table(report: Json, budgets: Sequence[Amount]) -> None:
     """Accuracy by category and budget, and the answers that changed."""
     print_text(
         f"{report['model']} by {report['method']}: {report['answered']} of {report['items']} "
@@ -79,7 +81,7 @@ def own_table(report: Json, budgets: Sequence[float | int]) -> None:
     rows = [
         (
             row["category"],
-            f"{row['budget']:g}",
+            in_words(row),
             str(row["items"]),
             _interval(row["accuracy"]),
             _interval(row["difference"], "+"),
@@ -97,14 +99,14 @@ def own_table(report: Json, budgets: Sequence[float | int]) -> None:
     )
 
 
-def _own_changes(changed: Sequence[Json], budgets: Sequence[float | int]) -> None:
+def _own_changes(changed: Sequence[Json], budgets: Sequence[Amount]) -> None:
     for place, budget in enumerate(budgets[1:], 1):
         pairs = [(item["answers"][0]["right"], item["answers"][place]["right"]) for item in changed]
         lost, gained = pairs.count((True, False)), pairs.count((False, True))
         print_text(f"from {budgets[0]:g} to {budget:g}: {lost} lost, {gained} gained")
     for item in changed[:_MOST_CHANGED]:
         answers = "; ".join(
-            f"{a['budget']:g}: {a['answer']!r}{'' if a['right'] else ' (wrong)'}"
+            f"{in_words(a)}: {a['answer']!r}{'' if a['right'] else ' (wrong)'}"
             for a in item["answers"]
         )
         print_text(f"line {item['line']}, {item['video']}: {item['question']} -> {answers}")

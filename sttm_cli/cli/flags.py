@@ -1,4 +1,4 @@
-"""The flags that commands share, made from the table of settings."""
+"""The flags that commands share, generated from the table of settings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Subtitles = Annotated[
 
 
 class SettingOption(OptionInfo):
-    """The option of a setting. Its text is read by the setting itself, wherever it comes from."""
+    """The option of a setting. The setting itself parses the text, whatever its source."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(
@@ -72,7 +72,7 @@ _NAMES: dict[str, Callable[[], Iterable[str]]] = {
     "method": METHODS.names,
     "options": _options,
 }
-"""Settings whose values are names that other parts know."""
+"""Settings whose values are names defined elsewhere."""
 
 
 def _completion(setting: Setting) -> Callable[[str], list[str]] | None:
@@ -82,7 +82,8 @@ def _completion(setting: Setting) -> Callable[[str], list[str]] | None:
 
 
 def completing(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """Completion of one of these names in the shell, or of the last of several with commas."""
+    """Return a shell completion for one of these names, or for the last of a comma-separated
+    list."""
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")
@@ -96,7 +97,7 @@ NoLog = Annotated[bool, SettingOption(NO_LOG)]
 
 
 def examples(*commands: str) -> str:
-    """The examples below a command's help; a blank line keeps typer from joining two of them."""
+    """Return the examples below a command's help; blank lines keep typer from joining them."""
     return "\n\n".join(["Examples:", *(f"  {command}" for command in commands)])
 
 
@@ -113,7 +114,7 @@ def _switch(name: str, *flags: str, about: str) -> inspect.Parameter:
 
 
 def _group(*groups: Group) -> tuple[inspect.Parameter, ...]:
-    """The flags of the settings in these groups; each takes text, unless it is a switch."""
+    """Return the flags of the settings in these groups; each takes text, unless it is a switch."""
     chosen = [
         declared for group in groups for declared in SETTINGS.values() if declared.group is group
     ]
@@ -130,8 +131,8 @@ def _group(*groups: Group) -> tuple[inspect.Parameter, ...]:
 
 OUTPUT = (
     _switch("as_json", "--json", about="Print one JSON object on stdout."),
-    _switch("quiet", "-q", "--quiet", about="Print nothing on stderr but errors and warnings."),
-    _switch("debug", "--debug", about="Say how the answer came about, and show tracebacks."),
+    _switch("quiet", "-q", "--quiet", about="Print only errors and warnings on stderr."),
+    _switch("debug", "--debug", about="Explain how the answer was made, and show tracebacks."),
 )
 RUN = _group(Group.MODEL, Group.FRAMES, Group.STORE, Group.CACHE)
 CACHE = _group(Group.STORE)
@@ -141,7 +142,7 @@ ANSWERS = _group(Group.ANSWER)
 
 @dataclass(frozen=True)
 class Output:
-    """How a command speaks."""
+    """A command's output options."""
 
     as_json: bool
     quiet: bool
@@ -149,12 +150,12 @@ class Output:
 
 
 def settings_from(flags: dict[str, Any]) -> Settings:
-    """Flags as typed -> checked settings. Raises UsageError."""
+    """Convert flags as typed to checked settings. Raises UsageError."""
     return Settings(**flags)
 
 
 def typed(context: typer.Context, flags: tuple[str, ...]) -> list[str]:
-    """Those of `flags` that were given on the command line, not in the config file."""
+    """Return those of `flags` that were given on the command line, not in the config file."""
     names = {option: p.name for p in context.command.params for option in p.opts}
     sources = ((flag, context.get_parameter_source(str(names[flag]))) for flag in flags)
     return [flag for flag, source in sources if source is not None and source.name == "COMMANDLINE"]
@@ -167,10 +168,10 @@ def check_keep_alive(
     no_server: bool,
     warn: Callable[[str], None],
 ) -> str | None:
-    """--keep-alive as typed, checked; None where --no-server overrules the config file.
+    """Return the checked --keep-alive as typed; None if --no-server overrides the config file.
 
-    Raises UsageError where both were typed. Where there is nothing to serve with, `warn` gets a
-    line, and the question is answered without a server.
+    Raises UsageError if both were typed. If packages for serving are missing, `warn` is called with
+    a line, and the question is answered without a server.
     """
     if keep_alive is None:
         return None
@@ -186,7 +187,7 @@ def check_keep_alive(
 
 
 def check_serving() -> None:
-    """Raise SttmError where what a server needs is not installed."""
+    """Raise SttmError if a package that a server needs is not installed."""
     if missing := _missing_for_serving():
         raise SttmError(
             f"a server needs what is not installed: {', '.join(missing)}",
@@ -195,23 +196,23 @@ def check_serving() -> None:
 
 
 def _missing_for_serving() -> list[str]:
-    """The packages that a server needs and this machine lacks."""
+    """Return the missing packages that a server needs."""
     needed = ("starlette", "uvicorn", "prometheus_client")
     return [name.replace("_", "-") for name in needed if find_spec(name) is None]
 
 
 def only(group: tuple[inspect.Parameter, ...], *names: str) -> tuple[inspect.Parameter, ...]:
-    """The flags of a group that mean something for a command that takes few of them."""
+    """Return the named flags of a group, for a command that takes few of them."""
     return tuple(flag for flag in group if flag.name in names)
 
 
 def without(group: tuple[inspect.Parameter, ...], *names: str) -> tuple[inspect.Parameter, ...]:
-    """The flags of a group but those that would mean nothing for a command."""
+    """Return the flags of a group without the named ones, which do not apply to a command."""
     return tuple(flag for flag in group if flag.name not in names)
 
 
 def _show_no_type_of_switch(parameter: inspect.Parameter) -> None:
-    """typer would write `<bool>` behind a switch, as if it took a value."""
+    """Keep typer from writing `<bool>` after a switch, as if it took a value."""
     kind = parameter.annotation
     if get_origin(kind) is Annotated and kind.__origin__ is bool:
         kind.__metadata__[0].metavar = ""
@@ -233,7 +234,7 @@ def takes(*groups: tuple[inspect.Parameter, ...]) -> Callable[[Callable[..., Non
             flags = {flag.name: values.pop(flag.name) for flag in shared}
             output = Output(*(flags.pop(name) for name in ("as_json", "quiet", "debug")))
             if output.quiet or not sys.stderr.isatty():
-                # The hub's own bars while a model is fetched.
+                # Progress bars of huggingface_hub while a model is fetched.
                 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
             function(**values, flags=flags, output=output)
 
@@ -250,7 +251,7 @@ def takes(*groups: tuple[inspect.Parameter, ...]) -> Callable[[Callable[..., Non
 
 
 def _from_config(parameters: list[inspect.Parameter]) -> tuple[str, ...]:
-    """The parameters whose default the config file may hold: those of a setting."""
+    """Return the parameters whose defaults the config file may set: those of settings."""
     options = ((p.name, *getattr(p.annotation, "__metadata__", ())) for p in parameters)
     return tuple(
         name
@@ -260,6 +261,6 @@ def _from_config(parameters: list[inspect.Parameter]) -> tuple[str, ...]:
 
 
 def _reflowed(function: Callable[..., None]) -> str:
-    # The source's line breaks would be shown as they are.
+    # Line breaks of the source would be shown in the help.
     paragraphs = (inspect.getdoc(function) or "").split("\n\n")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)

@@ -1,4 +1,4 @@
-"""`sttm inspect`: what each budget costs and saves on one video."""
+"""`sttm inspect`: the cost and the savings of each budget on one video."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def inspect(
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option("-b", "--budget", show_default=False, help="A single budget to look at."),
+        typer.Option("-b", "--budget", show_default=False, help="A single budget to show."),
     ] = None,
     repeat: Annotated[
-        int, typer.Option("--repeat", min=1, max=100, help="Measure this often, show medians.")
+        int, typer.Option("--repeat", min=1, max=100, help="Measure this often and show medians.")
     ] = 3,
     show: Annotated[
         bool | None,
@@ -75,13 +75,13 @@ def inspect(
             "--report",
             metavar="FILE.html",
             show_default=False,
-            help="Write all of it as one page to look through, for any browser, offline.",
+            help="Write everything as one page that any browser shows offline.",
         ),
     ] = None,
     flags: dict[str, Any],
     output: Output,
 ) -> None:
-    """Show what several budgets keep of a video and what they take.
+    """Show what several budgets keep of a video, and their cost.
 
     Tokens, bytes, measured seconds, pictures. Nothing is written to the cache.
     """
@@ -98,7 +98,7 @@ def inspect(
     from sttm_cli.runtime.session import VideoQA
 
     with StageProgress(output) as progress, VideoQA(settings, warn=warn, progress=progress) as qa:
-        # Before the stages are imported: a wrong path is said at once.
+        # Before the stages are imported, so that a wrong path fails at once.
         qa.request(video)
         from sttm_cli.inspect.measure import survey
 
@@ -119,7 +119,7 @@ def inspect(
 
 
 def _merged(found: Survey) -> list[Kept]:
-    """What the budgets below 1 kept; without any, what all budgets did."""
+    """Return the tokens kept by the budgets below 1, or by all budgets if none is."""
     return [row.kept for row in found.rows if row.budget != 1.0] or [found.rows[0].kept]
 
 

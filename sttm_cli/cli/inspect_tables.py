@@ -1,4 +1,4 @@
-"""The tables of `sttm inspect`: the frames sampled, what each budget keeps, and what it takes."""
+"""The tables of `sttm inspect`: the sampled frames, and each budget's tokens and cost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sttm_cli.store import Entry
 
 ENTRIES = 3
-"""Stored entries that are named; the others are counted."""
+"""Number of stored entries that are named; the others are counted."""
 TOKENS = ("budget", "after spatial", "tokens kept", "share", "thresholds", "KV", "in cache")
 KEEPS = "after spatial: tokens left by the spatial step alone."
 THRESHOLDS = "thresholds: cosine similarities found for the budget."
@@ -34,7 +34,7 @@ TAKES = (
 
 
 def facts(found: Survey) -> dict[str, str]:
-    """The video, the model, and the entries of the video in the cache."""
+    """Return the facts about the video, the model, and the video's entries in the cache."""
     info, model, grid = found.request.info, found.model, found.grid
     first = found.rows[0].seconds
     return {
@@ -60,7 +60,7 @@ def _kept_as(found: Survey) -> dict[str, str]:
 
 
 def tables(found: Survey) -> tuple[Table, Table]:
-    """The tokens that the budgets keep, and their seconds."""
+    """Return the tables of the budgets' tokens and of their seconds."""
     return (
         _tokens(found.rows),
         (SECONDS, [_second_cells(row) for row in found.rows], TAKES.format(repeat=found.repeat)),
@@ -68,7 +68,7 @@ def tables(found: Survey) -> tuple[Table, Table]:
 
 
 def _tokens(rows: Sequence[BudgetCost]) -> Table:
-    """The tokens that the budgets keep; no column of thresholds where there are none."""
+    """Return the table of the budgets' tokens; without thresholds, it has no columns for them."""
     cells = [_token_cells(row) for row in rows]
     at = TOKENS.index("thresholds")
     if any(line[at] for line in cells):
@@ -81,7 +81,7 @@ def _without(cells: Sequence[str], at: int) -> Sequence[str]:
 
 
 def print_survey(console: Console, found: Survey) -> None:
-    """Print facts and tables."""
+    """Print the facts and the tables."""
     from rich.table import Table as Grid
 
     lines = Grid.grid(padding=(0, 2, 0, 0))
@@ -153,7 +153,7 @@ def _second_cells(row: BudgetCost) -> list[str]:
 
 
 def _seconds(value: float | None) -> str:
-    """Seconds in about three digits."""
+    """Format seconds with about three digits."""
     if value is None:
         return "-"
     return f"{value:.3f}" if value < 10 else f"{value:.1f}"

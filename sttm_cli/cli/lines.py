@@ -1,4 +1,4 @@
-"""Lines that a person types, or that come through a pipe."""
+"""Input lines, typed by a person or read from a pipe."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def typed_by_a_person() -> bool:
-    """Whether lines come from a terminal and one is there to prompt on."""
+    """Return whether lines come from a terminal, with another terminal for prompts."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def lines(commands: Sequence[str], with_path: Sequence[str]) -> Iterator[str]:
-    """Lines until the end of input; on a terminal with history, and completion of `commands`
-    and of the path after those in `with_path`."""
+    """Yield lines until the end of input; on a terminal with history and with completion of
+    `commands` and of the path after those in `with_path`."""
     if not typed_by_a_person():
         yield from iter(sys.stdin.readline, "")
         return
@@ -30,25 +30,25 @@ def lines(commands: Sequence[str], with_path: Sequence[str]) -> Iterator[str]:
     session: PromptSession[str] = PromptSession(
         history=_history(),
         completer=_completer(commands, with_path),
-        # A question needs no menu under it; Tab asks for one.
+        # No menu below a question; Tab opens one.
         complete_while_typing=False,
         complete_style=CompleteStyle.READLINE_LIKE,
-        # Answers alone go to stdout.
+        # stdout is reserved for answers.
         output=create_output(stdout=sys.stderr),
     )
     while True:
         try:
             yield session.prompt("> ")
         except KeyboardInterrupt:
-            # The line is given up, as in a shell.
+            # Ctrl-C discards the line, as in a shell.
             continue
         except EOFError:
             return
 
 
 def _history() -> History:
-    """Lines of earlier sessions, in the user's state folder; of this one only where that
-    cannot be written."""
+    """Return the lines of earlier sessions, from the user's state folder; only those of this
+    session if that is not writable."""
     from platformdirs import user_state_path
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 

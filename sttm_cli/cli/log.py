@@ -1,7 +1,8 @@
-"""`sttm log`: the questions answered so far; and keeping a record of them."""
+"""`sttm log`: show the log of answered questions; and add to it."""
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,9 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
+from sttm_cli.base.errors import VideoError
 from sttm_cli.base.reports import LogEntry, LogReport
 from sttm_cli.cli.flags import Output, examples, takes
 from sttm_cli.cli.output import one_line, print_json, print_text, print_words, printable, say
+from sttm_cli.decode.source import is_address
 from sttm_cli.runtime import answer_log
 from sttm_cli.runtime.answer_log import Talk
 from sttm_cli.settings.settings import Settings
@@ -33,7 +36,7 @@ def log(
         ),
     ] = None,
     path: Annotated[
-        bool, typer.Option("--path", help="Print the path of the log's file and stop.")
+        bool, typer.Option("--path", help="Print the path of the log's file and exit.")
     ] = False,
     flags: dict[str, Any],
     output: Output,
@@ -41,13 +44,17 @@ def log(
     """Show the questions answered so far, the last one at the end.
 
     Time, video, model, budget, question, answer and seconds of each are kept in one file of the
-    user, which leaves this machine never; --no-log, or no_log in the config file, keeps none.
-    'sttm ask -c' goes on with the last conversation.
+    user, which never leaves this machine; --no-log, or no_log in the config file, keeps none. 'sttm
+    ask -c' continues the last conversation.
     """
     if path:
         print_text(str(answer_log.log_path()))
         return
     found = answer_log.entries(video, last)
+    if video is not None and not found and not (os.path.exists(video) or is_address(video)):
+        raise VideoError(
+            f"there is no file {video}, and nothing was asked about it", "'sttm log' shows all"
+        )
     if output.as_json:
         where = str(answer_log.log_path())
         listed: LogReport = {"schema": "sttm.log/1", "path": where, "entries": found}
@@ -68,27 +75,30 @@ def _lines(entry: LogEntry) -> list[str]:
 
 
 class Record:
-    """Keeps a record of a conversation's answers, once they are printed. A log that cannot be
-    written costs a line and no answer."""
+    """Logs a conversation's answers once they are printed. If the log cannot be written, a warning
+    is printed and the answers are unaffected."""
 
     def __init__(self, talk: Talk, *, keeps: bool = True) -> None:
-        self._talk, self._keeps = talk, keeps
+        self._talk, self._keeps, self._failed = talk, keeps, False
 
     @classmethod
     def of(cls, video: str, settings: Settings, *, before: str = "", keeps: bool) -> Record:
-        """That of a conversation that begins."""
+        """Return the record of a new conversation."""
         return cls(answer_log.new_talk(video, settings, before), keeps=keeps)
 
     def about(self, video: str, settings: Settings) -> Record:
-        """That of another conversation, about another video."""
+        """Return the record of another conversation, about another video."""
         return Record.of(video, settings, keeps=self._keeps)
 
     def add(self, answers: Sequence[tuple[str, str, float | None]], budget: float | int) -> None:
-        """Keep (question, answer, seconds) of each answer."""
-        if not self._keeps or not answers:
+        """Keep (question, answer, seconds) of each answer, or only that there was one."""
+        if not answers or self._failed:
             return
         try:
-            answer_log.add(self._talk, answers, budget)
+            if self._keeps:
+                answer_log.add(self._talk, answers, budget)
+            else:
+                answer_log.note_unkept()
         except (sqlite3.Error, OSError, ValueError) as error:
-            self._keeps = False
+            self._failed = True
             say(f"not in the log, {answer_log.log_path()} cannot be written: {error}")

@@ -1,4 +1,4 @@
-"""`sttm models`: which names are known, and what of them is on this machine."""
+"""`sttm models`: list the known models and whether they are on this machine, and fetch one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ app = typer.Typer(
 def models(context: typer.Context, *, flags: dict[str, Any], output: Output) -> None:
     """List models by name, and which are on this machine.
 
-    Below them stand the families that a hub id or a folder may belong to.
+    Below them are the families that a hub id or a folder may belong to.
     """
     if context.invoked_subcommand is not None:
         return
@@ -75,9 +75,9 @@ def pull(
     flags: dict[str, Any],
     output: Output,
 ) -> None:
-    """Fetch a model, with progress; what was interrupted goes on where it was.
+    """Fetch a model, with progress; an interrupted download is resumed.
 
-    It is kept where all programs of the hub look for it; HF_HOME names another place.
+    It is kept in the Hugging Face hub's folder, shared by all programs, or below HF_HOME.
     """
     from sttm_cli.models.pull import pulled
 

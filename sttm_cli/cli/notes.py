@@ -1,4 +1,4 @@
-"""Notes that come with answers: what a budget means, and that the embedded model is a small one."""
+"""Notes printed with answers: the meaning of a budget, and the limits of the embedded model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PERCENT = 100
 
 
 def notes_on(settings: Settings, video_full: int = 0) -> list[str]:
-    """What a person should know about the settings, once their questions are answered."""
+    """Return notes about the settings, to be shown after the answers."""
     notes = [note] if (note := budget_note(settings.budget, video_full)) else []
     if settings.model == DEFAULT_MODEL and sys.stderr.isatty() and _first_today("tiny"):
         notes.append(NAME_A_MODEL)
@@ -26,7 +26,7 @@ def notes_on(settings: Settings, video_full: int = 0) -> list[str]:
 
 
 def budget_note(budget: float | int, video_full: int = 0) -> str:
-    """How much of a video a number of tokens is; "" for a share."""
+    """The share of the video that an absolute budget amounts to; "" for a share."""
     if not isinstance(budget, int):
         return ""
     note = f"--budget {budget} is {budget:,} tokens for the whole video"
@@ -36,7 +36,7 @@ def budget_note(budget: float | int, video_full: int = 0) -> str:
 
 
 def _first_today(name: str) -> bool:
-    """Whether a notice was not given for a day; it counts as given now."""
+    """Return whether a notice was not shown for a day, and record it as shown now."""
     from platformdirs import user_state_path
 
     stamp = Path(user_state_path("sttm")) / f"noticed-{name}"

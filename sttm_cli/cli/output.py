@@ -1,4 +1,4 @@
-"""What commands print: answers and data on stdout, everything else on stderr."""
+"""The output of commands: answers and data on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 RED, YELLOW = 31, 33
 COMMAND = "    "
-"""How a line begins that is a command to copy."""
+"""Prefix of a line that is a command to copy."""
 STAGES = {
     "import": "starting",
     "download": "downloading (MB)",
@@ -41,35 +41,35 @@ STEERING = re.compile(
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks and overrides of writing direction
     "\u2028\u2029\ud800-\udfff]"  # line and paragraph separators, bytes that are not text
 )
-"""Characters that steer a terminal, reorder a line or break it. Names of files, labels, answers of
-models and of servers may contain them."""
+"""Characters that control a terminal, reorder a line or break it. File names, labels, and answers
+of models and servers may contain them."""
 
 
 def print_json(value: Mapping[str, object], *, indent: int | None = None) -> None:
-    """One JSON object on stdout; what could steer a terminal comes as escapes."""
+    """Print one JSON object on stdout; control characters are escaped."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
-    # The serializer has escaped tabs and line feeds: those left are its own.
+    # The serializer has escaped tabs and line feeds; those left are its own.
     _write(STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
 def print_text(*lines: str) -> None:
-    """Lines of data on stdout: as they are for a program, without what steers for a terminal."""
+    """Print lines of data on stdout, without control characters on a terminal."""
     text = "\n".join(lines) + "\n"
     _write(without_steering(text) if sys.stdout.isatty() else text)
 
 
 def print_answer(text: str) -> None:
-    """A part of an answer on stdout, at once: one answer is one line, whatever its text."""
+    """Print a part of an answer on stdout at once: an answer is one line, whatever its text."""
     _write(without_steering(text))
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console of rich that prints no markup, no emoji codes and nothing that steers."""
+    """Return a rich console that prints no markup, no emoji codes and no control characters."""
     from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
     from rich.segment import Segment
 
     class Filtered:
-        """A renderable whose own styling is left, and whose text is filtered."""
+        """A renderable whose styling is kept and whose text is filtered."""
 
         def __init__(self, inner: ConsoleRenderable) -> None:
             self.inner = inner
@@ -103,7 +103,7 @@ class _Stdout:
         return len(text)
 
     def flush(self) -> None:
-        """Everything is written at once."""
+        """Do nothing: every write is flushed."""
 
     def isatty(self) -> bool:
         return sys.stdout.isatty()
@@ -113,13 +113,14 @@ class _Stdout:
 
 
 def say(*lines: str) -> None:
-    """Lines for the person, on stderr; a line feed begins another one. On a terminal they break
-    between words, those that begin with four spaces excepted: they are to be copied."""
+    """Print lines for the user on stderr; a line feed begins another one. On a terminal they wrap
+    between words, except lines that begin with four spaces, which are meant to be copied."""
     _tell("\n".join(lines))
 
 
 def _tell(text: str, mark: str = "", colour: int = 0) -> None:
-    """Text on stderr; `mark`: the words before it, in an ANSI `colour` where those are shown."""
+    """Print text on stderr; `mark`: the words before it, in an ANSI `colour` if colours are
+    shown."""
     width = columns_of(sys.stderr)
     lines = [printable(part) for part in f"{mark}{text}".split("\n")]
     if width is not None:
@@ -129,21 +130,21 @@ def _tell(text: str, mark: str = "", colour: int = 0) -> None:
     plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
     if colour and width is not None and not plain:
         shown = f"\x1b[{colour}m{shown[: len(mark)]}\x1b[0m{shown[len(mark) :]}"
-    # A terminal may be gone: the end of the process must not depend on it.
+    # The terminal may be gone, which must not affect the exit code.
     with contextlib.suppress(OSError):
         sys.stderr.write(shown + "\n")
         sys.stderr.flush()
 
 
 def print_words(text: str, *, indent: int = 0) -> None:
-    """Lines of words on stdout; on a terminal they break between words, further parts indented."""
+    """Print words on stdout; on a terminal they wrap, with continuation lines indented."""
     width = columns_of(sys.stdout)
     for line in text.split("\n"):
         print_text(*([line] if width is None else _wrapped(line, width, indent)))
 
 
 def columns_of(stream: TextIO) -> int | None:
-    """How many columns a terminal has; None for what is not a terminal."""
+    """Return the number of columns of a terminal; None for anything else."""
     if not stream.isatty():
         return None
     if (given := os.environ.get("COLUMNS", "")).isdigit() and int(given):
@@ -155,8 +156,8 @@ def columns_of(stream: TextIO) -> int | None:
 
 
 def _wrapped(line: str, width: int, indent: int | None = None) -> list[str]:
-    """A line in parts of at most `width` columns where its words allow that, the further ones
-    indented as the line is, or as told."""
+    """Split a line into parts of at most `width` columns where its words allow, later ones indented
+    like the line, or by `indent`."""
     before = len(line) - len(line.lstrip()) if indent is None else indent
     parts, rest = [], line
     while cell_len(rest) > width:
@@ -171,12 +172,12 @@ def _wrapped(line: str, width: int, indent: int | None = None) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """A name or message for one line of a terminal: nothing in it breaks or steers the line."""
+    """Escape a name or message for a terminal: nothing in it breaks or controls the line."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def without_steering(text: str) -> str:
-    """The text with its tabs, line feeds and joined letters, and `?` for what steers a terminal."""
+    """Return the text with tabs, line feeds and joined letters, and `?` for control characters."""
     return STEERING.sub("?", text)
 
 
@@ -185,7 +186,7 @@ def _write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        # A reader that has gone wants no message.
+        # A reader that has gone needs no message.
         raise
     except OSError as error:
         _drop_stdout()
@@ -200,7 +201,7 @@ def warn(line: str) -> None:
 
 
 def show_failure(error: BaseException, *, as_json: bool, debug: bool) -> int:
-    """Print the failure in a line and return the exit code of the contract."""
+    """Print the failure in a line and return the contract's exit code."""
     kind, message, hint, code = _facts(error)
     if debug and kind != "interrupted":
         import traceback
@@ -208,10 +209,7 @@ def show_failure(error: BaseException, *, as_json: bool, debug: bool) -> int:
         say("".join(traceback.format_exception(error)).rstrip("\n"))
     # A reader that is gone gets no message.
     if as_json and message:
-        report: ErrorReport = {
-            "schema": "sttm.error/1",
-            "error": {"kind": kind, "message": message, "hint": hint},
-        }
+        report = _error_report(kind, message, hint)
         # Where nothing can be written, the line on stderr is all there is.
         with contextlib.suppress(SttmError, OSError):
             print_json(report)
@@ -220,13 +218,25 @@ def show_failure(error: BaseException, *, as_json: bool, debug: bool) -> int:
     return code
 
 
+def error_report(error: SttmError) -> ErrorReport:
+    """The object `sttm.error/1` of an error."""
+    return _error_report(error.kind, error.message, error.hint)
+
+
+def _error_report(kind: str, message: str, hint: str) -> ErrorReport:
+    return {
+        "schema": "sttm.error/1",
+        "error": {"kind": kind, "message": message, "hint": hint},
+    }
+
+
 def fail(message: str, hint: str = "") -> None:
-    """A failure: what went wrong, and below it what to do."""
+    """Print a failure: the message, and below it the hint."""
     _tell(message + (f"\n  {hint}" if hint else ""), "sttm: ", RED)
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: libraries that import lazily make others of it."""
+    """Return whether Ctrl-C caused an error: libraries that import lazily wrap it in others."""
     if error is None or isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
         return error is not None
     return _is_interrupt(error.__cause__ or error.__context__)
@@ -247,11 +257,11 @@ def _facts(error: BaseException) -> tuple[str, str, str, int]:
         hint = "use fewer --frames, a smaller --budget or --dtype bfloat16"
         return "memory", "the memory does not suffice", hint, 5
     if isinstance(error, OSError) and error.filename is None and error.errno == errno.ENOSPC:
-        # Help texts are written by the command-line parser.
+        # The command-line parser prints help texts itself.
         _drop_stdout()
         return "output", f"the output cannot be written: {error.strerror}", "make room", 1
     if hasattr(error, "format_message"):
-        # The command-line parser's own complaint; it names the flag.
+        # The command-line parser's own error; it names the flag.
         return "usage", error.format_message(), "see --help", getattr(error, "exit_code", 2)
     text = str(error).strip().splitlines() or [""]
     message = f"{type(error).__name__}: {text[0][:300]}"
@@ -259,18 +269,18 @@ def _facts(error: BaseException) -> tuple[str, str, str, int]:
 
 
 def _drop_stdout() -> None:
-    # Nothing more can be written; without this Python complains once more at exit.
+    # Nothing more can be written; otherwise Python would report it again at exit.
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_line(text: str) -> str:
-    """An answer as one line: scripts count lines, and one within an answer would shift them."""
+    """Return an answer as one line: scripts count lines."""
     return text.replace("\r", " ").replace("\n", " ")
 
 
 def cut_off(ending: str | None, max_new_tokens: int) -> str | None:
-    """The warning for an answer that the model did not end itself."""
+    """Return the warning for an answer that the model did not end itself."""
     if ending == "length":
         return f"an answer was cut off at --max-new-tokens {max_new_tokens}"
     if ending == "context":
@@ -279,8 +289,8 @@ def cut_off(ending: str | None, max_new_tokens: int) -> str | None:
 
 
 class StageProgress:
-    """What runs and how far it is, on a terminal only; a context manager. A spinner shows from the
-    start on: importing what a model needs takes seconds."""
+    """Shows the current stage and its progress, on a terminal only; a context manager. A spinner
+    shows from the start, since importing a model's libraries takes seconds."""
 
     def __init__(self, output: Output) -> None:
         self._on = sys.stderr.isatty() and not output.quiet
@@ -308,7 +318,7 @@ class StageProgress:
         self._bar.update(self._tasks[stage], completed=done, total=total or None)
 
     def stop(self) -> None:
-        """Take the bar away, before something else is printed."""
+        """Remove the bar before something else is printed."""
         if self._bar is not None:
             self._bar.stop()
             self._bar, self._tasks = None, {}
@@ -316,7 +326,7 @@ class StageProgress:
 
 @contextlib.contextmanager
 def starting(output: Output) -> Iterator[None]:
-    """Shows, on a terminal, that libraries are being imported while the block runs."""
+    """Show a spinner, on a terminal, while the block imports libraries."""
     with StageProgress(output) as progress:
         progress("import", 0, 1)
         yield
@@ -336,7 +346,7 @@ def _bar() -> Any:
     return Progress(
         SpinnerColumn(finished_text=" "),
         TextColumn("{task.description}", markup=False),
-        # What is beside it takes 45 columns at most.
+        # The other columns take at most 45 characters.
         BarColumn(bar_width=max(5, min(24, screen.width - 45))),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -346,7 +356,7 @@ def _bar() -> Any:
 
 
 def size(count: float) -> str:
-    """Bytes as a person reads them: 11.2 MB."""
+    """Format bytes for a person: 11.2 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -355,7 +365,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person reads them: 45 s, 12 min, 3 h 20 min."""
+    """Format seconds for a person: 45 s, 12 min, 3 h 20 min."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
@@ -363,7 +373,7 @@ def duration(seconds: float) -> str:
 
 
 def spent(seconds: SecondsReport) -> str:
-    """The seconds of the stages that ran: decode 0.120, merge 0.010."""
+    """Format the seconds of the stages that ran: decode 0.120, merge 0.010."""
     ran = ((name, value) for name, value in seconds.items() if isinstance(value, int | float))
     return ", ".join(f"{name} {value:.3f}" for name, value in ran)
 
@@ -372,11 +382,11 @@ def share(part: int, whole: int) -> str:
     return f"{part:,} of {whole:,} video tokens ({100 * part / max(whole, 1):.0f} %)"
 
 
-# Files that a command writes beside its output, checked before minutes of work, not after them.
+# Files that a command writes in addition to its output, checked before minutes of work.
 
 
 def check_file(flag: str, path: Path | None, *endings: str) -> None:
-    """Raise UsageError for another kind of file than `endings`, SttmError for a missing folder."""
+    """Raise UsageError unless the suffix is one of `endings`, SttmError for a missing folder."""
     if path is None:
         return
     if path.suffix.lower() not in endings:
@@ -390,7 +400,7 @@ def check_file(flag: str, path: Path | None, *endings: str) -> None:
 
 
 def check_plot(path: Path | None) -> None:
-    """Raise SttmError where `--plot` cannot be drawn."""
+    """Raise SttmError if `--plot` cannot be drawn."""
     if path is None:
         return
     from sttm_cli.bench.plot import ENDINGS, require_matplotlib

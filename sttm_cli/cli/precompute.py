@@ -1,4 +1,4 @@
-"""`sttm precompute`: every video of a library into the cache."""
+"""`sttm precompute`: store every video of a library in the cache."""
 
 from __future__ import annotations
 
@@ -45,11 +45,7 @@ if TYPE_CHECKING:
     from sttm_cli.library.space import Estimate
     from sttm_cli.runtime.session import VideoQA
 
-# How far a library is: a bar with rate and time left on a terminal, else a line per video.
-
-
-MEANINGFUL_S = 600.0
-"""Seconds of video from which on the seconds of work for an hour of it mean something."""
+# Progress of a library: a bar on a terminal, otherwise a line per video.
 
 
 class LibraryProgress:
@@ -79,13 +75,13 @@ class LibraryProgress:
         return time.perf_counter() - self._started
 
     def stage(self, name: str, done: int, total: int) -> None:
-        """What the model is doing; the pipeline calls it."""
+        """Show the current stage; called by the pipeline."""
         if self._bar is not None:
             count = f" {done}/{total}" if total > 1 else ""
             self._bar.update(0, stage=STAGES.get(name, name) + count)
 
     def show(self, outcome: Outcome, tally: Tally) -> None:
-        """A video is through."""
+        """Show the outcome of a video."""
         if isinstance(outcome, Computed):
             for line in outcome.warnings:
                 self._say(f"warning: {printable(str(outcome.path))}: {line}")
@@ -93,14 +89,14 @@ class LibraryProgress:
             self._say(outcome.traceback)
         if self._bar is not None:
             self._bar.update(0, completed=tally.settled, rate=self._rate(tally), stage="")
-        # Among the bar's thousands of videos only what needs a look is worth a line.
+        # Next to the bar, with thousands of videos, only failures are worth a line.
         worth = not self._bar and not isinstance(outcome, Stopped)
         if isinstance(outcome, Failed) or (worth and not self._output.quiet):
             what = printable(f"{outcome.path}: {outcome_words(outcome)}")
             self._say(f"[{tally.settled}/{self.total}] {what}")
 
     def finish(self, tally: Tally, done: str) -> None:
-        """Say all of it in a line, and why it ended early if it did."""
+        """Print a one-line summary, and the reason if it ended early."""
         if tally.stopped:
             left = self.total - tally.settled
             warn(f"stopped with {left} of {self.total} videos left: {tally.stopped}")
@@ -113,7 +109,7 @@ class LibraryProgress:
             say(", ".join(parts))
 
     def _say(self, line: str) -> None:
-        """A line above the bar, of any length."""
+        """Print a line above the bar, of any length."""
         if self._bar is None:
             say(line)
         else:
@@ -122,25 +118,22 @@ class LibraryProgress:
     def _rate(self, tally: Tally) -> str:
         seconds = self.seconds
         rates = [f"{60 * tally.settled / seconds:.1f} videos/min", *self._per_hour(tally)]
-        # What is skipped takes next to nothing: the work sets the pace.
+        # Skipped videos take almost no time: the remaining work determines the pace.
         through = tally.done + len(tally.failed) or tally.settled
         left = seconds / max(1, through) * (self.total - tally.settled)
         rates.append(f"{duration(left)} left")
-        # What is left stays where a terminal is narrow.
+        # On a narrow terminal, the remaining time is kept longest.
         while len(rates) > 1 and len(", ".join(rates)) > self._room:
             rates.pop(-2)
         return ", ".join(rates)
 
     def _per_hour(self, tally: Tally) -> list[str]:
-        """Seconds of work for an hour of video, once the start of the first one weighs little."""
         hour = tally.per_video_hour(self.seconds)
-        if hour is None or tally.video_s < MEANINGFUL_S:
-            return []
-        return [f"{hour:.0f} s per hour of video"]
+        return [] if hour is None else [f"{hour:.0f} s per hour of video"]
 
 
 def outcome_words(outcome: Outcome) -> str:
-    """The outcome of a video in a few words."""
+    """Describe the outcome of a video in a few words."""
     if isinstance(outcome, Computed):
         tokens = outcome.tokens
         spent = sum(outcome.seconds[name] or 0.0 for name in ("decode", "encode", "merge"))
@@ -194,7 +187,7 @@ def precompute(
         bool, typer.Option("--null", help="The list on stdin is separated by NUL (find -print0).")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done, and what it would take.")
+        bool, typer.Option("--dry-run", help="Only report what would be done and the space needed.")
     ] = False,
     shard: Annotated[
         str | None,
@@ -231,13 +224,13 @@ def precompute(
 ) -> None:
     """Prepare videos so that 'sttm ask' starts from the cache.
 
-    Skips what is done, reads the next video while the model works on this one, goes on after a
-    bad file, and ends with a summary. Stopped at any moment, it goes on where it was when it is
-    run again.
+    Skips stored videos, reads the next video while the model works on this one, continues after a
+    bad file, and ends with a summary. An interrupted run continues where it stopped when it is run
+    again.
     """
     settings = settings_from(flags)
     if settings.no_cache:
-        raise UsageError("precompute --no-cache would keep nothing", "leave --no-cache away")
+        raise UsageError("precompute --no-cache would keep nothing", "omit --no-cache")
     if null and "-" not in paths:
         raise UsageError("--null is about the list on stdin", "give '-' as a PATH as well")
     check_runner(on)
@@ -260,7 +253,7 @@ def precompute(
         server = None if elsewhere else find_server(settings, warn)
         if server is not None and not output.quiet:
             say(f"the model of {server} computes")
-        # All shards fill one cache.
+        # All shards share one cache.
         with starting(output):
             wanted = estimate(qa, found.videos)
         _check(qa, wanted, dry_run)
@@ -322,6 +315,6 @@ def _outcomes(
 
 
 def _listed(null: bool) -> list[str]:
-    """The paths on stdin, byte for byte: names need not be text."""
+    """Return the paths on stdin, byte for byte: names need not be valid text."""
     lines = sys.stdin.buffer.read().split(b"\0" if null else b"\n")
     return [os.fsdecode(line if null else line.rstrip(b"\r")) for line in lines if line.strip()]

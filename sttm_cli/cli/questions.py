@@ -25,13 +25,13 @@ ONE_VIDEO = (
 
 
 def questions_of(video: str, given: Sequence[str], file: Path | None) -> list[str]:
-    """The questions on the command line, in a file, or on stdin; at least one, each checked.
+    """Return the questions on the command line, in a file, or on stdin; at least one, each checked.
 
-    Raises UsageError, also for what is not a question: a file, or the words of a sentence that
-    was not quoted.
+    Raises UsageError, also for arguments that are not questions: a file, or the words of a sentence
+    that was not quoted.
     """
     asked = _read(given, file)
-    # All of them before the first answer: a script gets every line or none.
+    # All are checked before the first answer: a script gets every line or none.
     for question in asked:
         check_question(question)
     if file is None and list(given) != ["-"]:
@@ -59,7 +59,7 @@ def _read(given: Sequence[str], file: Path | None) -> list[str]:
 
 def _lines(file: Path) -> list[str]:
     try:
-        # Editors on Windows begin a file with a mark that belongs to no question.
+        # Editors on Windows begin a file with a byte order mark.
         return file.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         reason = error.strerror or error
@@ -69,7 +69,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def is_path(text: str) -> bool:
-    """Whether a text stands for a file or a folder: one that exists, or a video's name."""
+    """Return whether a text names a file or folder: an existing one, or a video by suffix."""
     if re.search(r"\s", text) and not os.path.isfile(text):
         return False
     return os.path.exists(text) or Path(text).suffix.lower() in VIDEO_SUFFIXES
@@ -93,7 +93,8 @@ def _check_files(video: str, questions: Sequence[str]) -> None:
 
 
 def _check_quoted(questions: Sequence[str]) -> None:
-    """Refuse the words of a sentence: several without a space, of which not each is a question."""
+    """Refuse the words of an unquoted sentence: several without spaces, not all of them
+    questions."""
     words = [text for text in questions if not re.search(r"\s", text) and not UNSPACED.search(text)]
     if len(words) < 2 or all(word.endswith("?") for word in words):
         return
@@ -104,7 +105,7 @@ def _check_quoted(questions: Sequence[str]) -> None:
 
 
 def _quoted(words: Sequence[str]) -> str:
-    """The command as it was typed, with `words` as one argument."""
+    """Return the command as it was typed, with `words` as one argument."""
     left, typed = list(words), ["sttm"]
     for argument in sys.argv[1:]:
         if left and argument == left[0]:
@@ -119,5 +120,5 @@ def _quoted(words: Sequence[str]) -> str:
 
 
 def _is_plain(words: Sequence[str]) -> bool:
-    """Whether double quotes leave the words as they are in every shell."""
+    """Return whether double quotes leave the words unchanged in every shell."""
     return not set("".join(words)) & set('"$`\\!')

@@ -1,4 +1,4 @@
-"""`sttm serve`: the model stays loaded."""
+"""`sttm serve`: keep the model loaded."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def serve(
                 help="End after this long without a question, such as 10m."),
     ] = None,
     status: Annotated[
-        bool, _option("--status", help="Show this user's servers and stop.")
+        bool, _option("--status", help="Show this user's servers and exit.")
     ] = False,
     stop: Annotated[bool, _option("--stop", help="End this user's servers.")] = False,
     parallel: Annotated[
@@ -153,8 +153,8 @@ def serve(
 
 
 def _check_beside(context: typer.Context, flag: str, flags: Sequence[str]) -> None:
-    """Raise UsageError where `flag` was typed together with one of `flags`, or, where `flags` is
-    empty, with any other flag but those of the output."""
+    """Raise UsageError if `flag` was typed together with one of `flags`, or, if `flags` is empty,
+    with any flag except those of the output."""
     every = (p.opts[-1] for p in context.command.params)
     others = flags or [name for name in every if name not in (flag, *_SPEAKING)]
     if typed(context, (flag,)) and (beside := typed(context, tuple(others))):
@@ -187,7 +187,7 @@ def _others(output: Output, *, stop: bool) -> None:
         elif not output.quiet:
             say(f"ended: {_line(server)}")
     if not servers and not output.quiet:
-        say("no server runs")
+        say("no server is running")
 
 
 def _line(server: LocalServer) -> str:

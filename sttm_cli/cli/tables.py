@@ -1,4 +1,4 @@
-"""Tables that are right on a terminal of any width."""
+"""Tables that fit a terminal of any width."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def table(
     left: Sequence[str] = (),
     less: Sequence[str] = (),
 ) -> list[str]:
-    """The lines of a table, columns to the right but the first and those in `left`; fast for a
-    hundred thousand rows. On a terminal that is too narrow for it, the columns in `less` are left
-    out, the first first, as many as need be; where that is not enough, each row is a block of
-    lines with the columns' names. No value is ever cut."""
+    """Return the lines of a table, right-aligned except for the first column and those in `left`;
+    fast for a hundred thousand rows. If a terminal is too narrow, columns in `less` are omitted in
+    order, as many as necessary; if that is not enough, each row becomes a block of lines with the
+    columns' names. Values are never truncated."""
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(cell_len(row[i]) for row in (head, *cells)) for i in range(len(head))]
     shown = _fitting(head, widths, less)
@@ -40,7 +40,7 @@ def table(
 
 
 def _fitting(head: Sequence[str], widths: Sequence[int], less: Sequence[str]) -> list[int]:
-    """The columns that fit beside each other; none where the terminal is too narrow."""
+    """Return the columns that fit side by side; none if the terminal is too narrow."""
     width, shown = columns_of(sys.stdout), list(range(len(head)))
     for name in ("", *less):
         shown = [at for at in shown if head[at] != name]
@@ -50,7 +50,7 @@ def _fitting(head: Sequence[str], widths: Sequence[int], less: Sequence[str]) ->
 
 
 def _stacked(head: Sequence[str], row: Sequence[str], width: int) -> list[str]:
-    """A row as lines: its first column, then below it the others as `name value`."""
+    """Return a row as lines: its first column, then the others below it as `name value`."""
     lines = [f"{head[0]} {row[0]}".strip()]
     below = [f"{name} {cell}" for name, cell in zip(head[1:], row[1:], strict=True) if cell]
     for item in below:
@@ -63,5 +63,5 @@ def _stacked(head: Sequence[str], row: Sequence[str], width: int) -> list[str]:
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """As `table`, in one text."""
+    """Return the table as one text."""
     return "\n".join(table(head, rows))

@@ -1,4 +1,4 @@
-"""Video file -> frames: what the file is, which frames to take, and reading them."""
+"""Video file -> frames: probe the file, plan the frames, and read them."""
 
 from sttm_cli.decode.bucket import Object, in_bucket, object_at
 from sttm_cli.decode.file import changed

@@ -1,4 +1,4 @@
-"""Reading frames with PyAV: every format, sought by keyframe, errors caught packet by packet."""
+"""Read frames with PyAV: any format, seeking by keyframe, with errors caught per packet."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from sttm_cli.decode.lost import Lost, Reading
 from sttm_cli.decode.pixels import RGB, picture
 
 ROUNDING_S = 2e-6
-"""Asked times are rounded to microseconds."""
+"""Requested times are rounded to microseconds."""
 
 
 def read_sound(path: Path, plan: FramePlan, version: str = "") -> Iterator[Reading]:
-    """For each of the plan's times the frame on show and its true time, up to the first damage.
+    """Yield the frame on show at each of the plan's times, with its true time, until the first
+    damage.
 
-    Ends early, without the reading that damage could have touched, where a packet does not
-    decode. Raises as `open_video`.
+    Ends early, without any reading that damage could have affected, if a packet does not decode.
+    Raises as `open_video`.
     """
     with open_video(path, version) as (container, stream):
         cursor = Cursor(container, stream)
@@ -31,10 +32,10 @@ def read_sound(path: Path, plan: FramePlan, version: str = "") -> Iterator[Readi
 
 
 def read_damaged(path: Path, plan: FramePlan, version: str = "") -> Iterator[Reading]:
-    """For each of the plan's times the frame on show, or why it is lost.
+    """Yield the frame on show at each of the plan's times, or its loss.
 
-    Decodes one frame after the other: several frame threads lose more of a damaged stream, and
-    how much depends on their number. Raises as `open_video`.
+    Uses a single thread: several frame threads lose more of a damaged stream, by an amount that
+    depends on their number. Raises as `open_video`.
     """
     with open_video(path, version, threads="SLICE") as (container, stream):
         yield from _readings(Cursor(container, stream), plan)

@@ -1,4 +1,5 @@
-"""HTTP whose time and bytes are bounded as they come over the wire: heads, chunks and trailers too.
+"""HTTP with bounds on the time and on the bytes over the wire, including heads, chunks and
+trailers.
 
 http.client bounds a line and the number of headers, but neither the lines that it skips (interim
 responses, trailers) nor the time: a byte every few seconds keeps it waiting for days.
@@ -20,23 +21,23 @@ from typing import Any
 from sttm_cli.decode.spool import LEAST_SPEED, TIMEOUT_S
 
 HEAD_BYTES = 1 << 20
-"""Of all heads that lead to one body, those of redirects included."""
+"""Bytes of all heads before one body, including those of redirects."""
 SPARE = 2
-"""Bytes over the wire for one of the body: chunks have lines of their own."""
+"""Bytes over the wire per byte of the body: chunks add lines of their own."""
 
 
 class TooMuch(http.client.HTTPException):
-    """More bytes came than a response may have."""
+    """The response has more bytes than allowed."""
 
 
 class TooSlow(TimeoutError):
-    """The time is over, or the bytes come too slowly."""
+    """The response takes too long, or its bytes arrive too slowly."""
 
 
 class Bounds:
-    """The seconds and bytes that one address may take, redirects included.
+    """The seconds and bytes allowed for one address, including redirects.
 
-    No step may wait for more than `silence_s`. At first they are those of the heads; `allow` sets
+    No step may wait longer than `silence_s`. The initial bounds are for the heads; `allow` sets
     those of the body.
     """
 
@@ -45,16 +46,21 @@ class Bounds:
         self._start(seconds, HEAD_BYTES)
 
     def allow(self, *, seconds: float, most_bytes: int) -> None:
-        """From now on a body of `most_bytes` may come within `seconds`, at `LEAST_SPEED`."""
+        """Allow a body of `most_bytes` within `seconds`, at `LEAST_SPEED` or faster."""
         self._start(seconds, SPARE * most_bytes + HEAD_BYTES)
         self._least_speed = LEAST_SPEED
+
+    def await_work(self, *, seconds: float, most_bytes: int) -> None:
+        """From now on `most_bytes` may come at any moment within `seconds`."""
+        self._start(seconds, SPARE * most_bytes + HEAD_BYTES)
+        self._silence_s = seconds
 
     def _start(self, seconds: float, most_bytes: int) -> None:
         self._since, self._done = time.monotonic(), 0
         self._seconds, self._most_bytes = seconds, most_bytes
 
     def wait_s(self) -> float:
-        """How long the next step may wait. Raises TooSlow."""
+        """Return how long the next step may wait; raises TooSlow."""
         spent = time.monotonic() - self._since
         slow = spent > self._silence_s and self._done < self._least_speed * spent
         if slow or spent >= self._seconds:
@@ -62,7 +68,7 @@ class Bounds:
         return min(self._silence_s, self._seconds - spent)
 
     def count(self, size: int) -> None:
-        """Count bytes that came; raises TooMuch."""
+        """Count received bytes; raises TooMuch."""
         self._done += size
         if self._done > self._most_bytes:
             raise TooMuch(f"it sends more than {self._most_bytes:,} bytes")
@@ -72,7 +78,7 @@ Connect = Callable[[str, int, Bounds], socket.socket]
 
 
 def connect_to(places: list[Any], bounds: Bounds) -> socket.socket:
-    """A connection to the first of `places`, as `getaddrinfo` gives them, that accepts one."""
+    """Connect to the first of `places`, as `getaddrinfo` returns them, that accepts."""
     error: OSError | None = None
     for family, kind, protocol, _, address in places:
         connection = socket.socket(family, kind, protocol)
@@ -87,12 +93,20 @@ def connect_to(places: list[Any], bounds: Bounds) -> socket.socket:
 
 
 def connect_anywhere(host: str, port: int, bounds: Bounds) -> socket.socket:
-    """A connection to whatever address `host` resolves to."""
+    """Connect to any address that `host` resolves to."""
     return connect_to(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), bounds)
 
 
+def connection_to(
+    host: str, port: int | None, bounds: Bounds, *, secure: bool
+) -> http.client.HTTPConnection:
+    """A connection within `bounds`, which is made with the first request."""
+    kind = _TLSConnection if secure else _Connection
+    return kind(host, port=port, bounds=bounds, connect=connect_anywhere)
+
+
 class BoundedHandler(urllib.request.AbstractHTTPHandler):
-    """Opens http and https addresses within `bounds`, through `connect`."""
+    """Opens http and https addresses within `bounds`, connecting with `connect`."""
 
     def __init__(self, bounds: Bounds, connect: Connect) -> None:
         super().__init__()
@@ -120,14 +134,14 @@ class _Connection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         if self._behind_proxy:
-            # Only where the user's environment names a proxy.
+            # Only if the user's environment names a proxy.
             super().connect()
         else:
             self.sock = self._connect(self.host, self.port, self._bounds)
 
 
 class _TLSConnection(_Connection):
-    """The certificate is checked against the host's name."""
+    """Checks the certificate against the host name."""
 
     default_port = http.client.HTTPS_PORT
 
@@ -148,7 +162,7 @@ class _Response(http.client.HTTPResponse):
 
 
 class _Bounded(io.RawIOBase):
-    """A socket's bytes, each read of which is bounded."""
+    """A socket's bytes, with a bound on each read."""
 
     def __init__(self, connection: socket.socket, bounds: Bounds) -> None:
         self._connection, self._bounds = connection, bounds
@@ -162,7 +176,7 @@ class _Bounded(io.RawIOBase):
         try:
             count = self._raw.readinto(buffer)
         except TimeoutError:
-            # Of the silence, unless the time was shorter than that.
+            # The socket timed out after the silence limit, unless less total time was left.
             self._bounds.wait_s()
             raise
         self._bounds.count(count or 0)

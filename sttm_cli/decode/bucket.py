@@ -1,6 +1,6 @@
-"""Videos that are objects of a bucket (s3://, gs://, az://): listed, and fetched into a file.
+"""Videos that are objects of a bucket (s3://, gs://, az://): list them, and fetch them into files.
 
-obstore's messages quote the endpoint, which may contain a password; none of them is passed on.
+obstore's messages quote the endpoint, which may contain a password, so none is passed on.
 """
 
 from __future__ import annotations
@@ -9,35 +9,31 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from sttm_cli.base.errors import DisturbedError, SttmError, UsageError, VideoError
+from sttm_cli.base.bucket import CLIENTS, credentials_of, open_client, reason_of
+from sttm_cli.base.errors import DisturbedError, UsageError, VideoError
 from sttm_cli.base.names import scheme_of
 from sttm_cli.decode.spool import check_size, write
 
-SCHEMES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
-"""The schemes of buckets, and obstore's names of their clients."""
 PART = 8 << 20
-"""Bytes of an object that are fetched in one request."""
+"""Bytes of an object per request."""
 PAGE = 1000
-"""Objects of a listing that are looked at together."""
+"""Objects per page of a listing."""
 TIMEOUT_S = 60.0
-"""Of one request, its body included."""
+"""Time limit of a request, including its body."""
 RETRY_S = 30.0
-"""A request that fails with 5xx, or whose connection is cut, is repeated within this time."""
-_STATUS = re.compile(r"status(?: code)?:? (\d{3})")
+"""A request that fails with 5xx or a broken connection is retried within this time."""
 _MAGIC = re.compile(r"[*?[]")
 
 
 @dataclass(frozen=True)
 class Object:
-    """An object as a listing or a header describes it. `tag`: the server's mark of its bytes, ""
-    where it gives none."""
+    """An object as a listing or a header describes it. `tag`: the server's tag of its bytes, "" if
+    it has none."""
 
     address: str
     size: int
@@ -45,20 +41,21 @@ class Object:
 
     @property
     def version(self) -> str:
-        """What tells these bytes from others at the same address, "" where nothing does."""
+        """The version of the object's bytes at this address; "" if the server has no tag."""
         return f"{self.address}|{self.size}|{self.tag}" if self.tag else ""
 
 
 def in_bucket(video: object) -> bool:
-    """Whether a video is named by the address of an object."""
-    return isinstance(video, str) and scheme_of(video) in SCHEMES
+    """Return whether a video is named by the address of an object."""
+    return isinstance(video, str) and scheme_of(video) in CLIENTS
 
 
 def find_objects(address: str, suffixes: frozenset[str]) -> list[str]:
-    """The addresses that `address` stands for: a pattern (`*`, `?`, `[`, and `**` for any depth);
-    what ends with "/" or names a bucket alone, searched for `suffixes` to any depth; else itself.
+    """Return the addresses that `address` stands for: the matches of a pattern (`*`, `?`, `[`, and
+    `**` for any depth); the objects with `suffixes` at any depth below a folder (ending with "/")
+    or a bucket; otherwise itself.
 
-    Raises SttmError where the bucket cannot be listed or the extra is missing.
+    Raises SttmError if the bucket cannot be listed or the extra is missing.
     """
     scheme, bucket, key = _parts(address)
     root = f"{scheme}://{bucket}/"
@@ -74,7 +71,7 @@ def find_objects(address: str, suffixes: frozenset[str]) -> list[str]:
 
 
 def object_at(address: str) -> Object:
-    """The size and the tag of an object; raises VideoError where there is none to be read."""
+    """Return the size and tag of an object; raises VideoError if it cannot be read."""
     scheme, bucket, key = _parts(address)
     client = _client(scheme, bucket)
     meta = _asked(address, lambda: client.head(key))
@@ -84,9 +81,9 @@ def object_at(address: str) -> Object:
 def fetch(
     found: Object, target: Path, *, max_bytes: int, on_bytes: Callable[[int, int], None]
 ) -> None:
-    """Write an object's bytes to `target`; `on_bytes` gets those so far and all of them.
+    """Write an object's bytes to `target`; `on_bytes` gets the bytes so far and the total.
 
-    Raises VideoError where it is too large or cannot be read, DisturbedError where it is replaced
+    Raises VideoError if it is too large or cannot be read, DisturbedError if it is replaced
     meanwhile.
     """
     check_size(found.address, found.size, max_bytes)
@@ -104,7 +101,7 @@ def fetch(
 
 
 def _blocks(found: Object) -> Iterator[bytes]:
-    """An object's bytes, part by part: a connection that is cut costs one part."""
+    """Yield an object's bytes part by part: a broken connection costs one part."""
     scheme, bucket, key = _parts(found.address)
     client = _client(scheme, bucket)
     for start in range(0, found.size, PART):
@@ -117,7 +114,7 @@ def _blocks(found: Object) -> Iterator[bytes]:
 
 
 def _keys(address: str, folder: str) -> Iterator[str]:
-    """The keys below a folder, in order, but for those with a part that begins with a dot."""
+    """Yield the keys below a folder, in order, except those with a part that begins with a dot."""
     scheme, bucket, _ = _parts(address)
     client, depth = _client(scheme, bucket), len(Path(folder).parts)
     pages = iter(client.list(folder or None, chunk_size=PAGE))
@@ -133,7 +130,7 @@ def _is_video(key: str, depth: int, suffixes: frozenset[str]) -> bool:
 
 
 def _matches(parts: list[str], wanted: list[str]) -> bool:
-    """Whether the parts of a key match those of a pattern, as a shell would have it."""
+    """Return whether the parts of a key match those of a pattern, as in a shell."""
     if not wanted or not parts:
         return not parts and all(want == "**" for want in wanted)
     if wanted[0] == "**":
@@ -142,7 +139,7 @@ def _matches(parts: list[str], wanted: list[str]) -> bool:
 
 
 def _parts(address: str) -> tuple[str, str, str]:
-    """Scheme, bucket and key of an address; raises UsageError."""
+    """Return scheme, bucket and key of an address; raises UsageError."""
     scheme = scheme_of(address)
     bucket, _, key = address[len(scheme) + 3 :].partition("/")
     if "@" in bucket or not bucket:
@@ -155,59 +152,13 @@ def _parts(address: str) -> tuple[str, str, str]:
 
 @lru_cache(maxsize=8)
 def _client(scheme: str, bucket: str) -> Any:
-    """obstore's client of a bucket; credentials come from the environment, a profile or the
-    machine's role."""
-    try:
-        from obstore import exceptions, store
-    except ImportError as error:
-        raise SttmError(
-            f"videos in a bucket need what is not installed: {error.name}",
-            "pip install 'sttm-cli[cloud]'",
-        ) from None
-    more = _s3_settings() if scheme == "s3" else {}
-    plain = urlsplit(str(more.get("endpoint", ""))).scheme == "http"
-    options = {"timeout": timedelta(seconds=TIMEOUT_S), "connect_timeout": timedelta(seconds=5)}
-    try:
-        return getattr(store, SCHEMES[scheme])(
-            bucket,
-            client_options={**options, **({"allow_http": True} if plain else {})},
-            retry_config={"max_retries": 8, "retry_timeout": timedelta(seconds=RETRY_S)},
-            **more,
-        )
-    except (exceptions.BaseError, ValueError):
-        raise SttmError(
-            f"{scheme}://{bucket} cannot be opened: its settings in the environment are incomplete",
-            "docs/many-machines.md lists them",
-        ) from None
-
-
-def _s3_settings() -> dict[str, Any]:
-    """What obstore does not find by itself: the endpoint of the newer variables, and profiles."""
-    settings: dict[str, Any] = {}
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:
-        settings["endpoint"] = endpoint
-    if not os.environ.get("AWS_ACCESS_KEY_ID") and _has_profiles():
-        from boto3 import Session
-        from obstore.auth.boto3 import Boto3CredentialProvider
-
-        session = Session()
-        if session.get_credentials() is not None:
-            settings["credential_provider"] = Boto3CredentialProvider(session)
-        if session.region_name:
-            settings["region"] = session.region_name
-    return settings
-
-
-def _has_profiles() -> bool:
-    named = (os.environ.get(f"AWS_{name}") for name in ("CONFIG_FILE", "SHARED_CREDENTIALS_FILE"))
-    places = [Path(place) for place in named if place]
-    places += [Path.home() / ".aws" / name for name in ("config", "credentials")]
-    return any(place.is_file() for place in places)
+    return open_client(
+        scheme, bucket, seconds=TIMEOUT_S, retry_s=RETRY_S, what="videos in a bucket need"
+    )
 
 
 def _asked(address: str, request: Callable[[], Any], *, listing: bool = False) -> Any:
-    """The answer to a request; raises VideoError, in words without the server's."""
+    """Return the result of a request; raises VideoError, without the server's words."""
     from obstore.exceptions import BaseError, PreconditionError
 
     try:
@@ -216,25 +167,11 @@ def _asked(address: str, request: Callable[[], Any], *, listing: bool = False) -
         raise DisturbedError(
             f"{address} changed while it was read", "ask again once it is complete"
         ) from None
-    # A missing object is a FileNotFoundError.
     except (BaseError, OSError, ValueError) as error:
-        verb = "listed" if listing else "read"
-        raise VideoError(
-            f"{address} cannot be {verb}: {_reason(error)}",
-            "check the address, the credentials and the network",
-        ) from None
-
-
-def _reason(error: Exception) -> str:
-    text, kind = str(error), type(error).__name__
-    if isinstance(error, FileNotFoundError) or kind == "NotFoundError":
-        return "there is no such object or bucket"
-    if kind in ("PermissionDeniedError", "UnauthenticatedError"):
-        return "the credentials do not allow it"
-    if found := _STATUS.search(text):
-        return f"the server answers with status {found[1]}"
-    if "credential" in text.lower() or "169.254.169.254" in text:
-        return "no credentials were found"
-    if "kind: Timeout" in text or "timed out" in text:
-        return "the server does not answer in time"
-    return "the server cannot be reached" if "kind: Connect" in text else "the connection fails"
+        missing, verb = isinstance(error, FileNotFoundError), "listed" if listing else "read"
+        status, words = reason_of(error)
+        hint = "check the address, the credentials and the network"
+        if status in (401, 403) or "credentials" in words:
+            hint = credentials_of(scheme_of(address))
+        reason = "there is no such object or bucket" if missing else words
+        raise VideoError(f"{address} cannot be {verb}: {reason}", hint) from None

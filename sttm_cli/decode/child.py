@@ -1,6 +1,6 @@
-"""Run as a process of its own: whatever is done with a decoder, of videos or images, is done here.
+"""Run as a child process: all decoding of videos and images happens here.
 
-A file can make them hang, crash or ask for all memory there is: here that takes nothing with it.
+A file can make a decoder hang, crash or exhaust the memory; in a child this does no harm.
 Input: jobs, a JSON line each: {"do": "probe", "path", "version", "image_fps"} or {"do": "read",
 "path", "version", "plan"}; a file of another version is refused.
 Output: for a probe {"info"}; for reading and each time {"time_s", "shape"} followed by the raw RGB
@@ -26,14 +26,14 @@ from sttm_cli.base.types import DecodeReport, FramePlan, VideoInfo
 from sttm_cli.decode.lost import Lost, Reading
 
 MEMORY_BYTES = 3 << 30
-"""8K in 10 bits with as many references as there may be takes 2.3 GB."""
+"""8K in 10 bits with the maximum number of references takes 2.3 GB."""
 
 
 def main() -> None:
-    # Readers may print; stdout is for frames alone.
+    # Readers may print, and stdout is reserved for the protocol.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    # Ctrl-C reaches the whole group of processes; the parent ends its children.
+    # Ctrl-C reaches the whole process group; the parent ends its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     bound_memory(MEMORY_BYTES)
     for line in sys.stdin:
@@ -44,7 +44,7 @@ def main() -> None:
         except SttmError as error:
             _line(out, {"error": error.message, "hint": error.hint})
         except Exception as error:
-            # Whatever a reader raises becomes one line; nobody knows what state it leaves.
+            # Any exception of a reader becomes one line; the reader's state is unknown afterwards.
             too_much = isinstance(error, MemoryError)
             text = "it takes too much memory" if too_much else str(error).strip()
             _line(out, {"error": (text or type(error).__name__).splitlines()[0], "hint": None})
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _do(job: dict[str, Any], out: BinaryIO) -> list[str]:
-    """Write the job's answer to `out`; returns its warnings."""
+    """Write the job's reply to `out`; return its warnings."""
     path = Path(os.fsdecode(bytes.fromhex(job["path"])))
     if job["do"] == "probe":
         _line(out, {"info": asdict(_probed(path, job["version"], job["image_fps"]))})
@@ -82,7 +82,7 @@ def _probed(path: Path, version: str, image_fps: float) -> VideoInfo:
 def _readings(
     path: Path, version: str, plan: FramePlan, *, report: DecodeReport, out: BinaryIO
 ) -> Iterator[Reading]:
-    """Fast while all is well; from the first damage on as read_damaged does it."""
+    """Read fast until the first damage, and from there as `read_damaged`."""
     if plan.reader == "images":
         from sttm_cli.decode.images import read_images
 

@@ -1,4 +1,4 @@
-"""The frame on show at a time: decoded frames in display order, with their times repaired."""
+"""The frame on show at a time: decoded frames in display order, with repaired times."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sttm_cli.decode.lost import DAMAGED, ENDED, Lost
 from sttm_cli.decode.packets import Packets
 
 END_SLACK_S = 1.0
-"""How long after the end of the last frame it still counts as on show, where nothing says that
-frames are missing: sound is often a little longer than the picture."""
+"""Seconds after its end for which the last frame counts as on show, unless frames are known to be
+missing: audio is often slightly longer than video."""
 
 
 class Cursor:
-    """Moves forward through a stream: `at` gives the frame on show at a time.
+    """Moves forward through a stream: `at` returns the frame on show at a time.
 
-    `damaged` tells that a packet was damaged on the way, `ended` that there is nothing left.
+    `damaged`: a packet was damaged on the way; `ended`: no frames are left.
     """
 
     def __init__(self, container: Any, stream: Any) -> None:
@@ -27,7 +27,7 @@ class Cursor:
         self.base: Fraction = stream.time_base
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         self._step = max(1, round(1 / (rate * self.base)))
-        # AVI has no presentation times: FFmpeg makes them up in decoding order.
+        # AVI has no presentation times: FFmpeg derives them from the decoding order.
         self._unordered = container.format.name == "avi"
         self._shown: tuple[int, Any] | None = None
         self._ahead: tuple[int, Any] | None = None
@@ -44,13 +44,13 @@ class Cursor:
 
     @property
     def end(self) -> int:
-        """The pts at which the last frame that came ends."""
+        """The pts at which the latest frame ends."""
         if self._shown is None:
             return 0
         return self._shown[0] + int(self._shown[1].duration or self._step)
 
     def at(self, time: int) -> tuple[int, Any]:
-        """The pts and the frame on show at pts `time`; raises Lost. Times must not go back."""
+        """Return the pts and the frame on show at `time`; raises Lost. Times must not decrease."""
         self._jump(time)
         if self._ahead is None and not self.ended:
             self._ahead = self._next()
@@ -72,7 +72,8 @@ class Cursor:
     def _checked(self, time: int) -> tuple[int, Any]:
         if self.ended and (self._shown is None or time > self.end + self._slack()):
             raise Lost(DAMAGED if self.damaged and not self._packets.cut_off() else ENDED)
-        # Before the first frame the first one is shown; after a jump it is not the first.
+        # Before the first frame, the first one counts as shown; after a jump, the next frame is not
+        # the first.
         found = self._shown or (None if self._jumped else self._ahead)
         if found is None or found[1].is_corrupt or self._is_gone(found[0], time):
             self.damaged = True
@@ -80,20 +81,20 @@ class Cursor:
         return found
 
     def _is_gone(self, shown: int, time: int) -> bool:
-        """Whether the frame at pts `shown` only takes the place of another one that was damaged."""
+        """Return whether the frame at pts `shown` only covers for a later one that was damaged."""
         if self._broken:
-            # A packet between the two gave no frame.
+            # A packet between the two produced no frame.
             self._sent = {pts for pts in self._sent if pts > shown}
             if any(pts <= time for pts in self._sent):
                 return True
-        # Nothing came for a while in a stream that is known to be damaged.
+        # A gap in a stream that is known to be damaged.
         return self.damaged and self._ahead is not None and time >= self.end + self._step
 
     def _slack(self) -> float:
         return 0.0 if self._packets.cut_off() else float(END_SLACK_S / self.base)
 
     def _next(self) -> tuple[int, Any] | None:
-        """The next frame in display order with its repaired pts."""
+        """Return the next frame in display order with its repaired pts."""
         while not self.ended:
             while self._frames:
                 frame = self._frames.popleft()
@@ -121,13 +122,13 @@ class Cursor:
         self.damaged = self.damaged or not well or self._packets.damaged
 
     def _repaired(self, frame: Any) -> int:
-        """A frame's pts, or what it must be where the file does not tell."""
+        """Return a frame's pts, reconstructed if the file has none."""
         pts = self._counted(frame) if self._unordered or frame.pts is None else int(frame.pts)
         self._sent.discard(pts)
         return pts
 
     def _counted(self, frame: Any) -> int:
-        """The pts by the packet that a frame came with: they follow each other at one distance."""
+        """Return the pts derived from the decoding time of the frame's packet."""
         if frame.dts is None or self._first is None:
             return 0 if self._last is None else self._last + self._step
         if self._delay is None:

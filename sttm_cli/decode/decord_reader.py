@@ -1,4 +1,4 @@
-"""Reading frames with decord. Only ever run in a process of its own: see isolated.py."""
+"""Read frames with decord, only ever in a child process: see isolated.py."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sttm_cli.decode.pixels import RGB, fitted
 
 
 def read_decord(path: Path, plan: FramePlan, version: str = "") -> Iterator[Reading]:
-    """For each of the plan's times the frame on show and its true time.
+    """Yield the frame on show at each of the plan's times, with its true time.
 
     Raises VideoError for a file whose frames or times decord gets wrong, DisturbedError as
-    `open_file`, and whatever decord raises.
+    `open_file`, and any exception of decord.
     """
     with open_file(path, version) as file:
         if hides_frames(path, file.version):
@@ -30,13 +30,13 @@ def read_decord(path: Path, plan: FramePlan, version: str = "") -> Iterator[Read
 
 
 def _name(file: OpenFile) -> str:
-    """A name by which decord opens the file again: that of the descriptor, where there is one."""
+    """Return a name by which decord can open the file again: its descriptor's, if there is one."""
     own = Path(f"/proc/self/fd/{file.fileno()}")
     return str(own if own.exists() else file.path.absolute())
 
 
 def _check_path(file: OpenFile) -> None:
-    # Where decord opened the path, another file may have been there.
+    # decord opened the path, where another file may have been at that moment.
     if file_version(file.path) != file.version:
         raise changed(file.path)
 
@@ -56,7 +56,7 @@ def _readings(name: str, plan: FramePlan) -> Iterator[Reading]:
 
 
 def _times(reader: object) -> NDArray[np.float64]:
-    """When each frame is shown, in seconds from the first one."""
+    """Return when each frame is shown, in seconds from the first one."""
     times = reader.get_frame_timestamp(range(len(reader)))[:, 0]  # type: ignore[attr-defined,arg-type]
     shown = np.asarray(times, np.float64)
     if not (np.all(np.isfinite(shown)) and np.all(np.diff(shown) >= 0) and abs(shown[0]) < 1e9):

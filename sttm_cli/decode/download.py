@@ -1,4 +1,4 @@
-"""A video from an http(s) address into a file: bounded in size and in patience."""
+"""Download a video from an http(s) address into a file, with bounds on size and time."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from sttm_cli.decode.spool import BLOCK, LONGEST_S, TIMEOUT_S, check_size, write
 
 PAGE = "text/html"
 HEAD_S = 60.0
-"""How long it may take until a response begins, redirects included."""
+"""Time limit until a response begins, including redirects."""
 
 
 def download(address: str, target: Path, *, max_bytes: int, progress: Progress) -> None:
-    """Write the file at `address` to `target`; the video of a web page comes by yt-dlp.
+    """Write the file at `address` to `target`; the video of a web page is fetched with yt-dlp.
 
-    Raises VideoError where it cannot be reached, is too large, stalls or breaks off.
+    Raises VideoError if it cannot be reached, is too large, stalls or breaks off.
     """
     if address.split("://")[0].lower() not in ("http", "https"):
         raise VideoError(
@@ -73,10 +73,10 @@ def open_address(
     errors: urllib.request.HTTPErrorProcessor | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Any:
-    """The response, after redirects; only HTTP and HTTPS have a handler, wherever those lead.
+    """Open an address and return the response, after redirects; only HTTP and HTTPS are followed.
 
-    `connect`: how to connect, instead of anywhere and through the environment's proxies. Raises
-    what urllib raises.
+    `connect`: how to connect, instead of to any host and through the environment's proxies. Raises
+    urllib's exceptions.
     """
     opener = urllib.request.OpenerDirector()
     for handler in (
@@ -89,7 +89,7 @@ def open_address(
     ):
         opener.add_handler(handler)
     own = {"User-Agent": "sttm", "Accept-Encoding": "identity"}
-    # Addresses are pasted as they are read, with spaces and other scripts in them.
+    # Pasted addresses may contain spaces and other scripts.
     quoted = urllib.parse.quote(address, safe="%/:=&?~#+!$,;'@()*[]")
     request = urllib.request.Request(quoted, headers={**own, **(headers or {})})
     return opener.open(request, timeout=bounds.wait_s())
@@ -118,16 +118,17 @@ def save(
     max_bytes: int,
     on_bytes: Callable[[int, int], None] = lambda done, of: None,
 ) -> int:
-    """Write a response's body to `target` and return its bytes; `on_bytes` gets those so far and
-    those expected (0: unknown).
+    """Write a response's body to `target` and return its bytes; `on_bytes` gets the bytes so far
+    and the total (0: unknown).
 
-    Raises VideoError, in which the video is called `name`, where it is too large or breaks off,
-    TimeoutError where it stalls.
+    Raises VideoError, naming the video `name`, if it is too large or breaks off, TimeoutError if it
+    stalls.
     """
     total = _length(response.headers.get("Content-Length", ""))
     check_size(name, total, max_bytes)
     done = write(
-        # read1 returns what there is: read would wait for a whole block, however slowly it comes.
+        # read1 returns the bytes available: read would wait for a whole block, however slowly it
+        # comes.
         iter(partial(response.read1, BLOCK), b""),
         target,
         name=name,
@@ -140,7 +141,7 @@ def save(
 
 
 def _length(text: str) -> int:
-    """A header's number of bytes; 0 for what is not one."""
+    """Parse a Content-Length; 0 if it is invalid."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
 
 
@@ -154,5 +155,5 @@ def _reason(error: Exception) -> str:
 
 
 def _line(text: str) -> str:
-    """The first line of a server's text, cut to 120 letters."""
+    """Return the first line of a server's text, cut to 120 characters."""
     return next(iter(text.splitlines()), "")[:120]

@@ -1,4 +1,4 @@
-"""A video's file, opened once: the checks that need no decoder, and which version of it is read."""
+"""A video's file, opened once: the checks that need no decoder, and the version of the file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from sttm_cli.base.system import is_settled
 NEEDED = "give a file with a video stream, such as .mp4, .mkv, .webm or .mov"
 
 PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<MPD", b"<?xml", b"<smil", b"<asx")
-"""How files begin that only name other files or addresses, which are never followed."""
+"""The beginnings of files that only refer to other files or addresses, which are never followed."""
 
 BLOCK = 8 << 20
 
 
 class OpenFile(io.FileIO):
-    """A file open for reading. `version` as `version_key` of the open file, not of its path."""
+    """A file open for reading. `version`: the `version_key` of the open file, not of its path."""
 
     def __init__(self, path: Path) -> None:
-        # A pipe put in the file's place must not be waited for.
+        # Opening must not block on a pipe put in the file's place.
         flags = getattr(os, "O_NONBLOCK", 0)
         super().__init__(path, opener=lambda name, mode: os.open(name, mode | flags))
         self.path = path
@@ -33,12 +33,12 @@ class OpenFile(io.FileIO):
 
     @property
     def is_settled(self) -> bool:
-        """Whether any further change must show in the version."""
+        """Whether any further change is sure to change the version."""
         return is_settled(self.found)
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether the open file is still the version that was opened."""
+        """Return whether the open file still has the version that was opened."""
         return version_key(self.path, os.fstat(self.fileno())) == self.version
 
 
@@ -46,8 +46,8 @@ class OpenFile(io.FileIO):
 def open_file(path: Path, version: str = "") -> Iterator[OpenFile]:
     """Open a video's file and yield it, to be read through this one descriptor.
 
-    Raises VideoError unless it is a readable, non-empty file, DisturbedError where it is not of
-    `version` (if given) or changes until the body ends.
+    Raises VideoError unless it is a readable, non-empty file, DisturbedError if it does not have
+    `version` (if given) or changes before the context ends.
     """
     with _checked(path) as file:
         if version and file.version != version:
@@ -63,31 +63,31 @@ def open_file(path: Path, version: str = "") -> Iterator[OpenFile]:
 
 
 def file_version(path: Path) -> str:
-    """The version of the file at `path` now; raises VideoError as `open_file`."""
+    """Return the current version of the file at `path`; raises VideoError as `open_file`."""
     with open_file(path) as file:
         return file.version
 
 
 def version_key(path: Path, found: os.stat_result) -> str:
-    """What tells one version of a file from another without reading it."""
-    # Names need not be text; the index holds nothing else.
+    """Return a key that differs between versions of a file, without reading its contents."""
+    # Names need not be valid text, but the index holds nothing else.
     name = os.fsencode(path.absolute()).decode(errors="backslashreplace")
-    # Unlike the modification time, nobody can set the change time back.
+    # Unlike the modification time, the change time cannot be set back by a user.
     times = f"{found.st_mtime_ns}|{found.st_ctime_ns}"
     return f"{name}|{found.st_size}|{times}|{found.st_ino}"
 
 
 def changed(path: Path) -> DisturbedError:
-    """The error for a file or folder that is not the one that was opened or digested."""
+    """Return the error for a file or folder that is not the one that was opened or digested."""
     return DisturbedError(f"{path} changed while it was read", "ask again once it is complete")
 
 
 def blake3_of(file: OpenFile) -> bytes:
-    """The blake3 of an open file's bytes; raises VideoError where they cannot be read."""
+    """Return the blake3 of an open file's bytes; raises VideoError if they cannot be read."""
     from blake3 import blake3
 
     hashed = blake3(max_threads=blake3.AUTO)
-    # Not a memory map: a file that is cut off while it is mapped ends the process.
+    # Not a memory map: truncating a mapped file ends the process.
     block = memoryview(bytearray(min(BLOCK, file.found.st_size + 1)))
     try:
         file.seek(0)

@@ -1,4 +1,4 @@
-"""A folder of images: which ones, in which order, and what tells one state of it from another."""
+"""Folders of images: their images, the order of these, and the version of the folder."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ VIDEO_SUFFIXES = frozenset(
     ".3gp .asf .avi .f4v .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob "
     ".webm .wmv".split()
 )
-"""How files end that are taken for videos in a folder."""
+"""The suffixes of videos in a folder."""
 NAMED = 3
-"""Videos that a message names; the others are counted."""
+"""Number of videos named in a message; the others are counted."""
 HINT = "give a video file, or a folder of .jpg, .png, .webp, .bmp or .tiff images"
 
 
 def videos_below(folder: Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[Path]:
-    """The videos in a folder, to any depth, by how their names end; names that begin with a dot
-    and links to folders are left out."""
+    """Yield the videos in a folder, to any depth, by suffix; names that begin with a dot and links
+    to folders are skipped."""
     for place, inner, names in os.walk(folder, onerror=on_error):
         inner[:] = [name for name in inner if not name.startswith(".")]
         for name in names:
@@ -39,7 +39,7 @@ def videos_below(folder: Path, on_error: Callable[[OSError], None] | None = None
 
 
 def check_holds_no_video(folder: Path) -> None:
-    """Raise VideoError for a folder with videos in it: pictures beside them are covers."""
+    """Raise VideoError for a folder that contains videos: images beside them are covers."""
     found = sorted(videos_below(folder))
     if found:
         named = [str(video.relative_to(folder)) for video in found[:NAMED]]
@@ -52,7 +52,8 @@ def check_holds_no_video(folder: Path) -> None:
 
 
 def images_of(folder: Path) -> list[Path]:
-    """The images directly in a folder, 2.png before 10.png; raises VideoError if there is none."""
+    """Return the images directly in a folder, 2.png before 10.png; raises VideoError without
+    any."""
     try:
         found = [
             path
@@ -67,7 +68,7 @@ def images_of(folder: Path) -> list[Path]:
 
 
 def versions_of(folder: Path) -> dict[Path, str]:
-    """The images in their order, each with its version (`version_key`)."""
+    """Return the images in order, each with its version (`version_key`)."""
     try:
         return {path: version_key(path, path.stat()) for path in images_of(folder)}
     except OSError:
@@ -75,7 +76,7 @@ def versions_of(folder: Path) -> dict[Path, str]:
 
 
 def folder_version(folder: Path, versions: dict[Path, str] | None = None) -> str:
-    """What tells one state of the folder from another without reading the images."""
+    """Return a key that differs between versions of the folder, without reading the images."""
     from blake3 import blake3
 
     states = "\n".join((versions or versions_of(folder)).values())
@@ -83,7 +84,7 @@ def folder_version(folder: Path, versions: dict[Path, str] | None = None) -> str
 
 
 def checked_versions(folder: Path, version: str) -> dict[Path, str]:
-    """As `versions_of`; raises DisturbedError where the folder is not in the state `version`."""
+    """Like `versions_of`; raises DisturbedError unless the folder has `version`."""
     versions = versions_of(folder)
     if version and folder_version(folder, versions) != version:
         raise changed(folder)
@@ -91,10 +92,10 @@ def checked_versions(folder: Path, version: str) -> dict[Path, str]:
 
 
 def digest_folder(folder: Path, memo: FileFacts, version: str = "") -> str:
-    """The blake3 of the images' names and bytes in order, in hex; remembered as for a file.
+    """Return the hex blake3 of the images' names and bytes in order; remembered as for a file.
 
     Raises VideoError for an image that cannot be read, DisturbedError for a folder that changes
-    meanwhile or is not in the state `version` (if given).
+    meanwhile or does not have `version` (if given).
     """
     from blake3 import blake3
 
@@ -108,7 +109,7 @@ def digest_folder(folder: Path, memo: FileFacts, version: str = "") -> str:
         with open_image(folder, image, seen) as file:
             content = blake3_of(file)
         settled = settled and file.is_settled
-        # Digests have one length: no two folders give the same bytes here.
+        # Digests have a fixed length, so no two folders give the same bytes here.
         whole.update(blake3(image.name.encode("utf-8", "surrogateescape")).digest() + content)
     if versions_of(folder) != versions:
         raise changed(folder)
@@ -119,8 +120,7 @@ def digest_folder(folder: Path, memo: FileFacts, version: str = "") -> str:
 
 @contextmanager
 def open_image(folder: Path, image: Path, version: str) -> Iterator[OpenFile]:
-    """Open an image of the folder; raises DisturbedError where it is not, or no longer, the one of
-    `version`."""
+    """Open an image of the folder; raises DisturbedError unless it has `version` and keeps it."""
     try:
         file = OpenFile(image)
     except FileNotFoundError:
@@ -136,6 +136,6 @@ def open_image(folder: Path, image: Path, version: str) -> Iterator[OpenFile]:
 
 
 def _natural(name: str) -> list[Any]:
-    """Digits count as numbers: text and numbers alternate, so that keys can be compared."""
+    """Sort key with digits as numbers: text and numbers alternate, so keys can be compared."""
     parts = re.split(r"(\d+)", name.casefold())
     return [int(part) if index % 2 else part for index, part in enumerate(parts)]

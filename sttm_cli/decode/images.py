@@ -1,4 +1,4 @@
-"""A folder of images as a video: in natural order of their names, at a rate that the user gives."""
+"""A folder of images as a video: in natural order of the names, at a rate that the user gives."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from sttm_cli.decode.pixels import RGB
 
 
 def probe_images(folder: Path, fps: float, version: str = "") -> VideoInfo:
-    """The folder as a video of `fps` images a second, of the first readable one's size.
+    """Describe the folder as a video of `fps` images per second, in the size of the first readable
+    one.
 
-    Raises VideoError where no image can be read, DisturbedError where the folder changes or is not
-    in the state `version` (of `folder_version`, if given).
+    Raises VideoError if no image can be read, DisturbedError if the folder changes or does not have
+    `version` (of `folder_version`, if given).
     """
     images = checked_versions(folder, version)
     pictures = (_opened(folder, path, seen) for path, seen in images.items())
@@ -43,14 +44,14 @@ def probe_images(folder: Path, fps: float, version: str = "") -> VideoInfo:
 def read_images(
     folder: Path, plan: FramePlan, report: DecodeReport, version: str = ""
 ) -> Iterator[Reading]:
-    """For each of the plan's times the image on show then, or why it is lost.
+    """Yield the image on show at each of the plan's times, or its loss.
 
-    Images of another size are fitted into the plan's, with black beside them, and counted in a
+    Images of another size are fitted into the plan's size with black bars, and counted in a
     warning. Raises as `probe_images`.
     """
     images, other = list(checked_versions(folder, version).items()), 0
     for time in plan.times_s:
-        # Asked times are rounded to microseconds.
+        # Requested times are rounded to microseconds.
         index = math.floor(round(time * plan.image_fps, 2))
         if index >= len(images):
             yield Lost(ENDED)
@@ -70,12 +71,12 @@ def read_images(
 
 
 def _opened(folder: Path, path: Path, version: str) -> Image.Image | None:
-    """The decoded image, upright RGB, or None where it is damaged, too large or not an image."""
+    """Return the decoded image, upright RGB; None if it is damaged, too large or not an image."""
     try:
         with warnings.catch_warnings(), open_image(folder, path, version) as file:
             # Pillow refuses decompression bombs, and warns of images half as large.
             warnings.simplefilter("ignore")
-            # Named, so that it lives, and leaves the file open, until the file is checked.
+            # Bound to a name, so that the file stays open until it is checked.
             buffered = io.BufferedReader(file)
             picture: Image.Image = Image.open(buffered, formats=_formats())
             upright = ImageOps.exif_transpose(picture)
@@ -83,18 +84,18 @@ def _opened(folder: Path, path: Path, version: str) -> Image.Image | None:
     except DisturbedError:
         raise
     except Exception:
-        # Hostile images make Pillow raise all sorts of errors.
+        # Hostile images make Pillow raise all kinds of errors.
         return None
 
 
 def _formats() -> list[str]:
-    """Of the formats above those that this Pillow reads."""
+    """Return the formats above that this Pillow reads."""
     Image.init()
     return sorted(set(FORMATS.values()) & set(Image.OPEN))
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
-    """Pillow clips 16-bit greys instead of scaling them."""
+    """Scale 16-bit greys to 8 bits, which Pillow would clip."""
     if not picture.mode.startswith("I"):
         return picture
     return Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))

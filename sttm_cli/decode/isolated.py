@@ -1,4 +1,4 @@
-"""Probing and reading in a child process: what hangs is ended, what crashes takes nothing with it.
+"""Probe and read in child processes, where a hang can be ended and a crash does no harm.
 
 A child does one job after another: only the first video of a process waits for one to start.
 """
@@ -27,15 +27,15 @@ from sttm_cli.decode.lost import DAMAGED, Lost, Reading
 from sttm_cli.decode.source import video_version
 
 PATIENCE_S = 60.0
-"""How long a child may take for one frame, or to open a file, before it counts as hanging."""
+"""Seconds after which a child that decodes a frame or opens a file counts as hung."""
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP) if os.name == "posix" else ()
-"""Signals that a process gets from the system or a person, and never from its own fault."""
+"""Signals that come from the system or a person, never from a fault of the process."""
 KILLED = "the system kills processes where memory runs out: free some, and ask again"
 
 
 def probe_isolated(path: Path, *, image_fps: float = 1.0, version: str = "") -> VideoInfo:
-    """As `probe`, for a folder as `probe_images`. Raises VideoError, also where opening the file
-    crashes, hangs or asks for too much memory."""
+    """Like `probe`, or `probe_images` for a folder. Raises VideoError, also if opening the file
+    crashes, hangs or needs too much memory."""
     _check(path)
     with _child() as child:
         child.start({"do": "probe", "image_fps": image_fps}, path, version)
@@ -49,11 +49,12 @@ def probe_isolated(path: Path, *, image_fps: float = 1.0, version: str = "") -> 
 def read_isolated(
     path: Path, plan: FramePlan, report: DecodeReport, version: str = ""
 ) -> Iterator[Reading]:
-    """For each of the plan's times a reading of the plan's reader; `report` collects damage.
+    """Yield a reading for each of the plan's times, from the plan's reader; `report` collects
+    damage.
 
-    Raises VideoError where the reader refuses the file, fails, crashes or hangs; DisturbedError
-    where the file is not of `version`, changes until the last frame is read, or the reader is
-    killed: then the frames that were read count for nothing.
+    Raises VideoError if the reader refuses the file, fails, crashes or hangs; DisturbedError if the
+    file does not have `version`, changes before the last frame is read, or the reader is killed:
+    the frames already read are then invalid.
     """
     _check(path)
     with _child() as child:
@@ -76,7 +77,7 @@ def read_isolated(
 
 
 def _check(path: Path) -> None:
-    """Report a fault of the file before a process is started for it."""
+    """Report a fault of the file before starting a process for it."""
     if not path.is_dir():
         file_version(path)
 
@@ -86,7 +87,7 @@ _lock = Lock()
 
 
 class _Child:
-    """A reading process and its pipes."""
+    """A child process and its pipes."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -111,11 +112,11 @@ class _Child:
             _pipe(self._process.stdin).write(json.dumps(job).encode() + b"\n")
             _pipe(self._process.stdin).flush()
         except BrokenPipeError:
-            # Reading the answer raises the error.
+            # Reading the reply raises the error.
             return
 
     def line(self) -> dict[str, Any]:
-        """The next line of the answer, {"ended": why} where there is none."""
+        """Return the next line of the reply, {"ended": reason} if there is none."""
         data = self._patiently(self._out.readline)
         return json.loads(data) if data.endswith(b"\n") else {"ended": self._ending()}
 
@@ -130,8 +131,9 @@ class _Child:
         return np.frombuffer(data, np.uint8).reshape(shape)
 
     def finish(self) -> list[str]:
-        """Read the end of a job that gave its whole answer, and return its warnings; the child can
-        take another one if it ended well. Raises DisturbedError for an answer of another file."""
+        """Read the end of a completely received reply and return the job's warnings; if it ended
+        well, the child can take another job. Raises DisturbedError if the file has another
+        version."""
         end = self.line()
         if "done" not in end:
             failure = self.failure(end, f"{self._path} cannot be read", NEEDED)
@@ -142,7 +144,7 @@ class _Child:
         return list(end["warnings"])
 
     def failure(self, head: dict[str, Any], start: str, hint: str) -> VideoError:
-        """The error for the end `head` of a job that failed."""
+        """Return the error for a job that failed with the last line `head`."""
         self.busy = "changed" not in head and head.get("hint") is None
         if "changed" in head or self._is_changed():
             return changed(self._path)
@@ -174,7 +176,7 @@ class _Child:
 
     @property
     def _is_killed(self) -> bool:
-        """Whether another one than this process ended the child: no fault of the file."""
+        """Whether another process killed the child: not a fault of the file."""
         return not self._hung and self._process.poll() in {-number for number in FROM_OUTSIDE}
 
     def _is_changed(self) -> bool:
@@ -202,7 +204,7 @@ def _signal_name(number: int) -> str:
 
 @contextmanager
 def _child() -> Iterator[_Child]:
-    """A child of one's own, which others take over unless its job was broken off."""
+    """Borrow a child process; it returns to the pool unless its job was interrupted."""
     with _lock:
         ready = [child for child in _idle if child.is_alive]
         _idle[:] = ready[1:]
@@ -218,20 +220,20 @@ def _child() -> Iterator[_Child]:
 
 
 if hasattr(os, "register_at_fork"):
-    # A forked process must not talk to its parent's children.
+    # A forked process must not use its parent's children.
     os.register_at_fork(after_in_child=_idle.clear)
 
 
 @atexit.register
 def end_children() -> None:
-    """End the children that wait for another job."""
+    """End the idle children."""
     with _lock:
         while _idle:
             _idle.pop().end()
 
 
 def _plain(error: str) -> str:
-    """A reader's message without the source places, stamps and paths in it."""
+    """Return a reader's message without source locations, timestamps and paths."""
     text = re.sub(r"\[[^\]]*\]|\S*/\S*|Check failed:", " ", error)
     return re.sub(r"\s+", " ", text).strip(" :")[:120] or "it gives no reason"
 

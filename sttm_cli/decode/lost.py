@@ -1,4 +1,4 @@
-"""What reading a frame gives: its true time and its picture, or why there is none."""
+"""The result of reading a frame: its true time and its picture, or the reason for its loss."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DAMAGED, ENDED = "damaged", "ended"
 
 
 class Lost(Exception):
-    """The frame on show at the wanted time is damaged, or the data end before it."""
+    """The frame on show at the requested time is damaged, or the data end before it."""
 
     def __init__(self, cause: str) -> None:
         super().__init__(cause)

@@ -1,4 +1,4 @@
-"""A video stream's packets, with jumps ahead to the keyframe before a wanted time."""
+"""A video stream's packets, with jumps to the last keyframe before a requested time."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import av
 from sttm_cli.decode.container import packets_of
 
 LOOKAHEAD_BYTES = 64 << 20
-"""How much is read ahead in search of a later keyframe before decoding goes on instead."""
+"""Bytes read ahead in search of a later keyframe before decoding continues instead."""
 
 REORDER_S = 10
-"""Frames are shown out of decoding order, but never this far: such a time is damaged."""
+"""Maximum seconds between decoding and display order; a larger distance means a damaged time."""
 
 INDEXED = {"mov", "matroska", "avi"}
 
 
 class Packets:
-    """Packets in file order; `jump` leaves out those that a wanted time does not need.
+    """The packets in file order; `jump` skips those that a requested time does not need.
 
-    Formats with an index (MP4, Matroska with cues, AVI) are sought in. The others are read
-    through, and packets before the last keyframe at or before the wanted time are dropped
-    undecoded: slower than seeking, but right for every format. `damaged` tells that a packet
-    read so far is known to be incomplete or has an impossible time.
+    Formats with an index (MP4, Matroska with cues, AVI) are seeked. Others are read through, and
+    packets before the last keyframe at or before the requested time are dropped undecoded: slower
+    than seeking, but correct for every format. `damaged`: a packet read so far is known to be
+    incomplete or has an impossible time.
     """
 
     def __init__(self, container: Any, stream: Any) -> None:
@@ -46,22 +46,22 @@ class Packets:
         return self._ahead.popleft() if self._ahead else self._read()
 
     def jump(self, now: int | None, goal: int) -> bool:
-        """Go on at the last keyframe shown at or before `goal`, if that is later than `now`.
+        """Continue at the last keyframe shown at or before `goal`, if that is later than `now`.
 
-        `now` is the pts that decoding has reached, None at the start. Returns whether packets
-        were left out, so that the decoder has to begin anew.
+        `now` is the pts that decoding has reached, None at the start. Returns whether packets were
+        skipped, so that the decoder must be reset.
         """
         return self._drop(goal) if self._index is None else self._seek(now, goal)
 
     def cut_off(self) -> bool:
-        """Whether the index names packets behind the last one that could be read."""
+        """Return whether the index lists packets after the last one that could be read."""
         if not self._index:
             return False
         last = self._index[len(self._index) - 1].timestamp
         return self._read_dts is None or self._read_dts < last
 
     def _read(self) -> Any:
-        """The next packet of the file, its time put right; StopIteration at the end."""
+        """Return the next packet of the file, with a repaired time; StopIteration at the end."""
         packet = next(self._packets)
         if packet.dts is not None:
             self._read_dts = packet.dts
@@ -75,7 +75,7 @@ class Packets:
         if key is None or key <= (first if now is None else now):
             return False
         self._go(goal)
-        # The index counts in decoding time; a keyframe is shown at that time or later.
+        # The index uses decoding times; a keyframe is shown at that time or later.
         while self._ahead and (self._ahead[0].pts or 0) > goal and key is not None:
             key = self._key_before(key - 1)
             self._go(goal if key is None else key)
@@ -89,7 +89,7 @@ class Packets:
         try:
             self._container.seek(time, stream=self._stream)
         except av.FFmpegError:
-            # The index lies: from here on everything is read as it comes.
+            # The index is wrong: from here on, read sequentially.
             self._index, self.damaged = None, True
         self._packets = packets_of(self._container, self._stream)
         self._ahead = deque()
@@ -117,16 +117,16 @@ class Packets:
 
 
 def _index(container: Any, stream: Any) -> Any | None:
-    """The demuxer's index, where it is known to be whole; a sequence with `search_timestamp`."""
+    """Return the demuxer's index if known to be complete; a sequence with `search_timestamp`."""
     name = container.format.name.split(",")[0]
     entries = getattr(stream, "index_entries", None)
     if entries is None or name not in INDEXED:
         return None
     if name == "matroska":
-        # The cues stand at the end of most files and are only read when they are needed.
+        # Most files have the cues at their end, where they are read only on demand.
         with suppress(av.FFmpegError):
             container.seek(stream.start_time or 0, stream=stream)
         return entries if len(entries) > 1 else None
-    # A fragmented MP4 has no frame count, and an AVI may have lost its index: what there is then
-    # grows only while the file is read.
+    # A fragmented MP4 has no frame count, and an AVI may have lost its index: the entries then only
+    # grow as the file is read.
     return entries if len(entries) >= max(2, 0.8 * (stream.frames or math.inf)) else None

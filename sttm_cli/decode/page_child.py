@@ -1,4 +1,4 @@
-"""Run as a process of its own: yt-dlp downloads the video of one page into the working folder.
+"""Run as a child process: yt-dlp downloads the video of one page into the working folder.
 
 Input: one JSON line {"address", "max_bytes"}; the end of the input ends this process.
 Output: JSON lines {"progress": [bytes so far, bytes expected or 0]}, then {"error": one line},
@@ -19,17 +19,17 @@ from sttm_cli.base.types import Json
 from sttm_cli.decode.spool import BLOCK, TIMEOUT_S
 
 MEMORY_BYTES = 768 << 20
-"""yt-dlp takes about 100 MB; with compressed pages, several times that of its pages."""
+"""yt-dlp takes about 100 MB, and several times the size of compressed pages."""
 PAGE_BYTES = 32 << 20
-"""Of all pages and playlists that lead to one video; YouTube's take about 10 MB."""
+"""Bytes of all pages and playlists on the way to one video; YouTube's take about 10 MB."""
 _TOO_MUCH_MEMORY = "its page takes too much memory"
 _TOO_LARGE = f"its page is larger than {PAGE_BYTES >> 20} MiB"
-# The best picture up to 1080 lines, more than any model here looks at; sound is not needed.
+# The best picture up to 1080 lines, more than any model here uses; audio is not needed.
 _FORMAT = "bestvideo[height<=1080]/best[height<=1080]/bestvideo/best"
 
 
 def main() -> None:
-    # yt-dlp and its processes may print; stdout is for lines alone.
+    # yt-dlp and its processes may print, and stdout is reserved for the protocol.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     job = json.loads(sys.stdin.buffer.readline())
@@ -39,7 +39,7 @@ def main() -> None:
         _line(out, {"error": _download(job["address"], out)})
     except MemoryError:
         _line(out, {"error": _TOO_MUCH_MEMORY})
-    # Neither threads nor processes that yt-dlp may have left are waited for.
+    # Do not wait for threads or processes that yt-dlp may have left.
     os._exit(0)
 
 
@@ -60,19 +60,19 @@ def _bound(max_bytes: int) -> None:
         # Windows has no such limits.
         return
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # One byte more, so that a file that is too large differs from one that fits.
+    # One more byte, so that a file that is too large differs from one that fits.
     bound = max_bytes + 1 if most == resource.RLIM_INFINITY else min(max_bytes + 1, most)
     resource.setrlimit(resource.RLIMIT_FSIZE, (bound, most))
 
 
 def _download(address: str, out: BinaryIO) -> str:
-    """Download the page's video; the reason where that fails, else ""."""
+    """Download the page's video; return the reason of a failure, or ""."""
     import yt_dlp
 
     page_bytes = 0
 
     class Bounded(yt_dlp.YoutubeDL):  # type: ignore[misc]
-        """Reads at most `PAGE_BYTES` of pages; videos are read in blocks, and not counted."""
+        """Reads at most `PAGE_BYTES` of pages; videos are read in blocks and not counted."""
 
         def urlopen(self, request: Any) -> Any:
             response = super().urlopen(request)
@@ -101,7 +101,7 @@ def _download(address: str, out: BinaryIO) -> str:
         with Bounded({**_options(), "progress_hooks": [follow]}) as page:
             page.extract_info(address)
     except Exception as error:
-        # yt-dlp passes over some failures, and then reports what followed from them.
+        # yt-dlp ignores some failures and then reports their consequences.
         return _TOO_LARGE if page_bytes > PAGE_BYTES else _reason(error)
     return ""
 
@@ -122,7 +122,7 @@ def _options() -> dict[str, Any]:
 
 
 class _Silent:
-    """Drops what yt-dlp would print; its errors are raised as well."""
+    """Discards yt-dlp's output; its errors are also raised."""
 
     def debug(self, line: str) -> None: ...
     def info(self, line: str) -> None: ...
@@ -131,7 +131,7 @@ class _Silent:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of yt-dlp's message without its advice to report it."""
+    """Return the first line of yt-dlp's message, without the advice to report it."""
     causes: list[Any] = [error]
     while causes:
         cause = causes.pop()

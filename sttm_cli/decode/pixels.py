@@ -17,7 +17,7 @@ RGB = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Orientation:
-    """How stored pixels are turned: transposed first, then mirrored left-right and upside down."""
+    """How stored pixels are turned: transposed first, then mirrored horizontally and vertically."""
 
     transpose: bool = False
     mirror: bool = False
@@ -25,7 +25,7 @@ class Orientation:
 
     @property
     def rotation(self) -> int:
-        """The clockwise turn in degrees, mirroring left aside."""
+        """The clockwise rotation in degrees, ignoring mirroring."""
         if self.transpose:
             return 90 if self.mirror else 270
         return 180 if self.flip else 0
@@ -41,9 +41,9 @@ class Orientation:
 
 
 def orientation(frame: Any) -> Orientation:
-    """What the display matrix of a PyAV frame asks for, to the nearest quarter turn."""
-    # `frame.side_data` would be kept by the frame and keep the frame: many megabytes, until the
-    # garbage collector comes to it.
+    """Return the orientation by a PyAV frame's display matrix, to the nearest quarter turn."""
+    # `frame.side_data` would form a reference cycle with the frame and keep many megabytes until
+    # the next garbage collection.
     data = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]
     if data is None:
         return Orientation()
@@ -58,7 +58,7 @@ def orientation(frame: Any) -> Orientation:
 
 
 def picture(frame: Any, size: tuple[int, int], transfer: str) -> RGB:
-    """A PyAV frame as [H, W, 3] uint8 RGB of `size` (width, height)."""
+    """Convert a PyAV frame to [H, W, 3] uint8 RGB of `size` (width, height)."""
     turned = orientation(frame)
     rgb = frame.reformat(format="rgb24" if transfer == "sdr" else "rgb48le")
     if frame.interlaced_frame:
@@ -69,21 +69,21 @@ def picture(frame: Any, size: tuple[int, int], transfer: str) -> RGB:
 
 
 def fitted(rgb: RGB, size: tuple[int, int], transfer: str) -> RGB:
-    """An upright picture [H, W, 3] brought to `size` (width, height) and to SDR."""
+    """Bring an upright picture [H, W, 3] to `size` (width, height) and to SDR."""
     pixels = _resized(av.VideoFrame.from_ndarray(rgb, format="rgb24"), *size)
     return pixels if transfer == "sdr" else to_sdr(pixels, transfer)
 
 
 def _resized(rgb: av.VideoFrame, width: int, height: int) -> Any:
-    """Resampled in RGB: libswscale's shortcut from subsampled colours darkens by a level."""
+    """Resample in RGB: libswscale's shortcut from subsampled colours darkens by a level."""
     if (width, height) != (rgb.width, rgb.height):
         rgb = rgb.reformat(width=width, height=height, interpolation="BICUBIC")
-    # Lines of odd widths have padding behind them.
+    # Rows of odd widths are padded.
     return np.ascontiguousarray(rgb.to_ndarray())
 
 
 def _blended(rgb: NDArray[Any]) -> NDArray[Any]:
-    """Weigh each line with its neighbours, 1-2-1: the comb between two fields goes."""
+    """Blend each line with its neighbours, 1-2-1, to remove the combing of two fields."""
     wide = rgb.astype(np.uint32)
     above, below = np.roll(wide, 1, axis=0), np.roll(wide, -1, axis=0)
     above[0], below[-1] = wide[0], wide[-1]

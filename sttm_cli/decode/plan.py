@@ -1,4 +1,4 @@
-"""Which frames to read, with which reader: pure, from what the header says."""
+"""Choose the frames to read and the reader: pure, from the header's facts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sttm_cli.base.errors import UsageError, VideoError
 from sttm_cli.base.types import FramePlan, VideoInfo
 
 PIXELS = "pixels-1"
-"""Changes whenever the same file and plan could give other pixels or times."""
+"""Changes whenever the same file and plan could give different pixels or times."""
 
 DISTRIBUTIONS = {"av": "av", "decord": "decord", "images": "pillow"}
 
@@ -33,11 +33,11 @@ def plan_frames(
 ) -> FramePlan:
     """Choose the times to read, the reader, and the size to read at.
 
-    One frame a second (or `fps`) from the range's start; where those are more than `max_frames`
-    or `frames`, that many spread evenly, the first and the last of them kept. `input_side` is the
-    model's input side in pixels: frames of more than twice that are shrunk to it while reading.
-    Raises UsageError for a range, rate or count that is not possible and for a decoder that is not
-    installed, VideoError where the decoder asked for is known not to read such a file.
+    One frame per second (or `fps`) from the start of the range; if that exceeds `max_frames` or
+    `frames`, that many, evenly spread, including the first and the last. `input_side`: the model's
+    input side in pixels; frames of more than twice that are shrunk to it while reading. Raises
+    UsageError for an impossible range, rate or count and for a decoder that is not installed,
+    VideoError if the chosen decoder is known not to read such a file.
     """
     first, last = _range(info, start, end)
     if fps is not None and not (0 < fps < math.inf):
@@ -61,7 +61,7 @@ def plan_frames(
 
 
 def spread(start: float, end: float, *, fps: float, limit: int) -> tuple[float, ...]:
-    """The times start, start + 1/fps, ... before `end`; at most `limit`, then spread evenly."""
+    """Return the times start, start + 1/fps, ... before `end`; at most `limit`, evenly spread."""
     steps = max(1, math.ceil((end - start) * fps - 1e-6))
     count = min(steps, limit)
     stride = (steps - 1) / (count - 1) if count > 1 else 1.0
@@ -84,7 +84,7 @@ def _range(info: VideoInfo, start: float | None, end: float | None) -> tuple[flo
 
 
 def _size(info: VideoInfo, input_side: int | None) -> tuple[int, int]:
-    """As shown, or shrunk so that the shorter side is twice the model's input side."""
+    """Return the displayed size, shrunk to a shorter side of twice the model's input side."""
     short = min(info.width, info.height)
     if input_side is None or short <= 2 * input_side:
         return info.width, info.height
@@ -135,5 +135,5 @@ def _has_decord() -> bool:
 
 @cache
 def _version(name: str) -> str:
-    # Looked up for every video of a library: once is enough, it takes milliseconds.
+    # Looked up once, since it takes milliseconds and is needed for every video of a library.
     return version(name)

@@ -1,4 +1,4 @@
-"""What a video file is, from its header and its first frame."""
+"""Probe a video file: the facts in its header and its first frame."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from sttm_cli.decode.file import NEEDED, changed, open_file
 NO_SOUND = "the video's sound is ignored: a model sees its frames only"
 
 FIRST_PACKETS = 300
-"""How many packets may go by before the first frame; broken starts are longer than good ones."""
+"""Maximum packets before the first frame; broken starts are longer than good ones."""
 
 TRANSFERS = {16: "pq", 18: "hlg"}
 """FFmpeg's numbers of the HDR transfer functions (AVCOL_TRC_SMPTE2084, AVCOL_TRC_ARIB_STD_B67)."""
 
 LEAST_THERE = 0.9
-"""A file with less than this share of the duration in its header counts as cut off."""
+"""A file with less than this share of the duration in its header counts as truncated."""
 
 REVISION = 3
-"""Changes whenever a remembered probe would have to be taken anew."""
+"""Changes whenever remembered probes become invalid."""
 
 
 def remembered_probe(
     path: Path, memo: FileFacts, *, image_fps: float = 1.0, version: str = ""
 ) -> VideoInfo:
-    """As `probe`, but looked up where this version of the file was probed before.
+    """Like `probe`, but looked up if this version of the file was probed before.
 
-    A folder counts as a video of its images, `image_fps` of them a second. Raises DisturbedError
-    where the file is not of `version` (of `video_version`, if given).
+    A folder counts as a video of its images, `image_fps` per second. Raises DisturbedError if the
+    file does not have `version` (of `video_version`, if given).
     """
     if path.is_dir():
         from sttm_cli.decode.image_folder import folder_version
@@ -64,13 +64,12 @@ def remembered_probe(
 def probe(path: Path, version: str = "") -> VideoInfo:
     """Read the header of the best video stream, and its first frame for facts outside of headers.
 
-    Raises VideoError, saying what was given and what is wrong with it, DisturbedError as
-    `open_file`.
+    Raises VideoError for a file that is not a readable video, DisturbedError as `open_file`.
     """
     from sttm_cli.decode.container import open_video
 
     with open_video(path, version) as (container, stream):
-        # Everything is read before the file is closed: its streams are gone afterwards.
+        # Everything is read before the file is closed, which frees its streams.
         first = _first_frame(container, stream)
         start = _start_s(stream, first)
         duration = _duration_s(container, stream, start)
@@ -102,17 +101,17 @@ def _facts(path: Path, container: Any, stream: Any) -> dict[str, Any]:
 
 
 def _notes(container: Any) -> tuple[str, ...]:
-    """What a user may want to know of; never metadata, which can tell where a video was taken."""
+    """Return notes for the user; never metadata, which can reveal where a video was taken."""
     videos = sum(1 for s in container.streams if s.type == "video")
     streams = [f"of {videos} video streams the best one is read"] if videos > 1 else []
     return (*streams, *([NO_SOUND] if _has_audio(container) else []))
 
 
 def _missing(container: Any, stream: Any, duration: float | None) -> tuple[str, ...]:
-    """A note for an AVI that ends earlier than its header says.
+    """Return a note if an AVI ends earlier than its header says.
 
-    FFmpeg shortens the duration of a cut-off AVI to what is there: no frame would be asked for that
-    is lost, and nothing else would say so.
+    FFmpeg shortens the duration of a truncated AVI to the data that exist: no lost frame would be
+    requested, and nothing else would report the loss.
     """
     rate = stream.average_rate
     if "avi" not in container.format.name.split(",") or not (duration and rate and stream.frames):
@@ -131,7 +130,7 @@ def _has_audio(container: Any) -> bool:
 
 
 def _first_frame(container: Any, stream: Any) -> Any | None:
-    """The first frame that decodes, or None: then reading reports the loss."""
+    """Return the first frame that decodes, or None; reading then reports the loss."""
     from sttm_cli.decode.container import decode, packets_of
 
     for number, packet in enumerate(packets_of(container, stream)):
@@ -149,13 +148,13 @@ def _start_s(stream: Any, first: Any | None) -> float:
 
 
 def _duration_s(container: Any, stream: Any, start: float) -> float | None:
-    """Seconds from the first frame to the end, as the header tells; None where it does not."""
+    """Return the seconds from the first frame to the end by the header; None if not stated."""
     if stream.duration:
         return _positive(float(stream.duration * stream.time_base))
     if container.duration is None:
         return None
-    # The container's duration counts from its own start, which other streams may set; in
-    # Matroska and WebM it counts from 0.
+    # The container's duration counts from its own start, which other streams may set; in Matroska
+    # and WebM it counts from 0.
     from_zero = "matroska" in container.format.name
     offset = start if from_zero else start - (container.start_time or 0) / 1e6
     return _positive(container.duration / 1e6 - max(0.0, offset))
@@ -166,7 +165,7 @@ def _positive(seconds: float) -> float | None:
 
 
 def _scanned_s(container: Any, stream: Any, start: float) -> float | None:
-    """The duration that the packets' times tell; for recordings cut off without a header."""
+    """Return the duration by the packets' times, for recordings cut off without a header."""
     from sttm_cli.decode.container import packets_of
 
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
@@ -181,7 +180,7 @@ def _scanned_s(container: Any, stream: Any, start: float) -> float | None:
 
 
 def _picture_facts(stream: Any, first: Any | None) -> dict[str, Any]:
-    """Width, height (with square pixels), clockwise rotation and transfer function."""
+    """Return width, height (with square pixels), clockwise rotation and transfer function."""
     from sttm_cli.decode.pixels import Orientation, orientation
 
     context = stream.codec_context
@@ -189,7 +188,7 @@ def _picture_facts(stream: Any, first: Any | None) -> dict[str, Any]:
     turned = orientation(first) if first is not None else Orientation()
     width, height = source.width, source.height
     aspect = stream.sample_aspect_ratio or context.sample_aspect_ratio or Fraction(1)
-    # Within 1 % nothing is to be seen of it, and resampling would blur.
+    # A difference within 1 % is invisible, and resampling would blur.
     if 0.1 < aspect < 10 and abs(aspect - 1) > 0.01:
         width = max(1, round(width * aspect))
     if turned.transpose:

@@ -26,11 +26,11 @@ def read_frames(
 ) -> Iterator[FrameChunk]:
     """Read the plan's frames, a multiple of `multiple` at a time (the last chunk may be short).
 
-    Frames are [T, H, W, 3] uint8 RGB as `FrameChunk` says, at most `max_chunk_bytes` of them at
-    once unless `multiple` frames take more. A frame that cannot be decoded is left out and
-    counted in `report`, which is complete after the last chunk. Raises VideoError where no frame
-    can be decoded, DisturbedError where the file changes before the last chunk or is not of
-    `version` (of `video_version`, if given): then no chunk counts.
+    Frames are [T, H, W, 3] uint8 RGB as in `FrameChunk`, at most `max_chunk_bytes` of them at once
+    unless `multiple` frames take more. A frame that cannot be decoded is left out and counted in
+    `report`, which is complete after the last chunk. Raises VideoError if no frame can be decoded,
+    DisturbedError if the file changes before the last chunk or does not have `version` (of
+    `video_version`, if given): all chunks are then invalid.
     """
     import numpy as np
 
@@ -54,7 +54,7 @@ def read_frames(
 
 
 def _kept(readings: Iterator[Reading], report: DecodeReport) -> Iterator[tuple[float, Any]]:
-    """The decoded frames with their times; the others are counted by cause."""
+    """Yield the decoded frames with their times; count the others by cause."""
     for found in readings:
         if isinstance(found, Lost):
             report.lost += 1
@@ -64,7 +64,7 @@ def _kept(readings: Iterator[Reading], report: DecodeReport) -> Iterator[tuple[f
 
 
 def _readings(path: Path, plan: FramePlan, report: DecodeReport, version: str) -> Iterator[Reading]:
-    """One reading per asked time, from the plan's reader or from the one that takes over."""
+    """Yield one reading per requested time, from the plan's reader or from the fallback."""
     report.reader = plan.reader
     from sttm_cli.decode.isolated import read_isolated
 
@@ -87,8 +87,8 @@ def _readings(path: Path, plan: FramePlan, report: DecodeReport, version: str) -
 def _taken_over(
     path: Path, plan: FramePlan, report: DecodeReport, version: str, *, error: VideoError
 ) -> Iterator[Reading]:
-    """The other reader's readings after the plan's reader ended with `error`, which is raised if
-    the other one fails too."""
+    """Yield the fallback's readings after the plan's reader failed with `error`, which is raised if
+    the fallback fails too."""
     report.fallback = error.message
     try:
         yield from _readings(

@@ -1,4 +1,4 @@
-"""What a user gives as VIDEO -> a local path: a file, a folder of images, stdin or an address."""
+"""The user's VIDEO argument -> a local path: of a file, a folder of images, stdin or an address."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from sttm_cli.settings.settings import STDIN
 
 
 def digest(path: Path, memo: FileFacts, *, version: str = "") -> str:
-    """The blake3 of the file's bytes, in hex; looked up where the file was digested before.
+    """Return the hex blake3 of the file's bytes, looked up if the file was digested before.
 
-    A file counts as the same while its path, size, times of modification and change, and inode
-    are; one that was changed just now is not remembered. A folder's digest is over the names and
-    bytes of its images. Raises VideoError for an unreadable file, DisturbedError for one that
-    changes meanwhile or is not of `version` (of `video_version`, if given).
+    A file counts as unchanged while its path, size, times of modification and change, and inode are
+    the same; one changed just now is not remembered. A folder's digest covers the names and bytes
+    of its images. Raises VideoError for an unreadable file, DisturbedError for one that changes
+    meanwhile or does not have `version` (of `video_version`, if given).
     """
     if path.is_dir():
         from sttm_cli.decode.image_folder import digest_folder
@@ -46,6 +46,15 @@ def digest(path: Path, memo: FileFacts, *, version: str = "") -> str:
     return value
 
 
+def known_digest(path: Path, memo: FileFacts) -> str | None:
+    """The digest of a file's bytes where it was digested before; reads none of them."""
+    try:
+        known = memo.get(f"digest:{file_version(path)}")
+    except VideoError:
+        return None
+    return None if known is None else str(known.get("blake3"))
+
+
 def video_version(path: Path) -> str:
     """What tells this version of a file, or this state of a folder of images, from another
     without reading its bytes; raises VideoError as `digest`, and for a folder with videos in it."""
@@ -58,13 +67,13 @@ def video_version(path: Path) -> str:
 
 
 KEPT = 4
-"""Copies kept at once: a process that runs for days must not fill the disk."""
+"""Maximum number of copies: a process that runs for days must not fill the disk."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A video as the user named it, and where its bytes are now. `version`: of an object in a
-    bucket, what tells its bytes from others (`bucket.Object`); "" for all else."""
+    """A video as the user named it, and the local path of its bytes. `version`: of an object in a
+    bucket (`bucket.Object`), otherwise ""."""
 
     name: str
     path: Path
@@ -73,14 +82,14 @@ class Source:
 
     @property
     def origin(self) -> str:
-        """What the video is known by later: an address, or an absolute path, as text."""
+        """The video's name in records: an address, or an absolute path, as text."""
         if self.is_copy:
             return self.name
         return os.fsencode(self.path.absolute()).decode(errors="backslashreplace")
 
     @contextmanager
     def naming_it(self) -> Iterator[None]:
-        """Errors name the video as the user did, not its copy."""
+        """Name the video in errors as the user did, not by its copy."""
         try:
             yield
         except VideoError as error:
@@ -92,7 +101,7 @@ class Source:
 
 
 class Sources:
-    """Local paths of videos; what comes from elsewhere is copied once and removed by `close`.
+    """Local paths of videos; remote ones are copied once, and the copies removed by `close`.
 
     `max_bytes` bounds each copy.
     """
@@ -104,11 +113,11 @@ class Sources:
         self._owner = True
 
     def find(self, video: object) -> Source:
-        """The local path of `video`; only a str can be "-" (stdin) or an address. What was found
-        by another stays found.
+        """Return the source of `video`, fetched if necessary; only a str can be "-" (stdin) or an
+        address. A `Source` is returned as it is.
 
-        Raises VideoError for an address that gives no video, UsageError for a stdin that is a
-        terminal, SttmError where the copy cannot be written.
+        Raises VideoError for an address without a video, UsageError for a stdin that is a terminal,
+        SttmError if the copy cannot be written.
         """
         if isinstance(video, Source):
             return video
@@ -127,7 +136,7 @@ class Sources:
             copy.cleanup()
 
     def shared(self) -> Sources:
-        """The same copies for another user, whose `close` leaves them alone."""
+        """Return another user of the same copies, whose `close` keeps them."""
         other = Sources(max_bytes=self._max_bytes, progress=self._progress)
         other._copies, other._versions, other._owner = self._copies, self._versions, False
         return other
@@ -164,12 +173,12 @@ class Sources:
 
 
 def is_address(video: str) -> bool:
-    """Whether `video` is an address rather than a path."""
+    """Return whether `video` is an address rather than a path."""
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", video) is not None
 
 
 def _fetched(video: str, target: Path, max_bytes: int, progress: Progress) -> str:
-    """Fetch an object of a bucket; its version."""
+    """Fetch an object of a bucket; return its version."""
     found = object_at(video)
     fetch(
         found,

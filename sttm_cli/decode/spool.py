@@ -1,4 +1,4 @@
-"""Bytes of a video that come from elsewhere, into a file, bounded."""
+"""Write a video's bytes from elsewhere to a file, with bounds."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sttm_cli.base.errors import VideoError
+from sttm_cli.settings.fields import size_text
 
 BLOCK = 1 << 20
 TIMEOUT_S = 30.0
-"""How long a connection may send nothing, and how long one may be slower than `LEAST_SPEED`."""
+"""Seconds for which a connection may be silent, or slower than `LEAST_SPEED`."""
 LEAST_SPEED = 1000
-"""Bytes a second on average below which a download counts as stalled."""
+"""Average bytes per second below which a download counts as stalled."""
 
 LONGEST_S = 6 * 3600.0
-"""How long the bytes of one video may take."""
+"""Time limit in seconds for the bytes of one video."""
 
 
 def write(
@@ -25,7 +26,7 @@ def write(
     max_bytes: int,
     on_bytes: Callable[[int], None],
 ) -> int:
-    """Write `blocks` to `target`, at most `max_bytes` of them, and return their number."""
+    """Write `blocks`, at most `max_bytes` in total, to `target`; return the number of bytes."""
     done = 0
     with target.open("wb") as file:
         for block in blocks:
@@ -40,6 +41,6 @@ def check_size(name: str, size: int, max_bytes: int) -> None:
     """Raise VideoError where a video from elsewhere is larger than `max_bytes`."""
     if size > max_bytes:
         raise VideoError(
-            f"{name} is larger than --max-download allows ({max_bytes / 1e6:,.0f} MB)",
+            f"{name} is larger than --max-download allows ({size_text(max_bytes)})",
             "give a larger --max-download, or fetch it yourself and give the file",
         )

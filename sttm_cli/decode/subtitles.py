@@ -1,7 +1,7 @@
-"""Subtitles of a video (SubRip, WebVTT) as text to stand before the first question.
+"""Subtitles of a video (SubRip, WebVTT) as text before the first question.
 
-They follow the video in the prompt, so no video token ever sees them: one stored KV serves with
-and without subtitles, and they are no part of what identifies it.
+They follow the video in the prompt, so video tokens never attend to them: one stored KV serves with
+and without subtitles, and they are not part of its identity.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from sttm_cli.base.errors import UsageError
 
 MAX_BYTES = 10 << 20
 MAX_CHARACTERS = 20_000
-"""Some 5,000 tokens of English: they are run with every question that has no turns before it."""
+"""About 5,000 tokens of English, which are run with every question without earlier turns."""
 ROLLING_S = 0.05
-"""Cues this close are one run of speech, in which repeated lines only roll up."""
+"""Cues this close are continuous speech, in which repeated lines only scroll up."""
 
-# The words with which benchmarks that come with subtitles hand them to a model.
+# The introduction that benchmarks use for their subtitles.
 HEAD = "This video's subtitles are listed below:"
 
 _TIME = r"(?:(\d{1,3}):)?([0-5]?\d):([0-5]?\d)[.,](\d{1,3})"
 _CUE = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?")
-# Without brackets inside: each is looked at once, however many are never closed.
+# No brackets inside: linear time, however many brackets are never closed.
 _MARKUP = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
 _NO_CUES = ("WEBVTT", "NOTE", "STYLE", "REGION")
 
 
 @dataclass(frozen=True)
 class Cue:
-    """What is said from `start_s` to `end_s`, in seconds; markup is taken out."""
+    """The text from `start_s` to `end_s`, in seconds, without markup."""
 
     start_s: float
     end_s: float
@@ -47,10 +47,10 @@ def subtitles_text(
     *,
     warn: Callable[[str], None],
 ) -> str:
-    """The subtitles that are on show between two times, a line each with its time, or "".
+    """Return the subtitles shown between two times, one line each with its time, or "".
 
-    Warns where there are none, or more than MAX_CHARACTERS. Raises UsageError, with the line,
-    for a file that is not SubRip or WebVTT.
+    Warns if there are none, or more than MAX_CHARACTERS. Raises UsageError, naming the line, for a
+    file that is not SubRip or WebVTT.
     """
     if path is None:
         return ""
@@ -72,10 +72,10 @@ def subtitles_text(
 
 
 def read_subtitles(path: Path) -> list[Cue]:
-    """All cues of a SubRip or WebVTT file in its order.
+    """Return all cues of a SubRip or WebVTT file in order.
 
-    Stricter than what players do: they leave out what they cannot read, and here nothing may be
-    left out unsaid. Raises UsageError, with the line.
+    Stricter than players, which skip what they cannot read: here nothing may be dropped silently.
+    Raises UsageError, naming the line.
     """
     lines = _text(path).splitlines()
     cues = [cue for first, block in _blocks(lines) for cue in _cue(path, first, block)]
@@ -103,7 +103,7 @@ def _text(path: Path) -> str:
 
 
 def _blocks(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """Lines between blank ones, with the number of the first."""
+    """Yield the lines between blank ones, with the number of the first."""
     block: list[str] = []
     for number, line in enumerate([*lines, ""], 1):
         if line.strip():
@@ -114,7 +114,7 @@ def _blocks(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def _cue(path: Path, first: int, block: list[str]) -> Iterator[Cue]:
-    """The cue of a block, if it has text: at most a number or a name precedes its times."""
+    """Yield the cue of a block if it has text: at most a number or a name precedes its times."""
     if block[0].startswith(_NO_CUES):
         return
     at = 0 if "-->" in block[0] else 1
@@ -138,11 +138,11 @@ def _cue(path: Path, first: int, block: list[str]) -> Iterator[Cue]:
 
 
 def _said(path: Path, number: int, line: str) -> str:
-    """A line without markup and references to characters."""
+    """Return a line without markup and character references."""
     try:
         return html.unescape(_MARKUP.sub("", line)).strip()
     except ValueError:
-        # Python reads no number of more than some thousand digits.
+        # Python refuses to parse numbers of more than a few thousand digits.
         raise UsageError(
             f"--subtitles {path}, line {number}: a reference to a character is too long"
         ) from None
@@ -154,7 +154,7 @@ def _seconds(parts: tuple[str | None, ...]) -> float:
 
 
 def _lines(cues: Iterator[Cue]) -> Iterator[str]:
-    """A line for each cue; recognised speech repeats the last line of a cue in the next one."""
+    """Yield a line per cue; in recognised speech, each cue repeats the last line before it."""
     last, end = "", 0.0
     for cue in cues:
         follows = cue.start_s <= end + ROLLING_S

@@ -1,7 +1,7 @@
 """HDR to SDR: PQ and HLG pictures in BT.2020 as BT.709 shows them.
 
-Sources: ITU-R BT.2100 (PQ and HLG transfer functions, HLG system gamma), BT.2390 (the curve that
-rolls off highlights), BT.2087 (BT.2020 to BT.709 primaries).
+Sources: ITU-R BT.2100 (PQ and HLG transfer functions, HLG system gamma), BT.2390 (the highlight
+roll-off), BT.2087 (BT.2020 to BT.709 primaries).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 PEAK_NITS = 1000.0
-"""The brightest light that is distinguished; HDR10 is mostly mastered for it, HLG nominally."""
+"""The brightest light that is distinguished; the usual mastering peak of HDR10, nominal for HLG."""
 WHITE_NITS = 203.0
 """The light of diffuse white in HDR (BT.2408), shown as SDR white."""
 
@@ -30,7 +30,7 @@ BAND_PIXELS = 1 << 18
 def to_sdr(rgb: NDArray[np.uint8] | NDArray[np.uint16], transfer: str) -> NDArray[np.uint8]:
     """Tone-map HDR-coded `rgb` [H, W, 3] (uint8 or uint16, BT.2020) to SDR BT.709 uint8.
 
-    `transfer` is "pq" or "hlg"; light is mapped by the brightest channel, so hues stay.
+    `transfer` is "pq" or "hlg"; light is mapped by the brightest channel, which preserves hues.
     """
     coded = np.empty(rgb.shape, np.uint8)
     # In bands: the floats of a whole 8K picture would take gigabytes.
@@ -58,7 +58,7 @@ def _band_to_sdr(rgb: NDArray[np.uint8] | NDArray[np.uint16], transfer: str) -> 
 
 @cache
 def _light(transfer: str) -> Floats:
-    """Code value -> light: nits for PQ, scene light in [0, 1] for HLG."""
+    """Return a table, code value -> light: nits for PQ, scene light in [0, 1] for HLG."""
     code = np.linspace(0, 1, LEVELS)
     if transfer == "pq":
         return _from_pq(code).astype(np.float32)
@@ -68,21 +68,21 @@ def _light(transfer: str) -> Floats:
 
 @cache
 def _scale() -> Floats:
-    """What to multiply light with, by the square root of the brightest channel's share of peak."""
+    """Return the factors of light, by the square root of the brightest channel's share of peak."""
     nits = np.maximum(np.linspace(0, 1, LEVELS) ** 2 * PEAK_NITS, 1e-4)
     return (_from_pq(_roll_off(_to_pq(nits))) / nits / WHITE_NITS).astype(np.float32)
 
 
 @cache
 def _encode() -> NDArray[np.uint8]:
-    """The square root of linear light -> the sRGB code value."""
+    """Return a table, square root of linear light -> sRGB code value."""
     linear = np.linspace(0, 1, LEVELS) ** 2
     coded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return (coded * 255 + 0.5).astype(np.uint8)
 
 
 def _roll_off(code: NDArray[np.float64]) -> NDArray[np.float64]:
-    """BT.2390's curve on PQ codes: linear up to a knee, then a spline that ends at white."""
+    """Apply BT.2390's curve to PQ codes: linear up to a knee, then a spline that ends at white."""
     top = _to_pq(np.array(PEAK_NITS))
     white = _to_pq(np.array(WHITE_NITS)) / top
     knee = 1.5 * white - 0.5
@@ -97,14 +97,14 @@ def _roll_off(code: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _from_pq(code: NDArray[np.float64]) -> NDArray[np.float64]:
-    """PQ code in [0, 1] -> nits."""
+    """Convert PQ codes in [0, 1] to nits."""
     m1, m2, c1, c2, c3 = 0.1593017578125, 78.84375, 0.8359375, 18.8515625, 18.6875
     power = code ** (1 / m2)
     return 10000.0 * (np.maximum(power - c1, 0) / (c2 - c3 * power)) ** (1 / m1)
 
 
 def _to_pq(nits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Nits -> PQ code in [0, 1]."""
+    """Convert nits to PQ codes in [0, 1]."""
     m1, m2, c1, c2, c3 = 0.1593017578125, 78.84375, 0.8359375, 18.8515625, 18.6875
     power = (nits / 10000.0) ** m1
     result: NDArray[np.float64] = ((c1 + c2 * power) / (1 + c3 * power)) ** m2

@@ -1,7 +1,7 @@
-"""A video from a web page (YouTube and the like), with yt-dlp, which is an optional extra.
+"""Fetch a video from a web page (such as YouTube) with yt-dlp, an optional extra.
 
 yt-dlp runs in a process group of its own (`page_child`), with bounds on its memory, its files and
-its time: a page may be endless, and may name further pages, playlists and streams.
+its time: a page may be endless, and may refer to further pages, playlists and streams.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from sttm_cli.base.types import Json, Progress
 from sttm_cli.decode.spool import LEAST_SPEED, LONGEST_S, check_size
 
 PATIENCE_S = 60.0
-"""How long it may take until the next `PATIENCE_S * LEAST_SPEED` bytes of the video are there."""
+"""Time limit for each `PATIENCE_S * LEAST_SPEED` bytes of the video."""
 _LOOK_S = 0.1
 _LINE_BYTES = 1 << 16
 _HINT = "check the address; a newer yt-dlp may know the page: pip install -U yt-dlp"
 
 
 def download_from_page(address: str, target: Path, *, max_bytes: int, progress: Progress) -> None:
-    """Write the video that the page at `address` shows to `target`.
+    """Write the video of the page at `address` to `target`.
 
-    Raises VideoError where yt-dlp is not installed, where the page has no video or one that is too
-    large, and where it takes too much memory or time.
+    Raises VideoError if yt-dlp is not installed, if the page has no video or one that is too large,
+    and if it takes too much memory or time.
     """
     if find_spec("yt_dlp") is None:
         raise VideoError(
@@ -64,7 +64,7 @@ def _failure(
     check: Callable[[int], None],
     progress: Progress,
 ) -> str:
-    """Wait for the child's end; the reason why there is no video, "" where there is one."""
+    """Wait for the child to end; return why there is no video, or ""."""
     mark, since = 0, time.monotonic()
     ends = since + LONGEST_S
     while time.monotonic() < ends:
@@ -86,8 +86,8 @@ def _failure(
 
 @contextmanager
 def _child(job: Json, folder: Path) -> Iterator[queue.Queue[Json]]:
-    """yt-dlp at work in `folder`: its lines, the last one {"error"}. It is ended with the block,
-    and with this process: it watches its stdin."""
+    """Run yt-dlp in `folder` and yield a queue of its lines, of which the last is {"error"}. It
+    ends with the context and with this process, since it watches its stdin."""
     process = subprocess.Popen(
         command("sttm_cli.decode.page_child"),
         stdin=subprocess.PIPE,
@@ -117,7 +117,7 @@ def _read(out: IO[bytes], lines: queue.Queue[Json]) -> None:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     if hasattr(os, "killpg"):
-        # The group outlives its leader where yt-dlp started a process of its own.
+        # The group outlives its leader if yt-dlp started a process of its own.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
     else:
@@ -126,7 +126,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _bytes_in(folder: Path) -> int:
-    """The bytes of all files in a folder to which another process writes."""
+    """Return the bytes of all files in a folder that another process writes to."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:

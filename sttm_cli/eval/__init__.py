@@ -1,1 +1,1 @@
-"""Measuring a budget: on published benchmarks through lmms-eval, and on questions of one's own."""
+"""Measure budgets: on published benchmarks through lmms-eval, and on the user's own questions."""

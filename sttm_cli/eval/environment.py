@@ -1,9 +1,9 @@
-"""lmms-eval's environment: one of its own, because it asks for an older PyAV than this package.
+"""A separate environment for lmms-eval, which needs an older PyAV than this package.
 
-It stands on the environment of this package, whose torch and transformers it sees: what is
-installed is lmms-eval without its list of dependencies (5 GB, of which the model `openai` needs
-little), and what that model and the tasks import. It is made once and used again:
-`python -m sttm_cli.eval.environment` does only that, and prints its folder.
+It is layered on this package's environment, whose torch and transformers it uses. It adds lmms-eval
+without its list of dependencies (5 GB, little of which the model `openai` needs), and the imports
+of that model and of the tasks. It is created once and reused: `python -m sttm_cli.eval.environment`
+only does that, and prints its folder.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ NEEDS = (
     "sacrebleu>=2.6,<3",
     "tenacity>=9.2,<10",
 )
-"""What lmms-eval imports for its model `openai` and for the paper's tasks, beside what this package
-depends on itself."""
+"""The imports of lmms-eval for its model `openai` and for the paper's tasks that are not
+dependencies of this package."""
 _ABOUT = "0.5 GB, some minutes at most"
 _IMPORTS = "import lmms_eval.evaluator, lmms_eval.models.chat.openai, cv2, pandas, requests"
 
 
 def lmms_python(say: Callable[[str], None]) -> Path:
-    """The interpreter of lmms-eval's environment, which is made if there is none; `say` gets a line
-    before that.
+    """Return the interpreter of lmms-eval's environment, created if there is none; `say` is called
+    with a line before that.
 
-    Raises SttmError where it cannot be made, or where the one that is named has no lmms-eval.
+    Raises SttmError if it cannot be created, or if the environment that the user names has no
+    lmms-eval.
     """
     named = os.environ.get(VARIABLE)
     if named:
@@ -75,7 +76,7 @@ def _named(folder: Path) -> Path:
 
 
 def _folder() -> Path:
-    """Another one for another interpreter, environment or list of needs: it stands on these."""
+    """Return a folder that depends on the interpreter, this environment and the list of needs."""
     from platformdirs import user_data_path
 
     facts = [VERSION, NEEDS, sys.version, _below()]
@@ -84,7 +85,7 @@ def _folder() -> Path:
 
 
 def _below() -> list[str]:
-    """The folders of packages that this process sees, and that of this package."""
+    """Return the package folders on this process's path, and the folder of this package."""
     folders = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
     return list(dict.fromkeys([*folders, str(Path(sttm_cli.__file__).parents[1])]))
 
@@ -105,7 +106,7 @@ def _make(folder: Path, say: Callable[[str], None]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     packages = _with_uv(uv, folder) if uv else _with_pip(folder)
-    # Theirs come first, ours behind.
+    # The new environment's packages come first, this one's after them.
     paths = f"import sys; sys.path.extend({_below()!r})\n"
     if uv is None:
         _stand_on(folder, paths)
@@ -142,11 +143,12 @@ def _stand_on(folder: Path, paths: str) -> None:
 
 
 def _installed() -> list[str]:
-    """What this environment has: the other gets no second version of it. lmms-eval's model needs
-    no PyAV, and this package itself is in no index."""
+    """Return this environment's packages as constraints, so that no second version is installed.
+    The newer PyAV is harmless, since lmms-eval's model does not use it; this package is in no
+    index."""
     names = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
     ours = ("sttm-cli", "sttm_cli")
-    # The part behind a plus names a build that an index does not list.
+    # The suffix after a plus names a build that an index does not list.
     return [f"{n}=={v.partition('+')[0]}" for n, v in sorted(names.items()) if n not in ours]
 
 
@@ -157,7 +159,7 @@ def _install(command: Sequence[str]) -> None:
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    # The working folder and a user's PYTHONPATH are not searched for modules.
+    # Modules in the working folder and in PYTHONPATH are not searched.
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     env = {name: value for name, value in os.environ.items() if name not in hidden}
     return subprocess.run(
@@ -171,7 +173,7 @@ def _failed(what: str, done: subprocess.CompletedProcess[str]) -> SttmError:
     reason = reason or (lines[-1] if lines else f"exit code {done.returncode}")
     return SttmError(
         f"{what}: {reason.strip()[:300]}",
-        f"see to the index being reachable, or name an environment with {VARIABLE}",
+        f"make sure that the package index is reachable, or name an environment with {VARIABLE}",
     )
 
 

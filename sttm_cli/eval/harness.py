@@ -1,9 +1,9 @@
-"""One benchmark by lmms-eval. This file runs in lmms-eval's environment and imports nothing of this
-package: `python -P harness.py JOB.json`. It ends when the pipe on its stdin does, which is when the
-process that started it has ended.
+"""One benchmark by lmms-eval: `python -P harness.py JOB.json`. This file runs in lmms-eval's
+environment and imports nothing of this package. It ends when its stdin is closed, that is, when its
+parent process ends.
 
-The model is lmms-eval's own `openai`. Each reply is kept in a journal as it comes, so that a run
-that was stopped asks only what is missing.
+The model is lmms-eval's own `openai`. Each reply is recorded in a journal as it arrives, so that an
+interrupted run only asks what is missing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lmms_eval.tasks import TaskManager
 from openai.types.chat import ChatCompletion
 
 FAILED = "[LMMS_EVAL_REQUEST_FAILED"
-"""How lmms-eval begins what it takes for the answer to a request that failed."""
+"""Prefix of the text that lmms-eval takes as the answer to a failed request."""
 _TOGETHER = 4
 _PATIENCE_S = 3600.0
 _TRUTHS = {
@@ -37,7 +37,7 @@ truth."""
 
 
 class Journal:
-    """Replies by request, in a file of JSON lines; a line that a kill cut off is passed over."""
+    """Replies by request, in a file of JSON lines; a line truncated by a kill is skipped."""
 
     def __init__(self, path: Path) -> None:
         self.replies: dict[str, dict[str, Any]] = {}
@@ -49,10 +49,10 @@ class Journal:
             except (ValueError, KeyError, TypeError):
                 continue
         self._file = path.open("ab")
-        self._file.write(b"\n")  # ends a line that was cut off
+        self._file.write(b"\n")  # terminates a truncated line
 
     def add(self, key: str, reply: dict[str, Any]) -> None:
-        """Keep a reply; it is on the disk when this returns."""
+        """Record a reply; it is on disk when this returns."""
         line = json.dumps({"key": key, "reply": reply}).encode() + b"\n"
         with self._lock:
             self.replies[key] = reply
@@ -101,7 +101,7 @@ def _parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _signature(messages: list[dict[str, Any]]) -> str:
-    """The video and the text of a task's messages, or of those made of them for the server."""
+    """Return the video and the text of a task's messages, or of the messages sent to the server."""
     found = []
     for part in _parts(messages):
         address = part["video_url"]["url"] if part["type"] == "video_url" else part.get("url")
@@ -115,7 +115,7 @@ def _path(address: str) -> str:
 
 
 def _right(value: Any) -> float | None:
-    """How right an item is, from 0 to 1, by what its metric holds; None where that does not say."""
+    """Return how right an item is, from 0 to 1, by its metric; None if the metric does not say."""
     if isinstance(value, bool | int | float):
         return float(value)
     for name, truth in _TRUTHS.items() if isinstance(value, dict) else ():
@@ -142,7 +142,7 @@ def _item(sample: dict[str, Any], model: Served, metric: str) -> dict[str, Any]:
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """The benchmark's score and its items."""
+    """Return the benchmark's score and its items."""
     model = Served(
         Journal(Path(job["journal"])),
         model=job["model"],
@@ -150,7 +150,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         max_frames_num=job["frames"],
         num_concurrent=_TOGETHER,
         max_retries=1,
-        # In the order of the dataset, in which the questions about a video are neighbours.
+        # Keep the dataset's order, in which questions about the same video are adjacent.
         prefix_aware_queue=False,
         httpx_trust_env=False,
         pass_video_url=True,
@@ -186,7 +186,7 @@ def _end_with_the_parent() -> None:
 
 
 def main() -> None:
-    """Do the job in the file that is named; its result is put in place in one step."""
+    """Run the job in the given file; its result is written atomically."""
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     result, out = run(job), Path(job["out"])

@@ -1,4 +1,4 @@
-"""lmms-eval's view of `VideoQA`; imported by lmms-eval alone, where that is installed."""
+"""lmms-eval's model class for `VideoQA`; only imported by lmms-eval, if that is installed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Sttm(lmms):  # type: ignore[misc]
         self.qa = VideoQA(warn=logger.warning, **fields)
 
     def generate_until(self, requests: Sequence[Any]) -> list[GenerationResult]:
-        """The answers, in the order of the requests."""
+        """Return the answers in the order of the requests."""
         return [self._answer(*request.args) for request in requests]
 
     def _answer(
@@ -50,16 +50,16 @@ class Sttm(lmms):  # type: ignore[misc]
         return GenerationResult(text=answer.text, token_counts=counts)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
-        """Not offered: the paper's tasks generate."""
+        """Raise NotImplementedError: the paper's tasks generate."""
         raise NotImplementedError("the model sttm generates answers; it weighs none for lmms-eval")
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[Any]:
-        """Not offered: the paper's tasks ask once."""
+        """Raise NotImplementedError: the paper's tasks have one round."""
         raise NotImplementedError("the model sttm takes tasks of one round")
 
 
 def _asked(messages: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    """The one video and the text of a task's messages."""
+    """Return the one video and the text of a task's messages."""
     parts = [part for message in messages for part in message["content"]]
     videos = [str(part["url"]) for part in parts if part["type"] == "video"]
     others = {part["type"] for part in parts} - {"video", "text"}

@@ -1,4 +1,4 @@
-"""The model `sttm` for lmms-eval, made known by the entry point `lmms_eval.models`."""
+"""The model `sttm` for lmms-eval, registered by the entry point `lmms_eval.models`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def manifest() -> ModelManifest:
-    """What lmms-eval is told: the name, and the class to import when it is asked for."""
+    """Return the model's name and the class to import on demand."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(model_id="sttm", chat_class_path="sttm_cli.eval.lmms_chat.Sttm")

@@ -1,6 +1,6 @@
-"""Questions of one's own, asked at several budgets.
+"""The user's own questions, asked at several budgets.
 
-An answer is kept under all that shaped it: run again, only what is new or was changed is asked.
+An answer is kept under everything that shaped it: a second run only asks new or changed questions.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from sttm_cli.base.errors import UsageError, VideoError
 from sttm_cli.base.results import Answer, Choice
 from sttm_cli.base.types import Json
 from sttm_cli.bench.intervals import Bootstrap
+from sttm_cli.eval.published import Amount, at, stated
 from sttm_cli.eval.questions import ALL, Item
 from sttm_cli.eval.rows import in_percent
 from sttm_cli.runtime.prepared import Prepared
@@ -28,11 +29,11 @@ from sttm_cli.runtime.session import VideoQA
 
 @dataclass(frozen=True)
 class Asked:
-    """An item at a budget: the answer, and the video's tokens; `error`: why there is none. `new`:
-    asked now, not kept from before."""
+    """An item at a budget: the answer and the video's tokens, or `error`. `new`: asked in this run,
+    not kept from an earlier one."""
 
     item: Item
-    budget: float | int
+    budget: Amount
     answer: str | None = None
     kept: int = 0
     full: int = 0
@@ -48,7 +49,7 @@ class Asked:
 
 
 class Kept:
-    """Answers by all that shaped them, in a file of JSON lines; None keeps nothing."""
+    """Answers by everything that shaped them, in a file of JSON lines; None keeps nothing."""
 
     def __init__(self, path: Path | None, *, again: bool = False) -> None:
         self._path = path
@@ -69,7 +70,7 @@ class Kept:
         return self._known.get(key)
 
     def add(self, key: str, answer: Json) -> None:
-        """Keep an answer; a line that a kill has cut off ends before it."""
+        """Keep an answer on a new line, even if a kill truncated the last one."""
         self._known[key] = answer
         if self._path is not None:
             line = json.dumps({"key": key, "answer": answer})
@@ -84,14 +85,14 @@ def ask_all(
     items: Sequence[Item],
     *,
     folder: Path,
-    budgets: Sequence[float | int],
+    budgets: Sequence[Amount],
     kept: Kept,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[Asked]:
     """Every item at every budget, a video at a time; a video or a question that fails ends itself
     only. Raises the errors of the model and of the memory."""
     done = 0
-    sessions = [qa.with_settings(replace(qa.settings, budget=budget)) for budget in budgets]
+    sessions = [qa.with_settings(at(qa.settings, budget)) for budget in budgets]
     try:
         for video in dict.fromkeys(item.video for item in items):
             about = [item for item in items if item.video == video]
@@ -106,9 +107,9 @@ def ask_all(
 
 
 def _about(
-    qa: VideoQA, video: Path, items: Sequence[Item], budget: float | int, kept: Kept
+    qa: VideoQA, video: Path, items: Sequence[Item], budget: Amount, kept: Kept
 ) -> Iterator[Asked]:
-    """The items about one video at one budget; it is prepared only for an answer that is new."""
+    """Yield the items about one video at one budget; it is only prepared if an answer is new."""
     prepared: Prepared | None = None
     fault = ""
     for item in items:
@@ -126,7 +127,8 @@ def _about(
         except VideoError as error:
             fault = str(error)
         except UsageError as error:
-            # Of this question alone: too long for the model's context, options alike to it.
+            # Concerns this question only: too long for the model's context, or indistinguishable
+            # options.
             yield Asked(item, budget, error=str(error))
             continue
         if known is None:
@@ -141,8 +143,8 @@ def _key(request: Request, item: Item, max_new_tokens: int) -> str:
 
 
 def _answer(qa: VideoQA, prepared: Prepared, item: Item, *, sooner: bool) -> Json:
-    """The answer, as it is kept; `sooner`: what the cache saved for the video counts here, with
-    the first question about it."""
+    """Answer an item, in the form that is kept; `sooner`: count the seconds that the cache saved
+    for the video here, with the first question about it."""
     given: Answer | Choice
     if item.options:
         given = qa.choose(prepared, item.question, item.options)
@@ -162,7 +164,7 @@ def _answer(qa: VideoQA, prepared: Prepared, item: Item, *, sooner: bool) -> Jso
 # ---- the report
 
 
-def report(asked: Sequence[Asked], budgets: Sequence[float | int]) -> Json:
+def report(asked: Sequence[Asked], budgets: Sequence[Amount]) -> Json:
     """`sttm.eval/1` of one's own questions: a row for each budget and category, the items whose
     answers differ between budgets, and those without an answer."""
     answered = _answered_everywhere(asked)
@@ -177,7 +179,7 @@ def report(asked: Sequence[Asked], budgets: Sequence[float | int]) -> Json:
         "rows": list(_rows(answered, budgets, names if len(names) > 1 else [ALL])),
         "changed": [_changed(cells) for cells in answered.values() if _differs(cells)],
         "failed": [
-            {"line": a.item.line, "video": a.item.video, "budget": a.budget, "error": a.error}
+            {"line": a.item.line, "video": a.item.video, **stated(a.budget), "error": a.error}
             for a in asked
             if a.error
         ],
@@ -191,8 +193,9 @@ def report(asked: Sequence[Asked], budgets: Sequence[float | int]) -> Json:
 
 
 def _answered_everywhere(asked: Sequence[Asked]) -> dict[int, list[Asked]]:
-    """Items by line, in the file's order, with their answers in the order of the budgets; without
-    those that lack one, so that all budgets are compared on the same questions."""
+    """Return the items by line, in the file's order, with their answers in the order of the
+    budgets; without those that lack an answer, so that all budgets are compared on the same
+    questions."""
     cells: dict[int, list[Asked]] = {}
     for one in sorted(asked, key=lambda one: one.item.line):
         cells.setdefault(one.item.line, []).append(one)
@@ -200,7 +203,7 @@ def _answered_everywhere(asked: Sequence[Asked]) -> dict[int, list[Asked]]:
 
 
 def _rows(
-    answered: dict[int, list[Asked]], budgets: Sequence[float | int], categories: Sequence[str]
+    answered: dict[int, list[Asked]], budgets: Sequence[Amount], categories: Sequence[str]
 ) -> Iterator[Json]:
     table = list(answered.values())
     if not table:
@@ -214,7 +217,7 @@ def _rows(
         for name in categories:
             among = np.array([name in (ALL, one.item.category) for one in column])
             yield {
-                "budget": budget,
+                **stated(budget),
                 "category": name,
                 "items": int(among.sum()),
                 "accuracy": in_percent(boot.accuracy(right, among), known=boot.tells(among)),
@@ -240,6 +243,6 @@ def _changed(cells: Sequence[Asked]) -> Json:
         "question": item.question,
         "category": item.category,
         "answers": [
-            {"budget": one.budget, "answer": one.answer, "right": one.right} for one in cells
+            {**stated(one.budget), "answer": one.answer, "right": one.right} for one in cells
         ],
     }

@@ -1,7 +1,7 @@
-"""The published benchmarks through lmms-eval: every benchmark at every budget, each kept once done.
+"""The published benchmarks through lmms-eval: every benchmark at every budget, each result kept.
 
-A measurement's file is named for all that shaped it, so that none of them is taken for another's;
-one that was stopped leaves the replies that it had, and goes on behind them.
+A measurement's file name depends on everything that shaped it, so none is mistaken for another. An
+interrupted measurement keeps its replies and continues after them.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sttm_cli import __version__
 from sttm_cli.base.errors import SttmError
 from sttm_cli.base.types import Json
 from sttm_cli.eval.environment import VERSION, lmms_python
-from sttm_cli.eval.published import Benchmark
+from sttm_cli.eval.published import Amount, Benchmark, at
 from sttm_cli.eval.served import Served, ended, serving
 from sttm_cli.eval.vnbench_items import write_items
 from sttm_cli.runtime.request import ModelPlan
+from sttm_cli.settings.fields import Thresholds
 from sttm_cli.settings.settings import Settings
 
 TASKS = Path(__file__).parent / "tasks"
@@ -35,20 +36,20 @@ _LOOK_S = 0.2
 
 @dataclass(frozen=True)
 class Paper:
-    """What is to be measured, and where: `data` has the benchmarks' data as lmms-eval lays them
-    out, `kept` what was measured; `include` and `allow` are folders of tasks and of videos."""
+    """The measurements to make. `data` has the benchmarks' data in lmms-eval's layout, `kept` the
+    results; `include` and `allow` are folders of tasks and of videos."""
 
     settings: Settings
     model: ModelPlan
     benchmarks: tuple[Benchmark, ...]
-    budgets: tuple[float | int, ...]
+    budgets: tuple[Amount, ...]
     data: Path
     kept: Path
     limit: int | None = None
     include: tuple[Path, ...] = ()
     allow: tuple[Path, ...] = ()
 
-    def facts(self, benchmark: Benchmark, budget: float | int) -> Json:
+    def facts(self, benchmark: Benchmark, budget: Amount) -> Json:
         """All that shapes a measurement."""
         s = self.settings
         return {
@@ -63,17 +64,18 @@ class Paper:
             "task": benchmark.task,
             "tasks": [_stand(folder) for folder in self.include],
             "data": str(self.data),
-            "budget": budget,
+            "budget": asdict(budget) if isinstance(budget, Thresholds) else budget,
             "limit": self.limit,
         }
 
-    def place(self, benchmark: Benchmark, budget: float | int) -> Path:
+    def place(self, benchmark: Benchmark, budget: Amount) -> Path:
         """The file of a measurement; its journal and its log lie beside it."""
         text = json.dumps(self.facts(benchmark, budget), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return self.kept / f"{benchmark.task}-{budget:g}-{digest}.json"
+        amount = f"{budget:g}".replace("/", "_")
+        return self.kept / f"{benchmark.task}-{amount}-{digest}.json"
 
-    def done(self, benchmark: Benchmark, budget: float | int) -> Json | None:
+    def done(self, benchmark: Benchmark, budget: Amount) -> Json | None:
         """A measurement that is kept, None if there is none that can be read."""
         try:
             kept = json.loads(self.place(benchmark, budget).read_text(encoding="utf-8"))
@@ -82,7 +84,7 @@ class Paper:
             return None
 
     def forget(self) -> None:
-        """Remove what is kept of these measurements."""
+        """Remove the kept results of these measurements."""
         for budget in self.budgets:
             for benchmark in self.benchmarks:
                 for suffix in (".json", ".journal", ".log"):
@@ -91,11 +93,10 @@ class Paper:
 
 @dataclass(frozen=True)
 class Measured:
-    """A benchmark at a budget: lmms-eval's result, or why there is none; `kept`: from an earlier
-    run."""
+    """A benchmark at a budget: lmms-eval's result, or the error; `kept`: from an earlier run."""
 
     benchmark: Benchmark
-    budget: float | int
+    budget: Amount
     result: Json | None
     error: str = ""
     kept: bool = False
@@ -104,10 +105,10 @@ class Measured:
 def measure(
     paper: Paper, *, say: Callable[[str], None], progress: Callable[[str, int, int], None]
 ) -> Iterator[Measured]:
-    """Every benchmark at every budget, from what is kept where it can be; the model is served once
-    for each budget that has something left to measure. A failure ends one measurement only.
+    """Yield every benchmark at every budget, kept or measured; the model is served once for each
+    budget with anything left to measure. A failure ends one measurement only.
 
-    Raises SttmError where lmms-eval's environment cannot be made.
+    Raises SttmError if lmms-eval's environment cannot be created.
     """
     paper.kept.mkdir(parents=True, exist_ok=True, mode=0o700)
     for budget in paper.budgets:
@@ -130,13 +131,14 @@ def measure(
 @contextmanager
 def _server(
     paper: Paper,
-    budget: float | int,
+    budget: Amount,
     say: Callable[[str], None],
     progress: Callable[[str, int, int], None],
 ) -> Iterator[Served]:
-    say(f"serving {paper.settings.model} at budget {budget:g}")
+    kind = "thresholds" if isinstance(budget, Thresholds) else "budget"
+    say(f"serving {paper.settings.model} at {kind} {budget:g}")
     with serving(
-        replace(paper.settings, budget=budget),
+        at(paper.settings, budget),
         allow=(paper.data, *paper.allow),
         wait=lambda: progress("load", 0, 0),
     ) as served:
@@ -152,12 +154,12 @@ def _prepare(paper: Paper, benchmark: Benchmark) -> None:
 def _measured(
     paper: Paper,
     benchmark: Benchmark,
-    budget: float | int,
+    budget: Amount,
     python: Path,
     served: Served,
     progress: Callable[[str, int, int], None],
 ) -> Measured:
-    """One benchmark at one budget; it is kept if every question of it was answered."""
+    """Measure one benchmark at one budget; the result is kept if every question was answered."""
     place = paper.place(benchmark, budget)
     with tempfile.TemporaryDirectory(prefix="sttm-") as folder:
         job, out = Path(folder) / "job.json", Path(folder) / "result.json"
@@ -201,14 +203,14 @@ def _run(
     label: str,
     progress: Callable[[str, int, int], None],
 ) -> None:
-    """Run lmms-eval to its end; what it says goes to the log."""
+    """Run lmms-eval to its end; its output goes to the log."""
     with place.with_suffix(".log").open("wb") as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
-            # A data set that lies here under its name on the hub is taken from here.
+            # A local folder with the name of a data set on the hub takes precedence over the hub.
             cwd=paper.data,
             env=_environment(paper, served),
             start_new_session=True,
@@ -241,22 +243,22 @@ def _answered(journal: Path) -> int:
 
 def _failure(benchmark: Benchmark, log: Path) -> SttmError:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    reason = next((line for line in reversed(lines) if line.strip()), "it said nothing")
+    reason = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
     return SttmError(
         f"lmms-eval ended without a result for {benchmark.task}: {reason.strip()[:300]}",
-        f"{log} has all that it said",
+        f"{log} has its full output",
     )
 
 
 def data_folder() -> Path:
-    """HF_HOME, where lmms-eval keeps and looks for the benchmarks' data."""
+    """Return HF_HOME, where lmms-eval keeps the benchmarks' data."""
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME).expanduser().absolute()
 
 
 def _stand(folder: Path) -> list[object]:
-    """The files of a folder of tasks, as they are now."""
+    """Return the current state of the files in a folder of tasks."""
     files = sorted(p for p in folder.rglob("*") if p.suffix in _TASK_FILES)
     stats = [(str(p.relative_to(folder)), p.stat()) for p in files]
     return [str(folder), [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]]

@@ -1,4 +1,4 @@
-"""The benchmarks of the paper, how it asks them, and the rows that it publishes.
+"""The paper's benchmarks, their settings, and their published rows.
 
 Source of all figures: "Multi-Granular Spatio-Temporal Token Merging for Training-Free Acceleration
 of Video LLMs", ICCV 2025, arXiv 2507.07990, LLaVA-Video-7B on one A100.
@@ -7,9 +7,12 @@ of Video LLMs", ICCV 2025, arXiv 2507.07990, LLaVA-Video-7B on one A100.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sttm_cli.base.errors import UsageError
+from sttm_cli.base.types import Json
+from sttm_cli.settings.fields import Thresholds
+from sttm_cli.settings.settings import Settings
 
 SOURCE = "arXiv 2507.07990"
 FPS = 1.0
@@ -17,8 +20,8 @@ FPS = 1.0
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark: its task in lmms-eval, the paper's bound of frames (at one a second), and what
-    of it differs from the paper's."""
+    """A benchmark: its task in lmms-eval, the paper's maximum of frames (at one per second), and
+    the differences from the paper's setting."""
 
     name: str
     task: str
@@ -55,32 +58,76 @@ _LLAVA_VIDEO_7B = {
     (0.3, "sttm"): (76.0, 62.3, 57.0, 68.5, 58.0, 82.0, 0.555, 5179),
 }
 _ROWS = {"llava-video-7b": _LLAVA_VIDEO_7B, "lmms-lab/llava-video-7b-qwen2": _LLAVA_VIDEO_7B}
-"""By the names, in lower case, under which a model is given."""
+"""By the lower-case names of the models."""
+
+
+# share kept -> the thresholds that the paper set by hand for it, each between two bounds.
+_BY_HAND = {0.5: ((0.85, 0.85), (0.55, 0.65)), 0.3: ((0.8, 0.8), (0.5, 0.65))}
+Amount = float | int | Thresholds
+"""How much is merged: a budget, or thresholds in its place."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published figure: accuracy in %. Over all benchmarks: `first_token_s` of the decoder's
-    first pass alone, and `tokens` of video."""
+    """A published figure: accuracy in % at a `share` of the tokens. Over all benchmarks:
+    `first_token_s` of the decoder's first pass alone, and `tokens` of video."""
 
+    share: float
     accuracy: float
     first_token_s: float
     tokens: int
 
 
-def published(model: str, method: str, budget: float | int, task: str) -> Published | None:
-    """The published figure of this model, method, budget and task, None where there is none."""
+def has_rows(model: str) -> bool:
+    """Whether anything is published of a model."""
+    return model.lower() in _ROWS
+
+
+def published(model: str, method: str, amount: Amount, task: str) -> Published | None:
+    """The published figure of this model, method, amount and task, None where there is none."""
     names = [benchmark.task for benchmark in BENCHMARKS]
-    share = float(budget) if isinstance(budget, float) else None
-    row = _ROWS.get(model.lower(), {}).get((share or 0.0, "" if share == 1 else method))
+    share = _by_hand(amount) if isinstance(amount, Thresholds) else amount
+    share = share if isinstance(share, float) else 0.0
+    row = _ROWS.get(model.lower(), {}).get((share, "" if share == 1 else method))
     if row is None or task not in names:
         return None
-    return Published(row[names.index(task)], row[-2], int(row[-1]))
+    return Published(share, row[names.index(task)], row[-2], int(row[-1]))
+
+
+def _by_hand(given: Thresholds) -> float:
+    """The share for which the paper has such thresholds, 0 where it has none such."""
+    for share, (spatial, temporal) in _BY_HAND.items():
+        if (
+            spatial[0] <= given.spatial <= spatial[1]
+            and temporal[0] <= given.temporal <= temporal[1]
+        ):
+            return share
+    return 0.0
+
+
+def at(settings: Settings, amount: Amount) -> Settings:
+    """The settings with which a video is merged so much."""
+    if isinstance(amount, Thresholds):
+        return replace(settings, budget=1.0, method=amount.method)
+    return replace(settings, budget=amount)
+
+
+def stated(amount: Amount) -> Json:
+    """An amount as rows of JSON state it."""
+    if isinstance(amount, Thresholds):
+        return {"budget": None, "thresholds": [amount.spatial, amount.temporal]}
+    return {"budget": amount, "thresholds": None}
+
+
+def in_words(row: Json) -> str:
+    """The amount of a row of JSON: 0.3, or 0.85/0.6."""
+    pair = row.get("thresholds")
+    return f"{Thresholds(*pair)}" if pair else f"{row['budget']:g}"
 
 
 def benchmarks(tasks: Iterable[str], *, own: bool) -> tuple[Benchmark, ...]:
-    """The benchmarks that are named, by their own names or their tasks'; with `own`, tasks of the
-    user's own among them. Raises UsageError for one that is not known, and for none."""
+    """Return the benchmarks with the given names, their own or their tasks'; with `own`, also tasks
+    of the user's own. Raises UsageError for an unknown name, and for none."""
     known = {name.lower(): b for b in BENCHMARKS for name in (b.name, b.task)}
     known |= {b.task.split("_")[0]: b for b in BENCHMARKS}
     found = []

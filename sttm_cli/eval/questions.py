@@ -1,4 +1,4 @@
-"""Questions of one's own with their right answers, and the file of JSON lines that holds them."""
+"""The user's own questions with right answers, and their file of JSON lines."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _NOT_WORDS = re.compile(r"[\W_]+")
 
 @dataclass(frozen=True)
 class Item:
-    """A question in line `line` of its file; `answers` are the texts that are right. With
-    `options`, the likeliest of them is the answer."""
+    """A question in line `line` of its file; `answers` are the right texts. With `options`, the
+    likeliest of them is the answer."""
 
     line: int
     video: str
@@ -33,20 +33,20 @@ class Item:
     category: str | None = None
 
     def is_right(self, answer: str) -> bool:
-        """Whether an answer is right: equal but for case, punctuation and articles."""
+        """Return whether an answer is right: equal except for case, punctuation and articles."""
         if self.options:
             return answer in self.answers
         return plain(answer) in map(plain, self.answers)
 
 
 def plain(text: str) -> str:
-    """A text without case, punctuation and articles."""
+    """Return a text without case, punctuation and articles."""
     words = _NOT_WORDS.sub(" ", text.casefold())
     return " ".join(_ARTICLES.sub(" ", words).split())
 
 
 def read_items(file: Path) -> tuple[Item, ...]:
-    """The questions in a file of JSON lines. Raises UsageError that names the first bad line."""
+    """Read the questions in a file of JSON lines; raises UsageError, naming the first bad line."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -104,7 +104,7 @@ def _texts(value: Json, name: str) -> tuple[str, ...]:
 
 
 def _answers(value: Json, options: Sequence[str]) -> tuple[str, ...]:
-    """The right answers: of options one, by its text, its letter or its place from 0 on."""
+    """Return the right answers; of options one, by its text, its letter or its index from 0."""
     given = value.get("answer")
     if not options:
         answers = _texts(value, "answer") if isinstance(given, list) else (_text(value, "answer"),)

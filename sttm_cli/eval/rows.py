@@ -1,4 +1,4 @@
-"""What was measured on a benchmark, beside what is published of it: rows with 95 % intervals."""
+"""Results of the benchmarks beside the published figures: rows with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from sttm_cli.base.types import Json
 from sttm_cli.bench.intervals import Bootstrap, Estimate
 from sttm_cli.eval.paper import Measured
-from sttm_cli.eval.published import BENCHMARKS, SOURCE, published
+from sttm_cli.eval.published import BENCHMARKS, SOURCE, has_rows, published, stated
 
 
 def report(model: str, method: str, measured: Sequence[Measured]) -> Json:
-    """`sttm.eval/1` of the paper's benchmarks; accuracies in %, differences in points."""
+    """Return `sttm.eval/1` of the paper's benchmarks; accuracies in %, differences in points."""
     full = {m.benchmark.task: m.result for m in measured if m.budget == 1.0 and not m.error}
     rows = [_row(model, method, m, full.get(m.benchmark.task)) for m in measured]
     return {
@@ -23,6 +23,7 @@ def report(model: str, method: str, measured: Sequence[Measured]) -> Json:
         "model": model,
         "method": method,
         "source": SOURCE,
+        "published": has_rows(model),
         "rows": rows,
         "averages": list(_averages(rows)),
     }
@@ -34,12 +35,13 @@ def _row(model: str, method: str, measured: Measured, full: Json | None) -> Json
     row: Json = {
         "benchmark": benchmark.name,
         "task": benchmark.task,
-        "budget": measured.budget,
+        **stated(measured.budget),
         "frames": benchmark.frames,
         "note": benchmark.note or None,
         "error": measured.error or None,
         "kept": measured.kept,
         "published": known and known.accuracy,
+        "published_share": known and known.share,
         "published_tokens": known and known.tokens,
         "published_first_token_s": known and known.first_token_s,
     }
@@ -57,8 +59,8 @@ def _row(model: str, method: str, measured: Measured, full: Json | None) -> Json
 
 
 def _accuracy(result: Json, *, less: float = 0.0) -> Json | None:
-    """The share of the items that are right, in %, less a figure; None where the task does not say
-    which are."""
+    """Return the share of right items in %, minus a figure; None if the task does not say which are
+    right."""
     right, boot = _right(result), _draws(result)
     if right is None:
         return None
@@ -78,7 +80,7 @@ def _draws(result: Json) -> Bootstrap:
 
 
 def _against_full(result: Json, full: Json | None) -> Json | None:
-    """How many points more are right than at budget 1, on the same items and draws."""
+    """Return how many points more are right than at budget 1, on the same items and draws."""
     if full is None or result is full:
         return None
     ours, theirs = _right(result), _right(full)
@@ -91,14 +93,14 @@ def _against_full(result: Json, full: Json | None) -> Json | None:
 
 
 def in_percent(estimate: Estimate, *, known: bool, less: float = 0.0) -> Json:
-    """An estimate in %, less a figure; its interval is None unless it is `known`."""
+    """Return an estimate in %, minus a figure; its interval is None unless it is `known`."""
     values = {name: 100 * value - less for name, value in estimate.to_json().items()}
     return values if known else {**values, "low": None, "high": None}
 
 
 def _served(replies: Sequence[Json]) -> Json:
-    """Tokens (means over the questions), seconds to the first token (medians) and what the cache
-    saved, as the server reports them."""
+    """Return tokens (means over the questions), seconds to the first token (medians) and the
+    cache's savings, as the server reports them."""
     hits = [reply for reply in replies if reply["cache"]["hit"]]
     computed = [reply for reply in replies if not reply["cache"]["hit"]]
     saved = (
@@ -130,16 +132,23 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _averages(rows: Sequence[Json]) -> list[Json]:
-    """The paper's average over its six benchmarks, at the budgets at which all are measured."""
+    """Return the paper's average over its six benchmarks, at the budgets that have all of them."""
     found = []
-    for budget in dict.fromkeys(row["budget"] for row in rows):
+    amounts = [{name: row[name] for name in ("budget", "thresholds")} for row in rows]
+    for place, amount in enumerate(amounts):
+        if amount in amounts[:place]:
+            continue
         names = {b.task for b in BENCHMARKS}
-        of = [r for r in rows if r["budget"] == budget and r["task"] in names and r.get("accuracy")]
+        of = [
+            row
+            for row, its in zip(rows, amounts, strict=True)
+            if its == amount and row["task"] in names and row.get("accuracy")
+        ]
         if len(of) == len(BENCHMARKS):
             theirs = [row["published"] for row in of if row["published"] is not None]
             found.append(
                 {
-                    "budget": budget,
+                    **amount,
                     "accuracy": fmean(row["accuracy"]["value"] for row in of),
                     "published": fmean(theirs) if len(theirs) == len(of) else None,
                 }

@@ -1,4 +1,4 @@
-"""A server of the evaluation's own, for one budget: no other process is led to it."""
+"""A private server for one budget of an evaluation; no other process finds it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from sttm_cli.settings.settings import SETTINGS, Settings, in_scope
 _READY = re.compile(r"serving .*(http://\S+)/v1")
 _END_S = 30.0
 _NOT_SERVED = ("start", "end", "max_download", *in_scope(Scope.PROCESS))
-"""Settings that `sttm serve` has no flag for, or another meaning."""
+"""Settings without a flag of `sttm serve`, or with another meaning there."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """Where the server listens, the key that it asks for, and the model's name there."""
+    """A server's address, its key, and the model's name there."""
 
     url: str
     key: str
@@ -38,13 +38,14 @@ class Served:
 def serving(
     settings: Settings, *, allow: Sequence[Path], wait: Callable[[], None]
 ) -> Iterator[Served]:
-    """A server with `settings` until the block ends; clients may name files below `allow`. `wait`
-    is called now and then until it is ready. Raises SttmError if it does not start."""
+    """Run a server with `settings` within the context; clients may name files below `allow`. `wait`
+    is called repeatedly until it is ready. Raises SttmError if it does not start."""
     key = secrets.token_urlsafe(24)
     command = [*tied_command("sttm_cli"), "serve", "--port", "0", "--request-timeout", "1h"]
     command += [part for folder in allow for part in ("--allow-path", str(folder))]
     command += [part for name in SETTINGS for part in _flag(settings, name)]
-    # A runtime folder of its own: neither in the way of the user's server, nor found in its place.
+    # A runtime folder of its own, so that it neither conflicts with the user's server nor is
+    # mistaken for it.
     with ExitStack() as stack:
         run = stack.enter_context(tempfile.TemporaryDirectory(prefix="sttm-"))
         nothing, log = Path(run) / "config.toml", Path(run) / "log"
@@ -77,8 +78,8 @@ def ended(process: subprocess.Popen[bytes]) -> None:
 
 
 def _plain() -> dict[str, str]:
-    """The environment without defaults of flags: the server has the settings that it is given, but
-    for a cache folder that is only named there."""
+    """Return the environment without defaults of flags: the server only has the given settings,
+    except for a cache folder, which may only be named there."""
     defaults = {declared.env for name, declared in SETTINGS.items() if name != "cache_dir"}
     return {name: value for name, value in environment().items() if name not in defaults}
 
@@ -99,5 +100,5 @@ def _address(process: subprocess.Popen[bytes], log: Path, wait: Callable[[], Non
     reason = said.removeprefix("sttm: ") or f"it ended with exit code {process.returncode}"
     raise SttmError(
         f"the server for this budget did not start: {reason}",
-        "'sttm serve' with the same flags says more",
+        "run 'sttm serve' with the same flags to see more",
     )

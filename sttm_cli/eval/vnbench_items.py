@@ -1,4 +1,4 @@
-"""VNBench's annotations, written as the items that its task reads."""
+"""VNBench's annotations, converted to the items that its task reads."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ _LETTERS = "ABCD"
 
 
 def write_items(folder: Path) -> None:
-    """Write the items of the annotations in `folder`, whose videos lie in it or below.
+    """Write the items of the annotations in `folder`, whose videos are in it or below.
 
-    Raises SttmError where the annotations are missing or not of VNBench, and where a video is
-    missing.
+    Raises SttmError if the annotations are missing or not VNBench's, or if a video is missing.
     """
     source, target = folder / ANNOTATIONS, folder / ITEMS
     try:

@@ -1,1 +1,1 @@
-"""Many videos into the cache: which they are, what they need, and the work on them."""
+"""Prepare many videos: find them, estimate their size, and compute and store their KVs."""

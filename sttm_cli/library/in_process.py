@@ -1,4 +1,4 @@
-"""Videos prepared in this process: the next one is read while the model works on this one."""
+"""Runner for this process: the next video is decoded while the model works on this one."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from sttm_cli.library.outcome import Job, Outcome
 from sttm_cli.library.prepare import prepare
 from sttm_cli.runtime.session import VideoQA
 
-# Doing the next thing while this one is being used: an iterator that runs in a thread.
+# A producer thread that runs ahead of its consumer.
 
 
 T = TypeVar("T")
 
 PATIENCE_S = 1.0
-"""How long closing waits for an item that is half made."""
+"""How long closing waits for the thread to finish the current item."""
 
 
 def ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
-    """Yield from `items`, which a thread makes: at most `depth` of them exist at a time.
+    """Yield from `items`, which a thread produces: at most `depth` of them exist at a time.
 
-    The one that was yielded last counts among them until the next is asked for. What `items`
-    raises is raised here, in its turn. Closing ends the thread and closes `items`.
+    The item yielded last counts until the next one is requested. Exceptions of `items` are raised
+    here, in order. Closing ends the thread and closes `items`.
     """
     made: SimpleQueue[tuple[T] | BaseException] = SimpleQueue()
     room, left = Semaphore(depth), Event()
@@ -62,14 +62,14 @@ def ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, Non
 
 
 DEPTH = 4
-"""How far reading may be ahead, in chunks of frames (of 64 MiB at most)."""
+"""How far decoding may run ahead, in chunks of frames (of up to 64 MiB)."""
 
 
 @dataclass
 class _Opened:
-    """A job whose video is being read: its chunks follow, then its end.
+    """A job whose video is being decoded: its chunks follow, then its `_End`.
 
-    `dropped`: they are no longer wanted; `ended`: the end has come.
+    `dropped`: the chunks are no longer wanted; `ended`: the `_End` was read.
     """
 
     job: Job
@@ -81,7 +81,7 @@ class _Opened:
 
 @dataclass(frozen=True)
 class _End:
-    """The video's last chunk has come, or what reading it raised."""
+    """The end of a video's chunks, or the exception that ended them."""
 
     error: Exception | None
 
@@ -90,7 +90,7 @@ _Read = _Opened | FrameChunk | _End | Outcome
 
 
 class LocalRunner:
-    """Prepares videos in this process. A thread looks ahead and decodes; the model works here."""
+    """Prepares videos in this process: a thread probes and decodes ahead, the model runs here."""
 
     def __init__(self, qa: VideoQA) -> None:
         self._qa = qa
@@ -105,7 +105,7 @@ class LocalRunner:
                     yield item
 
     def _read(self, items: Iterator[Item]) -> Generator[_Read, None, None]:
-        """Everything that needs no model, video by video, chunk by chunk."""
+        """Yield the results of the steps that need no model, video by video and chunk by chunk."""
         for item in items:
             if not isinstance(item, Job):
                 yield item
@@ -129,7 +129,7 @@ class LocalRunner:
 
 
 def _chunks(opened: _Opened, read: Iterator[_Read]) -> Iterator[FrameChunk]:
-    """The opened video's chunks; raises what reading them raised."""
+    """Yield the chunks of the opened video; raise any exception of the decoder."""
     for item in read:
         if isinstance(item, FrameChunk):
             yield item
@@ -141,7 +141,7 @@ def _chunks(opened: _Opened, read: Iterator[_Read]) -> Iterator[FrameChunk]:
 
 
 def _drop_rest(opened: _Opened, read: Iterator[_Read]) -> None:
-    """Have the rest of an opened video's chunks not read, and pass over those that are."""
+    """Stop decoding an opened video and discard the chunks already decoded."""
     opened.dropped = True
     while not opened.ended:
         opened.ended = isinstance(next(read), _End)

@@ -1,7 +1,7 @@
-"""The policy of a run over many videos: what is skipped, what is prepared, and when it stops.
+"""The policy of a run over many videos: which are skipped or prepared, and when the run stops.
 
-Where the work is done is a runner's: this process (`in_process.py`), a server (`server.py`), a
-cluster (`ray.py`), or another one that is installed (`runners.py`).
+The work itself is done by a runner: this process (`in_process.py`), a server (`server.py`), a
+cluster (`ray.py`), or an installed plugin (`runners.py`).
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from sttm_cli.runtime.session import VideoQA
 
 Item = Job | Outcome
 Admit = Callable[[Job], Outcome | None]
-"""Sets room aside for a job that is about to be computed; else gives its outcome."""
+"""Reserves space for a job about to be computed; returns an outcome if the job is refused."""
 
 
 class Runner(Protocol):
-    """Where the videos of a library are prepared. It holds nothing that the loop needs."""
+    """Prepares the videos of a library, here or elsewhere; holds no state of the loop."""
 
     def run(self, items: Iterator[Item], admit: Admit) -> Iterator[Outcome]:
-        """Yield one outcome for each item, in any order: for a job what became of it, for an
-        outcome itself.
+        """Yield one outcome for each item, in any order; an item that is an outcome is yielded as
+        is.
 
-        `items` may be asked for in another thread, one at a time. `admit` is asked right before
-        a job is computed; where it gives an outcome, that is the job's. A video that fails is an
-        outcome; raises where none could be prepared.
+        `items` may be consumed in another thread, one at a time. `admit` is called right before a
+        job is computed; an outcome that it returns becomes the job's. A video that fails is an
+        outcome; raises only if no video could be prepared.
         """
         ...
 
 
 @runtime_checkable
 class FarRunner(Protocol):
-    """A runner whose workers look at the videos too: this process reads none of them."""
+    """A runner whose workers also probe the videos: this process reads none of them."""
 
     def run_unseen(self, videos: Sequence[Video]) -> Iterator[Outcome]:
         """Yield one outcome for each of `videos`, in any order; raises as `Runner.run`."""
@@ -58,12 +58,12 @@ class FarRunner(Protocol):
 def prepare_library(
     qa: VideoQA, videos: Sequence[Video], runner: Runner | FarRunner
 ) -> Iterator[Outcome]:
-    """Have `runner` prepare every video that is not stored yet; yield what became of each.
+    """Have `runner` prepare every video that is not stored yet; yield the outcome of each.
 
-    Ends early, with `Stopped`, before the disk is full or the run would push out its own
-    entries. Raises ModelError or OutOfMemoryError where the model cannot be loaded.
+    Stops early, with `Stopped`, before the disk is full or the run would evict its own entries.
+    Raises ModelError or OutOfMemoryError if the model cannot be loaded.
     """
-    # Resolved here: a missing model is not the first video's fault.
+    # Resolved first, so that a missing model is not reported as a failure of the first video.
     qa.model_plan  # noqa: B018
     room, failures, first = Room(store_of(qa)), dict[Video, str](), dict[str, Video]()
     if isinstance(runner, FarRunner):
@@ -82,8 +82,8 @@ def prepare_library(
 
 
 def dry_run(qa: VideoQA, videos: Sequence[Video]) -> Iterator[Outcome]:
-    """What `prepare_library` would do: headers are read and bytes digested, nothing is decoded,
-    and nothing is fetched."""
+    """Yield the outcomes that `prepare_library` would have: headers are read and bytes digested,
+    nothing is decoded or fetched."""
     near = [video for video in videos if not is_address(str(video))]
     for item in _looks(qa, near):
         yield Wanted(item.path, item.need) if isinstance(item, Job) else item
@@ -97,7 +97,7 @@ def dry_run(qa: VideoQA, videos: Sequence[Video]) -> Iterator[Outcome]:
 
 
 def _looks(qa: VideoQA, videos: Sequence[Video]) -> Iterator[Job | Skipped | Failed]:
-    """What each video needs; of several with the same bytes only the first one."""
+    """Probe each video; of several with the same bytes, only the first needs work."""
     first: dict[str, Video] = {}
     for video in videos:
         item = look(qa, video)
@@ -109,7 +109,7 @@ def _looks(qa: VideoQA, videos: Sequence[Video]) -> Iterator[Job | Skipped | Fai
 
 
 def _or_twin(outcome: Outcome, first: dict[str, Video]) -> Outcome:
-    """A video that a worker skipped since another one of this run has its bytes says so."""
+    """Name the first video with the same bytes if a worker skipped this one as its duplicate."""
     if not isinstance(outcome, Computed | Skipped) or not outcome.key:
         return outcome
     twin = first.setdefault(outcome.key, outcome.path)
@@ -119,7 +119,7 @@ def _or_twin(outcome: Outcome, first: dict[str, Video]) -> Outcome:
 
 
 def _with_twin(outcome: Outcome, failures: dict[Video, str]) -> Outcome:
-    """A video with the bytes of one that failed has failed too."""
+    """Replace the skip by a failure if the video with the same bytes failed."""
     if isinstance(outcome, Skipped) and outcome.twin in failures:
         error = failures[outcome.twin]
         return Failed(outcome.path, f"{outcome.reason}, which failed: {error}")

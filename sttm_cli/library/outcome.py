@@ -1,4 +1,4 @@
-"""A video of a library that is to be prepared, what became of each, and of all of them."""
+"""The videos of a library: jobs, the outcome of each, and their tally."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Video = Path | str
 
 @dataclass(frozen=True)
 class Job:
-    """A video to prepare. `need`: about how many bytes it takes, None where that is not known."""
+    """A video to prepare. `need`: its estimated bytes in the cache, None if unknown."""
 
     request: Request
     need: int | None
 
     @property
     def path(self) -> Video:
-        """The video as it was named."""
+        """The video as the user named it."""
         source = self.request.source
         return source.name if source.is_copy else Path(source.name)
 
@@ -45,8 +45,8 @@ class Job:
 @dataclass(frozen=True)
 class Computed:
     """A video whose KV was computed and stored. `video_s`: the seconds of video it covers;
-    `seconds`: what each stage took; `warnings`: what the decoder had to say; `key`: its entry's;
-    `digest`: of its bytes; `node`: the machine of a cluster that did it."""
+    `seconds`: the duration of each stage; `warnings`: the decoder's; `key`: the entry's; `digest`:
+    of the video's bytes; `node`: the cluster node that did the work."""
 
     path: Video
     bytes: int
@@ -61,9 +61,9 @@ class Computed:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A video that needs no work. `bytes`: of its entry where that counts for this video; `key`:
-    its entry's; `twin`: an earlier video with the same bytes; `digest` and `node`
-    as of `Computed`."""
+    """A video that needs no work. `bytes`: of its entry, 0 if another video accounts for them;
+    `key`: the entry's; `twin`: an earlier video with the same bytes; `digest` and `node` as in
+    `Computed`."""
 
     path: Video
     reason: str
@@ -76,7 +76,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Failed:
-    """A video that could not be prepared; `traceback` for errors that nobody foresaw; `node` as of
+    """A video that could not be prepared. `traceback`: for unexpected exceptions; `node` as in
     `Computed`."""
 
     path: Video
@@ -87,7 +87,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Wanted:
-    """In a dry run: a video that would be computed, and about what it would take."""
+    """In a dry run: a video that would be computed, and its estimated size."""
 
     path: Video
     bytes: int | None
@@ -95,7 +95,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Stopped:
-    """The work ended before `path`; nothing after it was looked at."""
+    """The run stopped before `path`; no later video was probed."""
 
     path: Video
     reason: str
@@ -104,9 +104,13 @@ class Stopped:
 Outcome = Computed | Skipped | Failed | Wanted | Stopped
 
 
+MEANINGFUL_S = 600.0
+"""Seconds of video from which on the seconds of work for an hour of it mean something."""
+
+
 @dataclass
 class Tally:
-    """The sum of all outcomes. `bytes`: stored (or wanted) now; `video_s`: seconds of video."""
+    """The totals of all outcomes. `bytes`: stored (or wanted) now; `video_s`: seconds of video."""
 
     done: int = 0
     same_bytes: int = 0
@@ -145,12 +149,13 @@ class Tally:
 
     @property
     def settled(self) -> int:
-        """How many videos are through."""
+        """The number of videos that have an outcome."""
         return self.done + self.skipped + len(self.failed)
 
     def per_video_hour(self, seconds: float) -> float | None:
-        """Seconds of work for an hour of video, None where none was computed."""
-        return seconds / self.video_s * 3600 if self.video_s else None
+        """Seconds of work for an hour of video, None where the start of the first video weighs
+        more than the videos."""
+        return seconds / self.video_s * 3600 if self.video_s >= MEANINGFUL_S else None
 
     def to_json(self, seconds: float) -> PrecomputeReport:
         report: PrecomputeReport = {

@@ -1,4 +1,4 @@
-"""Which videos are meant: folders, files, patterns and lists, each video once, in one order."""
+"""Find videos: folders, files, patterns and lists, each video once and in a fixed order."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Found:
 
 
 def find_videos(given: Iterable[str], listed: Iterable[str] = ()) -> Found:
-    """The videos behind arguments `given` and paths `listed`, sorted, each file once.
+    """Return the videos that arguments `given` and paths `listed` name, sorted, each file once.
 
-    A folder is searched to any depth; names that begin with a dot and links to folders are left
-    out. What is not there but holds `*`, `?` or `[` is a pattern (`**`: any depth), in `given`
-    only; it gives what a shell would make of it. A file that is named is taken whatever its name,
-    and a missing one too: it fails by name. An address stays as it is; of a bucket it may be a
-    folder (it ends with "/") or a pattern. Raises UsageError where nothing is found, SttmError
-    where the extra for a bucket is missing.
+    A folder is searched to any depth; names that begin with a dot and links to folders are skipped.
+    In `given`, a path that does not exist but contains `*`, `?` or `[` is a pattern (`**`: any
+    depth), expanded as a shell would. A named file is taken whatever its suffix, even if it is
+    missing: it then fails by name. An address is kept as it is; in a bucket it may be a folder
+    (ending with "/") or a pattern. Raises UsageError if no video is found, SttmError if the extra
+    for a bucket is missing.
     """
     unreadable: list[tuple[Video, str]] = []
 
@@ -46,7 +46,7 @@ def find_videos(given: Iterable[str], listed: Iterable[str] = ()) -> Found:
         os.path.realpath(video): video for video in sorted(videos, reverse=True)
     }
     for text in filter(is_address, [*given, *listed]):
-        # A list's names are never patterns.
+        # Names in a list are never patterns.
         if text in given or text.endswith("/"):
             once |= {address: address for address in _addresses(text, unreadable)}
         else:
@@ -61,9 +61,9 @@ def find_videos(given: Iterable[str], listed: Iterable[str] = ()) -> Found:
 
 
 def share_of(videos: list[Video], shard: str | None) -> list[Video]:
-    """The I-th of N equal shares for a shard "I/N", all for None; raises UsageError.
+    """Return share I of N for a shard "I/N", all videos for None; raises UsageError.
 
-    The shares of one list are always the same and have nothing in common.
+    The shares of a list are deterministic and disjoint.
     """
     if shard is None:
         return videos
@@ -75,7 +75,7 @@ def share_of(videos: list[Video], shard: str | None) -> list[Video]:
 
 
 def _addresses(text: str, unreadable: list[tuple[Video, str]]) -> list[str]:
-    """The addresses that one stands for; what a bucket does not show is noted as unreadable."""
+    """Expand an address to its videos; record in `unreadable` what the bucket refuses to list."""
     if not in_bucket(text):
         return [text]
     try:
@@ -86,13 +86,13 @@ def _addresses(text: str, unreadable: list[tuple[Video, str]]) -> list[str]:
 
 
 def _in_order(video: Video) -> tuple[bool, Path, str]:
-    """Paths first, as paths are sorted; then addresses."""
+    """Sort key: paths first, in path order, then addresses."""
     is_text = isinstance(video, str)
     return is_text, Path() if is_text else Path(video), str(video) if is_text else ""
 
 
 def _matches(text: str) -> list[Path]:
-    """The path itself, or what a pattern matches."""
+    """Return the path itself, or the matches of a pattern."""
     if os.path.lexists(text) or not glob.has_magic(text):
         return [Path(text)]
     found = glob.glob(os.path.expanduser(text), recursive=True)

@@ -1,4 +1,4 @@
-"""One video of a library: what it needs, and preparing it."""
+"""Probe and prepare one video of a library."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ NOT_STORED = "its KV could not be stored"
 
 
 def prepare_one(settings: Settings, video: Video) -> Outcome:
-    """Prepare one video in whatever process this is: what a worker elsewhere is sent.
+    """Prepare one video in the current process: the entry point for remote workers.
 
-    Its arguments and its outcome can be pickled. The model stays loaded in the process for the
-    next video with the same settings.
+    Arguments and outcome can be pickled. The model stays loaded in the process for the next video
+    with the same settings.
     """
     return prepare_with(_session(settings), video)
 
@@ -38,7 +38,7 @@ def prepare_one(settings: Settings, video: Video) -> Outcome:
 def prepare_with(
     qa: VideoQA, video: Video, admit: Callable[[Job], Outcome | None] = lambda job: None
 ) -> Outcome:
-    """Prepare one video with a session, unless `admit` refuses the work; leaves no copy behind."""
+    """Prepare one video with a session, unless `admit` refuses it; keeps no fetched copy."""
     try:
         found = look(qa, video)
         if not isinstance(found, Job):
@@ -49,10 +49,10 @@ def prepare_with(
 
 
 def look(qa: VideoQA, video: Video) -> Job | Skipped | Failed:
-    """What a video needs: reads its header and its bytes, decodes nothing.
+    """Probe a video: read its header and digest its bytes, without decoding.
 
-    A video from elsewhere is fetched, unless it is known to be stored; the copy of a job's is
-    there until it is forgotten.
+    A remote video is fetched unless it is known to be stored; a job's copy exists until it is
+    forgotten.
     """
     try:
         known = None if qa.settings.refresh else qa.known(video)
@@ -73,12 +73,12 @@ def look(qa: VideoQA, video: Video) -> Job | Skipped | Failed:
 def prepare(
     qa: VideoQA, job: Job, *, clock: Clock | None = None, frames: Frames | None = None
 ) -> Outcome:
-    """Compute and store a video's KV, from `frames` where they are read elsewhere.
+    """Compute and store a video's KV, from `frames` if they are decoded elsewhere.
 
-    Raises ModelError or OutOfMemoryError where the model cannot be loaded; everything else is
-    the video's failure.
+    Raises ModelError or OutOfMemoryError if the model cannot be loaded; any other error becomes the
+    outcome `Failed`.
     """
-    # A model that cannot be loaded is not the video's fault.
+    # Outside the `try`: failing to load the model is not the video's fault.
     qa.model()
     clock = clock or Clock()
     frames = frames or qa.compute.frames(job.request, clock)
@@ -108,7 +108,7 @@ def prepare(
 
 
 def failed(path: Video, error: Exception) -> Failed:
-    """The outcome for a video of which `error` was raised."""
+    """Return the outcome for a video whose preparation raised `error`."""
     if isinstance(error, SttmError):
         return Failed(path, error.message)
     first = (str(error).strip().splitlines() or [""])[0]

@@ -1,8 +1,9 @@
-"""Videos prepared by a Ray cluster: its workers look, fetch, compute and store; here is counted.
+"""Runner for a Ray cluster: workers probe, fetch, compute and store; this process collects the
+outcomes.
 
-Ray Data hands the videos out, one at a time; a worker that ends is started again, wherever there is
-room, and its video is done by another. What is stored already is looked up in the cache by the
-workers, so that nothing but the cache says what is missing.
+Ray Data hands out one video at a time; a worker that dies is restarted wherever there is room, and
+another one takes over its video. Workers look up stored videos in the cache themselves, so the
+cache alone decides which are missing.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from sttm_cli.runtime.session import VideoQA
 from sttm_cli.settings.settings import cache_dir
 
 MOST_BLOCKS = 2000
-"""Ray takes about a millisecond for each block that it is given: longer lists have several videos
-in one, which are done one after the other and reported together."""
+"""Bound on Ray Data's blocks, each of which costs about a millisecond: longer lists have several
+videos in a block, done one after the other and reported together."""
 AHEAD = 2
-"""Blocks that are sent to a worker: the one that it works on, and the next."""
+"""Blocks sent to a worker: the current one and the next."""
 _ERRORS = {e.kind: e for e in (UsageError, ModelError, OutOfMemoryError, CacheError)}
 _PASSED = re.compile(r"(STTM|HF|AWS|GOOGLE|AZURE)_|(OMP_NUM_THREADS|XDG_CACHE_HOME)$")
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL|SAS")
@@ -40,8 +41,9 @@ _SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL|SAS")
 class RayRunner:
     """Has the workers of a Ray cluster prepare the videos.
 
-    `on` is "ray", the cluster of RAY_ADDRESS or else one of this run's own on this machine, or
-    "ray://HOST:PORT", a cluster of which this machine is a node. `workers`: "N" or "MIN-MAX".
+    `on` is "ray", for the cluster of RAY_ADDRESS or else one started on this machine for the run,
+    or "ray://HOST:PORT", for a cluster of which this machine is a node. `workers`: "N" or
+    "MIN-MAX".
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class RayRunner:
             self._qa.store.sign() as sign,
             connected(self._address, workers=self._most, debug=self._debug) as cluster,
         ):
-            # Whatever a killed worker leaves goes with the cluster.
+            # A killed worker's leftovers are removed together with the cluster's folder.
             order = replace(_order(self._qa, sign), scratch=str(cluster.folder or ""))
             for row in self._rows(cluster, order, videos):
                 if row["outcome"] == "unable":
@@ -81,11 +83,11 @@ class RayRunner:
     def _rows(
         self, cluster: Cluster, order: Order, videos: Sequence[Video]
     ) -> Iterator[dict[str, Any]]:
-        """A row for each video, as they are done."""
+        """Yield a row for each video as it completes."""
         import ray.data
 
         given = [{"number": n, "video": os.fsencode(_absolute(v))} for n, v in enumerate(videos)]
-        # Two clusters with the same list seldom want the same video at the same time.
+        # Shuffled, so that two clusters with the same list seldom work on the same video.
         random.shuffle(given)
         most = min(self._most or cluster.usual, max(1, len(given)))
         least = min(self._least, most)
@@ -112,7 +114,7 @@ class RayRunner:
         yield from done.iter_rows()
 
     def _compare(self, node: str, theirs: dict[str, str]) -> None:
-        """Warn where a node's entries are of no use to this machine."""
+        """Warn if a node's library versions differ: its entries are of no use to this machine."""
         here = versions()
         others = [f"{name} {theirs.get(name)}" for name in here if theirs.get(name) != here[name]]
         if others:
@@ -123,7 +125,7 @@ class RayRunner:
 
 
 def parse_workers(text: str | None) -> tuple[int, int | None]:
-    """ "N" or "MIN-MAX" -> the least and the most workers; None: as many as there is room for."""
+    """Parse "N" or "MIN-MAX" into the minimum and maximum; None: as many workers as fit."""
     if text is None:
         return 1, None
     match = re.fullmatch(r"(?:([1-9]\d{0,5})-)?([1-9]\d{0,5})", text.strip(), re.ASCII)
@@ -145,7 +147,7 @@ def _absolute(video: Video) -> str:
 
 
 def _order(qa: VideoQA, sign: str) -> Order:
-    """The order for the workers of a run, which recognise the cache by `sign`."""
+    """Return the order for the workers of a run, which recognise the cache by `sign`."""
     settings = qa.settings
     model = Path(settings.model)
     settings = replace(
@@ -157,20 +159,21 @@ def _order(qa: VideoQA, sign: str) -> Order:
     passed = {
         name: value
         for name, value in os.environ.items()
-        # Credentials are each node's own: Ray's dashboard shows what it passes on.
+        # Never pass on credentials: Ray's dashboard shows these variables, and each node has its
+        # own.
         if _PASSED.match(name) and not _SECRET.search(name)
     }
     return Order(settings, passed, __version__, sign)
 
 
 def _unable(row: dict[str, Any]) -> SttmError:
-    """The error for a node on which nothing can be prepared."""
+    """Return the error for a node that cannot prepare any video."""
     error = _ERRORS.get(row["reason"], SttmError)
     return error(f"node {row['node']}: {row['error']}", row["traceback"])
 
 
 def _outcome(row: dict[str, Any], video: Video) -> Outcome:
-    """What a row says became of a video."""
+    """Convert a worker's row into an outcome."""
     node, kind = row["node"], row["outcome"]
     if kind == "computed":
         return Computed(
@@ -194,7 +197,7 @@ def _outcome(row: dict[str, Any], video: Video) -> Outcome:
             node=node,
         )
     if kind == "failed":
-        # With the user's name of the video, not the absolute one.
+        # Name the video as the user did, not by its absolute path.
         error = row["error"].replace(_absolute(video), str(video))
         return Failed(video, error, row["traceback"], node=node)
     return Stopped(video, row["reason"])

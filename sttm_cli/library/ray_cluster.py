@@ -1,4 +1,4 @@
-"""A connection to a Ray cluster, or one started for a run and ended with it."""
+"""Connections to Ray clusters: an existing one, or one started for the run and stopped after it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from typing import Any
 from sttm_cli.base.errors import SttmError, UsageError
 
 OBJECTS_BYTES = 100 << 20
-"""Memory of a cluster of our own for what goes between its processes, which is rows only."""
+"""Object store memory of our own cluster; its processes exchange only rows."""
 CONNECT_S = 10.0
 LONGEST_FOLDER = 40
-"""Letters of a temporary folder; Ray's sockets are below it, and their paths are bounded."""
+"""Maximum length of a temporary folder's path: those of Ray's sockets in it are bounded."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a cluster has: whole CPUs and GPUs, and nodes. `folder`: of one of our own."""
+    """A cluster's whole CPUs and GPUs, and its nodes. `folder`: of our own cluster only."""
 
     cpus: int
     gpus: int
@@ -37,12 +37,12 @@ class Cluster:
 
     @property
     def usual(self) -> int:
-        """How many workers it gets where nobody says: one for each GPU, or for two CPUs."""
+        """The default number of workers: one per GPU, or one per two CPUs."""
         return self.gpus or max(1, self.cpus // 2)
 
     @property
     def words(self) -> str:
-        """It in a few words."""
+        """A short description, such as '2 nodes with 8 CPUs'."""
         has = f"{self.gpus} GPU" if self.gpus else f"{self.cpus} CPU"
         plural = "s" if (self.gpus or self.cpus) != 1 else ""
         return f"{self.nodes} {'node' if self.nodes == 1 else 'nodes'} with {has}{plural}"
@@ -50,18 +50,18 @@ class Cluster:
 
 @contextmanager
 def connected(address: str, *, workers: int | None, debug: bool) -> Iterator[Cluster]:
-    """A connection to the cluster at HOST:PORT; for "" one is started here, and ended.
+    """Connect to the cluster at HOST:PORT, or for "" start one here that ends with the context.
 
-    Raises SttmError where it cannot be reached, and where it breaks off in the body.
+    Raises SttmError if the cluster cannot be reached or fails within the context.
     """
     with _folder(address) as folder, _nothing_on_stdout(debug):
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             with _silent(debug):
                 ray = _ray(address, folder, workers, debug)
-            # Ray takes the signals for itself.
+            # Ray replaces the signal handlers.
             for number, handler in handlers.items():
-                # Anywhere but in the main thread Python takes no handlers, and Ray sets none.
+                # Python sets handlers in the main thread only; elsewhere Ray replaces none.
                 with suppress(ValueError):
                     signal.signal(number, handler)
             with _naming_ray(ray):
@@ -75,7 +75,7 @@ def connected(address: str, *, workers: int | None, debug: bool) -> Iterator[Clu
 
 @contextmanager
 def _folder(address: str) -> Iterator[Path | None]:
-    """A private folder for a cluster of our own; None for another's."""
+    """Create a private folder for our own cluster; None for an existing one."""
     if address:
         yield None
         return
@@ -90,14 +90,14 @@ def _folder(address: str) -> Iterator[Path | None]:
 
 
 def _ray(address: str, folder: Path | None, workers: int | None, debug: bool) -> Any:
-    """Ray, connected. Raises SttmError."""
+    """Connect and return the `ray` module; raises SttmError."""
     where = _host_and_port(address) if address else "local"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not debug:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         warnings.filterwarnings("ignore", module=r"ray\.")
     if folder is not None and "RAY_AUTH_MODE" not in os.environ:
-        # Nobody else may give this cluster work; the key is not left in the user's home.
+        # Only this run may submit work to the cluster; the token stays out of the user's home.
         token = folder / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
@@ -123,14 +123,14 @@ def _ray(address: str, folder: Path | None, workers: int | None, debug: bool) ->
         raise _unreachable(address, error) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    # A long video is not a stuck one.
+    # A long video must not be mistaken for a stalled one.
     context.execution_no_progress_timeout_s = -1
     logging.getLogger("ray.data").setLevel(level)
     return ray
 
 
 def _host_and_port(address: str) -> str:
-    """An address as Ray takes it; raises SttmError where nobody listens there."""
+    """Return the address in Ray's form; raises SttmError if nothing listens there."""
     if "://" in address:
         raise UsageError(
             f"RAY_ADDRESS {address} cannot be used",
@@ -142,7 +142,7 @@ def _host_and_port(address: str) -> str:
     host, colon, port = address.rpartition(":")
     host, port = (host, port) if colon else (address, "6379")
     try:
-        # Ray would try for minutes.
+        # Checked first, since Ray would retry for minutes.
         socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
     except (OSError, ValueError, OverflowError) as error:
         raise _unreachable(address, error) from None
@@ -167,7 +167,7 @@ def _unreachable(address: str, error: Exception) -> SttmError:
 
 @contextmanager
 def _naming_ray(ray: Any) -> Iterator[None]:
-    """What Ray raises in the body, in a line."""
+    """Translate Ray's exceptions in the body into one-line errors."""
     try:
         yield
     except ray.exceptions.RayError as error:
@@ -180,14 +180,14 @@ def _naming_ray(ray: Any) -> Iterator[None]:
 
 @contextmanager
 def _nothing_on_stdout(debug: bool) -> Iterator[None]:
-    """Ray says on stdout that a worker has ended, in a thread that no setting turns off."""
+    """Keep Ray's messages about dead workers, which no setting disables, off stdout."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stderr if debug else nowhere):
         yield
 
 
 @contextmanager
 def _silent(debug: bool) -> Iterator[None]:
-    """Ray's processes say at their start what no setting turns off, on the descriptor itself."""
+    """Silence the startup output of Ray's processes, which no setting disables."""
     if debug:
         yield
         return

@@ -1,6 +1,6 @@
-"""What runs in a Ray cluster: a worker that prepares videos, and what the workers agree on.
+"""The code that runs in a Ray cluster: the workers that prepare videos, and their shared ledger.
 
-A video is a row of a table on its way there, and another one on its way back.
+Videos go in as rows of a table, outcomes come out as rows of another.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
     import pyarrow
 
 ATTEMPTS = 3
-"""How many workers may end while they work on a video."""
+"""How many workers may die while working on the same video."""
 NEW_S = 60.0
-"""Age below which a worker's folder is not looked into: its lock may not be taken yet."""
+"""Folders younger than this are skipped: their lock may not be taken yet."""
 SCRATCH = "sttm-worker-"
-"""How the folders begin in which workers keep copies of videos."""
+"""Prefix of the folders in which workers keep copies of videos."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker is sent: all settings, the environment that shapes the work, and the sign by
-    which it recognises the cache of the machine that gave the order. `scratch`: the folder for
-    copies of videos, "" for the node's own."""
+    """The instructions for a worker: all settings, the environment variables that matter, and the
+    sign by which it recognises the cache of the submitting machine. `scratch`: the folder for
+    copies of videos, "" for a folder of the node's own."""
 
     settings: Settings
     environment: dict[str, str]
@@ -53,8 +53,8 @@ class Order:
 
 
 class Ledger:
-    """What the workers of one run agree on, in an actor of its own: how often a video was begun,
-    and the room that is left below the cache's bound."""
+    """The state shared by the workers of a run, in an actor of its own: the attempts at each video,
+    and the bytes left below the cache's bound."""
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
@@ -63,13 +63,13 @@ class Ledger:
         self._rows: dict[int, dict[str, Any]] = {}
 
     def begin(self, number: int) -> tuple[int, dict[str, Any] | None]:
-        """How often this video was begun, and its row if it was finished."""
+        """Count an attempt at a video; return the attempts so far, and its row if finished."""
         if number not in self._rows:
             self._begun[number] = self._begun.get(number, 0) + 1
         return self._begun[number], self._rows.get(number)
 
     def reserve(self, number: int, need: int) -> bool:
-        """Set room aside for a video; False where none is left."""
+        """Reserve space for a video; return False if there is not enough."""
         self._bytes[number] = 0
         if sum(self._bytes.values()) + need > self._bound:
             return False
@@ -77,15 +77,15 @@ class Ledger:
         return True
 
     def end(self, number: int, row: dict[str, Any]) -> None:
-        """A video is through: its row, in case that its worker ends before it is read."""
+        """Record a finished video's row, in case its worker dies before the row is read."""
         self._bytes[number] = row["bytes"]
         self._rows[number] = row
 
 
 class Worker:
-    """Prepares videos in a worker of the cluster; the model stays loaded from one to the next.
+    """Prepares videos in a worker of the cluster; the model stays loaded between videos.
 
-    Called with a table of videos, it gives a table with a row for each. It never raises.
+    Called with a table of videos, it returns a table with one row per video. It never raises.
     """
 
     def __init__(self, order: Order, ledger: Any) -> None:
@@ -122,7 +122,7 @@ class Worker:
         return row
 
     def _done(self, number: int, video: Video) -> dict[str, Any]:
-        """What became of a video, as parts of its row."""
+        """Prepare a video and return the outcome as parts of its row."""
         try:
             qa = self._opened()
             return _parts(prepare_with(qa, video, lambda job: self._admitted(number, job)))
@@ -141,7 +141,7 @@ class Worker:
                 )
             qa = VideoQA(self._order.settings, warn=self._warnings.append)
             self._check_cache(qa)
-            # A model that is missing here is not the video's fault.
+            # Resolved first, so that a missing model is not reported as the video's failure.
             qa.model_plan  # noqa: B018
             self._versions = json.dumps(versions())
             self._qa = qa
@@ -158,7 +158,7 @@ class Worker:
             raise CacheError(f"nothing can be stored in {store.location}", store.refusal)
 
     def _agree(self, what: str, *given: object) -> Any:
-        """The ledger's answer, in whatever process it is."""
+        """Call the ledger, whichever process it lives in."""
         if isinstance(self._ledger, Ledger):
             return getattr(self._ledger, what)(*given)
         import ray
@@ -166,7 +166,7 @@ class Worker:
         return ray.get(getattr(self._ledger, what).remote(*given))
 
     def _admitted(self, number: int, job: Job) -> Outcome | None:
-        # The disk may fill up; the bound is the ledger's.
+        # Checked here for the disk, which may fill up; the ledger enforces the bound.
         if (refused := Room(self._opened().store).admit(job)) is not None:
             return refused
         if self._agree("reserve", number, job.need or 0):
@@ -192,7 +192,7 @@ _BLANK: dict[str, Any] = {
 
 
 def schema() -> pyarrow.Schema:
-    """One row for a video; the same columns whatever became of it."""
+    """Return the columns of a row, the same for every outcome."""
     import pyarrow as pa
 
     kinds = {str: pa.string(), int: pa.int64(), float: pa.float64()}
@@ -202,7 +202,7 @@ def schema() -> pyarrow.Schema:
 
 
 def _parts(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as parts of a row."""
+    """Convert an outcome into parts of a row."""
     if isinstance(outcome, Computed):
         return {
             "outcome": "computed",
@@ -229,14 +229,14 @@ def _parts(outcome: Outcome) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The libraries whose versions are part of every identity."""
+    """Return the versions of the libraries that are part of every identity."""
     return {name: version(name) for name in ("tokenizers", "torch", "torchvision", "transformers")}
 
 
 def _own_scratch(given: str) -> int | None:
-    """Have copies of videos kept in the folder given, which another process removes, or in one of
-    this process; then those of processes that were killed are removed, and the descriptor that
-    marks it as in use is returned."""
+    """Keep copies of videos in the given folder, which another process removes, or in one of this
+    process. For the latter, remove the folders of dead processes and return the descriptor that
+    marks the new one as in use."""
     if given:
         tempfile.tempdir = given
         return None
@@ -254,7 +254,7 @@ def _own_scratch(given: str) -> int | None:
 
 
 def _is_used(folder: Path) -> bool:
-    """Whether a living process keeps copies in it; a folder just made counts as in use."""
+    """Return whether a live process uses the folder; a new folder counts as in use."""
     if time.time() - folder.stat().st_mtime < NEW_S:
         return True
     descriptor = os.open(folder / "used", os.O_RDWR | os.O_NOFOLLOW)

@@ -1,14 +1,13 @@
-"""Where a library is prepared, by the name given to --on."""
+"""Runners by the name given to --on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from sttm_cli.base.errors import SttmError, UsageError
-from sttm_cli.base.names import did_you_mean
+from sttm_cli.base.names import RUNNERS, did_you_mean
 
 if TYPE_CHECKING:
     from sttm_cli.library.loop import FarRunner, Runner
@@ -16,13 +15,10 @@ if TYPE_CHECKING:
     from sttm_cli.serve.client import Server
 
 LOCAL, RAY = "local", "ray"
-GROUP = "sttm_cli.runners"
-"""Entry points by name: callables (address, session) -> Runner or FarRunner; `address` is all of
---on."""
 
 
 def check_runner(on: str) -> None:
-    """Raise UsageError for a name that no runner has."""
+    """Raise UsageError if no runner has this name."""
     name, known = _name(on), runner_names()
     if name not in known:
         raise UsageError(
@@ -35,8 +31,8 @@ def check_runner(on: str) -> None:
 
 
 def runner_names() -> list[str]:
-    """The names that --on takes; imports none of the runners."""
-    return [LOCAL, RAY, *_installed()]
+    """Return the names that --on accepts; imports none of the runners."""
+    return [LOCAL, RAY, *RUNNERS.names()]
 
 
 def open_runner(
@@ -48,17 +44,17 @@ def open_runner(
     note: Callable[[str], None] = lambda line: None,
     debug: bool = False,
 ) -> Runner | FarRunner:
-    """The runner of a name that was checked; a local one is the server's where there is one.
+    """Open the runner of a checked name; for "local", the server's if there is one.
 
-    `workers`, `note` (gets lines for the person) and `debug` are for a cluster.
+    `workers`, `note` (called with lines for the user) and `debug` are for clusters.
     """
     if _name(on) == RAY:
         from sttm_cli.library.ray import RayRunner
 
         return RayRunner(on, qa, workers=workers, note=note, debug=debug)
     if _name(on) != LOCAL:
-        make: Callable[[str, VideoQA], Runner] = _installed()[_name(on)].load()
-        return make(on, qa)
+        runner: Runner | FarRunner = RUNNERS.load(_name(on))(on, qa)
+        return runner
     from sttm_cli.library.in_process import LocalRunner
     from sttm_cli.library.server import ServerRunner
 
@@ -67,7 +63,3 @@ def open_runner(
 
 def _name(on: str) -> str:
     return on.partition("://")[0]
-
-
-def _installed() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}

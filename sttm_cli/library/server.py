@@ -1,4 +1,4 @@
-"""Videos prepared by a server's model: it computes, this process looks and counts."""
+"""Runner for a server: the server computes, this process probes the videos and counts outcomes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ServerRunner:
-    """Has `server` prepare each video; goes on in this process where the server is gone."""
+    """Has `server` prepare each video; continues in this process if the server is gone."""
 
     def __init__(self, qa: VideoQA, server: Server) -> None:
         self._qa, self._server = qa, server
@@ -35,7 +35,7 @@ class ServerRunner:
             try:
                 yield admit(item) or self._prepared(item)
             except ServerGone as error:
-                self._qa.warn(f"the server did not answer ({error}): going on without it")
+                self._qa.warn(f"the server did not answer ({error}): continuing without it")
                 yield from LocalRunner(self._qa).run(chain([item], items), admit)
                 return
 
@@ -48,7 +48,7 @@ class ServerRunner:
 
         try:
             source = job.request.source
-            # A server that may be another machine fetches the video itself.
+            # A server, which may be on another machine, fetches remote videos itself.
             copy = source.path if source.is_copy and self._server.files is not None else None
             report = self._server.ask(self._qa.settings, source.name, (), show=show, copy=copy)
         except SttmError as error:

@@ -1,4 +1,4 @@
-"""What a library needs on the disk, and whether it can have it: asked before the work starts."""
+"""Disk space for a library: the estimate, and the checks before and during a run."""
 
 from __future__ import annotations
 
@@ -16,23 +16,21 @@ from sttm_cli.runtime.session import VideoQA
 from sttm_cli.store import Store
 
 SAMPLE = 32
-"""How many videos, spread over the list, the estimate looks at."""
+"""How many videos, spread over the list, the estimate samples."""
 HEADER_BYTES = 16 << 10
 """Room for an artifact's header and the prompt's own tokens."""
-RESERVE = 256 << 20
-"""Bytes of the disk that are left alone, or a twentieth of it where that is less."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """About how many bytes `videos` videos take in the cache, and how many are bound to fit."""
+    """The estimated bytes of `videos` videos in the cache, and how many of them are sure to fit."""
 
     videos: int
     bytes: int
 
 
 def needed_bytes(qa: VideoQA, plan: FramePlan) -> int | None:
-    """About how many bytes this video's KV takes on disk; None where the config does not say."""
+    """Estimate the bytes of a video's KV on disk; None if the model's config does not tell."""
     asked = qa.settings.kv_dtype
     dtype = qa.model_plan.dtype if asked == "auto" else asked
     size = kv_bytes(plan, qa.model_plan, qa.settings.budget, dtype=dtype)
@@ -40,10 +38,10 @@ def needed_bytes(qa: VideoQA, plan: FramePlan) -> int | None:
 
 
 def estimate(qa: VideoQA, videos: Sequence[Video]) -> Estimate | None:
-    """What all of `videos` take, from a sample of them; None where that is unknown.
+    """Estimate the bytes of all `videos` from a sample; None if unknown.
 
-    Reads the sample's headers, which are remembered; decodes, digests and fetches nothing: videos
-    from elsewhere count as the others do on average.
+    Reads the headers of the sample, which are remembered; decodes, digests and fetches nothing.
+    Remote videos are taken to be average.
     """
     near = [video for video in videos if isinstance(video, Path)]
     step = max(1, ceil(len(near) / SAMPLE))
@@ -59,16 +57,16 @@ def estimate(qa: VideoQA, videos: Sequence[Video]) -> Estimate | None:
 
 
 def store_of(qa: VideoQA) -> Store:
-    """The cache, the purpose of all work here; raises UsageError where it is switched off."""
+    """Return the session's cache; raises UsageError if it is switched off."""
     if qa.store.keeps_nothing:
         raise UsageError("--no-cache would keep nothing", "leave it out")
     return qa.store
 
 
 def check_space(qa: VideoQA, wanted: Estimate | None) -> None:
-    """Raise CacheError where the cache cannot be written or `wanted` cannot fit into it.
+    """Raise CacheError if the cache is not writable or `wanted` cannot fit into it.
 
-    More than the cache's bound would push out at its end what was stored at its beginning.
+    Beyond the cache's bound, the last videos would evict the first.
     """
     store = store_of(qa)
     if not store.writable:
@@ -91,17 +89,18 @@ def check_space(qa: VideoQA, wanted: Estimate | None) -> None:
 
 
 class Room:
-    """Keeps a run from filling the disk, and from pushing out what it stored itself."""
+    """Keeps a run from filling the disk and from evicting its own entries."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._bound = store.max_bytes
-        self._reserve = min(RESERVE, (store.space().total or 0) // 20)
+        self._reserve = store.space().reserve
         self._own = 0
         self._reserved: dict[Video, int] = {}
 
     def admit(self, job: Job) -> Failed | Stopped | None:
-        """Set room aside for a video; else why it, or any further one, cannot be stored."""
+        """Reserve space for a video; otherwise return why it, or any later video, cannot be
+        stored."""
         need = job.need or 0
         if need > self._bound:
             return Failed(job.path, f"it needs about {_gib(need)}, more than the cache's bound")
@@ -111,7 +110,7 @@ class Room:
         return None
 
     def settle(self, video: Video, stored: int) -> None:
-        """A video is through: `stored` bytes of it are in the cache."""
+        """Record that a video is done, with `stored` bytes in the cache."""
         self._reserved.pop(video, None)
         self._own += stored
 
@@ -126,7 +125,7 @@ class Room:
 
 
 def bound_reached(bound: int) -> str:
-    """Why no further video is prepared."""
+    """Say why no further video is prepared."""
     return (
         f"the cache's bound of {_gib(bound)} is reached (--max-bytes): more videos would push out "
         "those before them"
@@ -134,7 +133,7 @@ def bound_reached(bound: int) -> str:
 
 
 def _gib(count: float) -> str:
-    """Bytes in the units in which --max-bytes reads them."""
+    """Format bytes in the units that --max-bytes accepts."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -143,6 +142,6 @@ def _gib(count: float) -> str:
 
 
 def _rounded_up(count: int) -> str:
-    """A tenth more, as --max-bytes reads it."""
+    """Format a tenth more than `count` as --max-bytes accepts it."""
     power = 3 if count >= 1 << 30 else 2
     return f"{ceil(count * 1.1 / 1024**power)}{' KMG'[power]}"

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sttm_cli.merge.merging import merge_tokens
+    from sttm_cli.merge.quadtree.merging import merge_tokens
     from sttm_cli.merge.tokens import MergedTokens, Sources
 
 __all__ = ["MergedTokens", "Sources", "merge_tokens"]
 
-_HOMES = {"MergedTokens": "tokens", "Sources": "tokens", "merge_tokens": "merging"}
+_HOMES = {"MergedTokens": "tokens", "Sources": "tokens", "merge_tokens": "quadtree.merging"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from sttm_cli.merge.budget import token_limit
 from sttm_cli.merge.checks import check_budget, check_features, check_finite, is_whole
-from sttm_cli.merge.merging import merge_tokens
+from sttm_cli.merge.quadtree.budget import token_limit
+from sttm_cli.merge.quadtree.merging import merge_tokens
 from sttm_cli.merge.tokens import MergedTokens, Sources
 
 ToCount = Callable[[torch.Tensor, int], MergedTokens]
@@ -29,7 +29,9 @@ def within_budget(merge: ToCount) -> Callable[[torch.Tensor, float | int], Merge
         most = int(budget) if is_whole(budget) else token_limit(budget, total).most
         if most >= total:
             return merge_tokens(features, budget=1.0)
-        check_finite(features, features)
+        # A sum that is not finite has such a term, or is too large: one pass over the features.
+        if not bool(features.sum(-1, dtype=torch.float32).isfinite().all()):
+            check_finite(features, features)
         return merge(features.contiguous(), max(1, most))
 
     return to_budget

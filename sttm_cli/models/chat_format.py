@@ -5,7 +5,7 @@ Imports torch only where it is used, so that a family's file can be imported wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from itertools import pairwise
@@ -147,6 +147,9 @@ class ChatFormat:
         embeds = self.embed(prompt.ids).clone()
         embeds[prompt.video.to(embeds.device)] = tokens.features.flatten(0, 2).to(embeds)
         return embeds
+
+    def extras(self, ids: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        return {}
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self._lm_head(hidden).float()

@@ -57,7 +57,7 @@ CHECKED = (
     "tokenizer_config.json",
 )
 """The files with a schema."""
-SCHEMAS = 1
+SCHEMAS = 2
 """Version of the schemas; files that passed an earlier version are checked again."""
 LARGEST_JSON = 64 << 20
 _FETCH = "fetch the model again"
@@ -418,11 +418,26 @@ def _fetching(repository: str, revision: str | None) -> Iterator[None]:
         yield
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         wanted = f"{repository}@{revision}" if revision else repository
+        if offline := offline_by():
+            raise ModelError(
+                f"model {wanted!r} is not on this machine and could not be fetched "
+                f"({offline} is set)",
+                f"unset {offline} to fetch it, or give a local folder",
+            ) from error
         raise ModelError(
             f"model {wanted!r} is not on this machine and could not be fetched ({_reason(error)})",
             "check the name and the network, log in for gated models (hf auth login), "
             "or give a local folder",
         ) from error
+
+
+def offline_by() -> str:
+    """The variable of the environment that keeps the hub's library offline, "" where none does."""
+    from huggingface_hub.constants import is_offline_mode
+
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    named = next((name for name in names if os.environ.get(name)), names[0])
+    return named if is_offline_mode() else ""
 
 
 def _to_fetch(repository: str, revision: str | None) -> str:

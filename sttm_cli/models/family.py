@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sttm_cli.base.types import FrameChunk, Json, Prompt, VisualTokens
 from sttm_cli.models.checkpoint import Checkpoint
@@ -27,7 +27,7 @@ class VideoLLM(Protocol):
 
     @property
     def layer_devices(self) -> list[str]:
-        """The device of each decoder layer and of its keys and values."""
+        """The device of each decoder layer that holds keys and values, and of these."""
         ...
 
     def encode(self, chunk: FrameChunk, frames: int) -> VisualTokens:
@@ -70,6 +70,10 @@ class VideoLLM(Protocol):
 
     def embed_prompt(self, prompt: Prompt, tokens: VisualTokens) -> torch.Tensor:
         """Embed the prompt -> [L, C], with the visual tokens in their places."""
+        ...
+
+    def extras(self, ids: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """Return further arguments of the decoder's call for token ids [n] or [B, n], by name."""
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -116,21 +120,27 @@ class Grid(Protocol):
     ) -> tuple[int, int]: ...
 
 
+class KVShape(NamedTuple):
+    """Heads and head size of a layer's keys and of its values; `window`: how many tokens it sees,
+    0 for all."""
+
+    heads: int
+    dim: int
+    window: int = 0
+
+
 Load = Callable[[Checkpoint, Placement, frozenset[str]], VideoLLM]
 """Loads a checkpoint's weights; the set contains the family's enabled options."""
 
 
-class Find(Protocol):
-    """Finds the one video of a prompt that transformers' own processor made.
+Find = Callable[..., "tuple[torch.Tensor, tuple[int, int, int]]"]
+"""Finds the one video of a prompt that transformers' own processor made.
 
-    From the model's config, the token ids [L] and the rotary ids [A, L] (A is 1, or 3 for
-    M-RoPE): the places of the visual tokens [T*H*W], in the grid's order, and the grid. Raises
-    UsageError where there is not exactly one video, or something that could be taken for it.
-    """
-
-    def __call__(
-        self, config: Any, ids: torch.Tensor, positions: torch.Tensor
-    ) -> tuple[torch.Tensor, tuple[int, int, int]]: ...
+From the model's `config`, the token `ids` [L] and the rotary ids `positions` [A, L] (A is 1, or 3
+for M-RoPE), and what `Family.given` names, of this video: the places of the visual tokens [T*H*W],
+in the grid's order, and the grid. Raises UsageError where there is not exactly one video, or
+something that could be taken for it.
+"""
 
 
 @dataclass(frozen=True)
@@ -155,13 +165,22 @@ class Family:
     maximum of frames; `merge_layer`: the decoder layer before which tokens are merged;
     `merge_layer_at_depth`: (number of layers, merge layer) for another depth; `positions`: rotary
     ids after merging; `rotary_axes`: 3 for M-RoPE, which always keeps the survivors' ids;
-    `multiple`: frames per temporal patch; `step_text`: approximate number of text tokens per grid
-    step; `template`: version of the prompt around the video and of the frame sizes; `options`:
-    switches of this family, name -> help text; `find`: finds the video in a prompt that this
-    package did not write, None where `sttm_cli.merging` does not support the family; `libraries`:
-    packages beside torch and transformers that compute the family's tokens: their versions belong
-    to the identity of a KV; `recurrent`: the states of recurrent layers, from the decoder's config
-    (KeyError, TypeError, ValueError where it lacks them), None for families without such layers.
+    `multiple`: frames per temporal patch, which is encoded independently of the others;
+    `step_text`: approximate number of text tokens per grid step; `template`: version of the prompt
+    around the video and of the frame sizes; `options`: switches of this family, name -> help text;
+    `find`: finds the video in a prompt that this package did not write, None where
+    `sttm_cli.merging` does not support the family; `given`: the model's arguments, with a row for
+    each video, that `find` needs as well, and their names in its `vision_model`; `two_way`: visual
+    tokens attend to each other in both directions; `images_beside`: whether transformers takes
+    images and a video in one prompt; `libraries`: packages beside torch and transformers that
+    compute the family's tokens: their versions belong to the identity of a KV.
+
+    `shapes`: those of the layers that hold keys and values, from the decoder's config alone (raises
+    as `Grid`), where they are not all alike. `deepest`: the last possible merge layer, from the
+    same config, where it is not the last layer. `windows`: some layers see a window, which counts
+    rotary ids: they are always reassigned. `recurrent`: the states of recurrent layers, from the
+    same config (KeyError, TypeError, ValueError where it lacks them), None for families without
+    such layers.
     """
 
     name: str
@@ -179,7 +198,13 @@ class Family:
     rotary_axes: int = 1
     step_text: int = 0
     find: Find | None = None
+    given: Mapping[str, str] = field(default_factory=dict)
+    two_way: bool = False
+    images_beside: bool = True
     libraries: tuple[str, ...] = ()
+    shapes: Callable[[Json], Sequence[KVShape]] | None = None
+    deepest: Callable[[Json], int] | None = None
+    windows: bool = False
     recurrent: Callable[[Json], StateShapes] | None = None
 
     @property

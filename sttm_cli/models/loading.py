@@ -213,8 +213,6 @@ def load_pretrained(
     Raises ModelError if files are missing or do not fit the architecture, OutOfMemoryError if the
     weights do not fit into memory.
     """
-    if checkpoint.loaded is not None:
-        return checkpoint.loaded
     from transformers import AutoProcessor
 
     processor = load_files(AutoProcessor, checkpoint)
@@ -222,7 +220,9 @@ def load_pretrained(
 
 
 def load_files(file_class: Any, checkpoint: Checkpoint) -> Any:
-    """Load a processor or a tokenizer. Raises ModelError."""
+    """Load a processor or a tokenizer, unless the caller did. Raises ModelError."""
+    if checkpoint.loaded is not None:
+        return checkpoint.loaded[1]
     _quiet()
     with reworded(checkpoint, "this machine"), warnings.catch_warnings():
         # Deprecated names of settings come from the checkpoint, not from the user.
@@ -240,7 +240,12 @@ def load_weights(
     kinds: Collection[str] = (FULL,),
     **options: Any,
 ) -> Any:
-    """Load a model alone, with `options` for `from_pretrained`; raises as `load_pretrained`."""
+    """Load a model alone, with `options` for `from_pretrained`; raises as `load_pretrained`.
+
+    `kinds`: the types of decoder layers that the family supports.
+    """
+    if checkpoint.loaded is not None:
+        return checkpoint.loaded[0]
     import torch
 
     _quiet()
@@ -316,18 +321,26 @@ def _least_numbers(part: Any) -> int:
     """Compute a lower bound of the number of weights of a decoder or a tower."""
     fields = ("num_hidden_layers", "depth", "embed_dim", "hidden_size", "intermediate_size",
               "vocab_size", "num_position_embeddings", "num_experts", "moe_intermediate_size",
-              "num_attention_heads", "head_dim")  # fmt: skip
+              "num_attention_heads", "head_dim", "position_embedding_size",
+              "vocab_size_per_layer_input", "hidden_size_per_layer_input")  # fmt: skip
     other = getattr(part, "model_args", None) or {}  # those of a tower of the timm library
-    stated = {name: getattr(part, name, other.get(name)) for name in fields}
+    differ = getattr(part, "is_heterogeneous", False)
+    named = [name for name in fields if not (differ and name == "head_dim")]
+    stated = {name: getattr(part, name, other.get(name)) for name in named}
     has = {name: value for name, value in stated.items() if isinstance(value, int)}
     layers = has.get("num_hidden_layers", has.get("depth", 0))
     width = has.get("embed_dim", has.get("hidden_size", 0))
     inner = has.get("intermediate_size", width)
     if has.get("num_experts"):
         inner = has["num_experts"] * has.get("moe_intermediate_size", 1)
-    attention = has.get("num_attention_heads", 0) * has.get("head_dim", 0)
+    heads = has.get("num_attention_heads", 0)
+    dims = has.get("head_dim", 0) * layers
+    if differ:
+        dims = sum(layer.head_dim for layer in part.per_layer_config)
     rows = has.get("vocab_size", 0) + has.get("num_position_embeddings", 0)
-    return width * (layers * (2 * inner + 2 * attention) + rows)
+    rows += has.get("position_embedding_size", 0)
+    added = has.get("vocab_size_per_layer_input", 0) * has.get("hidden_size_per_layer_input", 0)
+    return width * (2 * layers * inner + 2 * heads * dims + rows) + layers * added
 
 
 @contextmanager

@@ -7,24 +7,20 @@ torch or transformers.
 from __future__ import annotations
 
 import logging
-import pkgutil
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
-from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, NoReturn
 
 from sttm_cli.base.errors import ModelError
+from sttm_cli.base.names import FAMILIES
 from sttm_cli.base.types import Json
-from sttm_cli.models import families as package
 from sttm_cli.models import template
 from sttm_cli.models.checkpoint import Checkpoint, cached_folder, read, weight_files
-from sttm_cli.models.family import Family, StateShapes, VideoLLM
+from sttm_cli.models.family import Family, KVShape, StateShapes, VideoLLM
 from sttm_cli.models.loading import Placement, reworded
 
-GROUP = "sttm_cli.families"
 TINY_NAME = "tiny"
 TINY = Path(__file__).parent.parent / "tiny" / "checkpoint"
 
@@ -32,7 +28,7 @@ TINY = Path(__file__).parent.parent / "tiny" / "checkpoint"
 @cache
 def families() -> tuple[Family, ...]:
     """List all families, sorted by name; log a warning for those that cannot be imported."""
-    listed = map(_listed, _own_types() | entry_points(group=GROUP).names)
+    listed = map(_listed, FAMILIES.names())
     return tuple(sorted((family for family in listed if family), key=lambda f: f.name))
 
 
@@ -42,14 +38,14 @@ def find_family(model_type: str) -> Family | None:
 
     Raises ModelError if an installed package declares the family but does not provide it.
     """
-    # The type comes from a checkpoint's config.json, so it must name a file of this folder.
-    if model_type in _own_types():
-        module = import_module(f"{package.__name__}.{model_type}")
-        family: Family = module.FAMILY
-        return family
-    for point in entry_points(group=GROUP, name=model_type):
-        return _installed(point)
-    return None
+    # The type comes from a checkpoint's config.json; only names of families are imported.
+    if not FAMILIES.knows(model_type):
+        return None
+    family: Family = FAMILIES.load(
+        model_type,
+        valid=lambda found: isinstance(found, Family) and found.model_type == model_type,
+    )
+    return family
 
 
 @cache
@@ -103,16 +99,12 @@ def _suited(name: str, model_type: str, layers: int, own: Json | None) -> Family
     return replace(family, **stated)
 
 
-LEFT_OUT = {
-    "gemma4": "its window and global layers have keys and values of different sizes, and some none",
-}
-"""Video models that transformers has and this package not, and why."""
 NEAREST = {
     "qwen3_next": "qwen3.5-4b",
     "qwen2_5_omni": "qwen2.5-vl-7b",
     "qwen3_omni_moe": "qwen3-vl-moe-30b",
     "minicpm": "minicpm-v-4.6",
-    "gemma": "molmo2-4b",
+    "gemma": "gemma-4-e4b",
     "molmo": "molmo2-8b",
     "internvl": "internvl3.5-8b",
     "glm": "glm-v-4.6-9b",
@@ -137,9 +129,8 @@ def unsupported(name: str, given: str) -> ModelError:
         types = {family.model_type: family for family in families() if family.checkpoints}
         close = get_close_matches(given, types, n=1)
         near = min(types[close[0]].aliases) if close else "qwen3-vl-4b"
-    why = f": {LEFT_OUT[given]}" if given in LEFT_OUT else ""
     return ModelError(
-        f"model {name} is of type {given or 'unknown'!r}, which is not supported{why}",
+        f"model {name} is of type {given or 'unknown'!r}, which is not supported",
         f"the nearest that is: {near}; `sttm models` lists all",
     )
 
@@ -160,34 +151,12 @@ def load(
     return model
 
 
-@cache
-def _own_types() -> frozenset[str]:
-    return frozenset(module.name for module in pkgutil.iter_modules(package.__path__))
-
-
 def _listed(model_type: str) -> Family | None:
     try:
         return find_family(model_type)
     except ModelError as error:
         logging.getLogger("sttm_cli").warning("%s", error)
         return None
-
-
-def _installed(point: EntryPoint) -> Family:
-    package_name = point.dist.name if point.dist else "?"
-    try:
-        family = point.load()
-    except Exception as error:  # another package's code
-        raise ModelError(
-            f"model family {point.name!r} of package {package_name} cannot be imported: {error}",
-            "update or remove that package",
-        ) from error
-    if not isinstance(family, Family) or family.model_type != point.name:
-        raise ModelError(
-            f"model family {point.name!r} of package {package_name} is not a Family of that type",
-            "update or remove that package",
-        )
-    return family
 
 
 def _blind(*_: object) -> NoReturn:
@@ -223,14 +192,19 @@ def token_count(
     return TokenCount(visual=steps * each, text=steps * family.step_text)
 
 
-def layer_bytes(checkpoint: Checkpoint, itemsize: int) -> int | None:
-    """Return the bytes of a token's key and value in one layer; None if the config lacks them."""
-    text = checkpoint.text
+def kv_shapes(checkpoint: Checkpoint) -> list[KVShape] | None:
+    """Return the shape of the keys of each layer that holds any; None if the config lacks the
+    needed fields."""
+    text, family = checkpoint.text, find_family(checkpoint.model_type)
     try:
+        if family is not None and family.shapes is not None:
+            return list(family.shapes(text))
         heads = text["num_attention_heads"]
         dim = text.get("head_dim") or text["hidden_size"] // heads
-        return 2 * int(text.get("num_key_value_heads") or heads) * int(dim) * itemsize
-    except (KeyError, TypeError, ZeroDivisionError):
+        return [
+            KVShape(int(text.get("num_key_value_heads") or heads), int(dim))
+        ] * checkpoint.layers
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError):
         return None
 
 

@@ -34,6 +34,7 @@ Size = Annotated[int, Field(ge=1, le=MOST)]
 Length = Annotated[int, Field(ge=1, le=1 << 40)]
 Area = Annotated[int, Field(ge=1, le=1 << 30)]
 Id = Annotated[int, Field(ge=0, le=1 << 40)]
+Kernel = Annotated[int, Field(ge=1, le=64)]
 Pixels = Annotated[int, Field(ge=1, le=8192)]
 Side = Pixels | Annotated[list[Pixels], Field(min_length=1, max_length=3)]
 Beside = Annotated[str, AfterValidator(_beside)]
@@ -43,6 +44,13 @@ class Part(BaseModel):
     """An object in a checkpoint's file: values are not converted, other fields are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class Layer(Part):
+    """What a decoder layer has for itself."""
+
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
 
 
 class Text(Part):
@@ -64,6 +72,13 @@ class Text(Part):
     linear_num_value_heads: Size | None = None
     linear_key_head_dim: Size | None = None
     linear_value_head_dim: Size | None = None
+    sliding_window: Size | None = None
+    num_kv_shared_layers: Annotated[int, Field(ge=0, le=1000)] | None = None
+    hidden_size_per_layer_input: Annotated[int, Field(ge=0, le=MOST)] | None = None
+    vocab_size_per_layer_input: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
+    global_head_dim: Size | None = None
+    num_global_key_value_heads: Size | None = None
+    per_layer_config: dict[str, Layer] | None = None
     eos_token_id: Id | list[Id] | None = None
 
 
@@ -83,6 +98,8 @@ class Vision(Part):
     temporal_patch_size: Size | None = None
     spatial_merge_size: Size | None = None
     num_position_embeddings: Size | None = None
+    position_embedding_size: Size | None = None
+    pooling_kernel_size: Kernel | None = None
 
 
 class Own(Part):
@@ -131,6 +148,8 @@ class Frames(Part):
     patch_size: Side | None = None
     temporal_patch_size: Size | None = None
     merge_size: Size | None = None
+    max_soft_tokens: Size | None = None
+    pooling_kernel_size: Kernel | None = None
     max_pixels: Size | Length | None = None
     min_pixels: Size | Length | None = None
 
@@ -144,8 +163,12 @@ class Processor(Frames):
 
 
 class Tokenizer(Part):
-    """tokenizer_config.json."""
+    """tokenizer_config.json. transformers reads what it names instead of the folder's own files."""
 
+    gguf_file: None = None
+    merges_file: Beside | None = None
+    vocab: dict[str, Any] | list[Any] | None = None
+    merges: list[Any] | None = None
     fast_tokenizer_files: list[Beside] | None = None
     model_max_length: Annotated[float, Field(ge=1)] | None = None
 

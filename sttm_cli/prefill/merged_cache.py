@@ -23,7 +23,8 @@ class Held:
     `columns` [B, M] int64: their indices among the caller's tokens, -1 where a row has fewer;
     `padded`: whether one has; `seen`: the caller's tokens up to there; `behind` [B]: the difference
     between the rotary ids that follow below the merge layer and from it on; `deltas` [B, 1]: M-RoPE
-    ids of the text that follows minus a count of tokens, None without M-RoPE.
+    ids of the text that follows minus a count of tokens, None without M-RoPE; `logs` [B, M]: the
+    logarithms of the sizes with which the tokens count in attention, None where all count once.
     """
 
     columns: torch.Tensor
@@ -31,12 +32,16 @@ class Held:
     seen: int
     behind: torch.Tensor
     deltas: torch.Tensor | None
+    logs: torch.Tensor | None = None
 
     def rows(self, index: torch.Tensor) -> Held:
         """The same for the rows `index` [B'] of the batch."""
         at = index.to(self.columns.device)
         deltas = None if self.deltas is None else self.deltas[index.to(self.deltas.device)]
-        return replace(self, columns=self.columns[at], behind=self.behind[at], deltas=deltas)
+        logs = None if self.logs is None else self.logs[at]
+        return replace(
+            self, columns=self.columns[at], behind=self.behind[at], deltas=deltas, logs=logs
+        )
 
     def until(self, count: int) -> torch.Tensor:
         """The caller's indices [B, count] of the first `count` tokens held: all later ones are."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache
 
@@ -18,6 +19,7 @@ from sttm_cli.base.errors import UsageError
 from sttm_cli.prefill.merged_cache import Held, MergedLayer, MergedStates, merge_layers
 from sttm_cli.prefill.prefix import Merge
 from sttm_cli.prefill.ragged import BufferLayer, deeper_inputs
+from sttm_cli.prefill.sizes import Counted, logs_of
 from sttm_cli.prefill.states import recurrent_layers
 
 
@@ -25,14 +27,20 @@ class Pass:
     """One pass of `decoder`, whose layers from `first` on get fewer tokens than those below.
 
     `positions` [A, B, L]: rotary ids below; `mask` [B, past + L]: the attention mask by which the
-    caller marks padding, None without.
+    caller marks padding, None without; `counted`: where this pass puts the sizes with which its
+    tokens count in attention, None where all count once.
     """
 
     def __init__(
-        self, decoder: Any, first: int, positions: torch.Tensor, mask: torch.Tensor | None
+        self,
+        decoder: Any,
+        first: int,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
+        counted: Counted | None = None,
     ) -> None:
         self._decoder, self._first, self._mask = decoder, first, mask
-        self._positions = positions
+        self._positions, self._counted = positions, counted
         self._shared: Callable[[int], dict[str, Any]] = lambda index: {}
 
     def inputs(
@@ -58,18 +66,27 @@ class Pass:
         raise NotImplementedError
 
     def _share(
-        self, hidden: torch.Tensor, positions: torch.Tensor, columns: torch.Tensor, padded: bool
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        held: Held,
+        count: int,
+        blocks: torch.Tensor | None = None,
     ) -> None:
-        """Keep what the layers get with `hidden` [B, N, C] at rotary ids `positions` [A, B, N];
-        `columns` [B, M]: the caller's indices of all tokens held, with these."""
-        axes, _, count = positions.shape
-        ids = positions[0] if axes == 1 else positions
+        """Keep what the layers get with `hidden` [B, N, C] at rotary ids `positions` [A, B, N],
+        the last of `count` tokens held; `blocks` [B, past + L] as in `Prompt`."""
+        columns, padded = held.until(count), held.padded
+        ids = positions[0] if len(positions) == 1 else positions
         mask = self._mask
         if mask is not None or padded:
             there = columns >= 0
-            mask = there if mask is None else there & _taken(mask, columns)
-        earlier = Cache(layers=[BufferLayer(length=columns.shape[1] - count)])
-        self._shared = deeper_inputs(self._decoder, hidden, ids, mask, earlier)
+            mask = there if mask is None else there & _taken(mask, columns).bool()
+        if blocks is not None:
+            blocks = torch.where(columns >= 0, _taken(blocks, columns), -1)
+        earlier = Cache(layers=[BufferLayer(length=count - hidden.shape[1])])
+        self._shared = deeper_inputs(self._decoder, hidden, ids, mask, earlier, blocks)
+        if self._counted is not None:
+            self._counted.logs = held.logs
 
 
 class Continuing(Pass):
@@ -83,9 +100,9 @@ class Continuing(Pass):
         # A recurrent layer does not count its tokens.
         above = cache.layers[self._first :] if cache is not None else []
         earlier = next((each.count for each in above if isinstance(each, MergedLayer)), 0)
-        columns = self._held.until(earlier + hidden.shape[1])
         behind = self._held.behind[:, None].to(self._positions.device)
-        self._share(hidden, self._positions - behind, columns, self._held.padded)
+        count = earlier + hidden.shape[1]
+        self._share(hidden, self._positions - behind, self._held, count)
         return hidden
 
 
@@ -94,7 +111,7 @@ class MergingPass(Pass):
 
     `merges`: one for each row of the batch, or a single one for rows that are all the same;
     `levels[i]` [B', T, H, W, C]: features that are added to the visual tokens after layer i, with
-    a row for each merge; `deltas` as in `Held`.
+    a row for each merge; `deltas` as in `Held`; `blocks` [B, past + L] as in `Prompt`.
     """
 
     def __init__(
@@ -104,9 +121,11 @@ class MergingPass(Pass):
         past: int,
         levels: Sequence[torch.Tensor] = (),
         deltas: torch.Tensor | None = None,
+        blocks: torch.Tensor | None = None,
     ) -> None:
         super().__init__(*given)
         self.merges, self._past, self._levels, self._deltas = merges, past, levels, deltas
+        self._blocks = blocks
         self.merged = False
 
     def after(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -149,7 +168,7 @@ class MergingPass(Pass):
         shorter = _padded([above.hidden[0] for above in done], times)
         positions = _padded([above.positions.T for above in done], times).permute(2, 0, 1)
         held = self._holds(times)
-        self._share(shorter, positions, held.until(self._past + count), held.padded)
+        self._share(shorter, positions, held, self._past + count, self._blocks)
         if cache is not None:
             merge_layers(cache, self._first, len(self._decoder.layers), held)
         return shorter
@@ -174,7 +193,18 @@ class MergingPass(Pass):
             seen=seen,
             behind=behind.repeat_interleave(times),
             deltas=self._deltas,
+            logs=self._logs(times),
         )
+
+    def _logs(self, times: int) -> torch.Tensor | None:
+        """See `Held`; up to the last token of this pass."""
+        if all(merge.sizes is None for merge in self.merges):
+            return None
+        rows = [
+            logs_of(merge.kept.new_ones(merge.length) if merge.sizes is None else merge.sizes)
+            for merge in self.merges
+        ]
+        return pad(_padded([row[:, None] for row in rows], times)[..., 0], (self._past, 0))
 
 
 class _NoGradient(torch.autograd.Function):
@@ -198,5 +228,5 @@ def _padded(rows: list[torch.Tensor], times: int, value: float = 0.0) -> torch.T
 
 
 def _taken(mask: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """The columns [B, M] of a mask [B, L]; -1 takes any."""
-    return mask.to(columns.device).bool().gather(1, columns.clamp(min=0))
+    """The columns [B, M] of values [B, L]; -1 takes any."""
+    return mask.to(columns.device).gather(1, columns.clamp(min=0))

@@ -5,7 +5,7 @@ Source: STTM (arXiv 2507.07990), section 3: merging at the input of an early dec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from sttm_cli.base.device import wait_for
 from sttm_cli.base.types import Merged, PrefixKV, Prompt, TokenCounts
 from sttm_cli.prefill.ragged import Above, BufferLayer, Layer, buffers_of, lengths_of, run
 from sttm_cli.prefill.states import StateLayer, of_prefix, recurrent_layers
+from sttm_cli.prefill.windows import check_merging, layout_of
 
 ROOM = 512
 """Free rows behind the prefix in each layer, for the question and the answer."""
@@ -46,16 +47,19 @@ def prefill(
     merging: Merging,
     *,
     deep: Sequence[torch.Tensor] = (),
+    extras: Mapping[str, torch.Tensor] | None = None,
     merging_stage: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> PrefixKV:
     """Run the prefix `embeds` [L, C] through the decoder and return its KV, without logits.
 
     `deep[i]` [T, H, W, C] is added to the visual tokens after decoder layer i (deepstack), merged
-    in the same way from the merge layer on. `merging_stage` is a context around merging alone,
-    for timing.
+    in the same way from the merge layer on. `extras`: further arguments of the decoder for the
+    prompt's tokens. `merging_stage` is a context around merging alone, for timing. Raises
+    UsageError for a merge layer or positions that the decoder's layers do not allow.
     """
-    state = Merge(prompt, merging, merging_stage)
-    layers = _empty_layers(decoder)
+    state, layout = Merge(prompt, merging, merging_stage), layout_of(decoder.config)
+    check_merging(layout, merging.layer, merging.positions)
+    layers = _empty_layers(decoder, layout.holding)
     with suppress(_Filled), _deepstack(decoder, state, deep):
         run(
             decoder,
@@ -66,7 +70,11 @@ def prefill(
             deeper=state.apply,
             counts=merging.sizes,
             blocks=prompt.blocks,
+            extras=extras,
         )
+    for index, layer in enumerate(layers):
+        if isinstance(layer, BufferLayer):
+            layer.keep_last(layout.rows(index, layer.length))
     keys, values = buffers_of(layers)
     return PrefixKV(
         keys=keys,
@@ -82,9 +90,10 @@ def prefill(
     )
 
 
-def _empty_layers(decoder: Any) -> list[Layer]:
-    recurrent, last = recurrent_layers(decoder), len(decoder.layers) - 1
-    kinds = [_LastLayer if index == last else BufferLayer for index in range(last + 1)]
+def _empty_layers(decoder: Any, count: int) -> list[Layer]:
+    """Layers for the first `count` of the decoder's, which hold tokens or states."""
+    recurrent = recurrent_layers(decoder)
+    kinds = [_LastLayer if index == count - 1 else BufferLayer for index in range(count)]
     return [
         StateLayer() if index in recurrent else kind(room=ROOM) for index, kind in enumerate(kinds)
     ]
@@ -168,6 +177,7 @@ class Merge:
             positions=self._renumber(positions[:, kept]),
             blocks=None if blocks is None else blocks.to(hidden.device)[kept],
             sizes=self.sizes,
+            shorten=self.shorten,
         )
 
     def _counts(self, behind: torch.Tensor) -> torch.Tensor | None:
@@ -185,6 +195,16 @@ class Merge:
         hidden = hidden.clone()
         hidden[:, self._places.to(hidden.device)] += rows
         return hidden
+
+    def shorten(self, states: torch.Tensor) -> torch.Tensor:
+        """Merge states [1, L, C] of the same tokens in the same groups -> [1, N, C]."""
+        if self._merged is None:
+            raise RuntimeError("nothing is merged yet")
+        video = self._prompt.video.to(states.device)
+        merged = self._merged.sources(states[0, video].unflatten(0, self._prompt.grid))
+        states = states[:, self.kept.to(states.device)]
+        states[:, self._places.to(states.device)] = merged.to(states)
+        return states
 
     def _renumber(self, survivors: torch.Tensor) -> torch.Tensor:
         self.next_position = self._prompt.next_position

@@ -7,9 +7,10 @@ on, temporary hooks replace them by those of the shorter sequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from inspect import signature
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -26,17 +27,20 @@ from sttm_cli.prefill.states import (
     recurrent_layers,
     rows_apart,
 )
+from sttm_cli.prefill.windows import Behind, Layout, layout_of, masks, rotary
 
 
 class Above(NamedTuple):
     """The input of the layers from the merge layer on: hidden states [1, N, C], rotary ids [A, N],
     `blocks` [N] as in `Prompt`, and `sizes` [P]: the number of cells behind each of the first keys,
-    None where all are 1."""
+    None where all are 1. `shorten` merges other states [1, L, C] as those were, None where nothing
+    is merged."""
 
     hidden: torch.Tensor
     positions: torch.Tensor
     blocks: torch.Tensor | None = None
     sizes: torch.Tensor | None = None
+    shorten: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 Deeper = Callable[[torch.Tensor], Above]
@@ -99,6 +103,17 @@ class BufferLayer(CacheLayerMixin):  # type: ignore[misc]
     def crop(self, length: int) -> None:
         self.length = min(self.length, length)
 
+    def keep_last(self, count: int) -> None:
+        """Give up all rows but the last `count`."""
+        if self.keys is None or self.values is None or count >= self.length:
+            return
+        rows = slice(self.length - count, self.length)
+        for name, held in (("keys", self.keys), ("values", self.values)):
+            kept = held.new_empty((count + self.room, *held.shape[1:]))
+            kept[:count] = held[rows]
+            setattr(self, name, kept)
+        self.length = count
+
     def _append(self, buffer: Any, states: torch.Tensor, start: int) -> torch.Tensor:
         buffer[start : self.length] = states[0].transpose(0, 1)
         view: torch.Tensor = buffer[: self.length].transpose(0, 1)[None]
@@ -127,6 +142,8 @@ def run(
     sees: torch.Tensor | None = None,
     blocks: torch.Tensor | None = None,
     counts: bool = False,
+    places: torch.Tensor | None = None,
+    extras: Mapping[str, torch.Tensor] | None = None,
     rows: int = 1,
 ) -> torch.Tensor:
     """Run `embeds` [L, C] through the decoder after the tokens in `layers`, and append to them.
@@ -140,25 +157,40 @@ def run(
     marks tokens that attend to each other in both directions, as in `Prompt`.
 
     `counts`: each key counts in attention as often as `Above.sizes` says, from the merge layer on.
-
-    `rows`: so many sequences stand one after the other in `embeds`, equally long; recurrent layers
-    have a state for each.
+    `places` [m]: those of all tokens behind the prefix, as in `Behind`; None where `layers` are
+    empty. `extras`: further arguments of the decoder's call, for these tokens. `rows`: so many
+    sequences stand one after the other in `embeds`, equally long; recurrent layers have a state
+    for each.
     """
     batch = embeds.reshape(-1, *embeds.shape[-2:])
+    layout = layout_of(decoder.config)
+    behind = None if places is None else len(places)
     given: Callable[[int], dict[str, Any]]
+    shorten: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def inputs(index: int, hidden: torch.Tensor, kwargs: Any) -> tuple[torch.Tensor, Any]:
-        nonlocal given
+        nonlocal given, shorten
         if index == merge_layer:
             above = deeper(hidden)
-            hidden = above.hidden
-            behind = _with_tokens(layers[merge_layer:])
-            mask = _mask(decoder, behind, hidden, sees, above.blocks)
-            held = None if behind is None else Cache(layers=[behind])
-            given = deeper_inputs(decoder, hidden, _rotary_input(above.positions), mask, held)
+            hidden, shorten = above.hidden, above.shorten
+            if layout.mixed:
+                given = _mixed_inputs(
+                    decoder,
+                    above,
+                    held=_held(layout, layers, merge_layer, len(layers)),
+                    behind=_behind(hidden, places, sees, above.blocks),
+                )
+            else:
+                next_held = _with_tokens(layers[merge_layer:])
+                mask = _mask(decoder, next_held, hidden, sees, above.blocks)
+                cache = None if next_held is None else Cache(layers=[next_held])
+                given = deeper_inputs(decoder, hidden, _rotary_input(above.positions), mask, cache)
             if counted is not None and above.sizes is not None:
-                counted.logs = logs_of(above.sizes)
-        return hidden, {**kwargs, **given(index)}
+                counted.logs, counted.behind = logs_of(above.sizes), behind
+        kwargs = {**kwargs, **given(index)}
+        if shorten is not None and kwargs.get("per_layer_input") is not None:
+            kwargs["per_layer_input"] = shorten(kwargs["per_layer_input"])
+        return hidden, kwargs
 
     count = counting(decoder, merge_layer) if counts else nullcontext()
     with (
@@ -166,9 +198,16 @@ def run(
         hooked_layers(decoder, merge_layer, inputs),
         rows_apart(decoder, rows),
     ):
+        first: Any
+        if layout.mixed:
+            held = _held(layout, layers, 0, merge_layer)
+            first = masks(decoder, held, batch, _behind(batch, places, sees, blocks))
+        else:
+            first = _mask(decoder, _with_tokens(layers), batch, sees, blocks)
         out = decoder(
+            **(extras or {}),
             inputs_embeds=batch,
-            attention_mask=_mask(decoder, _with_tokens(layers), batch, sees, blocks),
+            attention_mask=first,
             position_ids=_rotary_input(positions.to(embeds.device)),
             past_key_values=Cache(layers=list(layers)),
             use_cache=True,
@@ -187,8 +226,13 @@ def hooked_layers(decoder: Any, merge_layer: int, inputs: Inputs) -> Iterator[No
     """While this lasts, the layers from `merge_layer` on get what `inputs` gives them."""
 
     def before(index: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if len(args) > 1:
+            # What else came by position has a name of its own.
+            names = list(signature(module.forward).parameters)[1:]
+            kwargs = {**dict(zip(names, args[1:], strict=False)), **kwargs}
         given = inputs(index, args[0], kwargs)
-        return None if given is None else ((given[0], *args[1:]), given[1])
+        # Where nothing is put in place of them, the layer gets what it was called with.
+        return None if given is None else ((given[0],), given[1])
 
     handles: list[Any] = []
     try:
@@ -208,15 +252,19 @@ def deeper_inputs(
     rotary_ids: torch.Tensor,
     mask: torch.Tensor | None,
     held: Cache | None,
+    blocks: torch.Tensor | None = None,
 ) -> Callable[[int], dict[str, Any]]:
     """The arguments of decoder layer i that belong to the shorter sequence `hidden` [B, N, C].
 
     `mask`: the attention mask that transformers takes, 2-D or 4-D; `held`: a cache whose first
-    layer has the length of the first layer with keys from the merge layer on, None without one.
+    layer has the length of the first layer with keys from the merge layer on, None without one;
+    `blocks` [B, M] as in `Prompt`, of all tokens held.
     """
     rotaries = _rotaries(decoder)
     rotated = {rotary: rotary(hidden, rotary_ids) for rotary in set(rotaries)}
-    causal = None if held is None else create_causal_mask(decoder.config, hidden, mask, held)
+    causal = None
+    if held is not None:
+        causal = create_causal_mask(decoder.config, hidden, mask, held, block_sequence_ids=blocks)
     recurrent = recurrent_layers(decoder)
     # These know of padding alone.
     padding = create_recurrent_attention_mask(decoder.config, hidden, mask) if recurrent else None
@@ -239,6 +287,34 @@ def _rotaries(decoder: Any) -> list[Any]:
     return [
         decoder.rotary_emb if kind == "scaled" else decoder.rotary_emb_unscaled for kind in kinds
     ]
+
+
+def _mixed_inputs(
+    decoder: Any, above: Above, *, held: Mapping[str, Layer], behind: Behind
+) -> Callable[[int], dict[str, Any]]:
+    """As `deeper_inputs`, of a decoder whose layers are of several kinds."""
+    kinds = layout_of(decoder.config).kinds
+    seen = masks(decoder, held, above.hidden, behind)
+    rotated = rotary(decoder, above.hidden, above.positions)
+    return lambda index: {
+        "attention_mask": seen[kinds[index]],
+        "position_embeddings": rotated[kinds[index]],
+        "position_ids": None,
+    }
+
+
+def _held(layout: Layout, layers: Sequence[Layer], start: int, end: int) -> dict[str, Layer]:
+    """One of the layers from `start` to `end` of each kind: all of a kind hold as many rows."""
+    return dict(zip(layout.kinds[start:end], layers[start:end], strict=False))
+
+
+def _behind(
+    hidden: torch.Tensor,
+    places: torch.Tensor | None,
+    sees: torch.Tensor | None,
+    blocks: torch.Tensor | None,
+) -> Behind:
+    return Behind(torch.arange(hidden.shape[1]) if places is None else places, sees, blocks)
 
 
 def _mask(
@@ -321,6 +397,7 @@ class Decoding(Protocol):
     decoder: Any
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor: ...
+    def extras(self, ids: torch.Tensor) -> Mapping[str, torch.Tensor]: ...
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
 
 
@@ -338,8 +415,10 @@ class KVContinuation:
         self._kept = Kept(self._layers, kv.states)
         self._axes = 3 if getattr(model.decoder.rotary_emb, "mrope_section", None) else 1
         self.appended = 0
-        # The tokens in the buffers behind the prefix, including those removed by a rewind.
+        # The tokens in the buffers behind the prefix, including those removed by a rewind, and the
+        # place of each in its question.
         self._held: list[int] = []
+        self._places: list[int] = []
         # How many of the last ones were appended in one run.
         self._last = 0
 
@@ -383,7 +462,7 @@ class KVContinuation:
 
     @torch.inference_mode()
     def rewind(self, to: int = 0) -> None:
-        to, held = min(to, self.appended), self._held
+        to, held, places = min(to, self.appended), self._held, self._places
         # A later turn of a conversation resumes from here.
         self._kept.keep(self.appended)
         nearest = self._kept.go_back(to)
@@ -392,11 +471,11 @@ class KVContinuation:
             # No state was kept there: the tokens since the nearest one run once more.
             self._run(torch.tensor(held[nearest:to]))
             self._kept.keep(to)
-            self._held = held
+            self._held, self._places = held, places
 
     def forget(self) -> None:
         """Remove everything after the prefix so that it cannot be resumed."""
-        self._held = []
+        self._held, self._places = [], []
         self._kept.drop(0)
         self._kept.go_back(0)
         self._set_length(0)
@@ -430,6 +509,7 @@ class KVContinuation:
     def _run(self, ids: torch.Tensor) -> torch.Tensor:
         """Append tokens `ids` [n] and return their hidden states [n, C]."""
         self._held = self._held[: self.appended]
+        self._places = self._places[: self.appended]
         self._kept.drop(self.appended)
         if self._last > 1:
             # The end of a question, which several answers may be tried behind.
@@ -458,12 +538,15 @@ class KVContinuation:
                 deeper=lambda states: Above(states, above.to(states.device), sizes=self._kv.sizes),
                 sees=sees,
                 counts=self._kv.sizes is not None,
+                places=torch.tensor([*self._places, *places.tolist()]),
+                extras=self._model.extras(ids),
                 rows=rows,
             )
         finally:
             # Buffers that grew replace those of the KV.
             self._kv.keys[:], self._kv.values[:] = buffers_of(self._layers)
         self._held += ids.tolist()
+        self._places += places.tolist()
         self.appended = len(self._held)
         return hidden
 

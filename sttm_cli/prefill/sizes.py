@@ -34,12 +34,15 @@ _PREFIX = "sttm_sized_"
 
 @dataclass
 class Counted:
-    """One run of a decoder: `logs` [P] float32 are the logarithms of the sizes of the first P keys
-    from layer `merge_layer` on, None as long as nothing is merged; keys behind them have size 1."""
+    """One run of a decoder: `logs` [P] float32, or [B, P] in a batch, are the logarithms of the
+    sizes of the first P keys from layer `merge_layer` on, None as long as nothing is merged; the
+    `behind` keys that follow have size 1, all that there are where it is None. A layer may hold
+    the last of the P only."""
 
     kernel: str
     merge_layer: int
     logs: torch.Tensor | None = None
+    behind: int | None = None
     masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
 
 
@@ -52,20 +55,42 @@ def counting(decoder: Any, merge_layer: int) -> Iterator[Counted]:
 
     Raises UsageError for an attention kernel that cannot.
     """
-    kernel = decoder.config._attn_implementation
+    with counted_kernel(decoder) as kernel:
+        counted = Counted(kernel, merge_layer)
+        token = _run.set(counted)
+        try:
+            yield counted
+        finally:
+            _run.reset(token)
+
+
+@contextmanager
+def counted_kernel(decoder: Any) -> Iterator[str]:
+    """Have the decoder's attention look at `count_in` for the sizes; gives the kernel's own name.
+
+    Raises as `counting`.
+    """
+    kernel = str(decoder.config._attn_implementation)
     if kernel not in KERNELS:
         raise UsageError(
             f"attention sizes cannot be combined with the attention {kernel!r}",
             f"load the model with one of {', '.join(KERNELS)}",
         )
-    counted = Counted(kernel, merge_layer)
-    token = _run.set(counted)
     decoder.config._attn_implementation = _PREFIX + kernel
     try:
-        yield counted
+        yield kernel
     finally:
         decoder.config._attn_implementation = kernel
-        _run.reset(token)
+
+
+def count_in(run: Counted | None) -> None:
+    """From now on this thread's attention is a part of `run`."""
+    _run.set(run)
+
+
+def plain_kernel(decoder: Any) -> str:
+    """The name of the decoder's attention, also while sizes count."""
+    return str(decoder.config._attn_implementation).removeprefix(_PREFIX)
 
 
 def logs_of(sizes: torch.Tensor) -> torch.Tensor:
@@ -107,11 +132,12 @@ def _attend(
 def _widened(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """States whose products are those of `query` and `key` plus `bias` [n]."""
+    """States whose products are those of `query` and `key` plus `bias` [n] or [B, n]."""
     dim = key.shape[-1]
     query, key, value = (pad(states, (0, CHANNELS)) for states in (query, key, value))
     query[..., dim : dim + 2] = 1
     # In half precision the rounding error of the first channel goes into the second.
+    bias = bias[..., None, :]
     key[..., dim] = bias.to(key.dtype)
     key[..., dim + 1] = (bias - bias.to(key.dtype).float()).to(key.dtype)
     return query, key, value
@@ -120,7 +146,7 @@ def _widened(
 def _biased(
     run: Counted, query: torch.Tensor, keys: int, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """The additive mask [1, 1, n, keys] of queries at the end of the keys; one for all layers."""
+    """The additive mask [B, 1, n, keys] of queries at the end of the keys; one for all layers."""
     place = (query.device, query.dtype, query.shape[2], keys, id(mask))
     if place not in run.masks:
         run.masks[place] = _mask(run, query, keys, mask)
@@ -130,12 +156,16 @@ def _biased(
 def _mask(run: Counted, query: torch.Tensor, keys: int, mask: torch.Tensor | None) -> torch.Tensor:
     assert run.logs is not None
     logs = run.logs.to(query.device, query.dtype)
-    bias = pad(logs, (0, keys - len(logs)))[None, None, None]
+    known = logs.shape[-1]
+    behind = keys - known if run.behind is None else run.behind
+    bias = pad(logs[..., known + behind - keys :], (0, behind)).reshape(-1, 1, 1, keys)
     count = query.shape[2]
-    if mask is None:
-        if count == 1:
-            return bias
-        mask = torch.ones(count, keys, dtype=torch.bool, device=query.device).tril(keys - count)
+    if mask is None and count == 1:
+        return bias
+    if mask is None or mask.dim() == 2:
+        # Flash attention gets the padding alone.
+        causal = torch.ones(count, keys, dtype=torch.bool, device=query.device).tril(keys - count)
+        mask = causal if mask is None else causal & mask[:, None, None, -keys:].bool()
     if mask.dtype is torch.bool:
         return torch.where(mask, bias, torch.finfo(query.dtype).min)
     return mask.to(query.dtype) + bias

@@ -1,1 +1,1 @@
-"""The order of the stages: a request, the model that is loaded, the KV that is kept, a session."""
+"""The stages in order: the request, the loaded model, the kept KV, and the session."""

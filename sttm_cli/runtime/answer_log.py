@@ -1,4 +1,4 @@
-"""The log of answered questions: one SQLite file of the user, in the user's state folder."""
+"""The log of answered questions: an SQLite file in the user's state folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sttm_cli.base.types import Json
 from sttm_cli.settings.settings import SETTINGS, Settings
 
 _PATIENCE_S = 2.0
-"""How long a process waits for another one that writes."""
+"""How long a process waits for another one's write."""
 _VERSION = 1
 _TABLES = """
 CREATE TABLE IF NOT EXISTS conversations (
@@ -31,13 +31,15 @@ CREATE TABLE IF NOT EXISTS answers (
 );
 CREATE INDEX IF NOT EXISTS by_video ON answers (video);
 """
+_UNKEPT = "CREATE TABLE IF NOT EXISTS unkept (time REAL NOT NULL)"
+"""When the last answer was given that is not kept: one row at most, and nothing else of it."""
 _NOT_KEPT = ("no_cache", "refresh", "max_bytes", "max_download", "seed")
-"""Settings of one call, which no later question goes on with."""
+"""Settings of a single call, not inherited by later questions."""
 
 
 @dataclass(frozen=True)
 class Talk:
-    """A conversation: its video, the settings that it was asked with, the text between video and
+    """A conversation: its video, the settings of its questions, the text between the video and the
     first question, and its turns so far."""
 
     video: str
@@ -45,30 +47,32 @@ class Talk:
     before: str = ""
     turns: Sequence[tuple[str, str]] = ()
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    time: float = 0.0
+    """Of its last answer, in seconds since the epoch."""
 
 
 def log_path() -> Path:
-    """The log's file; it need not be there."""
+    """Return the path of the log, which may not exist yet."""
     from platformdirs import user_state_path
 
     return user_state_path("sttm") / "log.sqlite"
 
 
 def new_talk(video: str, settings: Settings, before: str = "") -> Talk:
-    """A conversation that begins; a path is kept as an absolute one."""
+    """Start a conversation; a path is recorded as absolute."""
     return Talk(known_as(video), _kept(settings), before)
 
 
 def known_as(video: str) -> str:
-    """What a video is known by in the log: an address as it is, a path as an absolute one."""
+    """Return a video's name in the log: an address as it is, a path as absolute."""
     named = video if video == "-" or "://" in video else str(Path(video).absolute())
     return os.fsencode(named).decode(errors="backslashreplace")
 
 
 def add(talk: Talk, answers: Sequence[tuple[str, str, float | None]], budget: float | int) -> None:
-    """Keep answered questions (question, answer, seconds) of a conversation.
+    """Record answered questions (question, answer, seconds) of a conversation.
 
-    Raises sqlite3.Error or OSError where they cannot be written.
+    Raises sqlite3.Error or OSError if they cannot be written.
     """
     now = time.time()
     rows = [
@@ -96,8 +100,31 @@ def add(talk: Talk, answers: Sequence[tuple[str, str, float | None]], budget: fl
         )
 
 
+def note_unkept() -> None:
+    """Note that an answer was given which is not kept, so that no older conversation is taken for
+    the last one. Where nothing is kept at all, nothing is noted. Raises as `add`."""
+    if not log_path().exists():
+        return
+    with _opened(create=True) as database, database:
+        database.execute(_UNKEPT)
+        database.execute("DELETE FROM unkept")
+        database.execute("INSERT INTO unkept VALUES (?)", (time.time(),))
+
+
+def last_unkept() -> float:
+    """When that was last, in seconds since the epoch; 0 for never."""
+    with _reading() as database:
+        if database is None:
+            return 0.0
+        tables = "SELECT name FROM sqlite_master WHERE name = 'unkept'"
+        if database.execute(tables).fetchone() is None:
+            return 0.0
+        found = database.execute("SELECT max(time) FROM unkept").fetchone()[0]
+    return float(found or 0.0)
+
+
 def entries(video: str | None = None, last: int | None = None) -> list[LogEntry]:
-    """What was asked and answered, the oldest first; of one video, or the last ones only.
+    """Return the answered questions, the oldest first: all, those of one video, or the last ones.
 
     Raises SttmError for a file that is not a log.
     """
@@ -110,11 +137,11 @@ def entries(video: str | None = None, last: int | None = None) -> list[LogEntry]
             f"FROM answers {where} ORDER BY id DESC LIMIT ?",
             [*values, -1 if last is None else last],
         ).fetchall()
-    return [_entry(row) for row in reversed(rows)]
+        return [_entry(row) for row in reversed(rows)]
 
 
 def last_talk(video: str | None = None) -> Talk | None:
-    """The conversation of the last answer, or of the last one about a video.
+    """Return the conversation of the last answer, or of the last one about a video.
 
     Raises SttmError for a file that is not a log.
     """
@@ -123,22 +150,23 @@ def last_talk(video: str | None = None) -> Talk | None:
         if database is None:
             return None
         found = database.execute(
-            f"SELECT conversation FROM answers {where} ORDER BY id DESC LIMIT 1", values
+            f"SELECT conversation, time FROM answers {where} ORDER BY id DESC LIMIT 1", values
         ).fetchone()
         if found is None:
             return None
         named, settings, before = database.execute(
-            "SELECT video, settings, before FROM conversations WHERE id = ?", found
+            "SELECT video, settings, before FROM conversations WHERE id = ?", found[:1]
         ).fetchone()
         turns = database.execute(
-            "SELECT question, answer FROM answers WHERE conversation = ? ORDER BY id", found
+            "SELECT question, answer FROM answers WHERE conversation = ? ORDER BY id", found[:1]
         ).fetchall()
-    known = {name: value for name, value in json.loads(settings).items() if name in SETTINGS}
-    return Talk(named, known, before, [(question, answer) for question, answer in turns], found[0])
+        known = {name: value for name, value in json.loads(settings).items() if name in SETTINGS}
+        said = [(question, answer) for question, answer in turns]
+        return Talk(named, known, before, said, id=found[0], time=found[1])
 
 
 def _kept(settings: Settings) -> Json:
-    """The settings as JSON: a later question goes on with them, whatever the defaults are then."""
+    """Convert all settings to JSON: later questions use them even if the defaults change."""
     values = {known.name: getattr(settings, known.name) for known in fields(settings)}
     kept = {name: value for name, value in values.items() if name not in _NOT_KEPT}
     kept["options"] = list(settings.options)
@@ -169,7 +197,7 @@ def _opened(*, create: bool) -> Iterator[sqlite3.Connection]:
     path = log_path()
     if create:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # SQLite makes the files beside it with the same mode.
+        # SQLite creates its additional files with the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     with closing(sqlite3.connect(path, timeout=_PATIENCE_S)) as database:
         if create and not database.execute("PRAGMA user_version").fetchone()[0]:
@@ -181,15 +209,16 @@ def _opened(*, create: bool) -> Iterator[sqlite3.Connection]:
 
 @contextmanager
 def _reading() -> Iterator[sqlite3.Connection | None]:
-    """The log, None where nothing was logged yet; raises SttmError for what is not a log."""
+    """Open the log for reading; None if nothing was logged yet. Raises SttmError if invalid."""
     path = log_path()
     if not path.exists():
         yield None
         return
     try:
         with _opened(create=False) as database:
-            # A file that was only just made holds no tables yet.
+            # A newly created file has no tables yet.
             empty = not database.execute("PRAGMA user_version").fetchone()[0]
             yield None if empty else database
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, ValueError, TypeError, AttributeError) as error:
+        # Rows may be damaged as well as the file.
         raise SttmError(f"the log {path} cannot be read: {error}", "move it away") from error

@@ -1,14 +1,17 @@
-"""The stages in their order, with one model: frames -> visual tokens -> merged -> prefilled KV."""
+"""The stages of one computation: frames -> visual tokens -> merged tokens -> prefilled KV."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from blake3 import blake3
 
 from sttm_cli.base.device import reporting_memory, wait_for
 from sttm_cli.base.errors import ModelError
@@ -32,14 +35,14 @@ if TYPE_CHECKING:
 
 OnChunk = Callable[[FrameChunk], None]
 Merge = Callable[[torch.Tensor], Merged]
-"""Features [T, H, W, C] -> the tokens that are left."""
+"""Features [T, H, W, C] -> the remaining tokens."""
 
 
 class Compute:
-    """Computes videos' KVs with the model of `plan`, a stage at a time.
+    """Computes videos' KVs with the model of `plan`, stage by stage.
 
-    `host` loads the model. `decoder_thread`: one on which alone the text decoder may run, for a
-    server in which several videos are computed at once; here without one.
+    `host` loads the model. `decoder_thread`: the only thread on which the text decoder may run, for
+    a server that computes several videos at once; without it, the calling thread.
     """
 
     def __init__(
@@ -54,14 +57,15 @@ class Compute:
         self._progress, self._decoder_thread = progress, decoder_thread
 
     def model(self, clock: Clock | None = None, *, vision: bool = True) -> VideoLLM:
-        """The model, loaded at its first use; without `vision` it need not be able to encode."""
+        """Return the model, loaded at its first use; without `vision`, maybe without its
+        encoder."""
         loading = partial(self._loading, clock or Clock())
         model = self._host.get(self.plan, vision=vision, loading=loading)
         # The loaded model is shared with sessions that have another system prompt.
         return model.with_system(self.plan.system) if self.plan.system else model
 
     def frames(self, request: Request, clock: Clock) -> Frames:
-        """The video's frames, read as their chunks are asked for; needs no model."""
+        """Return the video's frames, read as their chunks are consumed; needs no model."""
         report = DecodeReport()
         return Frames(clock.each("decode", self._chunks(request, report)), report)
 
@@ -81,27 +85,24 @@ class Compute:
         frames: Frames | None = None,
         on_chunk: OnChunk = lambda chunk: None,
     ) -> tuple[VisualTokens, DecodeReport]:
-        """Decode and encode chunk by chunk: frames are never held beyond one chunk, which
-        `on_chunk` is shown."""
-        model = self.model(clock)
+        """Decode and encode chunk by chunk, with at most one chunk of frames in memory; each is
+        passed to `on_chunk`."""
         chunks, report = frames or self.frames(request, clock)
-        planned, done, parts = len(request.plan.times_s), 0, []
+        planned, done = len(request.plan.times_s), 0
+        encoder = _Encoder(self.model(clock), planned, self.plan.family.multiple)
         with request.source.naming_it():
             for chunk in chunks:
                 with clock.stage("encode"), reporting_memory():
-                    parts.append(model.encode(chunk, planned))
+                    encoder.add(chunk)
                 on_chunk(chunk)
                 done += len(chunk.times_s)
                 self._progress("decode", done, planned)
         with clock.stage("encode"), reporting_memory():
-            features = torch.cat([part.features for part in parts])
-            deep = tuple(torch.cat(level) for level in zip(*(p.deep for p in parts), strict=True))
-            wait_for(features.device)
-        self._check_numbers(features)
+            tokens = encoder.tokens()
+            wait_for(tokens.features.device)
+        self._check_numbers(tokens.features)
         times, duration = tuple(report.times_s), request.info.duration_s
-        return VisualTokens(
-            features=features, deep=deep, times_s=times, duration_s=duration
-        ), report
+        return replace(tokens, times_s=times, duration_s=duration), report
 
     def prefill(
         self,
@@ -113,9 +114,9 @@ class Compute:
         layer: int | None = None,
         sizes: bool | None = None,
     ) -> PrefixKV:
-        """Visual tokens through the decoder, merged to the budget on the way.
+        """Run visual tokens through the decoder, merged to the budget on the way.
 
-        `merge` in place of the method, `layer` and `sizes` in place of the plan's.
+        `merge` replaces the method; `layer` and `sizes` replace the plan's.
         """
         chosen = merge or (lambda features: self.plan.method.merge(features, budget))
 
@@ -141,11 +142,15 @@ class Compute:
                 model.embed_prompt(prompt, tokens),
                 merging,
                 deep=tokens.deep,
+                extras=model.extras(prompt.ids),
                 merging_stage=partial(clock.stage, "merge", within="prefill"),
             )
             wait_for(kv.keys[-1].device)
-        # What is no number in a layer is none in those above it.
-        self._check_numbers(kv.keys[-1][: kv.lengths[-1]])
+        # What is no number in a layer is none in those above it; layers with a window may not hold
+        # it any more.
+        merged = range(kv.merge_layer, len(kv.lengths))
+        last = max(merged, key=lambda index: (kv.lengths[index], index))
+        self._check_numbers(kv.keys[last][: kv.lengths[last]])
         for state in kv.states.values():
             self._check_numbers(state.recurrent)
         self._progress("prefill", 1, 1)
@@ -165,3 +170,45 @@ class Compute:
         with clock.stage("load_model"):
             yield
         self._progress("load", 1, 1)
+
+
+class _Encoder:
+    """Encodes a video of `frames` frames, each distinct grid step once.
+
+    A step is `multiple` frames, which families encode independently of the others. A step whose
+    pixels all equal an earlier one's reuses its tokens: slides, screen recordings, duplicated
+    frames.
+    """
+
+    def __init__(self, model: VideoLLM, frames: int, multiple: int) -> None:
+        self._model, self._frames, self._multiple = model, frames, multiple
+        self._seen: dict[bytes, int] = {}
+        self._order: list[int] = []
+        self._parts: list[VisualTokens] = []
+
+    def add(self, chunk: FrameChunk) -> None:
+        """Encode the steps of a chunk that differ from all earlier ones."""
+        starts = range(0, len(chunk.frames), self._multiple)
+        steps = [chunk.frames[start : start + self._multiple] for start in starts]
+        new = []
+        for step in steps:
+            digest = blake3(np.ascontiguousarray(step).data).digest()
+            if digest not in self._seen:
+                new.append(step)
+            self._order.append(self._seen.setdefault(digest, len(self._seen)))
+        if len(new) == len(steps):
+            self._parts.append(self._model.encode(chunk, self._frames))
+        elif new:
+            # The encoder ignores times, which are for the prompt.
+            chunk = FrameChunk(frames=np.concatenate(new), times_s=())
+            self._parts.append(self._model.encode(chunk, self._frames))
+
+    def tokens(self) -> VisualTokens:
+        """Return the tokens of all steps in order."""
+        levels = zip(*((part.features, *part.deep) for part in self._parts), strict=True)
+        features, *deep = (self._arranged(torch.cat(level)) for level in levels)
+        return VisualTokens(features=features, deep=tuple(deep))
+
+    def _arranged(self, level: torch.Tensor) -> torch.Tensor:
+        repeats = len(self._order) > len(self._seen)
+        return level[torch.tensor(self._order, device=level.device)] if repeats else level

@@ -1,4 +1,4 @@
-"""What this machine has of what the tool needs: each part really tried, not only looked up."""
+"""The checks of `sttm doctor`; each component is exercised, not just located."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from sttm_cli.settings.settings import Settings, cache_dir, config_path, read_co
 NEEDED = {"torch": "torch", "torchvision": "torchvision", "transformers": "transformers",
           "av": "av", "diskcache": "diskcache", "safetensors": "safetensors",
           "huggingface-hub": "huggingface_hub"}  # fmt: skip
-"""Distributions, and the modules that they hold."""
+"""Distributions and their modules."""
 VERIFIED = 5
-"""Entries of the cache of which every byte is checked."""
+"""How many cache entries are verified byte by byte."""
 LEAST_FREE = 1 << 30
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. `problem` is None where it is well; a `problem` that is not
-    `needed` costs comfort or speed only. `hint` says what to do about it."""
+    """The result of a check. `problem` is None if it passed; a `problem` that is not `needed` only
+    costs comfort or speed. `hint`: the remedy."""
 
     name: str
     found: str
@@ -46,7 +46,7 @@ class Check:
 
 
 def examine(settings: Settings) -> Iterator[Check]:
-    """Every check, as it is done."""
+    """Yield the checks as they complete."""
     yield _python()
     for distribution, module in NEEDED.items():
         yield _library(distribution, module)
@@ -62,13 +62,13 @@ def examine(settings: Settings) -> Iterator[Check]:
 
 
 def _told(name: str, check: Callable[[], Check]) -> Check:
-    """A check that itself fails is a finding, not the end of all others."""
+    """Turn an exception of a check into a finding, so that the other checks still run."""
     try:
         return check()
     except Exception as error:
         lines = str(error).splitlines() or [""]
         why = f"{type(error).__name__}: {lines[0][:200]}"
-        return Check(name=name, found="", problem=why, hint="see what is broken above it first")
+        return Check(name=name, found="", problem=why, hint="fix the problems above it first")
 
 
 def _python() -> Check:
@@ -91,7 +91,7 @@ def _library(distribution: str, module: str) -> Check:
     except PackageNotFoundError:
         return Check(name=distribution, found="", problem="not installed", hint=hint)
     except (ImportError, OSError, RuntimeError) as error:
-        # Such as a torchvision for another torch.
+        # For example, a torchvision built for another torch.
         return Check(
             name=distribution,
             found=found,
@@ -149,7 +149,7 @@ def _decord() -> Check:
 
 
 def _decoder(reader: str, *, needed: bool) -> Check:
-    """Write a small video and read it back through the package's own decoding."""
+    """Write a small video and read it back with the package's own decoding."""
     name = f"decode with {reader}"
     hint = "pip install --force-reinstall av" if needed else "leave --decoder at auto"
     with tempfile.TemporaryDirectory(prefix="sttm-") as folder:
@@ -176,7 +176,7 @@ def _decoder(reader: str, *, needed: bool) -> Check:
 
 
 SHADES = (40, 100, 160, 220)
-"""The grey of each second of the video that is decoded."""
+"""The grey level of each second of the test video."""
 
 
 def _write_video(path: Path) -> str:
@@ -217,7 +217,7 @@ def _hub() -> Check:
 
 
 def _store(settings: Settings, probed: list[Check]) -> Check:
-    """The cache; what its store tries of its medium goes to `probed`."""
+    """Check the cache; its store's tests of the storage are appended to `probed`."""
     from sttm_cli.store import NO_BOUND, open_store
 
     said: list[str] = []
@@ -260,7 +260,7 @@ def _config() -> Check:
     path = config_path()
     facts = {"path": str(path), "exists": path.is_file()}
     if not path.is_file():
-        return Check("config", f"{path} (not there)", facts=facts)
+        return Check("config", f"{path} (missing)", facts=facts)
     try:
         keys = read_config()
     except SttmError as error:

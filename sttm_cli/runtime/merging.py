@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 from weakref import WeakSet
 
 import torch
@@ -13,15 +13,15 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from sttm_cli.base.errors import ModelError, UsageError
 from sttm_cli.base.types import Merged
-from sttm_cli.merge.merging import SPATIAL, TEMPORAL, merge_tokens
 from sttm_cli.merge.method import find_method
+from sttm_cli.merge.quadtree.merging import SPATIAL, TEMPORAL, merge_tokens
 from sttm_cli.models.family import Family
 from sttm_cli.models.loading import FULL, LINEAR
 from sttm_cli.models.registry import family_of_loaded
 from sttm_cli.prefill import Merging
 from sttm_cli.runtime.merging_block import MergingBlock, MergingStats
 from sttm_cli.settings.fields import one_of, parse_budget, whole_number
-from sttm_cli.settings.settings import DEFAULT_METHOD, SETTINGS
+from sttm_cli.settings.settings import PAPER_METHOD, SETTINGS, Sizes
 
 POSITIONS = ("auto", "reassigned", "survivors")
 
@@ -33,17 +33,18 @@ def merging(
     *,
     spatial_threshold: float | None = None,
     temporal_threshold: float | None = None,
-    method: str = DEFAULT_METHOD,
+    method: str = PAPER_METHOD,
     merge_layer: int | None = None,
     positions: str = "auto",
+    attention_sizes: Sizes = "auto",
 ) -> Iterator[MergingStats]:
     """Let `model`, a loaded transformers *ForConditionalGeneration, merge a prompt's video tokens.
 
-    Inside the block `generate` and plain calls merge the one video of a prompt to `budget` (0.5,
-    as everywhere, unless thresholds are given) before the family's merge layer, and go on from
-    caches made there. Logits stay at the places of their input tokens; NaN stands where a token
-    was merged into another. Afterwards the model is as it was before. Raises ModelError for a
-    model that is not supported, UsageError, a ValueError, for options and inputs that are not.
+    Inside the block, `generate` and plain calls merge the one video of a prompt to `budget` (0.5,
+    as everywhere, unless thresholds are given) before the family's merge layer, and continue from
+    caches made there. Logits stay at the positions of their input tokens, with NaN for tokens that
+    were merged into another. On exit the model is restored. Raises ModelError for an unsupported
+    model, UsageError, a ValueError, for unsupported options and inputs.
     """
     family, decoder = _supported(model)
     layer = _layer(family, decoder, merge_layer)
@@ -51,6 +52,7 @@ def merging(
         layer,
         _merge(budget, spatial_threshold, temporal_threshold, method),
         _positions(family, positions),
+        _counts(attention_sizes, method),
     )
     with _alone(decoder):
         stats = MergingStats()
@@ -58,11 +60,11 @@ def merging(
             yield stats
 
 
-# ---- what can be given
+# ---- checks of the arguments
 
 
 def _supported(model: Any) -> tuple[Family, Any]:
-    """The family of `model`, and its text decoder."""
+    """Return the family of `model` and its text decoder; raises ModelError."""
     if hasattr(model, "_orig_mod") or any(
         getattr(part, "_compiled_call_impl", None)
         for part in (model.modules() if isinstance(model, torch.nn.Module) else ())
@@ -77,8 +79,9 @@ def _supported(model: Any) -> tuple[Family, Any]:
     kinds = set(getattr(decoder.config, "layer_types", None) or [FULL])
     if kinds - {FULL} and (family.recurrent is None or kinds - {FULL, LINEAR}):
         raise ModelError(
-            f"{type(model).__name__} has layers of {', '.join(sorted(kinds))}",
-            "merging needs full attention in every layer",
+            f"{type(model).__name__} has layers of {', '.join(sorted(kinds))}: transformers' cache "
+            "of these drops tokens, and merging needs full attention in every layer",
+            "ask with sttm_cli.VideoQA",
         )
     return family, decoder
 
@@ -108,6 +111,11 @@ def _positions(family: Family, given: str) -> str:
 def _merge(
     budget: float | int | None, spatial: float | None, temporal: float | None, method: str
 ) -> Callable[[torch.Tensor], Merged]:
+    if ":" in method:
+        raise UsageError(
+            f"method {method!r} cannot be combined with merging's own thresholds",
+            "give spatial_threshold and temporal_threshold",
+        )
     chosen = find_method(method, "method")
     if spatial is None and temporal is None:
         if budget is None:
@@ -119,11 +127,17 @@ def _merge(
             f"budget {budget} finds both thresholds and cannot be combined with any",
             "give a budget or thresholds",
         )
-    if method != DEFAULT_METHOD:
+    if method != PAPER_METHOD:
         raise UsageError(f"method {method!r} has no thresholds", "give a budget")
     given = (SPATIAL if spatial is None else spatial, TEMPORAL if temporal is None else temporal)
     merge_tokens(torch.zeros(1, 1, 1, 1), *given)
     return lambda features: merge_tokens(features, *given)
+
+
+def _counts(sizes: str, method: str) -> bool:
+    """Return whether merged tokens count in attention by their size."""
+    chosen = one_of(*get_args(Sizes))("attention_sizes", sizes)
+    return find_method(method, "method").sizes if chosen == "auto" else chosen == "on"
 
 
 _ACTIVE: WeakSet[Any] = WeakSet()
@@ -132,11 +146,11 @@ _ENTERING = threading.Lock()
 
 @contextmanager
 def _alone(decoder: Any) -> Iterator[None]:
-    """Raise UsageError where the decoder merges in another block already, in whichever thread."""
+    """Raise UsageError if the decoder already merges in another block, in any thread."""
     with _ENTERING:
         if decoder in _ACTIVE:
             raise UsageError(
-                "this model is inside of another sttm_cli.merging block", "leave that one first"
+                "this model is inside of another sttm_cli.merging block", "exit that one first"
             )
         _ACTIVE.add(decoder)
     try:

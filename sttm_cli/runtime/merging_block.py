@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers.utils.generic import is_flash_attention_requested
 
 from sttm_cli.base.errors import ModelError, UsageError
@@ -19,23 +20,27 @@ from sttm_cli.base.types import Prompt
 from sttm_cli.models.family import Family
 from sttm_cli.prefill import (
     Continuing,
+    Counted,
     Merge,
     Merging,
     MergingPass,
     Pass,
     check_cache,
+    count_in,
+    counted_kernel,
     expect_tokens,
     held_by,
     hooked_layers,
+    plain_kernel,
 )
 
 
 @dataclass
 class MergingStats:
-    """What merging did to the last prompt with a video: None before the first.
+    """Statistics of the last prompt with a video; None before the first.
 
     `video_full` and `video_kept`: video tokens before and after, of all videos in a batch; the
-    thresholds are those really used, None where nothing was compared or a batch has several;
+    thresholds are those actually used, None if nothing was compared or a batch has several;
     `seconds`: of the merging alone.
     """
 
@@ -47,10 +52,10 @@ class MergingStats:
 
 
 class _Inputs(NamedTuple):
-    """What the model was called with: token ids [B, L], and the videos whose features it got,
-    None for pictures of which it is not known how many videos they are."""
+    """What the model was called with, by name, and the videos whose features it got, None for
+    pictures of which it is not known how many videos they are."""
 
-    ids: torch.Tensor | None
+    given: Mapping[str, Any]
     videos: int | None
 
 
@@ -74,15 +79,16 @@ class MergingBlock:
                 "ask with sttm_cli.VideoQA",
             )
         self._model, self._decoder, self._find, self._how = model, decoder, family.find, how
-        self._axes, self._recurrent = family.rotary_axes, family.recurrent is not None
+        self._family, self._axes = family, family.rotary_axes
         self._stats, self._outer = stats, model.base_model
         self._signature = inspect.signature(type(self._outer).forward)
         self._local = _Local()
+        self._encoded: Any = WeakIdKeyDictionary()
         self._deltas: torch.Tensor | None = None
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Merge until this ends."""
+        """Merge within the context."""
         outer, decoder = self._outer, self._decoder
         before = getattr(outer, "rope_deltas", None)
         with ExitStack() as stack:
@@ -93,13 +99,20 @@ class MergingBlock:
             ]
             for index, layer in enumerate(decoder.layers):
                 handles.append(layer.register_forward_hook(partial(self._after, index)))
+            if self._family.given:
+                tower = outer.vision_model
+                handles.append(tower.register_forward_hook(self._encode, with_kwargs=True))
             for handle in handles:
                 stack.callback(handle.remove)
             stack.enter_context(hooked_layers(decoder, self._how.layer, self._layer))
+            if self._how.sizes:
+                stack.callback(count_in, None)
+                stack.enter_context(counted_kernel(decoder))
             try:
                 yield
             finally:
-                # Those of a merged prompt: outside of this block nothing goes on from it.
+                # Only a merged prompt's deltas are dropped: nothing continues from it outside of
+                # this block.
                 if self._deltas is not None and outer.rope_deltas is self._deltas:
                     outer.rope_deltas = before
 
@@ -107,10 +120,25 @@ class MergingBlock:
 
     def _see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = self._signature.bind_partial(module, *args, **kwargs).arguments
-        self._local.inputs = _Inputs(given.get("input_ids"), _videos(self._signature, given))
+        encoded = given.get("mm_encoder_outputs") or {}
+        image = given.get("pixel_values") is not None or "image" in encoded
+        videos = _videos(self._signature, given)
+        if image and videos and not self._family.images_beside:
+            raise UsageError(
+                f"transformers takes no images beside a video of {self._family.name}",
+                "give the video alone",
+            )
+        self._local.inputs = _Inputs(given, videos)
+
+    def _encode(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        self._encoded[output.last_hidden_state] = kwargs
 
     def _begin(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs, self._local.inputs, self._local.current = self._local.inputs, None, None
+        counted = None
+        if self._how.sizes:
+            counted = Counted(plain_kernel(self._decoder), self._how.layer)
+            count_in(counted)
         embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
         held = held_by(cache, self._how.layer)
         video = inputs if inputs is not None and inputs.videos != 0 else None
@@ -123,13 +151,18 @@ class MergingBlock:
                 "this cache holds a video already, and another one was given",
                 "make a new cache, or give the new tokens alone",
             )
+        if held is not None and held.logs is not None and counted is None:
+            raise UsageError(
+                "in this cache a merged token counts in attention as often as its cells",
+                'give attention_sizes="on", or make a new cache',
+            )
         self._check(cache)
         expect_tokens(cache)
-        call = _call(kwargs, self._axes)
+        call = _call(kwargs, self._axes, inputs.given if inputs is not None else kwargs)
         if video is not None:
-            kwargs = self._merge(call, video, kwargs)
+            kwargs = self._merge(call, video, kwargs, counted)
         elif held is not None:
-            kwargs = self._continue(call, held, kwargs)
+            kwargs = self._continue(call, held, kwargs, counted)
         return args, kwargs
 
     def _layer(
@@ -162,7 +195,7 @@ class MergingBlock:
             raise UsageError("the model is in training mode", "call model.eval() to merge")
         if torch.compiler.is_compiling():
             raise UsageError("compiled code cannot merge", "call the model without torch.compile")
-        kernel = str(self._decoder.config._attn_implementation)
+        kernel = plain_kernel(self._decoder)
         flash = kernel.startswith("flash_attention_") or (
             "|" not in kernel and is_flash_attention_requested(self._decoder.config)
         )
@@ -171,26 +204,35 @@ class MergingBlock:
                 f"merging does not know the attention {kernel!r}",
                 'call model.set_attn_implementation("sdpa"), or "eager", or flash attention',
             )
+        if flash and self._family.two_way:
+            raise UsageError(
+                f"{self._family.name} sees its frames in both directions, which {kernel!r} cannot",
+                'call model.set_attn_implementation("sdpa")',
+            )
         check_cache(cache)
 
-    def _continue(self, call: _Call, held: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _continue(
+        self, call: _Call, held: Any, kwargs: dict[str, Any], counted: Counted | None
+    ) -> dict[str, Any]:
         new = None if call.mask is None else call.mask[:, -call.embeds.shape[1] :]
-        if new is not None and self._recurrent and not bool(new.all()):
+        if new is not None and self._family.recurrent is not None and not bool(new.all()):
             raise UsageError(
                 "padding behind a merged video cannot be combined with recurrent layers, which "
                 "would take it for tokens",
                 "give prompts of the same length, or one after the other",
             )
         if held.deltas is not None:
-            # The model itself remembers those of the last prompt alone.
+            # The model itself only remembers those of the last prompt.
             call = call.following(held.deltas)
             kwargs = {**kwargs, "position_ids": call.positions}
         self._local.current = Continuing(
-            self._decoder, self._how.layer, call.positions, call.mask, held=held
+            self._decoder, self._how.layer, call.positions, call.mask, counted, held=held
         )
         return kwargs
 
-    def _merge(self, call: _Call, inputs: _Inputs, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _merge(
+        self, call: _Call, inputs: _Inputs, kwargs: dict[str, Any], counted: Counted | None
+    ) -> dict[str, Any]:
         prompts = self._prompts(call, inputs)
         levels = self._levels(kwargs, call, prompts)
         if levels:
@@ -202,16 +244,32 @@ class MergingBlock:
             self._how.layer,
             call.positions,
             call.mask,
+            counted,
             merges=[Merge(prompt, self._how, stage) for prompt in prompts],
             past=call.past,
             levels=levels,
             deltas=call.deltas() if self._axes > 1 else None,
+            blocks=self._blocks(call, inputs) if self._family.two_way else None,
         )
         return kwargs
 
+    def _blocks(self, call: _Call, inputs: _Inputs) -> torch.Tensor | None:
+        """As in `Prompt`, of all tokens so far [B, past + L]: visual ones are one block."""
+        kinds = inputs.given.get("mm_token_type_ids")
+        if kinds is None:
+            return None
+        count = call.past + call.embeds.shape[1]
+        if kinds.shape[-1] != count:
+            raise UsageError(
+                f"mm_token_type_ids are of {kinds.shape[-1]} tokens, and with those in the cache "
+                f"there are {count}",
+                "give them for all of these",
+            )
+        return torch.where(kinds.to(call.embeds.device) == 1, 0, -1)
+
     def _prompts(self, call: _Call, inputs: _Inputs) -> list[Prompt]:
         """The prompt of each row of the batch, or one where all rows are the same."""
-        ids, rows = inputs.ids, len(call.embeds)
+        ids, rows = inputs.given.get("input_ids"), len(call.embeds)
         if ids is None:
             raise UsageError("inputs_embeds do not show where a video is", "give input_ids")
         if inputs.videos not in (None, rows):
@@ -221,7 +279,10 @@ class MergingBlock:
         prompts = []
         for row in range(1 if call.alike() else rows):
             positions = call.positions[:, row]
-            places, grid = self._find(config=self._model.config, ids=ids[row], positions=positions)
+            places, grid = self._find(
+                config=self._model.config, ids=ids[row], positions=positions,
+                **self._of_video(inputs, row),
+            )  # fmt: skip
             prompts.append(Prompt(ids[row], places, grid, positions, 0))
         grids = sorted({prompt.grid for prompt in prompts})
         if len(grids) > 1:
@@ -231,6 +292,24 @@ class MergingBlock:
                 "give them one after the other",
             )
         return prompts
+
+    def _of_video(self, inputs: _Inputs, row: int) -> dict[str, Any]:
+        """The arguments that `find` needs of a row's video."""
+        given, names = dict(inputs.given), self._family.given
+        encoded = (given.get("mm_encoder_outputs") or {}).get("video")
+        states = getattr(encoded, "last_hidden_state", None)
+        if names and states is not None:
+            # `generate` has encoded the video beforehand and does not pass on what it was.
+            known = self._encoded.get(states, {})
+            given |= {name: known[theirs] for name, theirs in names.items() if theirs in known}
+        for name in names:
+            if given.get(name) is None:
+                raise UsageError(
+                    f"the model was called without {name}",
+                    "give it all that its own processor makes",
+                )
+        # Beams are of one video.
+        return {name: given[name][min(row, len(given[name]) - 1)] for name in names}
 
     def _levels(
         self, kwargs: dict[str, Any], call: _Call, prompts: Sequence[Prompt]
@@ -259,8 +338,8 @@ class MergingBlock:
 
 @dataclass(frozen=True)
 class _Call:
-    """What a decoder was called with: `embeds` [B, L, C], `positions` [A, B, L], the padding
-    `mask` [B, past + L], and the tokens before these in the cache."""
+    """The arguments of a decoder call: `embeds` [B, L, C], `positions` [A, B, L], the padding
+    `mask` [B, past + L], and the number of tokens before these in the cache."""
 
     embeds: torch.Tensor
     positions: torch.Tensor
@@ -268,21 +347,21 @@ class _Call:
     past: int
 
     def alike(self) -> bool:
-        """Whether all rows are the same, as those of beams and of several sequences are."""
+        """Return whether all rows are equal, as with beams or several return sequences."""
         given = [self.embeds, self.positions.movedim(1, 0)]
         given += [] if self.mask is None else [self.mask]
         return all(torch.equal(each, each[:1].expand_as(each)) for each in given)
 
     def deltas(self) -> torch.Tensor:
-        """How far M-RoPE's ids of the text that follows are ahead of a count of tokens [B, 1].
+        """Return the offset of M-RoPE's ids for the following text from a count of tokens, [B, 1].
 
         transformers' own `rope_deltas` leave a gap after videos whose time has large ids.
         """
         return self.positions[0, :, -1:] - self._counted()[:, -1:]
 
     def following(self, deltas: torch.Tensor) -> _Call:
-        """With M-RoPE's ids for text behind a prompt of these `deltas` [B, 1], in place of those
-        for another prompt's; ids of the caller's own stay."""
+        """Replace M-RoPE's ids for text after another prompt by those for a prompt with these
+        `deltas` [B, 1]; keeps ids that the caller chose."""
         text, count = self._counted(), self.embeds.shape[1]
         apart = self.positions - text
         shifted = apart == apart[:1, :, -1:]
@@ -292,7 +371,7 @@ class _Call:
         return replace(self, positions=torch.where(shifted.all(), wanted, self.positions))
 
     def _counted(self) -> torch.Tensor:
-        """Indices [B, L] of these tokens, padding not counted."""
+        """Return the indices [B, L] of these tokens, not counting padding."""
         rows, count = self.embeds.shape[:2]
         if self.mask is None:
             return (self.past + torch.arange(count, device=self.embeds.device)).expand(rows, -1)
@@ -300,11 +379,12 @@ class _Call:
         return ((there.cumsum(-1) - 1) * there)[:, -count:]
 
 
-def _call(kwargs: dict[str, Any], axes: int) -> _Call:
+def _call(kwargs: dict[str, Any], axes: int, given: Mapping[str, Any]) -> _Call:
+    """`kwargs` are the decoder's; `given` has the mask that the caller gave."""
     embeds, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
     past = int(cache.get_seq_length()) if cache is not None else 0
     rows, count = embeds.shape[:2]
-    mask, ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    mask, ids = given.get("attention_mask"), kwargs.get("position_ids")
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.shape[-1] != past + count):
         raise UsageError(
             "the attention mask does not have a column for each token so far",
@@ -321,7 +401,7 @@ def _call(kwargs: dict[str, Any], axes: int) -> _Call:
 
 
 def _videos(signature: inspect.Signature, given: dict[str, Any]) -> int | None:
-    """The videos in a call of the model; see `_Inputs`."""
+    """Return the number of videos in a call of the model; see `_Inputs`."""
     kind = "video" if "pixel_values_videos" in signature.parameters else "image"
     encoded: Any = given.get("mm_encoder_outputs")
     if isinstance(encoded, dict):
@@ -334,4 +414,5 @@ def _videos(signature: inspect.Signature, given: dict[str, Any]) -> int | None:
     if pixels is None:
         return len(encoded.pooler_output)
     grids = given.get("video_grid_thw")
+    grids = given.get("video_grids") if grids is None else grids
     return len(pixels if grids is None else grids)

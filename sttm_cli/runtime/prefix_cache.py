@@ -15,7 +15,7 @@ from sttm_cli.base.errors import OutOfMemoryError
 from sttm_cli.base.results import CacheUse, Clock
 from sttm_cli.base.types import Continuation, Frames, Json, PrefixKV
 from sttm_cli.models.loading import check_room
-from sttm_cli.prefill import ROOM, KVContinuation
+from sttm_cli.prefill import ROOM, KVContinuation, Layout, kv_shapes, layout_of
 from sttm_cli.runtime.compute import Compute
 from sttm_cli.runtime.prepared import seconds_to_prefix
 from sttm_cli.runtime.request import Request, check_unchanged, facts_for, kv_bytes
@@ -26,11 +26,11 @@ from sttm_cli.store import pack
 if TYPE_CHECKING:
     from sttm_cli.runtime.request import ModelPlan
 
-# Checks that a restored KV has the shape that this model's own would have.
+# Validation of a restored KV against the shape that this model would produce.
 
 
 FARTHEST = 1 << 24
-"""Beyond this, neighbouring positions have the same angle in float32."""
+"""Beyond this, neighbouring positions have equal angles in float32."""
 
 
 def fits(kv: PrefixKV, config: Any, plan: ModelPlan) -> bool:
@@ -39,7 +39,7 @@ def fits(kv: PrefixKV, config: Any, plan: ModelPlan) -> bool:
     return (
         _is_shaped(kv, config, plan.dtype)
         and _has_its_states(kv, config, plan)
-        and _is_merged(kv, plan.merge_layer, config.num_hidden_layers)
+        and _is_merged(kv, plan.merge_layer, layout_of(config))
         and _is_placed(kv, plan.family.rotary_axes)
         and _is_counted(kv, plan)
         and _has_its_record(kv, config.vocab_size)
@@ -47,11 +47,10 @@ def fits(kv: PrefixKV, config: Any, plan: ModelPlan) -> bool:
 
 
 def _is_shaped(kv: PrefixKV, config: Any, dtype: str) -> bool:
-    heads = config.num_key_value_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    wanted = kv_shapes(config)
     tensors = kv.keys + kv.values
     typed = all(str(t.dtype) == f"torch.{dtype}" for t in tensors)
-    return typed and all(tuple(t.shape[1:]) == (heads, dim) for t in tensors)
+    return typed and [tuple(t.shape[1:]) for t in tensors] == wanted * 2
 
 
 def _has_its_states(kv: PrefixKV, config: Any, plan: ModelPlan) -> bool:
@@ -71,20 +70,17 @@ def _has_its_states(kv: PrefixKV, config: Any, plan: ModelPlan) -> bool:
     )
 
 
-def _is_merged(kv: PrefixKV, merge_layer: int, layers: int) -> bool:
+def _is_merged(kv: PrefixKV, merge_layer: int, layout: Layout) -> bool:
     tokens = kv.tokens
     full = tokens.prefix - tokens.video_kept + tokens.video_full
-    wanted = tuple(
-        0 if layer in kv.states else full if layer < merge_layer else tokens.prefix
-        for layer in range(layers)
-    )
+    wanted = layout.lengths(merge_layer, full, tokens.prefix)
     between = tokens.video_kept if tokens.after_spatial is None else tokens.after_spatial
     kept = 0 < tokens.video_kept <= between <= tokens.video_full
     return kept and kv.merge_layer == merge_layer and tuple(kv.lengths) == wanted
 
 
 def _is_counted(kv: PrefixKV, plan: ModelPlan) -> bool:
-    """Sizes are those of a method that counts each cell once at most."""
+    """Return whether the sizes are those of a method that counts each cell at most once."""
     tokens = kv.tokens
     full = tokens.prefix - tokens.video_kept + tokens.video_full
     return kv.sizes is None or (plan.attention_sizes and int(kv.sizes.sum()) <= full)
@@ -118,9 +114,9 @@ def _are(values: Any, kind: type | tuple[type, ...]) -> TypeGuard[list[Any]]:
 
 
 class PrefixCache:
-    """Gets the prefixes of videos, one in use at a time, where they take least time to get.
+    """Provides the prefixes of videos, one in use at a time, from the fastest source.
 
-    `warn` gets what a user should know, a line each.
+    `warn` is called with each message for the user.
     """
 
     def __init__(
@@ -136,25 +132,25 @@ class PrefixCache:
         self._used: tuple[str, Held] | None = None
 
     def uses(self, key: str) -> bool:
-        """Whether the prefix in use is that of `key`."""
+        """Return whether the prefix in use is that of `key`."""
         return self._used is not None and self._used[0] == key
 
     def get(self, request: Request, clock: Clock) -> tuple[Held, CacheUse]:
-        """The video's prefix, in use until the next one is asked for or `release`."""
+        """Return the video's prefix, in use until the next call or `release`."""
         return self._in_memory(request, clock) or self._restored_or_computed(request, clock)
 
     def add(
         self, request: Request, clock: Clock, frames: Frames
     ) -> tuple[PrefixKV, CacheUse] | None:
-        """Compute and store a video's KV from `frames` that are read elsewhere; None where
-        another process has just done so."""
+        """Compute and store a video's KV from `frames` decoded elsewhere; None if another process
+        has just done so."""
         with self._computing(request.key, clock):
             if not self._settings.refresh and self._store.stored(request.identity) is not None:
                 return None
             return self._computed(request, clock, miss_reason="nothing stored", frames=frames)
 
     def release(self) -> None:
-        """The prefix in use is in use no longer."""
+        """Give up the prefix in use."""
         if self._used is not None:
             self._memory.release(self._used[1])
             self._used = None
@@ -180,7 +176,7 @@ class PrefixCache:
         )
 
     def _taken(self, key: str) -> tuple[Held, str] | None:
-        """What memory holds of `key`; None also where the device has no room for it."""
+        """Take `key` from memory; None if it is not there or does not fit on the device."""
         for _ in range(2):
             try:
                 with reporting_memory():
@@ -201,7 +197,7 @@ class PrefixCache:
     # ---- the store
 
     def _restored_or_computed(self, request: Request, clock: Clock) -> tuple[Held, CacheUse]:
-        # What was in use makes room first.
+        # The prefix in use is released first, to free its memory.
         self.release()
         try:
             kv, cache = self._kv(request, clock)
@@ -214,32 +210,32 @@ class PrefixCache:
         return held, cache
 
     def _kv(self, request: Request, clock: Clock) -> tuple[PrefixKV, CacheUse]:
-        # The store may be shared: what it warns of now is about this video.
+        # The store may be shared; its warnings now concern this video.
         with self._store.telling(self._warn):
             found = self._restored(request, clock)
             if isinstance(found, str):
                 with self._computing(request.key, clock):
-                    # Another process may have stored it while this one waited.
+                    # Another process may have stored it during the wait.
                     found = self._restored(request, clock)
                     if isinstance(found, str):
                         found = self._computed(request, clock, miss_reason=found)
             return found
 
     def _restored(self, request: Request, clock: Clock) -> tuple[PrefixKV, CacheUse] | str:
-        """The stored KV, or why there is none to use."""
+        """Return the stored KV, or the reason why it cannot be used."""
         if self._settings.refresh:
-            return "made anew, as --refresh asks"
+            return "recomputed, as --refresh asks"
         with self._store.find(request.identity) as lookup:
             if lookup.entry is None:
                 return lookup.miss_reason
-            # The vision encoder is not needed to continue from a stored KV.
+            # Continuing from a stored KV does not need the vision encoder.
             entry, model = lookup.entry, self._compute.model(clock, vision=False)
             with clock.stage("restore"), reporting_memory():
                 kv = self._store.load(lookup, device=model.layer_devices, room=ROOM)
         if kv is None or not fits(kv, model.decoder.config, self._compute.plan):
             self._warn(f"stored entry {entry.key[:12]} cannot be used; computing it anew")
             return "the stored entry is damaged"
-        # Who waited for another process to compute it had it no sooner for that.
+        # Waiting for another process's computation is not time saved.
         sooner = seconds_to_prefix(kv) - clock.spent("restore", "wait")
         self._store.count_use(entry, saved_s=sooner)
         return kv, CacheUse(
@@ -262,17 +258,17 @@ class PrefixCache:
         tokens, report = self._compute.visual_tokens(request, clock, frames)
         kv = self._compute.prefill(tokens, clock, budget=self._settings.budget)
         with clock.stage("prefill"), reporting_memory():
-            # Rounds the KV to what a later process will restore: both give the same answer.
+            # Rounds the KV to the precision that is restored later: both give the same answer.
             packed = pack(kv, self._settings.kv_dtype)
         kv.facts |= {
             "sttm_version": __version__,
             "decode": report.to_json(),
             "seconds": clock.seconds(),
         }
-        # A file replaced meanwhile must not lend its frames.
+        # If the file was replaced meanwhile, its frames must not be stored.
         check_unchanged(request, facts_for(request.source, self._store))
         label = self._label(request)
-        # What another reader than the identity's gave is not kept.
+        # The fallback reader's result is not stored: the identity names the plan's reader.
         entry = None if report.fallback else self._store.save(request.identity, packed, label=label)
         return kv, CacheUse(
             hit=False,
@@ -291,7 +287,7 @@ class PrefixCache:
             check_room(plan.checkpoint, plan.placement(), size or 0)
 
     def _label(self, request: Request) -> Json:
-        # As `bench accuracy` names it.
+        # Named as in `bench accuracy`.
         sizes = "+sizes" if self._compute.plan.attention_sizes else ""
         return {
             "video": request.source.origin,
@@ -308,7 +304,8 @@ class PrefixCache:
 
     @contextmanager
     def _computing(self, key: str, clock: Clock) -> Iterator[None]:
-        """The store's lock on computing `key`; waiting for another process is charged to "wait"."""
+        """Hold the store's lock on computing `key`; waiting for other processes counts as
+        "wait"."""
         since: list[float] = []
 
         def waits() -> None:

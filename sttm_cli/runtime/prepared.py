@@ -1,4 +1,4 @@
-"""A video that questions can be asked of, and asking them; earlier turns are continued."""
+"""Ask questions about a prepared video, continuing earlier turns."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ TO_PREFIX = ("decode", "encode", "merge", "prefill")
 
 @dataclass(frozen=True)
 class Prepared:
-    """A video whose prefix is prefilled: questions can be asked of it at once.
+    """A video with a prefilled prefix, ready for questions.
 
-    `model` answers them. `seconds`: what it took to get there, the loading of the model left
-    out.
+    `model` answers them. `seconds`: of each stage of the preparation, without loading the model.
     """
 
     request: Request
@@ -45,23 +44,23 @@ class Prepared:
 
     @property
     def frame_times_s(self) -> list[float]:
-        """The times of the frames that were read, in seconds from the first frame."""
+        """The times of the frames read, in seconds from the first frame."""
         return list(self.kv.facts["decode"]["times_s"])
 
     @property
     def cold_seconds(self) -> float:
-        """As `seconds_to_prefix`."""
+        """The result of `seconds_to_prefix`."""
         return seconds_to_prefix(self.kv)
 
 
 def seconds_to_prefix(kv: PrefixKV) -> float:
-    """What decode, encode, merge and prefill took in the run that computed the KV."""
+    """Return the seconds of decode, encode, merge and prefill in the run that computed the KV."""
     return sum(kv.facts["seconds"].get(name) or 0.0 for name in TO_PREFIX)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, and the questions and answers before it in the same conversation."""
+    """A question, with the earlier questions and answers of the same conversation."""
 
     question: str
     history: Sequence[tuple[str, str]] = ()
@@ -77,7 +76,7 @@ def answer(
     on_token: OnToken | None,
     stop: Callable[[], bool],
 ) -> Answer:
-    """Generate an answer, at most as long as the model's context takes; raises as `_ids`."""
+    """Generate an answer, at most as long as the model's context allows; raises as `_ids`."""
     prefix, model, clock = prepared.prefix, prepared.model, prepared.clock
     ids = _ids(prefix, model, asked)
     room = prefix.room - len(ids)
@@ -106,8 +105,8 @@ def answer(
 
 
 def choose(prepared: Prepared, asked: Asked, options: Sequence[str]) -> Choice:
-    """Weigh `options` as answers; raises as `_ids`, and UsageError for fewer than two options,
-    an empty one, and two that are the same to the model."""
+    """Weigh `options` as answers; raises as `_ids`, and UsageError for fewer than two options, an
+    empty one, and two with the same tokens."""
     started, prefix, model = time.perf_counter(), prepared.prefix, prepared.model
     check_options(options)
     tokens = [model.answer(option) for option in options]
@@ -131,11 +130,11 @@ def choose(prepared: Prepared, asked: Asked, options: Sequence[str]) -> Choice:
 
 
 def _ids(prefix: Continuation, model: VideoLLM, asked: Asked, *, room_for: int = 1) -> torch.Tensor:
-    """The token ids [n] with which `prefix` is to be continued; earlier turns that it still
-    holds are taken back and are not among them.
+    """Return the token ids [n] with which to continue `prefix`; `prefix` keeps matching earlier
+    turns, which are not among the ids.
 
-    Raises UsageError for an empty question, ContextError where it and `room_for` tokens of an
-    answer do not fit the model's context.
+    Raises UsageError for an empty question, ContextError if it and `room_for` tokens of an answer
+    do not fit the model's context.
     """
     check_question(asked.question)
     ids = model.question(asked.question, asked.history)
@@ -146,8 +145,8 @@ def _ids(prefix: Continuation, model: VideoLLM, asked: Asked, *, room_for: int =
             f"for {max(prefix.room, 0):,} after the video",
             "leave earlier turns out, ask less, or use fewer --frames",
         )
-    # Only turns are taken back: questions that stand alone are run whole, so that the order in
-    # which they are asked cannot change a bit of their answers.
+    # Only conversation turns reuse buffered tokens; independent questions are recomputed, so their
+    # order cannot affect the answers.
     return ids[prefix.resume(ids) :] if asked.history else ids
 
 
@@ -162,7 +161,7 @@ def _check_distinct(options: Sequence[str], tokens: Sequence[torch.Tensor]) -> N
             )
 
 
-# What `sttm ask --json` prints, made of what the pipeline gives back.
+# The JSON report of `sttm ask`.
 
 
 def ask_report(
@@ -172,8 +171,8 @@ def ask_report(
     settings: Settings,
     plan: ModelPlan,
 ) -> AskReport:
-    """The object `sttm.ask/1` of the documentation; `answers` are of one video,
-    none where it was only prepared. `room`: how many tokens the model's context takes after it."""
+    """Return the `sttm.ask/1` object of the documentation for `answers` about one video, none if it
+    was only prepared. `room`: the tokens that the model's context has left after the video."""
     request, tokens, cache = prepared.request, prepared.kv.tokens, prepared.cache
     chosen, decode = request.plan, prepared.kv.facts["decode"]
     return {
@@ -239,7 +238,7 @@ def _seconds(prepared: Prepared, answers: Sequence[Answer | Choice]) -> SecondsR
 
 
 def answer_json(answer: Answer | Choice) -> AnswerReport:
-    """One of the report's answers."""
+    """Convert an answer to the report's form."""
     if isinstance(answer, Choice):
         return {
             "question": answer.question,

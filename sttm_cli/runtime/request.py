@@ -1,4 +1,4 @@
-"""A video and everything that shapes its KV: complete before anything is decoded or loaded."""
+"""A video and everything that shapes its KV, complete before anything is decoded or loaded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from sttm_cli.models.registry import (
     aliases,
     context_length,
     family_of,
-    layer_bytes,
+    kv_shapes,
     repository_of,
     state_shapes,
     token_count,
@@ -45,9 +45,9 @@ from sttm_cli.store import FORMAT, WITH_STATES, NoStore, key_of
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPlan:
-    """The checkpoint, where and how it will run, and how its tokens will be merged.
+    """The checkpoint, its device and dtype, and how its tokens will be merged.
 
-    `options`: those of `Family.options` that are on, sorted. `system`: the prompt before the video.
+    `options`: the enabled ones of `Family.options`, sorted. `system`: the prompt before the video.
     """
 
     checkpoint: Checkpoint
@@ -64,7 +64,7 @@ class ModelPlan:
     system: str = ""
 
     def placement(self, *, vision: bool = True) -> Placement:
-        """Where and how it is loaded."""
+        """Return the device, dtype and attention to load the model with."""
         return Placement(
             device=self.device,
             dtype=self.dtype,
@@ -75,7 +75,7 @@ class ModelPlan:
 
     @cached_property
     def identity(self) -> Json:
-        """What of the model shapes a KV."""
+        """Return the model's part of a KV's identity."""
         return {
             "family": self.family.name,
             "weights": self.checkpoint.fingerprint,
@@ -86,20 +86,17 @@ class ModelPlan:
 
     @cached_property
     def loaded_as(self) -> tuple[object, ...]:
-        """Equal for two plans that one loaded model serves."""
+        """Return a key that is equal for two plans which one loaded model serves."""
         return (*self.identity.values(), self.options)
 
 
-def plan_model(
-    settings: Settings, facts: FileFacts, on_fetch: Callable[[str], None] = lambda line: None
-) -> ModelPlan:
-    """Resolve `--model` and what belongs to it; no weight is loaded for it. `on_fetch` gets a
-    line before a model is fetched.
+def plan_model(settings: Settings, checked: CheckedModel) -> ModelPlan:
+    """Resolve how the model of `check_model` will run; no weight is loaded.
 
-    Raises ModelError for a model that is missing or not supported, UsageError for a device or
-    a merge layer that does not exist.
+    Raises UsageError for a device that does not exist, a method that cannot be imported, and
+    attention that cannot take sizes.
     """
-    checkpoint, family, options = check_model(settings, facts, on_fetch)
+    checkpoint, family, options = checked
     layer, positions = settings.merge_layer, settings.positions
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
@@ -112,7 +109,7 @@ def plan_model(
         merge_layer=family.merge_layer if layer is None else layer,
         positions=family.positions if positions == "auto" else positions,
         attention=resolve_attention(device, dtype),
-        attention_sizes=_sized(settings, resolve_attention(device, dtype)),
+        attention_sizes=sized(settings, resolve_attention(device, dtype)),
         # A device named by hand is the one that is meant.
         spread=settings.device == "auto" and device == "cuda",
         options=options,
@@ -121,7 +118,7 @@ def plan_model(
 
 
 def plan_loaded(model: Any, processor: Any, settings: Settings) -> ModelPlan:
-    """The plan for a transformers model that is loaded already; raises as `plan_model`, and
+    """Return the plan for an already loaded transformers model; raises as `plan_model`, and
     UsageError for --device and --dtype, which are the model's own."""
     for name in ("device", "dtype"):
         if (asked := getattr(settings, name)) != "auto":
@@ -139,7 +136,7 @@ def plan_loaded(model: Any, processor: Any, settings: Settings) -> ModelPlan:
         method=find_method(settings.method),
         merge_layer=family.merge_layer if layer is None else layer,
         positions=family.positions if positions == "auto" else positions,
-        attention_sizes=_sized(settings, placed(model)["attention"]),
+        attention_sizes=sized(settings, placed(model)["attention"]),
         options=options,
         system=settings.system or "",
         **placed(model),
@@ -147,31 +144,41 @@ def plan_loaded(model: Any, processor: Any, settings: Settings) -> ModelPlan:
 
 
 def with_choices(plan: ModelPlan, settings: Settings) -> ModelPlan:
-    """The plan for other settings, where its model was loaded by the caller; else the plan as it
-    is. Raises as `plan_loaded`."""
+    """Return the plan for other settings if the caller loaded its model; otherwise the plan itself.
+    Raises as `plan_loaded`."""
     if plan.checkpoint.loaded is None:
         return plan
-    # The weights need not be hashed again.
+    # Settings that keep the weights from being hashed again.
     other = plan_loaded(*plan.checkpoint.loaded, replace(settings, no_cache=True, refresh=False))
     return replace(other, checkpoint=plan.checkpoint)
 
 
-def _sized(settings: Settings, attention: str) -> bool:
+def sized(settings: Settings, attention: str) -> bool:
     """Whether merged tokens count by their size; raises UsageError where attention cannot."""
-    sized = settings.attention_sizes == "on"
-    if sized and attention not in KERNELS:
+    if settings.attention_sizes == "auto":
+        return find_method(settings.method).sizes and attention in KERNELS
+    counted = settings.attention_sizes == "on"
+    if counted and attention not in KERNELS:
         raise UsageError(
             f"--attention-sizes on cannot be combined with the attention {attention!r}",
             f"load the model with one of {', '.join(KERNELS)}",
         )
-    return sized
+    return counted
+
+
+CheckedModel = tuple[Checkpoint, Family, tuple[str, ...]]
+"""A checkpoint, its family, and the family's options that are on."""
 
 
 def check_model(
     settings: Settings, facts: FileFacts, on_fetch: Callable[[str], None] = lambda line: None
-) -> tuple[Checkpoint, Family, tuple[str, ...]]:
-    """The checkpoint of `--model`, its family and its options; raises as `plan_model` for all that
-    can be seen without torch, which is not imported."""
+) -> CheckedModel:
+    """Find the checkpoint of `--model`; torch is not imported. `on_fetch` gets a line before a
+    model is fetched.
+
+    Raises ModelError for a model that is missing or not supported, UsageError for settings that
+    do not fit it.
+    """
     name = settings.model
     checkpoint = find_checkpoint(
         name,
@@ -187,28 +194,34 @@ def check_model(
 
 def _options(settings: Settings, checkpoint: Checkpoint, family: Family) -> tuple[str, ...]:
     """The family's options that are on; raises UsageError for settings that do not fit it."""
-    _check_layer(settings.merge_layer, checkpoint)
+    _check_layer(settings.merge_layer, checkpoint, family)
     check_positions(settings, family, model=f"--model {settings.model}")
     return options_of(settings, family, model=f"--model {settings.model}")
 
 
 def _known_names() -> Iterator[str]:
-    """Listed only where a name was not found."""
+    """List the known names; called only if a name is unknown."""
     yield from aliases()
 
 
 def check_positions(settings: Settings, family: Family, *, model: str) -> None:
-    """Raise UsageError where the family cannot reassign positions; `model` is the flag given."""
+    """Raise UsageError if the family cannot reassign positions; `model` is the flag as typed."""
     if settings.positions == "reassigned" and family.rotary_axes > 1:
         raise UsageError(
             f"--positions reassigned cannot be combined with {model}: "
             f"tokens of {family.name} have ids in time, height and width",
             "leave it out, or give --positions survivors",
         )
+    if settings.positions == "survivors" and family.windows:
+        raise UsageError(
+            f"--positions survivors cannot be combined with {model}: "
+            f"layers of {family.name} see a window, which counts consecutive ids",
+            "leave it out, or give --positions reassigned",
+        )
 
 
 def options_of(settings: Settings, family: Family, *, model: str) -> tuple[str, ...]:
-    """The family's options that are on; raises UsageError for one that it does not have.
+    """Return the family's enabled options; raises UsageError for one that it does not have.
 
     `model` is the flag that chose the family, as typed.
     """
@@ -223,8 +236,15 @@ def options_of(settings: Settings, family: Family, *, model: str) -> tuple[str, 
     return settings.options
 
 
-def _check_layer(layer: int | None, checkpoint: Checkpoint) -> None:
+def _check_layer(layer: int | None, checkpoint: Checkpoint, family: Family) -> None:
     layers = checkpoint.layers
+    deepest = _deepest(checkpoint, family)
+    if layer is not None and deepest < layer < layers:
+        raise UsageError(
+            f"--merge-layer {layer} is not possible: later layers of {checkpoint.name} reuse the "
+            f"keys and values of layer {deepest}",
+            f"give 0 to {deepest}",
+        )
     if layer is not None and layers and layer >= layers:
         raise UsageError(
             f"--merge-layer {layer} is not possible: {checkpoint.name} has {layers} layers",
@@ -232,11 +252,21 @@ def _check_layer(layer: int | None, checkpoint: Checkpoint) -> None:
         )
 
 
+def _deepest(checkpoint: Checkpoint, family: Family) -> int:
+    if family.deepest is None:
+        return checkpoint.layers
+    try:
+        return family.deepest(checkpoint.text)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        # Loading says what is wrong with the config.
+        return checkpoint.layers
+
+
 @dataclass(frozen=True)
 class Request:
-    """A video and everything that shapes its KV. `identity`: all of it, as it is stored.
+    """A video and everything that shapes its KV. `identity`: all of it, as stored.
 
-    `version`: that of the file whose bytes have the digest (`decode.video_version`).
+    `version`: of the file whose bytes have the digest (`decode.video_version`).
     """
 
     source: Source
@@ -248,12 +278,12 @@ class Request:
 
     @property
     def path(self) -> Path:
-        """Where the video's bytes are now."""
+        """The local path of the video's bytes."""
         return self.source.path
 
     @cached_property
     def key(self) -> str:
-        """The identity's digest, under which the KV is stored."""
+        """The digest of the identity, under which the KV is stored."""
         return key_of(self.identity)
 
 
@@ -264,11 +294,11 @@ def make_request(
     facts: FileFacts,
     objects: FileFacts | None = None,
 ) -> Request:
-    """Read the video's header and digest its bytes; decodes nothing.
+    """Read the video's header and digest its bytes, without decoding.
 
-    `objects`: where facts about an object of a bucket are remembered, for `known_identity`.
+    `objects`: the memo for facts about objects of a bucket, for `known_identity`.
 
-    Raises as `plan_video`, and DisturbedError where the file changes meanwhile.
+    Raises as `plan_video`, and DisturbedError if the file changes meanwhile.
     """
     with source.naming_it():
         seen = video_version(source.path)
@@ -291,7 +321,8 @@ def make_request(
 def known_identity(
     found: Object, model: ModelPlan, settings: Settings, facts: FileFacts
 ) -> Json | None:
-    """The identity for an object of a bucket that was read before; None where it must be fetched.
+    """Return the identity for an object of a bucket that was read before; None if it must be
+    fetched.
 
     Raises UsageError as `plan_video`.
     """
@@ -309,21 +340,21 @@ def known_identity(
 def _identity(
     digest: str, info: VideoInfo, plan: FramePlan, model: ModelPlan, settings: Settings
 ) -> Json:
-    # The header is read by a program of which another version may find other facts: those that
-    # frames and prompts depend on count beside the bytes.
+    # Another FFmpeg version may report another duration for the same bytes, so it is part of the
+    # identity.
     video = {"digest": digest, "duration_s": info.duration_s}
     return identity_of(video, plan, model, settings)
 
 
 def facts_for(source: Source, store: FileFacts) -> FileFacts:
-    """Where facts about a video's file are remembered: those of a temporary copy nowhere, since
-    nobody will ask for them again."""
+    """Return the memo for facts about a video's file; a temporary copy's facts are never
+    remembered, since its path is not used again."""
     return NoStore() if source.is_copy else store
 
 
 def check_video(source: Source, settings: Settings, facts: FileFacts) -> None:
-    """Raise what the video's header alone shows to be wrong: VideoError for a file that is not a
-    readable video, UsageError for a range outside of it."""
+    """Raise errors visible in the video's header: VideoError for a file that is not a readable
+    video, UsageError for a range outside of it."""
     with source.naming_it():
         version = video_version(source.path)
         info = remembered_probe(source.path, facts, image_fps=settings.fps or 1.0, version=version)
@@ -331,10 +362,10 @@ def check_video(source: Source, settings: Settings, facts: FileFacts) -> None:
 
 
 def _chosen(info: VideoInfo, settings: Settings, *, most: int) -> FramePlan:
-    """The frames that the settings choose, at most `most` unless they say how many."""
+    """Plan the frames that the settings choose, at most `most` unless they give a number."""
     return plan_frames(
         info,
-        # What the user asks for may exceed the model's default.
+        # An explicit --frames may exceed the model's default.
         max_frames=settings.frames or most,
         fps=settings.fps,
         frames=settings.frames,
@@ -349,8 +380,8 @@ def plan_video(
 ) -> tuple[VideoInfo, FramePlan]:
     """Read the video's header and choose its frames.
 
-    Raises VideoError for a file that is not a readable video, UsageError for a range outside of
-    it and for more frames than the model's context takes.
+    Raises VideoError for a file that is not a readable video, UsageError for a range outside of it
+    and for more frames than the model's context allows.
     """
     with source.naming_it():
         info = remembered_probe(source.path, facts, image_fps=settings.fps or 1.0, version=version)
@@ -364,10 +395,11 @@ def _plan(info: VideoInfo, model: ModelPlan, settings: Settings) -> FramePlan:
 
 
 def version_to_read(request: Request) -> str:
-    """The version of the request's file now; raises DisturbedError unless it has the digest.
+    """Return the current version of the request's file; raises DisturbedError unless it has the
+    digest.
 
     A file that was only moved, linked or given another mode since the request was made counts as
-    the same.
+    unchanged.
     """
     with request.source.naming_it():
         seen = video_version(request.path)
@@ -377,7 +409,7 @@ def version_to_read(request: Request) -> str:
 
 
 def check_unchanged(request: Request, facts: FileFacts) -> None:
-    """Raise DisturbedError where the path leads to other bytes than the request's digest."""
+    """Raise DisturbedError if the path leads to bytes other than those of the request's digest."""
     with request.source.naming_it():
         _check_digest(request, facts)
 
@@ -390,25 +422,28 @@ def _check_digest(request: Request, facts: FileFacts, version: str = "") -> None
 def kv_bytes(plan: FramePlan, model: ModelPlan, budget: float, *, dtype: str) -> int | None:
     """About how many bytes a video's KV takes in `dtype`; None where the config does not say.
 
-    Layers below the merge layer hold every token, the others the budget's.
+    Layers below the merge layer hold every token, the others the budget's, those with a window its
+    last ones.
     """
     # Imports torch.
     from sttm_cli.store import STORED
 
-    checkpoint, layers = model.checkpoint, model.checkpoint.layers
-    each = layer_bytes(checkpoint, STORED[dtype].itemsize)
+    shapes = kv_shapes(model.checkpoint)
     width, height = plan.size
-    count = token_count(checkpoint, len(plan.times_s), width=width, height=height)
-    if each is None or count is None or not layers:
+    count = token_count(model.checkpoint, len(plan.times_s), width=width, height=height)
+    if not shapes or count is None:
         return None
     full = count.visual
     kept = min(full, budget) if isinstance(budget, int) else int(full * budget)
-    shapes = state_shapes(checkpoint)
-    with_keys = [layer for layer in range(layers) if not shapes or layer not in shapes.layers]
-    below = sum(layer < model.merge_layer for layer in with_keys)
-    merged = below * full + (len(with_keys) - below) * kept
-    states = shapes.nbytes(STORED[dtype].itemsize) if shapes else 0
-    return each * (merged + len(with_keys) * count.text) + states
+    stated = state_shapes(model.checkpoint)
+    recurrent = stated.layers if stated else ()
+    numbers = 0
+    for index, shape in enumerate(shapes):
+        rows = count.text + (full if index < model.merge_layer else kept)
+        rows = min(rows, shape.window - 1) if shape.window else rows
+        numbers += 0 if index in recurrent else 2 * rows * shape.heads * shape.dim
+    size = STORED[dtype].itemsize
+    return numbers * size + (stated.nbytes(size) if stated else 0)
 
 
 def identity_of(video: Json, plan: FramePlan, model: ModelPlan, settings: Settings) -> Json:
@@ -434,15 +469,15 @@ def identity_of(video: Json, plan: FramePlan, model: ModelPlan, settings: Settin
 
 
 def _prompt(model: ModelPlan) -> Json:
-    """What stands before the video."""
+    """Return the part of the prompt before the video."""
     prompt: Json = {"template": model.family.template, "options": list(model.options)}
     return prompt | ({"system": model.system} if model.system else {})
 
 
 @cache
 def _libraries(attention: str, more: tuple[str, ...]) -> Json:
-    """The versions of what resizes frames, makes tokens and computes: another one may give other
-    numbers. Looked up once, which takes longer than the rest of a request."""
+    """Return the versions of the libraries that resize frames, make tokens and compute: other
+    versions may give other numbers. Cached, since it takes longer than the rest of a request."""
     names = ["tokenizers", "torch", "torchvision", "transformers"]
     if attention.startswith("flash"):
         names.append("flash_attn")
@@ -450,7 +485,7 @@ def _libraries(attention: str, more: tuple[str, ...]) -> Json:
 
 
 def _version(name: str) -> str:
-    """The version of a package, "" of one that is missing: loading the model says so."""
+    """Return the version of a package, "" if it is missing: loading the model reports that."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -458,8 +493,8 @@ def _version(name: str) -> str:
 
 
 def _check_context(plan: FramePlan, model: ModelPlan) -> None:
-    """Before minutes of decoding: whatever the budget, the layers below the merge layer run every
-    token at a position of its own (M-RoPE has several axes of them)."""
+    """Check the context before minutes of decoding: regardless of the budget, the layers below the
+    merge layer run every token at a position of its own (M-RoPE has several axes of them)."""
     width, height = plan.size
     frames, limit = len(plan.times_s), context_length(model.checkpoint)
     count = token_count(model.checkpoint, frames, width=width, height=height)

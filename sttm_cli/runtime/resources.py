@@ -1,4 +1,4 @@
-"""What outlives one session: the store, the loaded model, and the KVs in memory."""
+"""Resources that outlive a session: the store, the loaded model, and the KVs in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sttm_cli.store import Store
 if TYPE_CHECKING:
     import torch
 
-# Prefilled KVs in memory: on the device, then in host memory, each bounded in bytes.
+# Prefilled KVs in memory: on the device, then in host memory, each tier bounded in bytes.
 
 
 DEVICE, HOST, DISK = "device", "host", "disk"
@@ -31,7 +31,7 @@ Devices = Sequence["torch.device | str"]
 
 @dataclass
 class Held:
-    """A KV on the device, what continues it, and how many use it now."""
+    """A KV on the device, its continuation, and its number of current users."""
 
     kv: PrefixKV
     prefix: Continuation
@@ -40,9 +40,9 @@ class Held:
 
 
 class KVMemory:
-    """KVs by key. With both bounds 0 a KV is kept for exactly as long as it is in use.
+    """KVs by key. With both bounds 0, a KV is kept exactly as long as it is in use.
 
-    Safe to use from several threads.
+    Thread-safe.
     """
 
     def __init__(self, *, device_bytes: int = 0, host_bytes: int = 0) -> None:
@@ -54,9 +54,9 @@ class KVMemory:
     def take(
         self, key: str, continued: Callable[[PrefixKV], Continuation]
     ) -> tuple[Held, str] | None:
-        """The KV of `key` and the tier it was found in; in use until `release`.
+        """Return the KV of `key` and the tier that held it; it is in use until `release`.
 
-        `continued` makes what continues a KV.
+        `continued` creates the continuation of a KV.
         """
         with self._lock:
             if held := self._on_device.get(key):
@@ -64,7 +64,8 @@ class KVMemory:
                 self._on_device.move_to_end(key)
                 return held, DEVICE
             if key in self._on_host:
-                # It stays there until it is on the device: memory may run out on the way.
+                # Removed from the host only once it is on the device: memory may run out on the
+                # way.
                 kv, cache, devices = self._on_host[key]
                 from sttm_cli.prefill import ROOM
 
@@ -73,7 +74,7 @@ class KVMemory:
             return None
 
     def has(self, key: str) -> bool:
-        """Whether the KV of `key` is in memory."""
+        """Return whether the KV of `key` is in memory."""
         with self._lock:
             return key in self._on_device or key in self._on_host
 
@@ -86,26 +87,26 @@ class KVMemory:
             return held
 
     def release(self, held: Held) -> None:
-        """One user less."""
+        """Give up one use of `held`."""
         with self._lock:
             held.users -= 1
             self._shrink()
 
     def clear(self) -> None:
-        """Forget everything; what is in use lives on with its users."""
+        """Drop all KVs; those in use live on with their users."""
         with self._lock:
             self._on_device.clear()
             self._on_host.clear()
 
     def free_device(self) -> bool:
-        """Move everything that is not in use off the device; whether that was anything."""
+        """Move unused KVs off the device; return whether any were moved."""
         with self._lock:
             before = len(self._on_device)
             self._shrink(device_bytes=0)
             return len(self._on_device) < before
 
     def bytes(self) -> dict[str, int]:
-        """What each tier holds."""
+        """Return the bytes in each tier."""
         with self._lock:
             return {
                 DEVICE: sum(_held_bytes(held) for held in self._on_device.values()),
@@ -136,7 +137,7 @@ class KVMemory:
 
 
 def _copied(kv: PrefixKV, devices: Devices, room: int) -> PrefixKV:
-    """The prefix in new buffers, layer i on `devices[i]`, with `room` free rows."""
+    """Copy the prefix to new buffers, layer i on `devices[i]`, with `room` free rows."""
 
     def copy(buffer: torch.Tensor, length: int, device: torch.device | str) -> torch.Tensor:
         new = buffer.new_empty((length + room, *buffer.shape[1:]), device=device)
@@ -167,10 +168,10 @@ Loading = Callable[[], AbstractContextManager[object]]
 
 
 class ModelHost:
-    """Loads a model at its first use and keeps it until another one is asked for.
+    """Loads a model at its first use and keeps it until another one is requested.
 
-    `facts`: where fingerprints of checkpoints are remembered; `on_unload` runs before a model is
-    given up. Safe to use from several threads.
+    `facts`: the memo for fingerprints of checkpoints; `on_unload` is called before a model is
+    released. Thread-safe.
     """
 
     def __init__(self, facts: FileFacts, *, on_unload: Callable[[], None] = lambda: None) -> None:
@@ -182,20 +183,19 @@ class ModelHost:
 
     @classmethod
     def holding(cls, plan: ModelPlan, model: VideoLLM, facts: FileFacts) -> ModelHost:
-        """A host of a model that was made elsewhere."""
+        """Return a host of a model that was loaded elsewhere."""
         host = cls(facts)
         host._model, host._plan, host._sees = model, plan, True
         return host
 
     def has(self, plan: ModelPlan, *, vision: bool) -> bool:
-        """Whether this very model is loaded: a checkpoint's files may have changed since."""
+        """Return whether this exact model is loaded: a checkpoint's files may have changed."""
         return self._held(plan, vision) is not None
 
     def get(self, plan: ModelPlan, *, vision: bool, loading: Loading = nullcontext) -> VideoLLM:
-        """The loaded model; without `vision` it need not be able to encode.
+        """Return the loaded model; without `vision`, its encoder may be missing.
 
-        `loading` surrounds the loading where there is any. Raises ModelError or
-        OutOfMemoryError.
+        `loading`: a context entered while a model is loaded. Raises ModelError or OutOfMemoryError.
         """
         with self._lock:
             held = self._held(plan, vision)
@@ -206,7 +206,7 @@ class ModelHost:
             return held
 
     def unload(self) -> None:
-        """Give the model up; whoever uses it now keeps it until it is done."""
+        """Release the model; current users keep it until they are done."""
         with self._lock:
             if self._model is not None:
                 self._on_unload()
@@ -220,7 +220,7 @@ class ModelHost:
 
     def _load(self, plan: ModelPlan, vision: bool) -> VideoLLM:
         model = load(plan.checkpoint, plan.placement(vision=vision), frozenset(plan.options))
-        # What the KV will be stored under must be what was read.
+        # The identity must describe the files that were actually read.
         check_unchanged(plan.checkpoint, self._facts)
         self._model, self._plan, self._sees = model, plan, vision
         return model
@@ -229,8 +229,8 @@ class ModelHost:
 class Resources:
     """A store, a model host and a KV memory, which several sessions may share.
 
-    `device_bytes`, `host_bytes`: how much of the device's and of the host's memory KVs may take
-    that no session uses at the moment. `host`: one that holds a model already.
+    `device_bytes`, `host_bytes`: bounds of the device and host memory for KVs that no session is
+    using. `host`: one that already has a model.
     """
 
     def __init__(
@@ -246,7 +246,7 @@ class Resources:
         self.host = host or ModelHost(store, on_unload=self.memory.clear)
 
     def close(self) -> None:
-        """Give up the model and the KVs, and close the store."""
+        """Release the model and the KVs, and close the store."""
         self.host.unload()
         self.memory.clear()
         self.store.close()

@@ -1,6 +1,6 @@
-"""Questions about videos: each is prepared once, then asked about.
+"""Sessions: each video is prepared once, then asked about.
 
-Imports torch only once the video and the name of the model have been checked.
+torch is imported only once the video and the model's name have been checked.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sttm_cli.decode import Source, Sources, in_bucket, object_at
 from sttm_cli.models.given import name_of
 from sttm_cli.models.registry import load
 from sttm_cli.runtime.request import (
+    CheckedModel,
     ModelPlan,
     Request,
     check_model,
@@ -44,7 +45,7 @@ from sttm_cli.settings.settings import (
     KVDType,
     Positions,
     Settings,
-    Switched,
+    Sizes,
     cache_dir,
 )
 from sttm_cli.store import Entry, Store, open_store
@@ -58,19 +59,19 @@ if TYPE_CHECKING:
     from sttm_cli.runtime.prepared import Prepared
 
 NARROW = 0.1
-"""A checkpoint's own top-p below this leaves a temperature next to nothing to act on."""
+"""A checkpoint's own top-p below this leaves a temperature almost nothing to act on."""
 
 
 class VideoQA:
-    """Asks questions about videos: decodes, merges and prefills each one once.
+    """Answers questions about videos; decodes, merges and prefills each one once.
 
     >>> with VideoQA(model="tiny", budget=0.3) as qa:  # doctest: +SKIP
     ...     qa.ask("video.mp4", "what happens?").text
 
-    Takes the fields of `Settings`, or all of them as `settings`; they hold for good. `model`: a
-    name, a folder, or a loaded transformers model, which needs its `processor` and stays the
-    caller's. `warn` gets what a user should know, a line each. `resources`: a store and a loaded
-    model that outlive this object; of its own without them. `decoder_thread`: as in `Compute`.
+    Takes the fields of `Settings`, or all of them as `settings`; they cannot be changed later.
+    `model`: a name, a folder, or a loaded transformers model, which needs its `processor` and stays
+    the caller's. `warn` is called with each message for the user. `resources`: a store and a loaded
+    model that outlive this object; by default it has its own. `decoder_thread`: as in `Compute`.
     Raises the errors of `base/errors.py`.
     """
 
@@ -89,7 +90,7 @@ class VideoQA:
         budget: float | int | str = 0.5,
         method: str = DEFAULT_METHOD,
         merge_layer: int | None = None,
-        attention_sizes: Switched = "off",
+        attention_sizes: Sizes = "auto",
         positions: Positions = "auto",
         options: Sequence[str] | str = (),
         system: str | None = None,
@@ -145,7 +146,7 @@ class VideoQA:
         self.close()
 
     def release(self) -> None:
-        """Release the video's KV; it is restored when the video is asked about again."""
+        """Release the video's KV; the next question about the video restores it."""
         if "_prefixes" in self.__dict__:
             self._prefixes.release()
 
@@ -157,7 +158,7 @@ class VideoQA:
             self._resources.close()
 
     def with_settings(self, settings: Settings) -> VideoQA:
-        """Another session with the same store, model and copies of videos, to be closed before
+        """Return another session with the same store, model and copies of videos; close it before
         this one."""
         other = VideoQA(
             settings,
@@ -180,7 +181,7 @@ class VideoQA:
         history: Sequence[tuple[str, str]] = (),
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
-        """Answer one question; the video is prepared first unless it already is.
+        """Answer a question, after preparing the video unless it is prepared already.
 
         `history`: earlier questions and answers of the same conversation.
         """
@@ -221,12 +222,12 @@ class VideoQA:
         on_token: OnToken | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> Answer:
-        """Answer one question about a prepared video.
+        """Answer a question about a prepared video.
 
-        `sampling` and `max_new_tokens`: for this answer, instead of the settings'. `on_token`
-        gets each token of the answer and the logits [V] that it was chosen from. `stop` is
-        asked before each token and ends the answer; an exception from `on_text` does so too and
-        is passed on. Raises UsageError where the question does not fit the model's context.
+        `sampling` and `max_new_tokens`: for this answer, instead of the settings'. `on_token` is
+        called with each token of the answer and the logits [V] that it was chosen from. `stop` is
+        called before each token and ends the answer if true; an exception from `on_text` also ends
+        it and is passed on. Raises UsageError if the question does not fit the model's context.
         """
         from sttm_cli.runtime.prepared import Asked, answer
 
@@ -253,7 +254,7 @@ class VideoQA:
         *,
         history: Sequence[tuple[str, str]] = (),
     ) -> Choice:
-        """The likeliest of `options` as the answer to a question about a prepared video.
+        """Return the likeliest of `options` as the answer to a question about a prepared video.
 
         Raises UsageError as `answer`, and for fewer than two options or equal ones.
         """
@@ -268,22 +269,26 @@ class VideoQA:
             check_question(question)
             prepared.model.question(question)
 
-    # ---- what it is made of
+    # ---- components
 
     @property
     def settings(self) -> Settings:
-        """What was chosen; another choice is another session (`with_settings`)."""
+        """The session's settings, which never change (`with_settings` opens another session)."""
         return self._settings
 
     @property
     def store(self) -> Store:
-        """Where prefilled KVs are kept."""
+        """The store of prefilled KVs."""
         return self._resources.store
 
     @cached_property
     def model_plan(self) -> ModelPlan:
-        """The model as it will be used; nothing of it is loaded yet."""
-        return self._given_plan or plan_model(self.settings, self.store, self.warn)
+        """The model and how it will be run; resolved without loading it."""
+        return self._given_plan or plan_model(self.settings, self._checked_model)
+
+    @cached_property
+    def _checked_model(self) -> CheckedModel:
+        return check_model(self.settings, self.store, self.warn)
 
     @cached_property
     def compute(self) -> Compute:
@@ -303,19 +308,20 @@ class VideoQA:
         return self._planned and self._resources.host.has(self.model_plan, vision=False)
 
     def model(self, *, vision: bool = True) -> VideoLLM:
-        """The model, loaded at its first use; without `vision` it need not be able to encode."""
+        """Return the model, loaded at its first use; without `vision`, maybe without its
+        encoder."""
         return self.compute.model(vision=vision)
 
     def request(self, video: str | Path | Source, clock: Clock | None = None) -> Request:
-        """Everything that shapes the video's KV; reads the file's bytes, decodes nothing."""
+        """Return everything that shapes the video's KV; reads the file's bytes, decodes nothing."""
         source = self.found(video)
         self._import(clock or Clock())
         facts = facts_for(source, self.store)
         return make_request(source, self.model_plan, self.settings, facts, self.store)
 
     def known(self, video: str | Path) -> Entry | None:
-        """The stored entry of an object in a bucket that was read before and has not changed;
-        fetches nothing. None for any other video."""
+        """Return the stored entry of an object in a bucket that was read before and is unchanged,
+        without fetching it. None for any other video."""
         if not (isinstance(video, str) and in_bucket(video)):
             return None
         found = object_at(video)
@@ -323,14 +329,14 @@ class VideoQA:
         return None if identity is None else self.store.stored(identity)
 
     def forget(self, video: str | Path) -> None:
-        """Remove the local copy of a video from elsewhere, which nobody will ask about again."""
+        """Remove the local copy of a remote video that will not be asked about again."""
         self._sources.drop(video)
 
     def found(self, video: str | Path | Source) -> Source:
-        """The video's file, checked as far as its header goes; imports nothing heavy for it.
+        """Return the video's file, checked as far as its header allows; imports nothing heavy.
 
-        Raises VideoError for what is not a readable video, UsageError for times outside of it,
-        ModelError for a model that is not known.
+        Raises VideoError if it is not a readable video, UsageError for times outside of it,
+        ModelError for an unknown model.
         """
         source = self._sources.find(video)
         if not self._planned:
@@ -338,11 +344,12 @@ class VideoQA:
         return source
 
     def _import(self, clock: Clock) -> None:
-        """Import what the stages need: seconds that belong to no stage, but to the start."""
+        """Import what the stages need, before their timing begins."""
         if "torch" in sys.modules:
             return
-        # A name that is not a model's needs no torch to be refused.
-        check_model(self.settings, self.store, self.warn)
+        # An invalid model name is refused without importing torch.
+        if self._given_plan is None:
+            _ = self._checked_model
         self._progress("import", 0, 1)
         with clock.stage("load_model"):
             import sttm_cli.runtime.prefix_cache
@@ -356,7 +363,7 @@ class VideoQA:
     def add(
         self, request: Request, clock: Clock, frames: Frames
     ) -> tuple[PrefixKV, CacheUse] | None:
-        """Compute and store a video's KV; None where another process has just done so."""
+        """Compute and store a video's KV; None if another process has just done so."""
         self._warned.clear()
         self.check_rate(request)
         return self._prefixes.add(request, clock, frames)
@@ -368,7 +375,7 @@ class VideoQA:
             self._on_warning(line)
 
     def check_rate(self, request: Request) -> None:
-        """Warn, once, where the rate that was asked for is not met."""
+        """Warn once if the requested --fps is not reached."""
         times, fps, frames = request.plan.times_s, self.settings.fps, self.settings.frames
         bounded = fps and not frames and len(times) > 1 and times[1] - times[0] > 1.01 / fps
         if bounded and not self._rate_checked:
@@ -386,7 +393,7 @@ class VideoQA:
 
 
 def _checked(settings: Settings | None, fields: dict[str, Any]) -> Settings:
-    """The settings; raises UsageError for fields that were given beside them."""
+    """Return the settings; raises UsageError for fields given in addition to `settings`."""
     if settings is None:
         return Settings(**fields)
     given = Settings(**fields)

@@ -20,7 +20,7 @@ from sttm_cli.serve.service import Service, problem
 
 
 def make_app(service: Service) -> Starlette:
-    """The application that answers with `service`."""
+    """Return the application that serves with `service`."""
     engine = service.engine
 
     async def health(request: Request) -> Response:

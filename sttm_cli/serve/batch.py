@@ -1,4 +1,4 @@
-"""Runs questions on the model's thread; those that wait for the same video run together."""
+"""Run questions on the model's thread; those waiting for the same video run together."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Work = Callable[[Prepared], Any]
 
 
 def together(plan: ModelPlan, asked: int | None) -> int:
-    """How many questions about one video are decoded together; `asked` for, or the default.
+    """Return how many questions about one video are decoded together: `asked`, or the default.
 
-    The default in half precision is one: rounding differs within a batch, so that of two almost
-    equally likely tokens the other may be chosen. Raises UsageError if the attention kernel cannot
-    batch.
+    The default in half precision is one: rounding differs within a batch, so one of two almost
+    equally likely tokens may be replaced by the other. Raises UsageError if the attention kernel
+    cannot batch.
     """
     if plan.attention != "sdpa" and (asked or 1) > 1:
         raise UsageError(
@@ -41,8 +41,8 @@ class _Waiting:
 
 
 class Batches:
-    """Runs questions on `thread` in order of arrival; up to `most` questions that wait for the
-    same KV run together, at the turn of the first."""
+    """Runs questions on `thread` in order of arrival; up to `most` questions waiting for the same
+    KV run together, at the turn of the first."""
 
     def __init__(
         self, thread: ThreadPoolExecutor, most: int, on_batch: Callable[[int], None]
@@ -54,7 +54,7 @@ class Batches:
         self._parts = ThreadPoolExecutor(most, thread_name_prefix="question")
 
     def submit(self, prepared: Prepared, work: Work, *, alone: bool = False) -> Future[Any]:
-        """The future result of `work`; `alone`: it shares the prefix with no other question."""
+        """Return the future result of `work`; `alone`: shares the prefix with no other question."""
         waiting = _Waiting(prepared, work)
         key = id(waiting) if alone else id(prepared.kv)
         with self._lock:
@@ -63,7 +63,7 @@ class Batches:
         return waiting.done
 
     def close(self) -> None:
-        """Release the threads; call it once nothing runs."""
+        """Release the threads; call once nothing is running."""
         self._parts.shutdown()
 
     def _next(self, key: int) -> None:
@@ -73,7 +73,7 @@ class Batches:
             if rest:
                 self._waiting[key] = rest
         if not batch:
-            # They ran in the batch of an earlier question.
+            # Its questions ran in the batch of an earlier one.
             return
         self._on_batch(len(batch))
         prefix = batch[0].prepared.prefix

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from sttm_cli import __version__
@@ -36,27 +37,35 @@ from sttm_cli.serve.server_files import (
 )
 from sttm_cli.settings.settings import Settings
 
+if TYPE_CHECKING:
+    from sttm_cli.decode.bounded_http import Bounds
+
 HOST, KEY = "STTM_HOST", "STTM_API_KEY"
 _OF_THE_QUESTION = {error.kind: error for error in (UsageError, ContextError, VideoError)}
-"""Failures that would happen in this process too; all others are the server's own."""
+"""Failures that would also happen in this process; all others are the server's own."""
 _CONNECT_S = 5.0
 _HEARD_S = 10.0
 """A living server confirms at once that it has received a question."""
 _MOST_BYTES = 64 << 20
-"""Of a line or of a reply; the report of a long video is below 1 MiB."""
+"""Of all lines of a reply; the report of a long video is below 1 MiB."""
+_WORK_S = 6 * 3600.0
+"""How long the work on one request may take, at a server that others may run."""
+_MOST_REPLY = 1 << 20
+"""Of a status or of a refusal."""
 _NO_REPORT = "it ended before the answer did"
 _OTHER_PROTOCOL = "it speaks another protocol"
+_TOO_MUCH = f"it sends more than {_MOST_BYTES >> 20} MiB"
 
 
 class ServerGone(Exception):
-    """The server does not answer, or not in this protocol; the text gives the reason briefly."""
+    """The server does not answer, or speaks another protocol; the text is a brief reason."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server: `files` for this user's own, else `address` (http://host:port).
+    """A server: `files` for this user's own, otherwise `address` (http://host:port).
 
-    `keep_alive`: the seconds that a server in the background stays after the last question.
+    `keep_alive`: the seconds that a background server stays after the last question.
     """
 
     files: ServerFiles | None
@@ -77,10 +86,11 @@ class Server:
         options: Sequence[str] = (),
         copy: Path | None = None,
     ) -> AskReport:
-        """The report of all questions; `show` is called with each event as it happens.
+        """Return the report of all questions; `show` is called with each event as it happens.
 
         `copy`: the local copy of the video at the address `video`. Raises ServerGone if the server
-        fails or sends anything else, and UsageError, ContextError or VideoError for the question.
+        fails or sends an invalid reply, and UsageError, ContextError or VideoError for the
+        question.
         """
         sent = video if "://" in video and copy is None else str((copy or Path(video)).absolute())
         body = {
@@ -98,7 +108,7 @@ class Server:
         with closing(self._events("/sttm/ask", body)) as events:
             for event in events:
                 if isinstance(event, Failure):
-                    # With the user's name of the video, not the server's.
+                    # Name the video as the user did, not as the server does.
                     raise self._failure(replace(event, message=event.message.replace(sent, video)))
                 if isinstance(event, Reported):
                     _check_answers(event.report, answered, questions, options)
@@ -110,21 +120,21 @@ class Server:
         raise ServerGone(_NO_REPORT)
 
     def status(self) -> ServerStatus:
-        """The server's account of itself. Raises ServerGone."""
+        """Return the server's status. Raises ServerGone."""
         try:
             return shaped(json.loads(self._reply("GET", "/sttm/status")), ServerStatus, "status")
         except (ValueError, RecursionError) as error:
             raise ServerGone(_OTHER_PROTOCOL) from error
 
     def stop(self) -> None:
-        """Have the server finish its work and end. Raises ServerGone."""
+        """Ask the server to finish its work and end. Raises ServerGone."""
         self._reply("POST", "/sttm/stop")
 
     def _reply(self, method: str, path: str) -> bytes:
-        connection = self._connection(_CONNECT_S)
+        connection, _ = self._connection(_CONNECT_S)
         try:
             connection.request(method, path, headers=_headers())
-            return connection.getresponse().read(_MOST_BYTES)
+            return connection.getresponse().read(_MOST_REPLY)
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise ServerGone(_why(error)) from error
         finally:
@@ -132,26 +142,30 @@ class Server:
 
     def _failure(self, failure: Failure) -> Exception:
         if self.files is None and failure.kind == VideoError.kind:
-            # This process may be able to read a video that the server cannot or must not read.
+            # This process may be able to read a video that the server may not or cannot.
             return ServerGone(failure.message)
         return _error_of(failure)
 
     def _events(self, path: str, body: Json) -> Generator[Sent, None, None]:
-        connection = self._connection(_HEARD_S)
+        connection, bounds = self._connection(_HEARD_S)
+        left = _MOST_BYTES
         try:
             connection.request("POST", path, json.dumps(body).encode(), _headers())
             response = connection.getresponse()
             if response.status != 200:
-                raise _refusal(response.status, response.read(_MOST_BYTES))
-            if connection.sock is not None:
-                # The server has the question: from now on, the work may take any time.
+                raise _refusal(response.status, response.read(_MOST_REPLY))
+            # The server has the question: from now on it works.
+            if bounds is not None:
+                bounds.await_work(seconds=_WORK_S, most_bytes=_MOST_BYTES)
+            elif connection.sock is not None:
                 connection.sock.settimeout(None)
-            while line := response.readline(_MOST_BYTES):
+            while line := response.readline(left):
                 if not line.endswith(b"\n"):
-                    raise ServerGone(_NO_REPORT)
+                    raise ServerGone(_NO_REPORT if len(line) < left else _TOO_MUCH)
+                left -= len(line)
                 yield from_line(line)
         except UsageError:
-            # A refusal, and no ValueError of the connection.
+            # A refusal, not a ValueError of the connection.
             raise
         except ShapeError as error:
             raise ServerGone(_OTHER_PROTOCOL) from error
@@ -160,19 +174,21 @@ class Server:
         finally:
             connection.close()
 
-    def _connection(self, timeout: float) -> http.client.HTTPConnection:
+    def _connection(self, timeout: float) -> tuple[http.client.HTTPConnection, Bounds | None]:
+        """A connection, and its bounds unless the server is this user's own."""
         if self.files is not None:
-            return _UnixConnection(self.files.socket, timeout)
-        parts = urlsplit(self.address)
+            return _UnixConnection(self.files.socket, timeout), None
+        from sttm_cli.decode.bounded_http import Bounds, connection_to
+
+        parts, bounds = urlsplit(self.address), Bounds(seconds=2 * timeout, silence_s=timeout)
         secure = parts.scheme == "https"
-        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        return kind(parts.hostname or "", parts.port, timeout=timeout)
+        return connection_to(parts.hostname or "", parts.port, bounds, secure=secure), bounds
 
 
 def find_server(settings: Settings, say: Callable[[str], None]) -> Server | None:
-    """The server to ask: the one at STTM_HOST, else this user's own for these settings.
+    """Return the server to ask: the one at STTM_HOST, otherwise this user's own for these settings.
 
-    `say` reports a server that is dead or of another version, which is not used.
+    `say` reports a server that has died or has another version; such a server is not used.
     """
     if not may_be_served(settings):
         return None
@@ -219,7 +235,7 @@ def _check_answers(
 
 
 def _refusal(status: int, body: bytes) -> Exception:
-    """The error behind a reply whose status is not 200."""
+    """Return the error for a reply whose status is not 200."""
     try:
         error = shaped(json.loads(body), ErrorReply, "the reply")["error"]
     except (ValueError, RecursionError):
@@ -228,7 +244,7 @@ def _refusal(status: int, body: bytes) -> Exception:
 
 
 def _error_of(failure: Failure) -> Exception:
-    """The error of the question, with its own exit code; ServerGone for any other failure."""
+    """Return the question's error, with its own exit code; ServerGone for any other failure."""
     kind = _OF_THE_QUESTION.get(failure.kind)
     return kind(failure.message, failure.hint) if kind else ServerGone(failure.message)
 

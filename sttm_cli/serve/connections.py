@@ -1,4 +1,4 @@
-"""The connections of one socket: how many at once, and how long each may wait for its client."""
+"""Limits on the connections of a socket: their number, and how long each waits for its client."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from sttm_cli.serve.http_errors import Refused
 from sttm_cli.serve.service import problem
 
 FIRST_BYTE_S = 5.0
-"""How long a new connection may send nothing."""
+"""Seconds that a new connection may be silent."""
 HEAD_S = 15.0
-"""How long a client may take to send a request's head."""
+"""Seconds that a client may take to send a request's head."""
 MOST = 512
 MOST_OF_ONE = 256
-"""Connections of one address; of all that share an IPv6 network of 64 bits."""
+"""Maximum connections of one address, or of one IPv6 network of 64 bits."""
 _RESERVE = 64
-"""Connections beyond `MOST`, which may ask for /health only."""
+"""Connections beyond `MOST`, which may only request /health."""
 
 
 class BoundedConnection(H11Protocol):
-    """Closes a connection whose client does not begin a request, does not finish its head, or does
-    not read the answer, in time.
+    """Closes a connection whose client is too slow to begin a request, to finish its head, or to
+    read the reply.
 
-    Where there are too many, a new connection takes the place of one that waits for its client.
+    If there are too many, a new connection replaces one that waits for its client.
     """
 
     def connection_made(self, transport: Any) -> None:
@@ -60,7 +60,8 @@ class BoundedConnection(H11Protocol):
             return
         waiting = [each for each in crowd if each is not self and each._waits_for_a_request]
         if waiting:
-            # A client that had an answer may ask again; of the others, the oldest goes first.
+            # A client that already got a reply may ask again; among the others, the oldest goes
+            # first.
             min(waiting, key=lambda each: (each._requests > 0, each._since)).transport.abort()
         elif len(every) <= MOST + _RESERVE:
             self.app = _HealthOnly(self.app)
@@ -82,7 +83,7 @@ class BoundedConnection(H11Protocol):
         self.loop.call_later(HEAD_S, self._look)
 
     def _waits_for(self) -> object:
-        """The client's next step, None while the server has to act."""
+        """Return the client's next step; None while it is the server's turn."""
         if self.flow.write_paused:
             return self.transport.get_write_buffer_size()
         return ("a request", id(self.cycle)) if self._waits_for_a_request else None
@@ -109,7 +110,7 @@ class _HealthOnly:
 
 
 def _network(address: str) -> str:
-    """What one client can choose its addresses from: an IPv4 address, or an IPv6 network."""
+    """Return the range of a client's addresses: an IPv4 address, or an IPv6 network."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

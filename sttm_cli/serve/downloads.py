@@ -28,7 +28,7 @@ _CHECK = "check the address"
 
 @dataclass
 class Copy:
-    """A downloaded video. With `validators` its origin can reply that it is unchanged."""
+    """A downloaded video. With `validators`, its origin can reply that it is unchanged."""
 
     path: Path
     bytes: int = 0
@@ -37,9 +37,9 @@ class Copy:
 
 
 class Downloads:
-    """Copies by address, downloaded again only if their origin reports a change.
+    """Copies by address, downloaded again only if the origin reports a change.
 
-    Together they take at most twice `max_download`; the least recently used are removed first, and
+    They take at most twice `max_download` in total; the least recently used are removed first, and
     copies in use stay.
     """
 
@@ -47,12 +47,12 @@ class Downloads:
         self._folder, self._options = folder, options
         self._copies: OrderedDict[str, Copy] = OrderedDict()
         self._lock = threading.Lock()
-        # A lock exists for as long as a thread holds or awaits it.
+        # A lock exists as long as a thread holds or awaits it.
         self._busy = WeakValueDictionary[str, threading.Lock]()
 
     @contextmanager
     def use(self, address: str) -> Iterator[Path]:
-        """The local copy of `address`. Raises VideoError if it cannot be fetched within bounds."""
+        """Yield the local copy of `address`; raises VideoError if it exceeds bounds or fails."""
         with self._lock:
             busy = self._busy.setdefault(address, threading.Lock())
         with busy, self._known(address) as known:
@@ -62,7 +62,7 @@ class Downloads:
 
     @contextmanager
     def use_data(self, content: bytes) -> Iterator[tuple[Path, str]]:
-        """The local copy of a video that came with a request, and a name for `use_again`."""
+        """Yield the local copy of a video sent with a request, and a name for `use_again`."""
         name = sha256(content).hexdigest()
         with self._lock:
             if name not in self._copies:
@@ -76,13 +76,13 @@ class Downloads:
 
     @contextmanager
     def use_again(self, name: str) -> Iterator[Path | None]:
-        """The copy that `use_data` made, None if it was removed."""
+        """Yield the copy that `use_data` made, None if it was removed."""
         with self._known(name) as copy:
             yield None if copy is None else copy.path
 
     @contextmanager
     def _known(self, name: str) -> Iterator[Copy | None]:
-        """The existing copy, kept for the duration of the block."""
+        """Yield the existing copy, which is kept for the duration of the block."""
         with self._lock:
             copy = self._copies.get(name)
             if copy is not None:
@@ -103,7 +103,7 @@ class Downloads:
                 self._shrink()
 
     def _current(self, address: str, known: Copy | None) -> Copy:
-        """`known` if it is still current, else a new copy; counts one more user."""
+        """Return `known` if it is still current, otherwise a new copy; counts one more user."""
         path = self._folder / sha256(address.encode()).hexdigest()[:32]
         part = path.with_suffix(".part")
         copy = Copy(path)
@@ -129,8 +129,11 @@ class Downloads:
         bounds, started = Bounds(seconds=seconds, silence_s=_SILENCE_S), time.monotonic()
         try:
             with self._open(address, validators, bounds) as response:
-                if response.status == 304:
+                if response.status == 304 and validators:
                     return False
+                if response.status == 304:
+                    # Nobody asked whether anything changed.
+                    raise VideoError("the video's address answers 304", _CHECK)
                 copy.validators = _validators(response.headers)
                 left = seconds - (time.monotonic() - started)
                 bounds.allow(seconds=left, most_bytes=most)
@@ -144,7 +147,7 @@ class Downloads:
             raise VideoError("the video's address cannot be read", _CHECK) from None
 
     def _open(self, address: str, validators: dict[str, str], bounds: Bounds) -> Any:
-        # Without proxies, which would resolve names unchecked.
+        # No proxies, which would resolve names unchecked.
         connect = connect_anywhere if self._options.allow_private else connect_public
         return open_address(
             address, bounds, connect=connect, errors=_Responses(), headers=validators

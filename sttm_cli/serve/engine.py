@@ -1,4 +1,4 @@
-"""Questions in, events out: the queue, the threads, and the one model they share.
+"""Questions in, events out: the queue, the threads, and the shared model.
 
 A job first waits in the queue. Its video is then prepared in a thread of its own, so that decoding
 and encoding one video overlap with answers about another. The text decoder runs on the model's
@@ -22,7 +22,7 @@ from sttm_cli.base.reports import ServerStatus
 from sttm_cli.base.results import Answer, Choice
 from sttm_cli.decode import Source
 from sttm_cli.runtime.prepared import Prepared, ask_report
-from sttm_cli.runtime.request import plan_model
+from sttm_cli.runtime.request import check_model, plan_model
 from sttm_cli.runtime.resources import DISK, Resources
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.serve.batch import Batches, together
@@ -34,14 +34,15 @@ from sttm_cli.serve.options import Options
 from sttm_cli.settings.settings import Settings, cache_dir
 from sttm_cli.store import open_store
 
-# Default bounds for the memory of KVs.
+# Default memory bounds of KVs.
 
 
 def bounds(device: str, options: Options) -> tuple[int, int]:
-    """Bytes for KVs on the device and in host memory: as given, else a share of the memory.
+    """Return the bytes for KVs on the device and in host memory: as given, or a share of the
+    memory.
 
-    An accelerator gives a fifth of its memory and the host an eighth of its own; if the device is
-    the host, there is one tier with a quarter.
+    An accelerator contributes a fifth of its memory, the host an eighth of its own; if the device
+    is the host, there is one tier with a quarter.
     """
     host: int = psutil.virtual_memory().total
     if device.startswith("cuda"):
@@ -88,7 +89,7 @@ class Engine:
         try:
             await loop.run_in_executor(self._model_thread, self._load)
         except Exception as error:
-            # Jobs may already wait for the model.
+            # Jobs may already be waiting for the model.
             self._loaded.set_exception(error)
             self._loaded.exception()
             raise
@@ -110,7 +111,7 @@ class Engine:
             run.give_up(task)
 
     def close(self) -> None:
-        """Release threads and memory; call it once nothing runs."""
+        """Release threads and memory; call once nothing is running."""
         self._preparing.shutdown()
         self._model_thread.shutdown()
         if self.ready:
@@ -118,7 +119,7 @@ class Engine:
             self._resources.close()
 
     def status(self) -> ServerStatus:
-        """As `sttm serve --status` shows it."""
+        """Return the status that `sttm serve --status` shows."""
         held = self._resources.memory.bytes() if self.ready else {}
         return {
             "ready": self.ready,
@@ -130,11 +131,11 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether a job waits or runs."""
+        """Whether any job is waiting or running."""
         return bool(self._runs)
 
     async def ask(self, job: Job) -> AsyncIterator[Event]:
-        """The events of `job` as they happen; leaving the loop early stops the work.
+        """Yield the events of `job` as they happen; leaving the loop early stops the work.
 
         Raises Refused if the queue is full, TimeoutError, and the errors of `errors.py`.
         """
@@ -148,7 +149,8 @@ class Engine:
         deadline = loop.time() + self._options.request_timeout
         try:
             while True:
-                # Not `wait_for`: before Python 3.12 that loses a cancellation beside an event.
+                # Not `wait_for`: before Python 3.12 it loses a cancellation that coincides with an
+                # event.
                 async with asyncio.timeout_at(deadline):
                     event = await events.get()
                 if event is None:
@@ -186,13 +188,13 @@ class Engine:
                 Reported(ask_report(prepared, answers, settings=qa.settings, plan=qa.model_plan))
             )
         finally:
-            # A KV that is released may be copied to host memory, which must not block the loop.
+            # Releasing a KV may copy it to host memory, which must not block the loop.
             await asyncio.to_thread(stack.close)
 
     async def _prepare(self, qa: VideoQA, video: Path | Source) -> Prepared:
         loop = asyncio.get_running_loop()
         request = await asyncio.to_thread(qa.request, video)
-        # Jobs that arrive together about one video share one preparation of it.
+        # Concurrent jobs about one video share its preparation.
         lock = self._keys.setdefault(request.key, asyncio.Lock())
         async with lock:
             quick = await asyncio.to_thread(self._resources.memory.has, request.key)
@@ -214,7 +216,7 @@ class Engine:
         return reply
 
     def _session(self, settings: Settings, run: JobRun) -> VideoQA:
-        """A session among others: the decoder runs on the model's thread only."""
+        """Return a session for one job; its decoder runs on the model's thread only."""
         return VideoQA(
             settings,
             warn=run.warn,
@@ -238,11 +240,11 @@ class Engine:
     def _done(self, task: asyncio.Task[None]) -> None:
         del self._runs[task]
         self.last_used = time.monotonic()
-        # Looked at, so that asyncio does not log the failure of a job whose client has gone.
+        # Retrieved, so that asyncio does not log the failure of a job whose client is gone.
         _ = task.cancelled() or task.exception()
 
     def _load(self) -> None:
-        plan = plan_model(self.settings, self._store)
+        plan = plan_model(self.settings, check_model(self.settings, self._store))
         most = together(plan, self._options.together)
         self._batches = Batches(self._model_thread, most, self.metrics.together.observe)
         device, host = bounds(plan.device, self._options)
@@ -256,15 +258,15 @@ class Engine:
 
 
 def _check(qa: VideoQA, prepared: Prepared, job: Job) -> None:
-    """Raise UsageError for questions that cannot be asked, and for control tokens in earlier
-    answers, which the client may have made up."""
+    """Raise UsageError for unanswerable questions, and for control tokens in earlier answers, which
+    the client may have forged."""
     qa.check(prepared, job.questions)
     for _, answer in job.history:
         prepared.model.answer(answer)
 
 
 def _reply(qa: VideoQA, prepared: Prepared, question: str, job: Job, run: JobRun) -> Reply:
-    """The answer to one question; its pieces are sent as they are generated."""
+    """Answer one question; pieces are sent as they are generated."""
     model = prepared.model
     count = prepared.kv.tokens.prefix + len(model.question(question, job.history))
     if job.options:

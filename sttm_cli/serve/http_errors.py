@@ -1,4 +1,4 @@
-"""Failures as HTTP replies, in OpenAI's form, without paths or traces."""
+"""Failures as HTTP replies in OpenAI's form, without paths or traces."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Refused(Exception):
         self, status: int, message: str, *, code: str | None = None, retry_after: int | None = None
     ) -> None:
         super().__init__(message)
-        # It may quote a text of the client that is not Unicode, and must be sent all the same.
+        # It may quote a client's text that is not valid Unicode, which cannot be sent.
         self.message = message.encode(errors="replace").decode()
         self.status, self.code = status, code
         self.retry_after = retry_after
@@ -50,7 +50,7 @@ class Refused(Exception):
 
 
 def refusal(error: BaseException) -> Refused:
-    """Any failure, reduced to the facts that a client may have."""
+    """Reduce any failure to the facts that a client may learn."""
     if isinstance(error, Refused):
         return error
     if isinstance(error, TimeoutError):

@@ -1,4 +1,4 @@
-"""One client's questions as the engine works on them, and the events on the way to the answers."""
+"""A client's questions as the engine processes them, and the events up to the answers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Piece:
-    """The next piece of an answer's text; `logprobs` of its tokens."""
+    """The next piece of an answer's text, with its tokens' `logprobs`."""
 
     text: str
     logprobs: Json | None = None
@@ -53,15 +53,16 @@ class Reply:
 
 
 Event = Warned | Progressed | Piece | Reply | Reported
-"""In the order in which they happen; the report comes last."""
+"""In order of occurrence; the report comes last."""
 
 
 class Gone(Exception):
-    """The client has gone away."""
+    """The client has disconnected."""
 
 
 class JobRun:
-    """A job that waits or runs: passes its events on, and stops it once its client has gone."""
+    """A waiting or running job: passes its events on, and stops once its client has
+    disconnected."""
 
     def __init__(self, send: Callable[[Event | None], Any]) -> None:
         self.send = send
@@ -82,7 +83,7 @@ class JobRun:
         self.send(Progressed(stage, done, of))
 
     def check(self) -> None:
-        """Raise Gone if the client has gone away."""
+        """Raise Gone if the client has disconnected."""
         if self.cancelled.is_set():
             raise Gone
 

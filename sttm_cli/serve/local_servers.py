@@ -1,4 +1,4 @@
-"""The servers of this user: listing them, stopping them, starting one in the background."""
+"""This user's servers: list them, stop them, and start one in the background."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from sttm_cli.settings.settings import SETTINGS, Settings
 
 _END_S, _START_S = 600.0, 120.0
 _OTHERS_S = 5.0
-"""The most seconds between a server's lock and its address file."""
+"""Maximum seconds between a server's lock and its address file."""
 
 
 @dataclass(frozen=True)
 class LocalServer:
-    """A living server: its files, the facts in its address file, and its status; `trouble` says
-    why there is no status."""
+    """A live server: its files, the facts in its address file, and its status; `trouble` is the
+    reason if there is no status."""
 
     files: ServerFiles
     facts: ServerFacts
@@ -33,12 +33,12 @@ class LocalServer:
     trouble: str = ""
 
     def to_json(self) -> dict[str, object]:
-        """One of the servers that `sttm serve --status --json` lists."""
+        """Return its element of `sttm serve --status --json`."""
         return {**self.facts, **(self.status or {"trouble": self.trouble})}
 
 
 def running() -> Iterator[LocalServer]:
-    """Every living server; the files of dead ones are removed."""
+    """Yield every live server; the files of dead ones are removed."""
     for files in all_files():
         facts = files.read()
         if not files.is_served() or facts is None:
@@ -67,12 +67,12 @@ def leave_behind(settings: Settings, files: ServerFiles, keep_alive: str) -> Ser
     """Start a server that outlives this process and ends `keep_alive` after its last question.
 
     It listens on the user's own socket only. Raises ServerGone if it does not start; its log may
-    say why.
+    contain the reason.
     """
     if not files.is_served():
         process = _start(settings, files, keep_alive)
         _appears(files, _START_S, lambda: process.poll() is None)
-    # Another process may have started one at the same moment; its address file will appear.
+    # Another process may have started one at the same moment; wait for its address file.
     if not _appears(files, _OTHERS_S, files.is_served):
         raise ServerGone(f"it did not start; {files.log} may say why")
     facts = files.read()
@@ -83,7 +83,7 @@ def leave_behind(settings: Settings, files: ServerFiles, keep_alive: str) -> Ser
 
 def _start(settings: Settings, files: ServerFiles, keep_alive: str) -> subprocess.Popen[bytes]:
     command = [*run_again("sttm_cli"), "serve", "--socket-only", *_flags(settings)]
-    # In append mode: of two servers started at once, the one without the lock writes here too.
+    # Append mode: of two servers started at once, the one without the lock also writes here.
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     with os.fdopen(os.open(files.log, flags, 0o600), "wb") as log:
         return subprocess.Popen(
@@ -97,7 +97,7 @@ def _start(settings: Settings, files: ServerFiles, keep_alive: str) -> subproces
 
 
 def _appears(files: ServerFiles, seconds: float, may_come: Callable[[], bool]) -> bool:
-    """Wait up to `seconds`, while `may_come`, for an address file; whether it appeared."""
+    """Wait up to `seconds`, while `may_come()`, for an address file; return whether it appeared."""
     deadline = time.monotonic() + seconds
     while files.read() is None:
         if time.monotonic() > deadline or not may_come():
@@ -107,6 +107,6 @@ def _appears(files: ServerFiles, seconds: float, may_come: Callable[[], bool]) -
 
 
 def _flags(settings: Settings) -> Iterator[str]:
-    """The flags of the server for `settings`."""
+    """Yield the command-line flags of the server for `settings`."""
     for name, value in pinned(settings).items():
         yield from SETTINGS[name].typed(value)

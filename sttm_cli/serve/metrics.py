@@ -1,4 +1,4 @@
-"""The counts behind /metrics, in Prometheus' form."""
+"""The counters of /metrics, in Prometheus format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
 class Metrics:
-    """Counts of one server. `queue` and `held` are called for each reading."""
+    """The counters of one server. `queue` and `held` are called for each scrape."""
 
     def __init__(self, *, queue: Callable[[], int], held: Callable[[str], int]) -> None:
         self._registry = own = CollectorRegistry()
@@ -48,5 +48,5 @@ class Metrics:
         self._stages.labels("answer").observe(answer.seconds["answer"] or 0.0)
 
     def text(self) -> bytes:
-        """All counts, as /metrics returns them."""
+        """Return all metrics as /metrics sends them."""
         return generate_latest(self._registry)

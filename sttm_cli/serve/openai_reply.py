@@ -18,11 +18,11 @@ from sttm_cli.base.types import Json
 if TYPE_CHECKING:
     import torch
 
-# The log-probabilities of an answer's tokens, in OpenAI's form.
+# Log-probabilities of an answer's tokens, in OpenAI's form.
 
 
 MOST = 20
-"""Alternatives that may be asked for, as in OpenAI's protocol."""
+"""Maximum number of alternatives, as in OpenAI's protocol."""
 _LEAST = -9999.0
 
 
@@ -30,7 +30,7 @@ class LogProbs:
     """Collects the tokens of one answer as they are chosen, each with its `most` likeliest
     alternatives. The values are the model's own, before temperature, top-p and penalties.
 
-    `text` decodes token ids. With `most` None, nothing is collected and `taken` returns None.
+    `text` decodes token ids. If `most` is None, nothing is collected and `taken` returns None.
     """
 
     def __init__(self, text: Callable[[Sequence[int]], str], most: int | None) -> None:
@@ -38,7 +38,7 @@ class LogProbs:
         self._new: list[Json] = []
 
     def add(self, token: int, logits: torch.Tensor) -> None:
-        """One token, and the logits [V] that it was chosen from."""
+        """Add a token, and the logits [V] that it was chosen from."""
         if self._most is None:
             return
         logs = logits.float().log_softmax(-1)
@@ -48,7 +48,7 @@ class LogProbs:
         self._new.append({**self._entry(token, float(logs[token])), "top_logprobs": others})
 
     def taken(self) -> Json | None:
-        """The tokens since the last call."""
+        """Return the tokens since the last call."""
         if self._most is None:
             return None
         new, self._new = self._new, []
@@ -62,7 +62,7 @@ class LogProbs:
 
 
 def joined(parts: Iterable[Json | None]) -> Json | None:
-    """The pieces as one object; None if none were collected."""
+    """Join the pieces into one object; None if none were collected."""
     contents = [part["content"] for part in parts if part is not None]
     return {"content": list(chain(*contents)), "refusal": None} if contents else None
 
@@ -116,7 +116,7 @@ class Writer:
 
 
 def usage_of(answer: Answer, *, prompt_tokens: int, cached_tokens: int) -> Json:
-    """Token counts in OpenAI's form, and the video's tokens before and after merging."""
+    """Return token counts in OpenAI's form, and the video's tokens before and after merging."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": answer.new_tokens,

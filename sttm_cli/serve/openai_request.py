@@ -1,7 +1,7 @@
-"""A request of OpenAI's chat protocol: which question about which video, with which settings.
+"""Requests of OpenAI's chat protocol: the question, the video and the settings.
 
-https://platform.openai.com/docs/api-reference/chat, with video parts in vLLM's form:
-{"type": "video_url", "video_url": {"url": ...}, "uuid": ...}.
+https://platform.openai.com/docs/api-reference/chat, with video parts in vLLM's form: {"type":
+"video_url", "video_url": {"url": ...}, "uuid": ...}.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST_TURNS = 512
 
 @dataclass(frozen=True)
 class VideoPart:
-    """A video as a client names it: an address, an identity of the client's own, or both."""
+    """A video as the client names it: by an address, by an identity of its own, or both."""
 
     url: str | None
     uuid: str | None
@@ -31,7 +31,7 @@ class VideoPart:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One question about one video, with the turns before it."""
+    """A question about a video, with the turns before it."""
 
     model: str
     video: VideoPart
@@ -44,7 +44,7 @@ class ChatRequest:
 
 
 def read_request(body: bytes | bytearray, base: Settings) -> ChatRequest:
-    """Check a request's body. Raises Refused (400) if it is malformed or not supported."""
+    """Parse a request's body. Raises Refused (400) if it is malformed or not supported."""
     chat = read_body(body, ChatBody)
     video, question, history = _conversation(chat.messages)
     return ChatRequest(
@@ -71,7 +71,7 @@ def _settings(chat: ChatBody, base: Settings) -> Settings:
     }
     wanted |= {name: value for name, value in given.items() if value is not None}
     if not wanted.get("temperature", base.temperature):
-        # Nothing is drawn at temperature 0: these have no effect, and many clients send them.
+        # Irrelevant at temperature 0, and many clients send them.
         wanted["seed"] = wanted["top_p"] = None
     try:
         return replace(base, **wanted)
@@ -80,7 +80,7 @@ def _settings(chat: ChatBody, base: Settings) -> Settings:
 
 
 def _reading(chat: ChatBody) -> dict[str, Any]:
-    """Frames and rate in vLLM's form; the field 'sttm' may repeat them, not contradict them."""
+    """Return frames and rate from vLLM's form; the field 'sttm' may repeat, not contradict them."""
     video = chat.media_io_kwargs.video if chat.media_io_kwargs else None
     if video is None:
         return {}
@@ -112,7 +112,7 @@ def _seconds(name: str) -> Callable[[Any], float | None]:
 
 
 class _VideoSettings(Body):
-    """The extra field "sttm"; its fields mean what the flags of these names mean."""
+    """The extra field "sttm"; its fields mean the same as the flags of these names."""
 
     budget: Annotated[float | int, PlainValidator(_budget)] | None = None
     method: str | None = None
@@ -131,7 +131,7 @@ class _VideoSettings(Body):
 
 
 class _VideoReading(ClosedBody):
-    """How vLLM is asked to read a video: `num_frames` is an upper bound here, as --frames is."""
+    """vLLM's options for reading a video: `num_frames` is an upper bound here, like --frames."""
 
     hint: ClassVar[str] = " in 'media_io_kwargs'; it takes num_frames and fps of a video"
     num_frames: Annotated[Whole, Field(ge=1)] | None = None
@@ -251,7 +251,7 @@ class ChatBody(ClosedBody):
 def _conversation(
     messages: Sequence[_Message],
 ) -> tuple[VideoPart, str, tuple[tuple[str, str], ...]]:
-    """The video, the last question, and the turns before it."""
+    """Return the video, the last question, and the turns before it."""
     turns: list[list[str]] = []
     system: list[str] = []
     for message in messages:

@@ -26,11 +26,11 @@ from sttm_cli.settings.settings import Settings
 
 
 def openai_routes(service: Service) -> list[Route]:
-    """The routes below /v1."""
+    """Return the routes below /v1."""
     settings = service.engine.settings
 
     async def chat(request: Request) -> Response:
-        # Not named: it may be large, and is let go once it is read.
+        # Not bound to a name, so that the body is freed once parsed.
         asked = await asyncio.to_thread(read_request, await service.body(request), settings)
         _check_name(settings, asked.model)
         events = service.engine.ask(_job(service, asked))
@@ -76,7 +76,7 @@ def _check_name(settings: Settings, asked: str) -> None:
 
 
 async def _whole(writer: Writer, events: AsyncIterator[Event]) -> Response:
-    """The answer as one JSON object."""
+    """Return the answer as one JSON object."""
     last, logprobs = None, []
     async with aclosing(events) as following:  # type: ignore[type-var]
         async for event in following:
@@ -94,7 +94,7 @@ async def _whole(writer: Writer, events: AsyncIterator[Event]) -> Response:
 async def _sse(
     asked: ChatRequest, writer: Writer, events: AsyncIterator[Event]
 ) -> AsyncIterator[str]:
-    """The answer as server-sent events."""
+    """Yield the answer as server-sent events."""
     last: Reply | None = None
     started = False
     async with aclosing(events) as following:  # type: ignore[type-var]
@@ -122,7 +122,7 @@ async def _sse(
 
 
 def _generated(reply: Reply) -> Answer:
-    """The answer of a job without options, which is always generated."""
+    """Return the answer of a job without options, which is always generated."""
     if not isinstance(reply.answer, Answer):
         raise TypeError("options were weighed for an OpenAI client")
     return reply.answer
@@ -134,7 +134,7 @@ def _usage(last: Reply, report: AskReport) -> Json:
 
 
 def _extra(report: AskReport) -> Json:
-    """The part of the report that a client may have: the location of the file is left out."""
+    """Return the part of the report that a client may see, without the location of the file."""
     video = report["video"]
     return {
         "tokens": report["tokens"],

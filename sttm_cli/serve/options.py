@@ -1,4 +1,4 @@
-"""The options of a server: where it listens, what it admits, and its bounds."""
+"""A server's options: where it listens, whom it admits, and its bounds."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sttm_cli.base.errors import UsageError
+from sttm_cli.settings.fields import size_text
 
 MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a server, in bytes and seconds; without a `port` it has its socket only.
+    """A server's options, in bytes and seconds; without a `port` it only has its socket.
 
     It works on `parallel` questions at once and lets `max_queue` more wait; up to `together`
     questions about one video are decoded together (None: if that cannot change an answer). Raises
@@ -49,7 +50,8 @@ class Options:
             raise UsageError(f"--port {self.port} is not possible", "give one from 0 to 65535")
         if self.most_of_bodies < self.max_body:
             raise UsageError(
-                f"--max-bodies {self.max_bodies} is less than --max-body {self.max_body}",
+                f"--max-bodies {size_text(self.most_of_bodies)} is less than "
+                f"--max-body {size_text(self.max_body)}",
                 "give a larger --max-bodies, or a smaller --max-body",
             )
         for folder in self.allow_path:
@@ -73,12 +75,12 @@ class Options:
 
     @property
     def most_of_bodies(self) -> int:
-        """Bytes that the bodies of all requests may take together."""
+        """Maximum bytes of the bodies of all requests together."""
         return 4 * self.max_body if self.max_bodies is None else self.max_bodies
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
+    """Return whether only this machine can reach `host`."""
     if host == "localhost":
         return True
     try:

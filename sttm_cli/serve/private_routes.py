@@ -1,4 +1,4 @@
-"""The routes that `sttm` itself uses: one JSON object in, a line per event out."""
+"""The routes for `sttm` itself: one JSON object in, one line per event out."""
 
 from __future__ import annotations
 
@@ -58,18 +58,18 @@ class AskBody(Body):
     @model_validator(mode="before")
     @classmethod
     def _check_version(cls, given: Any) -> Any:
-        # Before anything else: a client of another version may send other fields.
+        # Checked first: a client of another version may send other fields.
         if isinstance(given, dict) and given.get("version") != __version__:
             raise Refused(409, f"this server is of version {__version__}", code="version")
         return given
 
 
 def private_routes(service: Service) -> list[Route]:
-    """The routes below /sttm."""
+    """Return the routes below /sttm."""
     engine = service.engine
 
     async def ask(request: Request) -> Response:
-        # A large body takes a while, and other clients are served meanwhile.
+        # Parsing a large body takes a while; other clients are served meanwhile.
         body = await asyncio.to_thread(
             read_body,
             await service.body(request),
@@ -100,8 +100,8 @@ def private_routes(service: Service) -> list[Route]:
 
 
 async def _lines(service: Service, events: AsyncIterator[Event], video: str) -> AsyncIterator[str]:
-    """Every event as a line; the last one is the report or a failure."""
-    # At once, so that the client knows that the server works while the video is prepared.
+    """Yield every event as a line; the last one is the report or a failure."""
+    # Sent at once, so that the client knows the server is working while the video is prepared.
     yield to_line(Heard(__version__))
     async with aclosing(events) as following:  # type: ignore[type-var]
         try:
@@ -114,14 +114,14 @@ async def _lines(service: Service, events: AsyncIterator[Event], video: str) -> 
 
 
 def _sent(event: Event) -> Sent:
-    """The engine's event as the client gets it."""
+    """Convert an engine's event to the client's form."""
     if isinstance(event, Piece):
         return TextPiece(event.text)
     return Answered(answer_json(event.answer)) if isinstance(event, Reply) else event
 
 
 def _failure(error: Exception, *, trusted: bool) -> Failure:
-    """A failure for a client; with paths only for the user whose paths they are."""
+    """Convert an error for a client; it includes paths only for the user who owns them."""
     if isinstance(error, SttmError) and trusted:
         return Failure(error.kind, error.message, error.hint)
     refused = refusal(error)
@@ -141,7 +141,7 @@ def _job(service: Service, body: AskBody) -> Job:
 
 @contextmanager
 def _located(service: Service, body: AskBody) -> Iterator[Path | Source]:
-    """The file itself for this user's own client; for others, as OpenAI's routes find it."""
+    """Yield the file itself for this user's own client; for others, as OpenAI's routes find it."""
     path = Path(body.video)
     if service.trusted:
         yield path if body.name is None else Source(body.name, path, is_copy=True)
@@ -160,12 +160,12 @@ def _settings(base: Settings, given: dict[str, Any]) -> Settings:
 
 
 def _check_model(served: Settings, asked: dict[str, Any]) -> None:
-    """Refuse to answer for another model, or for the same one run in another way."""
+    """Refuse to answer for another model, or for the same one with other options."""
     ours = of_the_model(served)
     if asked.keys() != ours.keys():
         raise Refused(400, "'model' is not that of this version", code="version")
     for name, value in asked.items():
-        # "auto" leaves the choice to the machine that runs the model, which is the server's.
+        # "auto" leaves the choice to the server's machine, which runs the model.
         free = name in ("device", "dtype") and value == "auto"
         if value != ours[name] and not free:
             known = served_name(served) if name == "model" else ours[name]

@@ -1,4 +1,4 @@
-"""The process of a server: its files, its sockets, its signals and its end."""
+"""The process of a server: its files, sockets, signals and shutdown."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from sttm_cli.settings.settings import Settings
 def serve(settings: Settings, options: Options, say: Callable[[str], None]) -> None:
     """Serve until a signal, `--stop` or the end of `--keep-alive`.
 
-    Raises SttmError if such a server runs already or the address is taken, and the errors of
+    Raises SttmError if such a server is already running or the address is taken, and the errors of
     loading the model.
     """
     files = files_of(settings)
@@ -113,7 +113,7 @@ async def _listen(
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to the process, in which two of these servers may run."""
+    """Leaves signals to the process, which may run two of these servers."""
 
     def capture_signals(self) -> Any:
         return nullcontext()
@@ -150,7 +150,7 @@ def _unix_socket(files: ServerFiles) -> socket.socket:
         listener.bind(str(files.socket))
     finally:
         os.umask(before)
-    # Clients that connect before the loop runs wait in line.
+    # Clients that connect before the loop runs wait in the backlog.
     listener.listen()
     return listener
 

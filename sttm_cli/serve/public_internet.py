@@ -1,4 +1,4 @@
-"""Connections to public addresses only; the checked address is the one that is connected to."""
+"""Connections to public addresses only; the address checked is the one connected to."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SPECIAL = tuple(
         "fec0::/10 ff00::/8".split(),
     )
 )
-"""The blocks that are not ordinary addresses of the internet, also where routers forward them."""
+"""The blocks that are not ordinary internet addresses, including those that routers forward."""
 _UNICAST = ipaddress.ip_network("2000::/3")
-"""The only part of IPv6 from which IANA assigns addresses of the internet."""
+"""The only part of IPv6 from which IANA assigns internet addresses."""
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the open internet."""
+    """Return whether an IP address belongs to the public internet."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if ip.version == 6 and ip not in _UNICAST:
         return False

@@ -1,4 +1,4 @@
-"""Bodies of requests as pydantic models; a body that does not fit its model is refused (400)."""
+"""Request bodies as pydantic models; a body that does not match its model is refused (400)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pydantic_core import ErrorDetails
 
 from sttm_cli.serve.http_errors import Refused
 
-# Bounds on JSON that others wrote, checked before anything is built from it.
+# Bounds on untrusted JSON, checked before anything is built from it.
 
 
 MOST_BYTES = 1 << 20
-"""Of a body without the contents of the data: urls in it."""
+"""Bytes of a body without the contents of data: urls."""
 MOST_DEPTH = 32
 MOST_PARTS = 50_000
-"""Strings, commas, brackets, and escaped quotes."""
+"""Maximum number of strings, commas, brackets, and escaped quotes."""
 _PART = re.compile(rb'["\[\]{},]')
 _URL = re.compile(rb'"url"\s{0,8}:\s{0,8}"data:\Z')
 _LOOK_BACK = 40
@@ -26,7 +26,7 @@ _BACKSLASH = 0x5C
 
 
 class TooLarge(ValueError):
-    """JSON with more bytes or more parts than allowed."""
+    """JSON with more bytes or parts than allowed."""
 
 
 class TooDeep(ValueError):
@@ -34,9 +34,9 @@ class TooDeep(ValueError):
 
 
 def check_json(body: bytes | bytearray) -> None:
-    """Raise TooLarge or TooDeep for a body beyond the bounds. Whether it is JSON is not checked.
+    """Raise TooLarge or TooDeep for a body beyond the bounds; its syntax is not checked.
 
-    The body is read once, and no further than to the first bound, so that this takes milliseconds.
+    The body is read once, and no further than to the first violation, so this takes milliseconds.
     """
     position = depth = parts = free = 0
     # `free`: bytes of data: urls so far.
@@ -59,8 +59,8 @@ def check_json(body: bytes | bytearray) -> None:
 
 
 def _string_end(body: bytes | bytearray, start: int, most: int) -> tuple[int, int]:
-    """The position behind the string whose text begins at `start`, and the escaped quotes in it,
-    of which at most `most` are passed."""
+    """Return the position after the string whose text begins at `start`, and its number of escaped
+    quotes, of which at most `most` are passed."""
     end, quotes = body.find(b'"', start), 0
     while end >= 0 and quotes < most and _is_escaped(body, start, end):
         end, quotes = body.find(b'"', end + 1), quotes + 1
@@ -89,11 +89,11 @@ _NAMES = {
     "a valid dictionary": "an object",
     "an object": "an object",
 }
-"""pydantic's words for a type, and JSON's."""
+"""pydantic's name of a type, and JSON's."""
 
 
 class Body(BaseModel):
-    """A body or an object in one. Values are of the declared types; nothing is converted.
+    """A body, or an object within one. Values must have the declared types; nothing is converted.
 
     Unknown fields are ignored.
     """
@@ -102,8 +102,8 @@ class Body(BaseModel):
 
 
 class ClosedBody(Body):
-    """A body whose unknown fields are refused, unless they are empty or off: they might be meant
-    to change the answer. `passed_over` cannot; `hint` ends the message."""
+    """A body whose unknown fields are refused unless they are empty or off: they might be meant to
+    change the answer. Those in `passed_over` cannot; `hint` ends the message."""
 
     passed_over: ClassVar[frozenset[str]] = frozenset()
     hint: ClassVar[str] = ""
@@ -124,10 +124,10 @@ B = TypeVar("B", bound=Body)
 def read_body(
     body: bytes | bytearray, model: type[B], *, with_file_names: bool = False, trusted: bool = False
 ) -> B:
-    """`body` as a `model`. Raises Refused (400) with one line that names the field, and 413 for
-    more JSON than `check_json` allows; `trusted` clients may send any amount.
+    """Parse `body` as a `model`. Raises Refused (400) with one line that names the field, and 413
+    for more JSON than `check_json` allows; `trusted` clients may send any amount.
 
-    `with_file_names`: texts may have the bytes of file names that are not Unicode.
+    `with_file_names`: texts may contain bytes of file names that are not valid Unicode.
     """
     try:
         if not trusted:
@@ -151,7 +151,7 @@ def bad(message: str) -> NoReturn:
 
 
 def _line(error: ErrorDetails) -> str:
-    """One line that names the field and its fault."""
+    """Return one line that names the field and its fault."""
     name, text = _field(error["loc"]), error["msg"]
     if error["type"] == "json_invalid":
         return _NOT_JSON
@@ -169,8 +169,8 @@ def _line(error: ErrorDetails) -> str:
 
 
 def _field(location: tuple[int | str, ...]) -> str:
-    """A field's name as in JavaScript: messages[0].content. Tags of unions, which are written in
-    angle brackets, are no part of it."""
+    """Return a field's name as in JavaScript: messages[0].content. Tags of unions, in angle
+    brackets, are skipped."""
     name = ""
     for part in location:
         if isinstance(part, int):

@@ -1,4 +1,4 @@
-"""The files by which a user's servers are found, and the settings that name them: a socket, an
+"""The files by which a user's servers are found, and the settings that identify them: a socket, an
 address file and a lock for each model and its settings."""
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ class ServerFiles:
 
     @property
     def lock(self) -> Path:
-        """Locked by the server for as long as it lives."""
+        """The lock file, locked as long as the server lives."""
         return self.folder / f"{self.name}.lock"
 
     @property
     def log(self) -> Path:
-        """The messages of a server that runs in the background."""
+        """The log of a server that runs in the background."""
         return self.folder / f"{self.name}.log"
 
     def read(self) -> ServerFacts | None:
-        """The address file, None if it is missing or unreadable."""
+        """Read the address file, None if it is missing or unreadable."""
         try:
             value = json.loads(self.file.read_text(encoding="utf-8"))
             return shaped(value, ServerFacts, "the address file")
@@ -70,8 +70,8 @@ class ServerFiles:
 
     @contextmanager
     def hold(self, *, patience_s: float = 0.2) -> Iterator[bool]:
-        """Hold the lock until the block ends, with the files of a dead server removed; yields False
-        if a living server holds it."""
+        """Hold the lock until the block ends, after removing the files of a dead server; yields
+        False if a live server holds it."""
         descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             ours = try_hold(descriptor, patience_s=patience_s)
@@ -82,13 +82,13 @@ class ServerFiles:
             os.close(descriptor)
 
     def is_served(self) -> bool:
-        """Whether a living server holds the lock; the files of a dead one are removed."""
+        """Return whether a live server holds the lock; the files of a dead one are removed."""
         with self.hold(patience_s=0) as ours:
             return not ours
 
 
 def files_of(settings: Settings) -> ServerFiles | None:
-    """The files of the server for these settings, running or not; None if there can be none."""
+    """Return the files of the server for these settings, running or not; None if impossible."""
     folder = runtime_folder()
     if folder is None or not may_be_served(settings):
         return None
@@ -97,12 +97,12 @@ def files_of(settings: Settings) -> ServerFiles | None:
 
 
 def may_be_served(settings: Settings) -> bool:
-    """Whether a server may answer: questions that bypass the cache are answered in the process."""
+    """Return whether a server may answer: questions that bypass the cache are answered here."""
     return not any(getattr(settings, name) for name in in_scope(Scope.PROCESS))
 
 
 def all_files() -> Iterator[ServerFiles]:
-    """The files of every server of this user that has written its address."""
+    """Yield the files of every server of this user that has written its address."""
     folder = runtime_folder()
     if folder is not None:
         for file in sorted(folder.glob("*.json")):
@@ -110,19 +110,19 @@ def all_files() -> Iterator[ServerFiles]:
 
 
 def per_request(settings: Settings) -> Json:
-    """The settings that are sent with a request."""
+    """Return the settings that are sent with a request."""
     return {name: getattr(settings, name) for name in in_scope(Scope.REQUEST)}
 
 
 def runtime_folder() -> Path | None:
-    """The user's own folder for sockets; None on systems without them, and if another user could
-    have put files there."""
+    """Return the user's own folder for sockets; None on systems without one, or if another user
+    could have put files there."""
     if not hasattr(os, "geteuid"):
         return None
     from platformdirs import user_runtime_path
 
     with warnings.catch_warnings():
-        # A folder that others can open is not used below; platformdirs warns of it as well.
+        # A folder that others can open is rejected below; platformdirs warns of it as well.
         warnings.simplefilter("ignore")
         folder = user_runtime_path("sttm")
     try:
@@ -131,12 +131,12 @@ def runtime_folder() -> Path | None:
     except OSError:
         return None
     ours = state.st_uid == os.geteuid() and not state.st_mode & 0o077
-    # Longer paths do not fit into a socket's address.
+    # Longer paths do not fit into a socket address.
     return folder if ours and len(os.fsencode(folder)) < 80 else None
 
 
 def pinned(settings: Settings) -> Json:
-    """The settings that tell servers apart, independent of the working folder."""
+    """Return the settings that distinguish servers, independent of the working folder."""
     model = Path(settings.model).expanduser()
     where, tier = cache_dir(settings.cache_dir), settings.cache_tier
     if isinstance(where, str) and tier is None:
@@ -150,13 +150,13 @@ def pinned(settings: Settings) -> Json:
 
 
 def of_the_model(settings: Settings) -> Json:
-    """The settings in which a server's model must agree with `settings`."""
+    """Return the settings in which a server's model must agree with `settings`."""
     ours = {name: pinned(settings)[name] for name in in_scope(Scope.MODEL)}
     # As they arrive: JSON has no tuples.
     return {name: list(v) if isinstance(v, tuple) else v for name, v in ours.items()}
 
 
 def served_name(settings: Settings) -> str:
-    """The model's name for clients: of a folder its own name, since the path is private."""
+    """Return the model's name for clients; a folder's own name, since its path is private."""
     model = Path(settings.model).expanduser()
     return model.resolve().name if model.is_dir() else settings.model

@@ -1,4 +1,4 @@
-"""The state and the checks that all routes of one server share."""
+"""State and checks shared by all routes of a server."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from sttm_cli.serve.videos import Videos
 
 _log = logging.getLogger("sttm_cli.serve")
 BODY_S = 60.0
-"""How long a client may take to send a request's body."""
+"""Seconds that a client may take to send a request's body."""
 
 FREE_BYTES = 64 << 10
-"""Of each body, beside the memory for all of them: a question about a file always gets through."""
+"""Bytes of each body not counted in the memory for all: questions about files always pass."""
 _TAKE = "sttm.take"
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -32,8 +32,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 class Service:
     """The engine, the videos and the options behind the routes of one socket.
 
-    `trusted`: only this user can open the socket, so that no key is needed and every file that
-    the user can read may be named.
+    `trusted`: only this user can open the socket, so no key is needed and every file that the user
+    can read may be named.
     """
 
     def __init__(self, engine: Engine, videos: Videos, options: Options, *, trusted: bool) -> None:
@@ -44,7 +44,7 @@ class Service:
     def route(
         self, path: str, endpoint: Endpoint, method: str = "GET", *, open_to_all: bool = False
     ) -> Route:
-        """A route that checks its caller and reports failures in OpenAI's form."""
+        """Return a route that checks its caller and reports failures in OpenAI's form."""
 
         async def guarded(request: Request) -> Response:
             try:
@@ -65,7 +65,7 @@ class Service:
             return
         host = request.headers.get("host", "").rsplit("@")[-1]
         if is_loopback(self.options.host) and not is_loopback(_hostname(host)):
-            # A web page whose host name was made to point here.
+            # DNS rebinding: a web page whose host name resolves to this machine.
             raise Refused(403, "this server does not answer to that host name", code="forbidden")
         key = self.options.api_key
         if key is None or open_to_all:
@@ -75,8 +75,8 @@ class Service:
             raise Refused(401, "a valid API key is needed", code="invalid_api_key")
 
     async def body(self, request: Request) -> bytearray:
-        """The request's body. Raises Refused if it is too large, too slow or not JSON, and where
-        those of other requests take all memory for bodies."""
+        """Return the request's body. Raises Refused if it is too large, too slow or not JSON, or if
+        other requests take all memory for bodies."""
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             raise Refused(415, "the body must be application/json", code="unsupported_media_type")
         length = request.headers.get("content-length", "0")
@@ -96,16 +96,16 @@ class Service:
 
 
 class Bodies:
-    """The memory that the bodies of all requests to one socket take together.
+    """The memory of the bodies of all requests to one socket.
 
-    A body counts as its bytes arrive, until its request is answered.
+    A body counts from its arrival until its request is answered.
     """
 
     def __init__(self, most: int) -> None:
         self._most, self._held = most, 0
 
     def counted(self, app: ASGIApp) -> ASGIApp:
-        """`app` with room for the body of each request."""
+        """Wrap `app`, counting the body of each request."""
 
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
             with self._request() as scope[_TAKE]:
@@ -115,7 +115,7 @@ class Bodies:
 
     @contextmanager
     def _request(self) -> Iterator[Callable[[int], None]]:
-        """A function that takes room for a body of so many bytes so far, until the block ends."""
+        """Yield a callback that reserves memory for the bytes received so far."""
         held = 0
 
         def take(size: int) -> None:
@@ -138,7 +138,7 @@ class Bodies:
 
 
 def problem(error: Exception) -> Response:
-    """A failure as a response; unforeseen ones are logged."""
+    """Convert a failure to a response; unexpected ones are logged."""
     refused = refusal(error)
     if refused.status == 500 and not isinstance(error, Refused):
         _log.error("a request failed", exc_info=error)

@@ -1,4 +1,4 @@
-"""Responses that end as soon as their client goes away, whole or line by line."""
+"""Responses that end as soon as their client disconnects, whole or line by line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 
 
 async def unless_gone(request: Request, answer: Awaitable[Response]) -> Response:
-    """`answer`, cancelled as soon as the client goes away."""
+    """Await `answer`, cancelling it as soon as the client disconnects."""
     task = asyncio.ensure_future(answer)
     gone = asyncio.create_task(_until_gone(request))
     await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -24,7 +24,7 @@ async def unless_gone(request: Request, answer: Awaitable[Response]) -> Response
 
 
 async def stream(lines: AsyncIterator[str], media_type: str) -> Response:
-    """A streamed response; a failure before its first line is an ordinary error."""
+    """Return a streamed response; a failure before its first line becomes an ordinary error."""
     first = await anext(lines)
 
     async def rest() -> AsyncIterator[str]:

@@ -1,4 +1,4 @@
-"""The local file of a video part: downloaded, sent with the request, or an allowed file."""
+"""The local files of video parts: downloaded, sent with the request, or an allowed file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from sttm_cli.serve.options import Options
 
 _MOST_UUIDS = 4096
 _MOST_FILES = 65_536
-"""In a folder of images: 18 hours of one image a second."""
+"""Maximum files of a folder of images: 18 hours at one image per second."""
 _MOST_LETTERS = 65_536
-"""Of an address or a path."""
+"""Maximum characters of an address or a path."""
 _HELD = "held/"
-"""Marks the name of a video that came with a request, among the urls of uuids."""
+"""Prefix of the names of videos sent with a request, among the urls of uuids."""
 
 
 class Videos:
@@ -46,7 +46,8 @@ class Videos:
 
     @contextmanager
     def use(self, part: VideoPart, *, trusted: bool) -> Iterator[Path]:
-        """The local file of `part`; `trusted` clients may name any file that this user can read.
+        """Yield the local file of `part`; `trusted` clients may name any file that this user can
+        read.
 
         Raises Refused if the video is not allowed, VideoError if it cannot be fetched.
         """
@@ -91,8 +92,8 @@ class Videos:
 
     def _file(self, url: str, *, trusted: bool) -> Path:
         found = [self._checked(path, trusted=trusted) for path in _local_paths(url)]
-        # Where none exists, what the first one would be told: the same for missing files, and
-        # before anything in a folder is looked at: a client must not learn what exists.
+        # If no candidate exists, reply as for the first, and before looking into a folder: clients
+        # must not learn which files exist.
         path = next((path for path in found if path and _exists(path)), found[0])
         if path is None:
             raise _forbidden()
@@ -101,7 +102,7 @@ class Videos:
         return path
 
     def _checked(self, path: Path, *, trusted: bool) -> Path | None:
-        """`path` without links, None where the client may not name it."""
+        """Return `path` with links resolved; None if the client may not name it."""
         if trusted:
             return path
         try:
@@ -127,7 +128,7 @@ class Videos:
 
 
 def _content(url: str) -> bytes:
-    """The bytes in a data: url. Raises Refused."""
+    """Return the bytes in a data: url. Raises Refused."""
     head, comma, body = url.partition(",")
     media = head[len("data:") :].lower().split(";")
     if not comma or media[-1] != "base64" or not media[0].startswith(("video/", "image/gif")):
@@ -139,10 +140,10 @@ def _content(url: str) -> bytes:
 
 
 def _local_paths(url: str) -> list[Path]:
-    """The paths that a url can mean: of file://, the standard one first, then the text behind it.
+    """Return the paths that a url can mean: the standard file:// path first, then the raw text.
 
-    Clients such as lmms-eval write a path behind file:// as it is, with its `#`, `?` and `%`.
-    Raises Refused.
+    Clients such as lmms-eval put a raw path behind file://, with its `#`, `?` and `%`. Raises
+    Refused.
     """
     parts = urlsplit(url)
     if parts.scheme and parts.scheme != "file":
@@ -170,7 +171,7 @@ def _is_data(url: str) -> bool:
 
 
 def _check(url: str) -> None:
-    """Refuse a text that is not a url; the content of a data: url is checked where it is read."""
+    """Refuse text that is not a url; the content of a data: url is checked when it is read."""
     if _is_data(url):
         return
     try:

@@ -21,6 +21,8 @@ from sttm_cli.base.names import METHODS, did_you_mean, path_or_address
 Parse = Callable[[str, Any], Any]
 LEAST_TOKENS = 16
 NO_TIER = "none"
+WITH_THRESHOLDS = "sttm"
+"""The method that can be given thresholds in place of a budget."""
 _BUDGETS = (
     "give a share of the video's tokens above 0 and up to 1, such as 0.3 or 30%, "
     f"or a whole number of tokens from {LEAST_TOKENS} on"
@@ -79,6 +81,9 @@ def one_of(*allowed: str) -> Parse:
     """Parsing of a choice among words."""
 
     def parse(flag: str, value: Any) -> str:
+        if set(allowed) == {"on", "off"} and str(value).lower() in ("true", "false"):
+            # As Python and TOML write it.
+            return "on" if str(value).lower() == "true" else "off"
         if value not in allowed:
             raise UsageError(
                 f"{flag} {value!r} is not known", f"choose one of {', '.join(allowed)}"
@@ -177,6 +182,14 @@ def parse_bytes(flag: str, value: Any) -> int:
     return int(size)
 
 
+def size_text(size: int) -> str:
+    """A size as it would be typed: 64M rather than 67108864."""
+    for power, unit in ((4, "T"), (3, "G"), (2, "M"), (1, "K")):
+        if size and size % 1024**power == 0:
+            return f"{size // 1024**power}{unit}"
+    return str(size)
+
+
 def parse_duration(flag: str, value: Any) -> float:
     """A duration in seconds; text may end in s, m, h or d."""
     text = value.strip().lower() if isinstance(value, str) else ""
@@ -205,9 +218,41 @@ def _is_number(value: object, kind: type) -> bool:
     return isinstance(value, kind) and type(value) is not bool
 
 
+@dataclass(frozen=True)
+class Thresholds:
+    """The two cosines of the method `sttm`, given by hand in place of a budget."""
+
+    spatial: float
+    temporal: float
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.spatial:.10g}/{self.temporal:.10g}"
+
+    @property
+    def method(self) -> str:
+        """The method `sttm` at these thresholds; its budget is 1."""
+        return f"{WITH_THRESHOLDS}:{self}"
+
+
+def parse_thresholds(flag: str, value: Any) -> Thresholds:
+    """Two cosines, SPATIAL/TEMPORAL; a temporal one up to 0 merges nothing in time."""
+    text = parse_text(flag, value)
+    hint = "give SPATIAL/TEMPORAL, two cosines, such as 0.85/0.6"
+    pair = [_number(flag, part.strip(), hint) for part in text.split("/")]
+    if len(pair) != 2 or any(abs(cosine) > 1 for cosine in pair):
+        raise UsageError(f"{flag} {text!r} is not a pair of thresholds", hint)
+    return Thresholds(*pair)
+
+
 def parse_method(flag: str, value: Any) -> str:
-    """The name of a merging method; imports none of them."""
-    name = parse_text(flag, value)
+    """The name of a merging method; imports none of them. `sttm:0.85/0.6` has thresholds."""
+    name, at, pair = parse_text(flag, value).partition(":")
+    if at:
+        if name != WITH_THRESHOLDS:
+            raise UsageError(
+                f"{flag} {name!r} has no thresholds", f"leave :{pair} out, or give sttm:{pair}"
+            )
+        return parse_thresholds(flag, pair).method
     if not METHODS.knows(name):
         known = METHODS.names()
         meant = did_you_mean(name, known)
@@ -215,6 +260,15 @@ def parse_method(flag: str, value: Any) -> str:
             f"{flag} {name!r} is not known", meant or f"choose one of {', '.join(known)}"
         )
     return name
+
+
+def check_thresholds_alone(method: str, budget: float | int) -> None:
+    """Raise UsageError where a method with thresholds is given a budget as well."""
+    if ":" in method and budget != 1.0:
+        raise UsageError(
+            f"--method {method} has thresholds and cannot be combined with --budget {budget:g}",
+            "give --budget 1, or leave the thresholds out",
+        )
 
 
 def check_question(text: object) -> None:

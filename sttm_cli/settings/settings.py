@@ -16,6 +16,7 @@ from sttm_cli.settings.fields import (
     Parse,
     Scope,
     Setting,
+    check_thresholds_alone,
     declare,
     parse_budget,
     parse_bytes,
@@ -38,11 +39,12 @@ Decoder = Literal["auto", "decord", "av"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 KVDType = Literal["auto", "float16", "bfloat16", "int8"]
 Positions = Literal["auto", "reassigned", "survivors"]
-Switched = Literal["off", "on"]
+Sizes = Literal["auto", "off", "on"]
 
 STDIN = "-"
 DEFAULT_MODEL = "tiny"
-DEFAULT_METHOD = "sttm"
+PAPER_METHOD = "sttm"
+DEFAULT_METHOD = PAPER_METHOD
 
 
 def _drawing(name: str, parse: Parse) -> Parse:
@@ -89,10 +91,10 @@ class Settings:
         None, "--merge-layer", parse=whole_number(0), group=Group.MODEL, metavar="LAYER",
         help="Decoder layer before which tokens are merged. (default: the model's)",
     )
-    attention_sizes: Switched = setting(
-        "off", "--attention-sizes", choices=get_args(Switched), group=Group.MODEL, metavar="WORD",
-        help="Whether a merged token counts in attention as often as the cells behind it: on or "
-        "off.",
+    attention_sizes: Sizes = setting(
+        "auto", "--attention-sizes", choices=get_args(Sizes), group=Group.MODEL, metavar="WORD",
+        help="Whether a merged token counts in attention as often as the cells behind it: on, off, "
+        "or as the method needs it (auto).",
     )
     positions: Positions = setting(
         "auto", "--positions", choices=get_args(Positions), group=Group.MODEL, metavar="WORD",
@@ -166,7 +168,7 @@ class Settings:
     max_bytes: int | None = setting(
         None, "--max-bytes", parse=parse_bytes, group=Group.STORE, scope=Scope.SERVER,
         metavar="SIZE", help="Bound of the cache, such as 20G; the least recently used entries go "
-        "first. (default: 20G or a tenth of the free disk)",
+        "first. (default: 20G or a tenth of the disk)",
     )
     max_new_tokens: int = setting(
         "256", "--max-new-tokens", parse=whole_number(1), group=Group.ANSWER, metavar="N",
@@ -209,6 +211,7 @@ class Settings:
     def _check_combinations(self) -> None:
         if self.start is not None and self.end is not None and self.end <= self.start:
             raise UsageError(f"--end {self.end:g} is not after --start {self.start:g}")
+        check_thresholds_alone(self.method, self.budget)
         if self.no_cache and self.refresh:
             raise UsageError(
                 "--no-cache and --refresh cannot be combined",
@@ -322,7 +325,10 @@ def read_config() -> dict[str, str]:
         )
     for key, text in given.items():
         try:
-            CONFIG_KEYS[key].read(text)
+            read = CONFIG_KEYS[key].read(text)
+            if CONFIG_KEYS[key].choices:
+                # `true` is `on`, where that is meant.
+                given[key] = str(read)
         except UsageError as error:
             raise UsageError(f"config file {path}: {error.message}", error.hint) from error
     return given

@@ -1,4 +1,4 @@
-"""The KV of each prefilled video, looked up by identity and checked in full before it is used.
+"""The KV of each prefilled video, looked up by identity and fully checked before it is used.
 
 Importing the package imports neither torch nor diskcache.
 """
@@ -36,7 +36,7 @@ __all__ = [
     "pack",
 ]
 
-# Imported on demand (PEP 562): listing the entries needs no torch.
+# Imported on demand (PEP 562): listing entries needs no torch.
 _MODULES = {
     "LocalStore": "local",
     "NoStore": "none",

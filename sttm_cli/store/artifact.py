@@ -1,47 +1,49 @@
-"""The format of one stored KV: a safetensors file with a record and a checksum of its own;
+"""The format of a stored KV: a safetensors file with a record and a checksum of its own;
 docs/cache-format.md.
 
-safetensors has no checksum, and a file shorter than its header states must not be read: header and
-sizes are checked here against the size of the bytes before any memory is taken. Imports no torch.
+safetensors has no checksum, and a file shorter than its header states must not be read: the header
+and all sizes are checked against the size of the file before any memory is allocated. Imports no
+torch.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from sttm_cli.base.types import Json, TokenCounts
 
-# Everything that must be equal for one KV to stand for another, as a key and in words.
+# The identity of a KV, as its canonical spelling, as a key and as readable differences.
 
 
 _SHOWN = 60
 
 
 class Spelled(NamedTuple):
-    """The canonical spelling of an identity, and its key: blake3 of that, 64 hex digits."""
+    """The canonical spelling of an identity, and its key: the spelling's blake3, 64 hex digits."""
 
     text: bytes
     key: str
 
 
 def canonical(identity: Json) -> bytes:
-    """The one spelling of an identity: sorted keys, no spaces, UTF-8, and escapes for characters
-    that UTF-8 cannot encode, which file names may contain.
+    """Return the canonical spelling: sorted keys, no spaces, UTF-8, with escapes for characters
+    that UTF-8 cannot encode but file names may contain.
 
-    Raises ValueError for NaN and infinities, TypeError for values that JSON does not have.
+    Raises ValueError for NaN and infinities, TypeError for values that are not JSON.
     """
     text = json.dumps(
         identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
-    # Python's escape for half a surrogate is JSON's too.
+    # Python's escape for a lone surrogate is also JSON's.
     return text.encode(errors="backslashreplace")
 
 
 def spell(identity: Json) -> Spelled:
-    """An identity's canonical spelling and key; raises as `canonical`."""
+    """Return an identity's canonical spelling and key; raises as `canonical`."""
     from blake3 import blake3
 
     text = canonical(identity)
@@ -49,12 +51,12 @@ def spell(identity: Json) -> Spelled:
 
 
 def key_of(identity: Json) -> str:
-    """An identity's key; raises as `canonical`."""
+    """Return an identity's key; raises as `canonical`."""
     return spell(identity).key
 
 
 def difference(wanted: Json, stored: Json) -> list[str]:
-    """Each leaf in which two identities differ, as "merge.budget: asked 0.3, stored 0.5"."""
+    """Return each leaf in which two identities differ, as "merge.budget: asked 0.3, stored 0.5"."""
     one, other = _leaves(wanted), _leaves(stored)
     return [
         f"{name}: asked {_short(one.get(name))}, stored {_short(other.get(name))}"
@@ -85,18 +87,18 @@ WITH_STATES = 4
 """The version of files with states of recurrent layers; others are as before."""
 
 MOST_HEADER = 4 << 20
-"""Bytes of a header. One of 1,024 layers with scales, and of a prefix of 200,000 tokens, is half
-as long."""
+"""Maximum bytes of a header. One with 1,024 layers and scales, for a prefix of 200,000 tokens, is
+half as long."""
 MOST_LAYERS = 1024
-"""Checked before the tensors of a header are laid out, each of which takes memory and time."""
+"""Checked before the tensors of a header are laid out, since each costs memory and time."""
 MOST_ROW = 1 << 16
-"""Numbers in one token's key: bounds the memory that a header can ask for beyond its file."""
+"""Maximum numbers in one token's key: bounds the memory that a header can claim beyond its file."""
 MOST_COUNT = 1 << 40
-"""Bounds every number of tokens and every position."""
+"""Bounds every token count and every position."""
 FIRST_READ = 32 << 10
-"""Bytes that are read at once for the header; most headers are shorter."""
+"""Bytes read at first for the header; most headers are shorter."""
 CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
-"""safetensors' names of the types that numbers are stored as."""
+"""safetensors' names of the stored types."""
 SCALED = "int8"
 """The type that is stored with scales and offsets."""
 _ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1}
@@ -104,11 +106,11 @@ _MALFORMED = (ValueError, KeyError, TypeError, RecursionError, AttributeError, I
 
 
 class Damaged(Exception):
-    """The bytes are not an artifact that may be used; the message gives the reason."""
+    """The bytes are not a usable artifact; the message gives the reason."""
 
 
 class Blob(Protocol):
-    """The bytes of one stored artifact, open for reading, wherever a store keeps them."""
+    """The bytes of a stored artifact, open for reading, wherever the store keeps them."""
 
     @property
     def size(self) -> int:
@@ -116,18 +118,18 @@ class Blob(Protocol):
         ...
 
     def read_into(self, target: memoryview, offset: int) -> int:
-        """Read from `offset` on into the front of `target`; return the number of bytes, 0 at the
-        end. Several threads call it at once. Raises OSError."""
+        """Read from `offset` into the front of `target`; return the number of bytes read, 0 at the
+        end. Called from several threads at once. Raises OSError."""
         ...
 
     def close(self) -> None:
-        """Release the bytes; a second call does nothing."""
+        """Release the resources; a second call does nothing."""
         ...
 
 
 class Place(NamedTuple):
-    """One tensor in the file: its name, type, shape, and first and last byte + 1, counted from
-    the end of the header."""
+    """The place of a tensor in the file: name, type, shape, first byte, and last byte + 1, counted
+    from the end of the header."""
 
     name: str
     code: str
@@ -136,7 +138,7 @@ class Place(NamedTuple):
     end: int
 
     def to_json(self) -> Json:
-        """As safetensors has it in its header."""
+        """Return the tensor's entry in a safetensors header."""
         return {"dtype": self.code, "shape": self.shape, "data_offsets": [self.begin, self.end]}
 
 
@@ -171,15 +173,15 @@ B_co = TypeVar("B_co", bound=Blob, covariant=True)
 
 
 class Artifact(NamedTuple, Generic[B_co]):
-    """An open artifact whose header was checked."""
+    """An open artifact with a checked header."""
 
     blob: B_co
     header: Header
 
 
 def open_artifact(blob: B, wanted: Spelled | None = None) -> Artifact[B]:
-    """Read and check everything but the tensors' bytes; raises Damaged or OSError, and closes
-    the blob then. With `wanted`, the stored identity must be equal to it in full."""
+    """Read and check everything but the tensor bytes; on Damaged or OSError, the blob is closed.
+    With `wanted`, the full stored identity must equal it."""
     try:
         return Artifact(blob, read_header(blob, wanted))
     except BaseException:
@@ -188,7 +190,7 @@ def open_artifact(blob: B, wanted: Spelled | None = None) -> Artifact[B]:
 
 
 def read_header(blob: Blob, wanted: Spelled | None = None) -> Header:
-    """As `open_artifact`, and leaves the blob open."""
+    """Like `open_artifact`, but never closes the blob."""
     size = blob.size
     first = _read(blob, 0, min(size, FIRST_READ))
     length = int.from_bytes(first[:8], "little")
@@ -206,7 +208,7 @@ def read_header(blob: Blob, wanted: Spelled | None = None) -> Header:
 
 
 def fill(blob: Blob, target: memoryview, offset: int) -> None:
-    """Fill `target` with the bytes from `offset` on; raises Damaged where they end before that."""
+    """Fill `target` with the bytes from `offset` on; raises Damaged if the file ends too early."""
     done = 0
     while done < len(target):
         count = blob.read_into(target[done:], offset + done)
@@ -228,23 +230,22 @@ class Stated(NamedTuple):
         return {"layers": self.layers, "conv": self.conv, "recurrent": self.recurrent}
 
 
-def layout(
-    lengths: list[int], heads: int, dim: int, kv_dtype: str, states: Stated | None = None
-) -> list[Place]:
+def layout(shapes: Sequence[list[int]], kv_dtype: str, states: Stated | None = None) -> list[Place]:
     """All tensors in the order in which they are read: scales and offsets first, as float32,
-    so that whatever follows can be turned into numbers at once; states, never rounded, next."""
+    so that whatever follows can be turned into numbers at once; states, never rounded, next.
+    `shapes`: [length, heads, dim] of each layer's key, and of its value; layers with states have
+    the length 0 and no tensors of these."""
     named = [
-        (f"layers.{layer}.{name}", length)
-        for layer, length in enumerate(lengths)
+        (f"layers.{layer}.{name}", shape)
+        for layer, shape in enumerate(shapes)
         for name in ("key", "value")
-        if length
+        if shape[0]
     ]
-    wanted = [(name, CODES[kv_dtype], [length, heads, dim]) for name, length in named]
-    wanted = _state_places(states) + wanted
+    wanted = _state_places(states) + [(name, CODES[kv_dtype], shape) for name, shape in named]
     if kv_dtype == SCALED:
         wanted = [
-            (f"{name}.{part}", CODES["float32"], [1, heads, dim])
-            for name, _ in named
+            (f"{name}.{part}", CODES["float32"], [1, *shape[1:]])
+            for name, shape in named
             for part in ("scale", "offset")
         ] + wanted
     places, begin = list[Place](), 0
@@ -270,7 +271,7 @@ def _state_places(states: Stated | None) -> list[tuple[str, str, list[int]]]:
 
 
 class Checksum:
-    """blake3 of all tensor bytes in the file's order: `update` with each, then `str`."""
+    """blake3 of all tensor bytes in file order: call `update` with each piece, then `str`."""
 
     def __init__(self) -> None:
         from blake3 import blake3
@@ -283,23 +284,23 @@ class Checksum:
 
 
 def seal_of(record: bytes) -> str:
-    """The record's own checksum."""
+    """Return the checksum of the record."""
     from blake3 import blake3
 
     return f"blake3:{blake3(record).hexdigest()}"
 
 
 def check_label(label: Json) -> None:
-    """Raise Damaged unless it is a JSON object of plain values."""
+    """Raise Damaged unless the label is a JSON object of plain values."""
     plain = (str, int, float, type(None))
     if not isinstance(label, dict) or not all(isinstance(v, plain) for v in label.values()):
         raise Damaged("its label is damaged")
 
 
 def check_counts(counts: TokenCounts) -> None:
-    """Raise Damaged unless they are possible counts."""
+    """Raise Damaged unless the counts are possible."""
     numbers = [counts.video_full, counts.video_kept, counts.prefix]
-    # What is empty or False is not None.
+    # Tested for None: an empty or False value must be checked.
     numbers += [] if counts.after_spatial is None else [counts.after_spatial]
     thresholds = [counts.spatial_threshold, counts.temporal_threshold]
     whole = all(type(n) is int and 0 <= n < MOST_COUNT for n in numbers)
@@ -343,7 +344,8 @@ def _check_meta(meta: Json, wanted: Spelled | None) -> None:
         raise Damaged("its states are not those of its format")
     states = meta["states"] if version == WITH_STATES else {"layers": []}
     _check_states(states, meta["lengths"])
-    _check_sizes(meta["sizes"], next(n for n in reversed(meta["lengths"]) if n))
+    # Layers with a window hold the last of the merged tokens only.
+    _check_sizes(meta["sizes"], max(meta["lengths"][meta["merge_layer"] :], default=0))
     if not isinstance(meta["facts"], dict) or not isinstance(meta["identity"], dict):
         raise Damaged("its record is damaged")
     check_label(meta["label"])
@@ -373,18 +375,25 @@ def _check_sizes(sizes: Any, length: int) -> None:
         raise Damaged("its sizes are damaged")
 
 
-def _check_tensors(header: Json, meta: Json, start: int, size: int) -> Header:
-    lengths, dtype, kv_dtype = meta["lengths"], meta["dtype"], meta["kv_dtype"]
-    first = next(layer for layer, length in enumerate(lengths) if length)
-    heads, dim = header[f"layers.{first}.key"]["shape"][1:]
+def _shape(header: Json, layer: int, length: int) -> list[int]:
+    """[length, heads, dim] of a layer's key, as the header states it; zeros without tokens."""
+    if not length:
+        return [0, 0, 0]
+    heads, dim = header[f"layers.{layer}.key"]["shape"][1:]
     if not (type(heads) is int and type(dim) is int and 0 < heads * dim <= MOST_ROW and heads > 0):
         raise Damaged("its tensors' shapes are damaged")
+    return [length, heads, dim]
+
+
+def _check_tensors(header: Json, meta: Json, start: int, size: int) -> Header:
+    lengths, dtype, kv_dtype = meta["lengths"], meta["dtype"], meta["kv_dtype"]
+    shapes = [_shape(header, layer, length) for layer, length in enumerate(lengths)]
     if dtype not in CODES or dtype == SCALED:
         raise Damaged("its numbers are of an unknown type")
     states = None
     if meta["format"] == WITH_STATES:
         states = Stated(**meta["states"], dtype=dtype)
-    places = layout(lengths, heads, dim, kv_dtype, states)
+    places = layout(shapes, kv_dtype, states)
     if list(header) != [place.name for place in places]:
         raise Damaged("its tensors are not those of its layers")
     for place in places:
@@ -397,7 +406,7 @@ def _check_tensors(header: Json, meta: Json, start: int, size: int) -> Header:
     check_counts(tokens)
     scales = 2 * count if kv_dtype == SCALED else 0
     stated = sum(place.end - place.begin for place in places[scales:-count])
-    restored = 2 * sum(lengths) * heads * dim * _ITEM_BYTES[CODES[dtype]] + stated
+    restored = 2 * sum(map(prod, shapes)) * _ITEM_BYTES[CODES[dtype]] + stated
     return Header(
         meta=meta,
         key=meta["key"],

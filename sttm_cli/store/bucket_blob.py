@@ -1,5 +1,5 @@
-"""The bytes of one object: its beginning from one request, the rest in large ranges, several of
-them on their way at once, and a copy of all on the local disk meanwhile."""
+"""The bytes of an object: the first range from one request, the rest in large concurrent ranges,
+copied to the local disk as they arrive."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from sttm_cli.store.artifact import FIRST_READ, Damaged
 from sttm_cli.store.bucket import Bucket, Changed, Got, Listed
 
 FIRST = 1 << 20
-"""Bytes of the first request of a restore: small artifacts whole, of others the header."""
+"""Bytes of the first request of a restore: a small artifact as a whole, a large one's header."""
 RANGE = 8 << 20
-"""Bytes of each further request."""
+"""Bytes of each later request."""
 AHEAD = 12
-"""Requests on their way at once: one connection seldom fills a network."""
+"""Concurrent requests: one connection seldom saturates a network."""
 
 
 class BucketBlob:
-    """An object's bytes; every range is of the version that was opened, or an error.
+    """The bytes of an object; every range belongs to the version that was opened, or raises an
+    error.
 
-    Raises BucketError, FileNotFoundError, and Unchanged where the object is still `known`.
-    `whole`: all of it is about to be read, so that ranges are fetched ahead.
+    Raises BucketError, FileNotFoundError, and Unchanged if the object's ETag is still `known`.
+    `whole`: all bytes are going to be read, so ranges are prefetched.
     """
 
     def __init__(self, bucket: Bucket, path: str, *, whole: bool = False, known: str = "") -> None:
@@ -43,8 +44,7 @@ class BucketBlob:
         return self.object.size
 
     def copy_to(self, write: Callable[[int, memoryview], None]) -> None:
-        """From now on give every byte that arrives to `write`, with its place; several threads
-        call it at once."""
+        """Pass each range to `write(offset, data)` as it arrives; called from several threads."""
         write(0, self.first)
         self._copy = write
 
@@ -70,7 +70,7 @@ class BucketBlob:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _range(self, number: int) -> memoryview:
-        """A range that is on its way, and the ones behind it are sent for."""
+        """Return a range, and request the ranges after it."""
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="range")
@@ -90,7 +90,7 @@ class BucketBlob:
         return begin, min(self.size, begin + RANGE)
 
     def _consumed(self, number: int, count: int) -> None:
-        """Give up a range once each of its bytes was handed out."""
+        """Release a range once all of its bytes were consumed."""
         with self._lock:
             self._left[number] -= count
             if self._left[number] <= 0:
@@ -115,7 +115,7 @@ class BucketBlob:
 
 
 class MemoryBlob:
-    """Bytes in memory."""
+    """A blob in memory."""
 
     def __init__(self, data: memoryview) -> None:
         self._data, self.size = data, len(data)

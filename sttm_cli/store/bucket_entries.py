@@ -1,4 +1,4 @@
-"""The entries in a bucket: their headers, their rows, and which of them go first."""
+"""The entries in a bucket: their headers, their rows, and their eviction."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from sttm_cli.store.bucket_blob import BucketBlob
 from sttm_cli.store.protocol import Entry, Removed, Uses, entry_of
 
 OLD_S = 86400.0
-"""A lease, or a row without an entry, that is older is swept."""
+"""Age at which a lease, or a row without an entry, is swept."""
 READERS = 8
-"""Headers that are read at once."""
+"""Headers read concurrently."""
 
 
 class Entries:
-    """What a bucket's listings and headers say. Methods raise BucketError."""
+    """The entries that a bucket's listings and headers describe. Methods raise BucketError."""
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
 
     def artifacts(self) -> dict[str, Listed]:
-        """All artifacts by key."""
+        """Return all artifacts by key."""
         return rows.artifacts_in(self._bucket.listed_all("kv"))
 
     def keys_beginning(self, key: str) -> list[str]:
-        """The keys of artifacts that begin so."""
+        """Return the artifacts' keys that begin with `key`."""
         if not key:
             return list(self.artifacts())
         found, begins = list[Listed](), f"kv/{key[0]}/{key}"
@@ -44,7 +44,7 @@ class Entries:
         return rows.used(self._bucket.listed(rows.uses_folder(key)))[key]
 
     def all(self) -> list[Entry]:
-        """From three listings; headers are read of entries without a row, which get one."""
+        """Return all entries from three listings; an entry without a row has its header read."""
         described_by, uses, artifacts = self._listings()
         described, used, found = rows.described(described_by), rows.used(uses), {}
         for key, listed in artifacts.items():
@@ -57,8 +57,8 @@ class Entries:
         return [replace(entry, uses=used[key]) for key, entry in found.items() if entry]
 
     def read(self, key: str) -> Entry | None:
-        """An entry as its artifact's header describes it, without its uses; None where it cannot
-        be used."""
+        """Return an entry as its artifact's header describes it, without its uses; None if
+        unusable."""
         try:
             artifact = open_artifact(BucketBlob(self._bucket, rows.artifact_path(key)))
         except (Damaged, FileNotFoundError):
@@ -66,13 +66,13 @@ class Entries:
         return self.entry(artifact) if artifact.header.key == key else None
 
     def entry(self, artifact: Artifact[BucketBlob]) -> Entry:
-        """An entry as its open artifact describes it, without its uses."""
+        """Return an entry as its open artifact describes it, without its uses."""
         listed = artifact.blob.object
         place = self._bucket.full(listed.path)
         return entry_of(artifact.header, location=place, created=listed.changed)
 
     def of_video(self, digest: str, most: int) -> Iterator[Entry]:
-        """The entries of a video that were described last, `most` at most."""
+        """Yield at most `most` entries of a video, the most recently described first."""
         listing = self._bucket.listed(rows.rows_folder(digest))
         newest = sorted(listing, key=lambda row: -row.changed)
         keys = dict.fromkeys(rows.key_in(row.path) for row in newest)
@@ -81,7 +81,7 @@ class Entries:
                 yield entry
 
     def problem(self, key: str) -> str | None:
-        """The damage of an artifact, every byte of which is read; None for a whole one."""
+        """Read an artifact completely and return its damage; None if it is intact."""
         from sttm_cli.store.reading import check_bytes
 
         try:
@@ -100,8 +100,8 @@ class Entries:
     # ---- writing
 
     def describe(self, entry: Entry, *, alone: bool = False) -> None:
-        """Write an entry's row, where its name is not too long for one; `alone`: instead of those
-        that an earlier version of it may have."""
+        """Write an entry's row, unless its name would be too long; `alone`: replace the rows of
+        earlier versions of the entry."""
         room = rows.MOST_NAME - len(self._bucket.full("").encode())
         if path := rows.row_path(entry, room=room):
             with suppress(BucketError):
@@ -112,7 +112,7 @@ class Entries:
                     self._bucket.remove(old)
 
     def add_uses(self, key: str, uses: Uses) -> None:
-        """Add to the uses that the bucket has: a new object, then the old ones are removed."""
+        """Add to the uses in the bucket: write a new object, then remove the old ones."""
         old = list(self._bucket.listed(rows.uses_folder(key)))
         known = rows.used(old)[key]
         total = Uses(known.hits + uses.hits, known.saved_s + uses.saved_s)
@@ -121,7 +121,7 @@ class Entries:
         self._bucket.remove([listed.path for listed in old if listed.path != new])
 
     def remove(self, keys: list[str]) -> None:
-        """Remove artifacts, and the rows beside them as far as their headers lead there."""
+        """Remove artifacts, and their rows as far as their headers identify them."""
         videos = {entry.video for entry in map(self.read, keys) if entry is not None}
         folders = [rows.rows_folder(video) for video in videos] + list(map(rows.uses_folder, keys))
         beside = [listed.path for folder in folders for listed in self._bucket.listed(folder)]
@@ -129,10 +129,10 @@ class Entries:
         self._bucket.remove([*map(rows.artifact_path, keys), *named])
 
     def prune(self, limit: int, *, keep: str = "") -> tuple[list[Removed], int]:
-        """Remove the least recently used until at most `limit` bytes remain, but never `keep`, and
-        what belongs to no entry. Returns also the bytes of room that are left.
+        """Remove the least recently used entries until at most `limit` bytes remain, but never
+        `keep`, and sweep objects without an entry. Also returns the bytes left below the limit.
 
-        Three listings, and a request for each thousand objects that are removed.
+        Takes three listings, and one request per thousand removed objects.
         """
         described_by, uses, artifacts = self._listings()
         used, gone = rows.used(uses), dict[str, int]()
@@ -142,7 +142,7 @@ class Entries:
             if excess > 0 and key != keep:
                 gone[key] = artifacts[key].size
                 excess -= artifacts[key].size
-        # Artifacts first: a row without one is never shown.
+        # Artifacts first: a row without an artifact is never shown.
         self._bucket.remove([artifacts[key].path for key in gone])
         now = max([*last.values(), *(listed.changed for listed in described_by)], default=0.0)
         left = [*described_by, *uses, *self._bucket.listed("leases")]
@@ -154,18 +154,18 @@ class Entries:
         if entry is None:
             return None
         self.describe(entry)
-        # The large parts of a hundred thousand entries are not kept.
+        # Dropped, to keep the memory for a hundred thousand entries small.
         return replace(entry, identity=None, facts=None)
 
     def _listings(self) -> tuple[list[Listed], list[Listed], dict[str, Listed]]:
-        """Rows, uses and artifacts, listed at once."""
+        """Return rows, uses and artifacts, listed concurrently."""
         with ThreadPoolExecutor(3) as pool:
             described_by, uses, kv = pool.map(self._bucket.listed_all, ("rows", "uses", "kv"))
         return described_by, uses, rows.artifacts_in(kv)
 
 
 def _is_over(one: Listed, artifacts: dict[str, Listed], gone: dict[str, int], now: float) -> bool:
-    """Whether a row, a use or a lease belongs to a removed entry, or to none for long."""
+    """Return whether a row, use or lease belongs to a removed entry, or has long had no entry."""
     key = rows.key_in(one.path)
     old = now - one.changed > OLD_S
     if one.path.startswith("leases/"):

@@ -1,4 +1,4 @@
-"""Leases as objects of a bucket, and whether the server enforces the conditions that they need."""
+"""Leases as objects of a bucket, and the test of the conditional requests that they need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CLOCK = "clock"
 
 
 class BucketLeases:
-    """Leases at leases/<key>; an object's bytes are its holder's token."""
+    """Leases at leases/<key>; the bytes of an object are its holder's token."""
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
@@ -30,7 +30,7 @@ class BucketLeases:
 
     def release(self, key: str, version: Version) -> None:
         listed = self._bucket.head(f"leases/{key}")
-        # Each token has an ETag of its own, which renewing it keeps on some servers.
+        # The ETag identifies the token; some servers keep it when a lease is renewed.
         if listed is not None and listed.version.e_tag == version.e_tag:
             self._bucket.remove([listed.path])
 
@@ -45,7 +45,7 @@ class BucketLeases:
         try:
             return self._bucket.write(f"leases/{key}", token.encode(), **condition)
         except Changed:
-            # Also where the answer to an earlier attempt was lost.
+            # The lease is also ours if only the reply to an earlier attempt was lost.
             try:
                 got = self._bucket.read(f"leases/{key}", 0, len(token) + 1)
             except (FileNotFoundError, Damaged):
@@ -54,13 +54,13 @@ class BucketLeases:
 
 
 def enforces_conditions(bucket: Bucket) -> bool:
-    """Whether an object is written only where there is none, and only over the version named.
+    """Return whether the server enforces writing only if absent and only over a given version.
 
-    Writes and removes one. Raises BucketError.
+    Writes and removes a test object. Raises BucketError.
     """
     name = f"probe-{secrets.token_hex(8)}"
     version = bucket.write(name, b"1", create=True)
-    # As a server names another version.
+    # A version that differs from any the server assigns.
     other = Version('"0123456789abcdef0123456789abcdef"', "1" if version.version else None)
     conditions: tuple[dict[str, Any], ...] = ({"create": True}, {"same": other})
     try:

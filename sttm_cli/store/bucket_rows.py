@@ -1,6 +1,6 @@
-"""What a bucket's listing says about entries without an artifact being fetched.
+"""The facts about entries that a bucket's listing provides without fetching artifacts.
 
-Small facts are in the names of empty objects, of which one request lists a thousand:
+They are in the names of empty objects, of which one request lists a thousand:
 
 rows/<d>/<video>/<key>/<row>     a description of an entry, deflated JSON in base64, which may have
                                  several parts; <video>: 32 hex digits, <d>: the first of them
@@ -26,11 +26,11 @@ from sttm_cli.store.protocol import Entry, Uses
 
 SUFFIX = ".safetensors"
 MOST_NAME = 900
-"""Bytes of an object's whole name; S3 takes 1,024."""
+"""Maximum bytes of an object's full name; S3 allows 1,024."""
 _PART = 200
-"""Some servers keep each part of a name as the name of a file."""
+"""Maximum bytes of a name's part, which some servers use as a file name."""
 _MOST_ROW = 1 << 14
-"""Bytes of a row, inflated."""
+"""Maximum bytes of an inflated row."""
 _SHORT = 60
 _KEY = "[0-9a-f]{64}"
 _ARTIFACT = re.compile(rf"kv/[0-9a-f]/({_KEY})\.safetensors")
@@ -44,7 +44,7 @@ def artifact_path(key: str) -> str:
 
 
 def rows_folder(video: str) -> str:
-    """The folder of the rows of one video, by its digest."""
+    """Return the folder of a video's rows, by its digest."""
     from blake3 import blake3
 
     name = str(blake3(video.encode(errors="backslashreplace")).hexdigest())[:32]
@@ -56,7 +56,7 @@ def uses_folder(key: str) -> str:
 
 
 def key_in(path: str) -> str:
-    """The key in the name of any object of a cache, "" for other names."""
+    """Return the key in the name of any object of a cache, "" for other names."""
     for pattern in (_ARTIFACT, _ROW, _USE):
         if match := pattern.fullmatch(path):
             return match[1]
@@ -64,8 +64,8 @@ def key_in(path: str) -> str:
 
 
 def row_path(entry: Entry, *, room: int = MOST_NAME) -> str | None:
-    """The name of an entry's row, at most `room` bytes; None where that is not enough. Long
-    texts of the label keep their ends."""
+    """Return the name of an entry's row, of at most `room` bytes; None if that is too short. Long
+    texts of the label are cut to their ends."""
     folder = f"{rows_folder(entry.video)}/{entry.key}"
     label = dict(entry.label)
     for shown in (label, {name: _shortened(value) for name, value in label.items()}, {}):
@@ -91,7 +91,7 @@ def _shortened(value: Any) -> Any:
 
 
 def described(rows: Iterable[Listed]) -> dict[tuple[str, int], Any]:
-    """The rows by key and size of the artifact; what no row can be is left out."""
+    """Return the rows by key and size of the artifact; skips what cannot be a row."""
     found: dict[tuple[str, int], Any] = {}
     for listed in rows:
         if match := _ROW.fullmatch(listed.path):
@@ -108,8 +108,8 @@ def described(rows: Iterable[Listed]) -> dict[tuple[str, int], Any]:
 
 
 def used(uses: Iterable[Listed]) -> defaultdict[str, Uses]:
-    """The uses of each key. Of several objects that machines left at once, the highest counts
-    hold, and the latest time."""
+    """Return the uses of each key. If several machines left objects at once, the highest counts and
+    the latest time count."""
     found = defaultdict[str, Uses](Uses)
     for listed in uses:
         if match := _USE.fullmatch(listed.path):
@@ -123,19 +123,19 @@ def used(uses: Iterable[Listed]) -> defaultdict[str, Uses]:
 
 
 def use_path(key: str, uses: Uses) -> str:
-    """The name of an object that says how often an entry was used."""
+    """Return the name of the object that records an entry's uses."""
     hits, saved = min(uses.hits, 10**12 - 1), min(max(0, int(uses.saved_s * 1000)), 10**12 - 1)
     return f"{uses_folder(key)}/{hits}-{saved}"
 
 
 def artifacts_in(listing: Iterable[Listed]) -> dict[str, Listed]:
-    """The artifacts by key, in the order of the keys."""
+    """Return the artifacts by key, in the order of the keys."""
     pairs = ((_ARTIFACT.fullmatch(listed.path), listed) for listed in listing)
     return dict(sorted((match[1], listed) for match, listed in pairs if match))
 
 
 def remembered(key: str, listed: Listed, row: Any, uses: Uses, *, location: str) -> Entry | None:
-    """An entry as its row describes it; None without one."""
+    """Return an entry as its row describes it; None without a row."""
     try:
         _, video, label, tokens, kv_dtype, saved_bytes = row
         counts = TokenCounts(*tokens)

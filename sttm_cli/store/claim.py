@@ -1,7 +1,8 @@
-"""Whether a folder is a cache of this program: its marker, and folders that have none yet.
+"""Recognise a folder as a cache of this program, by its marker or, if it has none yet, by its
+files.
 
-Files are only ever removed from a folder with the marker. It is written into a new or empty
-folder, and into one that an earlier version made and that has nothing but a cache's files in it.
+Files are only ever removed from a folder with the marker. The marker is written into a new or empty
+folder, and into one of an earlier version that contains only a cache's files.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from sttm_cli.store.files import (
 from sttm_cli.store.index import FILES, is_own, remove_old
 
 MARK = b"Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of sttm, layout 1.\n"
-"""The first line is that of the Cache Directory Tagging Specification, by which backups skip it."""
+"""The first line is the signature of the Cache Directory Tagging Specification: backups skip it."""
 EXPLANATION = b"# Everything in it can be computed again; sttm removes the least recently used.\n"
 _LEVELS = ("kv", "locks", "index")
 _NEUTRAL = re.compile(rf"lost\+found|bench-[a-z0-9_]{{8}}|{MARKER}\.[0-9a-f]{{16}}\.part")
-"""Beside a cache: of the file system, of `sttm bench`, and of a killed `_mark`."""
+"""Names allowed beside a cache: of the file system, of `sttm bench`, and of a killed `_mark`."""
 _PAIR = re.compile("[0-9a-f]{2}")
 
 
@@ -41,7 +42,7 @@ class Refused(Exception):
 
 
 def refusal(root: Path) -> str:
-    """The reason why `root` is not used as a cache, "" where it may be, or is missing.
+    """Return why `root` is not used as a cache, "" if it may be used or is missing.
 
     A cache of an earlier version gets its marker.
     """
@@ -63,7 +64,7 @@ def refusal(root: Path) -> str:
 
 
 def claim(root: Path) -> None:
-    """Make the folder if it is missing, and mark it; raises OSError and Refused."""
+    """Create the folder if it is missing, and mark it; raises OSError and Refused."""
     PRIVATE.make(root)
     if not is_marked(root):
         if reason := refusal(root):
@@ -72,7 +73,7 @@ def claim(root: Path) -> None:
 
 
 def is_marked(root: Path) -> bool:
-    """Whether a folder has the marker."""
+    """Return whether a folder has the marker."""
     flags = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
     with suppress(OSError):
         descriptor = os.open(root / MARKER, os.O_RDONLY | flags)
@@ -82,17 +83,17 @@ def is_marked(root: Path) -> bool:
 
 
 def _mark(root: Path) -> None:
-    # Whole or not at all: another process must not see half a marker.
+    # Written atomically: another process must never see half a marker.
     text = MARK + EXPLANATION
     write_whole(root / MARKER, lambda file: file.write(text), access_to(root))
 
 
 def _adopt(root: Path, *, private: bool) -> None:
-    """Mark a folder in which every file is a cache's; an empty one stays as it is."""
+    """Mark a folder that contains only a cache's files; an empty folder is left as it is."""
     if not any(entries_of(root)):
         return
     if private:
-        # Earlier versions made these by the umask; nobody else could reach them.
+        # Earlier versions created these with the umask's mode, out of reach of other users.
         for level in [root / name for name in _LEVELS] + list((root / "kv").glob("??")):
             if level.is_dir() and not level.is_symlink():
                 level.chmod(PRIVATE.folder_mode)
@@ -101,7 +102,7 @@ def _adopt(root: Path, *, private: bool) -> None:
 
 
 def _strangers(root: Path) -> Iterator[str]:
-    """The entries of an unmarked folder that are not a cache's, as paths below it."""
+    """Yield the entries of an unmarked folder that are not a cache's, as paths below it."""
     checks = {"kv": _strangers_of_kv, "locks": _strangers_of_locks, "index": _strangers_of_index}
     for entry in entries_of(root):
         if entry.name in checks and entry.is_dir(follow_symlinks=False):
@@ -144,7 +145,7 @@ def _exposed_levels(root: Path, access: Access) -> Iterator[str]:
         except OSError:
             continue
         if level.is_symlink() or not level.is_dir():
-            # The index is done without.
+            # A store works without the index.
             if name != "index":
                 yield f"{level} is not a folder"
         elif reason := access.exposure(stat):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from sttm_cli.base.types import Json
+from sttm_cli.settings.fields import size_text
 from sttm_cli.store.artifact import Artifact, Damaged, Spelled, difference, open_artifact, spell
 from sttm_cli.store.bucket import Bucket, BucketError, Changed, Traffic, Unchanged, Version
 from sttm_cli.store.bucket_blob import BucketBlob, MemoryBlob
@@ -48,11 +49,11 @@ if TYPE_CHECKING:
     from sttm_cli.store.packing import PackedKV
 
 NEAREST = 3
-"""Entries of the same video that a miss is compared with."""
+"""How many entries of the same video a miss is compared with."""
 MOST_SEEN = 10_000
-"""Versions that are remembered between a lookup and what is stored after it."""
+"""How many versions are remembered between a lookup and the following upload."""
 RESCAN_SHARE = 16
-"""With a bound: all sizes are listed again once a sixteenth of the room that was left is filled."""
+"""With a bound, all sizes are listed again once a sixteenth of the free space is used."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,7 +61,7 @@ Method = Callable[Concatenate["BucketStore", P], T]
 
 
 def _or_else(default: Callable[[], T]) -> Callable[[Method[P, T]], Method[P, T]]:
-    """Have a method warn and return `default()` where the bucket fails."""
+    """Make a method warn and return `default()` if a bucket request fails."""
 
     def decorate(method: Method[P, T]) -> Method[P, T]:
         @wraps(method)
@@ -79,7 +80,7 @@ def _or_else(default: Callable[[], T]) -> Callable[[Method[P, T]], Method[P, T]]
 
 
 class BucketStore(Store):
-    """The store at an address such as s3://bucket/prefix, with copies in the folder `tier`.
+    """The store at an address such as s3://bucket/prefix, with local copies in the folder `tier`.
 
     Raises UsageError for a malformed address, CacheError without the extra `cloud`.
     """
@@ -109,7 +110,7 @@ class BucketStore(Store):
         return self._warn.redirected(warn)
 
     def report_failure(self, error: BucketError) -> None:
-        """Warn that the bucket does not do as asked."""
+        """Warn that a bucket request failed."""
         self.failure = str(error)
         self._warn(f"the cache is not used: {self.location}: {error}")
 
@@ -159,7 +160,7 @@ class BucketStore(Store):
 
     @property
     def traffic(self) -> Traffic:
-        """What was asked of the bucket so far."""
+        """The requests made to the bucket so far."""
         return self._bucket.traffic
 
     # ---- small rows: facts about files of this machine
@@ -188,7 +189,7 @@ class BucketStore(Store):
         kv = self._tier.load(lookup, device=device, room=room)
         if kv is not None:
             return kv
-        # The copy is damaged; the bucket may have it whole.
+        # The copy is damaged; the object in the bucket may be intact.
         self._tier.remove(artifact.header.key)
         with self.find(artifact.header.identity) as again:
             if again.artifact is not None and isinstance(again.artifact.blob, BucketBlob):
@@ -196,14 +197,14 @@ class BucketStore(Store):
         return None
 
     def count_use(self, entry: Entry, *, saved_s: float) -> None:
-        """Written by another thread, and seldom, as `tier.py` says."""
+        """Count a use; another thread writes it to the bucket, but not every time (`tier.py`)."""
         uses = self._tier.count_use(entry.key, saved_s)
         if uses is not None:
             self._later.submit(self._write_uses, entry.key, uses)
 
     @_or_else(list[Entry])
     def entries(self) -> list[Entry]:
-        """From listings alone, where each entry has its row."""
+        """Return all entries, from listings alone if each has its row."""
         self._settle()
         return self._with_pending(self._entries.all())
 
@@ -217,7 +218,7 @@ class BucketStore(Store):
     # ---- writing and removing
 
     def save(self, identity: Json, packed: PackedKV, *, label: Json) -> Entry | None:
-        """One conditional request for the artifact, then its row."""
+        """Upload the artifact in one conditional request, then write its row."""
         if packed.nbytes > self.max_bytes:
             self._warn(f"not stored: {packed.nbytes:,} bytes are more than {self._bound()}")
             return None
@@ -310,7 +311,7 @@ class BucketStore(Store):
         return Lookup(entry=self._entries.entry(artifact), artifact=artifact)
 
     def _without_bucket(self, identity: Json, error: BucketError) -> Lookup:
-        """A local copy is as right as ever: its identity is equal in full."""
+        """Look for a local copy, equally valid without the bucket: its identity is compared."""
         self.report_failure(error)
         copy = self._tier.find(identity)
         if copy.entry is not None:
@@ -321,7 +322,7 @@ class BucketStore(Store):
     def _loaded(
         self, artifact: Artifact[BucketBlob], device: str | Sequence[str], room: int
     ) -> PrefixKV | None:
-        """Read a KV, and keep a copy of its bytes where they turn out to be right."""
+        """Read a KV, and keep a copy of its bytes if their checksum matches."""
         from sttm_cli.store.reading import read_tensors
 
         blob, header = artifact
@@ -341,8 +342,8 @@ class BucketStore(Store):
             copy.drop()
 
     def _miss_reason(self, key: str, identity: Json) -> str:
-        """The differences from the entry of the same video that differs least."""
-        # The same is asked again once the lease is held.
+        """Return the differences from the closest entry of the same video."""
+        # The same miss is looked up again once the lease is held.
         known = self._reasons.pop(key, None)
         if known is None:
             digest = str(identity.get("video", {}).get("digest", ""))
@@ -358,15 +359,15 @@ class BucketStore(Store):
     # ---- inside: writing
 
     def _version_before(self, key: str) -> Version | None:
-        """The version of an artifact as it was last looked for, None where there was none."""
+        """Return the version of an artifact at its last lookup; None if it did not exist."""
         if key in self._seen:
             return self._seen.pop(key)
         listed = self._bucket.head(artifact_path(key))
         return listed.version if listed else None
 
     def _upload(self, wanted: Spelled, data: memoryview, seen: Version | None) -> str | None:
-        """Write over the version that was `seen`; returns the ETag of what was written, None where
-        another machine's entry stays."""
+        """Replace the version that was `seen`; return the ETag of the new object, None if another
+        machine's entry stays."""
         path = artifact_path(wanted.key)
         try:
             return self._bucket.write(path, data, create=seen is None, same=seen).e_tag
@@ -374,12 +375,12 @@ class BucketStore(Store):
             theirs = self._theirs(path, wanted)
         if theirs is None:
             return self._bucket.write(path, data).e_tag
-        # The answer to the first attempt was lost: the object is ours after all.
+        # The reply to the first attempt was lost: the object is in fact ours.
         ours = theirs.size == len(data) and theirs.first == data[: len(theirs.first)]
         return theirs.object.version.e_tag if ours else None
 
     def _theirs(self, path: str, wanted: Spelled) -> BucketBlob | None:
-        """The entry that another machine stored meanwhile, None where it cannot be used."""
+        """Return the entry that another machine stored meanwhile; None if it is unusable."""
         try:
             blob = BucketBlob(self._bucket, path)
             with closing(open_artifact(blob, wanted).blob):
@@ -414,12 +415,12 @@ class BucketStore(Store):
         return removed
 
     def _bound(self) -> str:
-        return f"--max-bytes {self.max_bytes:,}"
+        return f"--max-bytes {size_text(self.max_bytes)}"
 
     # ---- inside: the rest
 
     def _with_pending(self, entries: list[Entry]) -> list[Entry]:
-        """With the uses that were counted on this machine since it last wrote them."""
+        """Add the uses counted on this machine that are not in the bucket yet."""
         pending, found = self._tier.pending(), list[Entry]()
         for entry in entries:
             if here := pending.get(entry.key):
@@ -430,7 +431,7 @@ class BucketStore(Store):
         return found
 
     def _settle(self) -> None:
-        """Wait for uses that are on their way."""
+        """Wait for uses that are being written."""
         self._later.submit(lambda: None).result()
 
     def _report_damage(self, key: str, error: Exception) -> None:
@@ -438,34 +439,34 @@ class BucketStore(Store):
 
 
 class _Copy:
-    """The copy of an artifact that is being read; given up where the disk does not take it."""
+    """The copy of an artifact being read; abandoned if the disk fails."""
 
     def __init__(self, incoming: Incoming | None) -> None:
         self._incoming, self._failed = incoming, False
 
     @property
     def incoming(self) -> Incoming | None:
-        """The copy as far as it is whole."""
+        """The file of the copy; None if any write failed."""
         return None if self._failed else self._incoming
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write a part, from any thread."""
+        """Write a part of the copy; called from any thread."""
         if (incoming := self.incoming) is not None:
             try:
                 incoming.write(offset, data)
             except OSError:
-                # Closed at the end: other threads may write to it now.
+                # Not closed yet: other threads may be writing.
                 self._failed = True
 
     def drop(self) -> None:
-        """Remove the copy unless it was kept; no thread writes any more."""
+        """Remove the copy unless it was kept; call once no thread writes any more."""
         _drop(self._incoming)
 
 
 def _laid_out(
     incoming: Incoming | None, identity: Json, packed: PackedKV, label: Json
 ) -> memoryview:
-    """The bytes of an artifact, in the file for its copy, or in memory where that has no room."""
+    """Return an artifact's bytes, in the file of its copy, or in memory if that has no room."""
     from sttm_cli.store.packing import write
 
     if incoming is not None:

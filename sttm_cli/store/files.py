@@ -1,4 +1,4 @@
-"""The files of the artifacts: their names, a scan of all, writing them whole, and sweeping.
+"""The files of the artifacts: names, scans, atomic writes, and sweeping.
 
 root/kv/ab/<key>.safetensors    the artifacts
 root/kv/ab/<key>.<random>.part  being written
@@ -26,7 +26,7 @@ from sttm_cli.base.system import hold, remove_unheld
 from sttm_cli.store.artifact import Damaged
 from sttm_cli.store.protocol import Space
 
-# Who may write a cache's folders and files: this user alone, or the members of one group.
+# Write access to a cache's folders and files: this user only, or the members of one group.
 
 
 OTHERS_WRITE = 0o022
@@ -37,7 +37,7 @@ NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "ceph", "beegfs", "
 
 @dataclass(frozen=True)
 class Access:
-    """Who is trusted with a cache: the members of the group `gid`, or without one this user."""
+    """The users trusted with a cache: the members of the group `gid`, or without it this user."""
 
     gid: int | None = None
 
@@ -50,7 +50,7 @@ class Access:
         return 0o600 if self.gid is None else 0o660
 
     def exposure(self, stat: os.stat_result) -> str:
-        """How others can change a file or folder, to follow its name; "" where nobody else can."""
+        """Return how others can modify a file or folder, to follow its name; "" if nobody can."""
         if not hasattr(os, "geteuid"):
             return ""
         if self.gid is not None:
@@ -62,7 +62,7 @@ class Access:
         return "can be written by other users" if stat.st_mode & OTHERS_WRITE else ""
 
     def make(self, folder: Path) -> None:
-        """Make a folder and the missing ones above it, each with its mode whatever the umask.
+        """Create a folder and its missing parents, each with its mode regardless of the umask.
 
         Raises OSError.
         """
@@ -79,16 +79,19 @@ class Access:
                 os.chmod(folder, self.folder_mode)
 
     def set_mode(self, descriptor: int) -> None:
-        """Give a file that was just made its mode, whatever the umask; raises OSError."""
+        """Set the mode of a newly created file, regardless of the umask; raises OSError."""
         if self.gid is not None:
             os.fchmod(descriptor, self.file_mode)
 
     def check_levels(self, place: Path) -> None:
-        """Raise Damaged unless the folders root, kv/ and kv/ab/ above an artifact are trusted.
+        """Raise Damaged unless the folders root, kv/ and kv/ab/ above an artifact are trusted, and
+        the latter no links: what those lead to is not the cache's.
 
-        Raises OSError where one is missing.
+        Raises OSError if one is missing.
         """
         for level in list(place.parents)[:3]:
+            if level != place.parents[2] and level.is_symlink():
+                raise Damaged(f"{level} is not a folder")
             if reason := self.exposure(level.stat()):
                 raise Damaged(f"{level} {reason}")
 
@@ -97,7 +100,7 @@ PRIVATE = Access()
 
 
 def access_to(root: Path) -> Access:
-    """Who is trusted with the cache in a folder, which need not exist."""
+    """Return who is trusted with the cache in a folder, which need not exist."""
     with suppress(OSError):
         stat = root.stat()
         shared = stat.st_mode & 0o7777 == SHARED and hasattr(os, "getgroups")
@@ -107,12 +110,12 @@ def access_to(root: Path) -> Access:
 
 
 def is_member(gid: int) -> bool:
-    """Whether this process belongs to a group."""
+    """Return whether this process belongs to a group."""
     return gid in {os.getegid(), *os.getgroups()}
 
 
 def advice(root: Path, stat: os.stat_result) -> str:
-    """The commands that make a folder usable that is not, "" where there are none to run."""
+    """Return the commands that make an unusable folder usable, "" if there are none."""
     if not hasattr(os, "geteuid"):
         return ""
     place, owner = shlex.quote(str(root)), stat.st_uid == os.geteuid()
@@ -125,7 +128,7 @@ def advice(root: Path, stat: os.stat_result) -> str:
 
 
 def repair(root: Path, access: Access) -> str:
-    """The commands that give all of a group's cache to the group."""
+    """Return the commands that give a group all files of its cache."""
     if access.gid is None:
         return ""
     place = shlex.quote(str(root))
@@ -136,7 +139,7 @@ def repair(root: Path, access: Access) -> str:
 
 
 def group_name(gid: int) -> str:
-    """A group's name, or its number where it has none."""
+    """Return a group's name, or its number if it has no name."""
     try:
         import grp
 
@@ -146,7 +149,7 @@ def group_name(gid: int) -> str:
 
 
 def on_network(root: Path) -> bool:
-    """Whether other machines may have a folder mounted as well; on Linux only, else False."""
+    """Return whether other machines may have mounted the folder too; on Linux only, else False."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
         real = os.path.realpath(root)
@@ -164,20 +167,20 @@ def on_network(root: Path) -> bool:
 
 
 Seal = tuple[int, int, int, int]
-"""Size, times of modification and change, and inode. Anybody can set the modification time back;
-the other is the system's own."""
+"""Size, times of modification and change, and inode. Any user can set the modification time back;
+the change time is set by the system."""
 
 
 def file_seal(stat: os.stat_result) -> Seal:
-    """It stays equal as long as nobody writes to the file."""
+    """Return the file's seal, which stays equal as long as nobody writes to the file."""
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 class FileBlob:
-    """The bytes of a file: a symbolic link is not followed, a pipe not waited for.
+    """The bytes of a file; symbolic links are not followed, and pipes do not block.
 
     Raises OSError, and Damaged for anything but a regular file that only those with `access` can
-    write.
+    write to.
     """
 
     def __init__(self, path: str | Path, access: Access = PRIVATE) -> None:
@@ -190,13 +193,13 @@ class FileBlob:
         if reason:
             os.close(descriptor)
             raise Damaged(f"it {reason}")
-        # Unbuffered: tensors are read in one piece straight into their place.
+        # Unbuffered: tensors are read directly into their place.
         self._file = os.fdopen(descriptor, "rb", buffering=0)
         self._seeking = Lock()
 
     @property
     def size(self) -> int:
-        """As it was when the file was opened."""
+        """The size when the file was opened."""
         return self.stat.st_size
 
     def read_into(self, target: memoryview, offset: int) -> int:
@@ -207,7 +210,7 @@ class FileBlob:
             return self._file.readinto(target) or 0
 
     def expect_whole_read(self) -> None:
-        """Have the system read ahead: readers side by side look like random reads to it."""
+        """Ask the system to read ahead: concurrent readers look like random access."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
@@ -220,18 +223,18 @@ KEY = re.compile("[0-9a-f]{64}")
 PART = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}\.part|[0-9a-f]{8}[a-z0-9_]{8}\.part")
 """Temporary files, also those of earlier versions. Files of other names are never removed."""
 MARKER = "CACHEDIR.TAG"
-"""The file by which a folder is known to be a cache."""
+"""The file that marks a folder as a cache."""
 _MARK_PART = re.compile(rf"{MARKER}\.[0-9a-f]{{16}}\.part")
 
 
 TOUCH_S = 3600.0
-"""The use of an entry is told to others at most so often."""
+"""Minimum seconds between updates of an entry's mtime, which other users read as its last use."""
 OLD_S = 86400.0
-"""Where locks are not seen by all: until what a process may have left behind is removed."""
+"""Age at which leftovers of processes are removed where locks are not visible to all users."""
 
 
 class Stored(NamedTuple):
-    """A file in an artifact's place, none of which was read."""
+    """A file in an artifact's place; its contents were not read."""
 
     key: str
     place: str
@@ -247,7 +250,7 @@ class Stored(NamedTuple):
 
     @property
     def changed(self) -> float:
-        """In seconds since the epoch."""
+        """The time of the last change in seconds since the epoch."""
         return self.stat.st_mtime
 
     @property
@@ -257,8 +260,8 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class Scan:
-    """The files under kv/, by key, and those that killed processes may have left: temporary
-    files and locks."""
+    """The files under kv/ by key, and the temporary files and locks that killed processes may have
+    left."""
 
     artifacts: list[Stored]
     leftovers: list[Path]
@@ -277,11 +280,15 @@ class Folder:
         self._access, self._shared = access, shared
 
     @property
+    def root(self) -> Path:
+        return self._root
+
+    @property
     def locks(self) -> Path:
         return self._locks
 
     def space(self) -> Space:
-        """The disk that the folders are, or will be, on."""
+        """Return the space of the disk that holds, or will hold, the folders."""
         place = self._root
         while not os.path.exists(place):
             place = place.parent
@@ -294,9 +301,14 @@ class Folder:
     def place(self, key: str) -> Path:
         return self._kv / key[:2] / (key + SUFFIX)
 
+    def is_linked(self, path: Path) -> bool:
+        """Whether a link stands above an artifact's place: its file is not the cache's."""
+        return path.parent.is_symlink() or self._kv.is_symlink()
+
     def scan(self) -> Scan:
         """One `stat` of every file; files for which it fails are left out."""
-        locks = (lock for lock in entries_of(self._locks) if KEY.fullmatch(lock.name))
+        locked = () if self._locks.is_symlink() else entries_of(self._locks)
+        locks = (lock for lock in locked if KEY.fullmatch(lock.name))
         artifacts, leftovers = list[Stored](), [Path(lock) for lock in locks]
         for entry in _files(self._kv):
             key = entry.name.removesuffix(SUFFIX)
@@ -305,7 +317,7 @@ class Folder:
                     artifacts.append(Stored(key, entry.path, entry.stat(follow_symlinks=False)))
             elif PART.fullmatch(entry.name):
                 leftovers.append(Path(entry.path))
-        # Of processes that were killed while they marked the folder.
+        # Left by processes that were killed while marking the folder.
         marks = (entry for entry in entries_of(self._root) if _MARK_PART.fullmatch(entry.name))
         leftovers += [Path(entry.path) for entry in marks]
         if self._shared:
@@ -313,34 +325,34 @@ class Folder:
         return Scan(sorted(artifacts, key=itemgetter(0)), leftovers)
 
     def begin(self, path: Path) -> Incoming:
-        """An empty file that may become this artifact's; raises OSError and Damaged."""
+        """Create an empty file that can become this artifact; raises OSError and Damaged."""
         self._access.make(path.parent)
         self._access.check_levels(path)
         return Incoming(path, self._access)
 
     def write(self, path: Path, fill: Callable[[BinaryIO], None]) -> None:
-        """Write an artifact's file, whole or not at all; raises OSError and Damaged."""
+        """Write an artifact's file atomically; raises OSError and Damaged."""
         self._access.make(path.parent)
         self._access.check_levels(path)
         write_whole(path, fill, self._access)
 
 
 def write_whole(path: Path, fill: Callable[[BinaryIO], object], access: Access = PRIVATE) -> None:
-    """A temporary file beside its place, filled, synced and renamed. Raises OSError."""
+    """Fill a temporary file in the same folder, sync it and rename it. Raises OSError."""
     part = part_of(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     descriptor = os.open(part, flags, 0o600)
     try:
         with os.fdopen(descriptor, "wb", buffering=0) as file:
             access.set_mode(file.fileno())
-            # Another process that sweeps leaves alone a file that a living one has open.
+            # A held file is never swept by other processes.
             hold(file.fileno())
             fill(cast(BinaryIO, file))
             os.fsync(file.fileno())
             if os.name == "posix":
                 os.replace(part, path)
         if os.name != "posix":
-            # Windows moves nothing that is open.
+            # Windows cannot move an open file.
             os.replace(part, path)
         _sync(path.parent)
     except BaseException:
@@ -349,8 +361,8 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], object], access: Access =
 
 
 class Incoming:
-    """A file beside its place, filled in any order by several threads, which becomes the artifact
-    once it is kept. Raises OSError; the file is removed unless it is kept."""
+    """A temporary file, filled in any order by several threads, that becomes the artifact once it
+    is kept. Raises OSError; the file is removed unless it is kept."""
 
     def __init__(self, path: Path, access: Access = PRIVATE) -> None:
         self.path = path
@@ -362,7 +374,7 @@ class Incoming:
         self._seeking = Lock()
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write bytes at their place."""
+        """Write bytes at an offset."""
         while data:
             if hasattr(os, "pwrite"):
                 count = os.pwrite(self.file.fileno(), data, offset)
@@ -373,8 +385,8 @@ class Incoming:
             data, offset = data[count:], offset + count
 
     def keep(self) -> None:
-        """Put the file into its place. It is not synced: each restore computes its checksum, and
-        the bucket has it."""
+        """Move the file into place without a sync: each restore verifies its checksum, and the
+        bucket has the original."""
         self.file.close()
         os.replace(self._part, self.path)
 
@@ -386,14 +398,14 @@ class Incoming:
 
 
 def _is_old(path: Path) -> bool:
-    """Whether a file has not changed for so long that no living process writes it."""
+    """Return whether a file is unchanged for so long that no live process can be writing it."""
     with suppress(OSError):
         return time.time() - path.lstat().st_mtime > OLD_S
     return False
 
 
 def part_of(path: Path) -> Path:
-    """A new temporary name beside a file's place."""
+    """Return a new temporary name in the same folder."""
     return path.with_name(f"{path.name.removesuffix(SUFFIX)}.{secrets.token_hex(8)}.part")
 
 
@@ -418,22 +430,22 @@ def remove_files(paths: Iterable[Path], warn: Callable[[str], None]) -> list[Pat
 
 
 def touch(path: Path) -> None:
-    """Set an artifact's time to now, at most once an hour, where that is allowed."""
+    """Set an artifact's mtime to now, at most once an hour, if permitted."""
     with suppress(OSError):
         if abs(time.time() - path.lstat().st_mtime) > TOUCH_S:
             os.utime(path, follow_symlinks=False)
 
 
 def entries_of(folder: str | Path) -> Iterator[os.DirEntry[str]]:
-    """The entries of a folder, none where it cannot be read."""
+    """Yield the entries of a folder, none if it cannot be read."""
     with suppress(OSError), os.scandir(folder) as entries:
         yield from entries
 
 
 def _files(kv: Path) -> Iterator[os.DirEntry[str]]:
     """The files of the folders kv/ab, each with a name that begins with its folder's."""
-    for folder in entries_of(kv):
-        # Files behind a link are not ours to count, and least of all to remove.
+    # Files behind a link are not ours to count, and least of all to remove.
+    for folder in () if kv.is_symlink() else entries_of(kv):
         if folder.is_dir(follow_symlinks=False):
             yield from (e for e in entries_of(folder.path) if e.name[:2] == folder.name)
 
@@ -441,7 +453,7 @@ def _files(kv: Path) -> Iterator[os.DirEntry[str]]:
 def _sync(folder: Path) -> None:
     if os.name != "posix":
         return
-    # The file is in its place; some network file systems cannot sync a folder.
+    # The file is already in place; some network file systems cannot sync a folder.
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,8 +1,8 @@
 """The small rows beside the artifacts: remembered digests, and a description of each entry.
 
-Nothing depends on them: a lost or damaged index costs time, never an answer. Each row carries a
-blake3 of its key and value, so that a changed or moved row reads as missing. The database carries
-an application id; one of another program is neither read nor changed.
+The rows are only a cache: a lost or damaged index costs time, never an answer. Each row carries a
+blake3 of its key and value, so that a modified or moved row reads as missing. The database carries
+an application id; another program's database is neither read nor changed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
+from stat import S_ISREG
 from threading import Lock
 from typing import Any
 
@@ -29,27 +30,27 @@ from sttm_cli.store.files import PRIVATE, Folder, Stored
 from sttm_cli.store.protocol import Entry, Uses
 
 PATIENCE_S = 5.0
-"""Other processes lock the index for milliseconds; an index that is locked longer is not used."""
+"""Other processes lock the index for milliseconds; if it stays locked longer, it is not used."""
 PAUSE_S = 60.0
-"""Until an index that failed is tried again: a server must not go without it for days."""
+"""Pause before a failed index is tried again: a server must not run without it for days."""
 MEMORY_S = 90 * 86400.0
-"""Rows of `set` expire: nobody asks again for removed or changed files."""
+"""Expiry of the rows of `set`: rows about removed or changed files are never read again."""
 FILES = ("cache.db", "cache.db-wal", "cache.db-shm", "cache.db-journal")
-"""The only files that are ever removed from the folder."""
+"""The only files ever removed from the folder."""
 APPLICATION = 0x5354544D
-"""SQLite's application id of our databases: "STTM"."""
+"""SQLite application id of our databases: "STTM"."""
 _OLD_KEY = re.compile("(used|verified|about|video|digest|probe|weights):.*", re.DOTALL)
 _SEAL = 64
-"""Hex digits in front of each row's value."""
-# Closing a file drops the locks that SQLite has on it for the whole process.
+"""Hex digits of the seal that precedes each row's value."""
+# Closing a database file drops all locks that SQLite holds on it in this process.
 _making = Lock()
 
 
 class _TextOnly(diskcache.Disk):  # type: ignore[misc]
-    """Keys and values are text, in the row itself; a row of anything else reads as empty.
+    """Stores keys and values as text within the row; rows of any other kind read as empty.
 
-    diskcache's own Disk unpickles rows (CVE-2025-69872): code execution for anybody who can write
-    the folder. This one has no way to read or write a pickle or a file.
+    diskcache's own Disk unpickles rows (CVE-2025-69872), which lets anyone with write access to the
+    folder execute code. This class can neither read nor write pickles or files.
     """
 
     def put(self, key: Any) -> tuple[str, bool]:
@@ -78,9 +79,9 @@ class _TextOnly(diskcache.Disk):  # type: ignore[misc]
 
 
 class Index:
-    """str -> JSON object, shared by processes; after any failure a row reads as missing.
+    """A mapping str -> JSON object shared by processes; after any failure, rows read as missing.
 
-    `enabled`: whether the folder may be touched.
+    `enabled`: whether the folder may be used.
     """
 
     def __init__(self, folder: Path, *, enabled: bool) -> None:
@@ -92,17 +93,17 @@ class Index:
         return self._select("key = ?", key).get(key)
 
     def rows(self, prefix: str) -> dict[str, Json]:
-        """All rows whose key begins with `prefix`, by the rest of the key, from one query."""
-        # Keys are compared as text; U+10FFFF sorts behind all that may follow.
+        """Return all rows whose key begins with `prefix`, by the rest of the key, in one query."""
+        # Keys compare as text; U+10FFFF sorts after any character that can follow.
         rows = self._select("key > ? AND key < ?", prefix, prefix + "\U0010ffff")
         return {key[len(prefix) :]: row for key, row in rows.items()}
 
     def set(self, key: str, value: Json) -> None:
-        """Remember a row for some months."""
+        """Store a row, which expires after some months."""
         self.set_all({key: value}, expire_s=MEMORY_S)
 
     def set_all(self, rows: dict[str, Json], *, expire_s: float | None = None) -> None:
-        """Remember all rows in one transaction."""
+        """Store all rows in one transaction."""
 
         def write(cache: Any) -> None:
             with cache.transact():
@@ -130,7 +131,7 @@ class Index:
         self._try(write, write=True)
 
     def forget_old(self) -> None:
-        """Remove the expired rows."""
+        """Remove expired rows."""
         self._try(lambda cache: cache.expire())
 
     def close(self) -> None:
@@ -151,7 +152,7 @@ class Index:
             except Exception as error:  # diskcache passes on every error of SQLite
                 self.close()
                 if attempt or not _is_not_a_database(error):
-                    # A read-only or full disk: go on without memory rather than fail.
+                    # Read-only or full disk: continue without an index rather than fail.
                     self._paused_until = time.monotonic() + PAUSE_S
                     return None
                 _remove(self._folder)
@@ -174,7 +175,7 @@ class Index:
 
 
 def is_own(folder: Path) -> bool:
-    """Whether a folder's index is of this program, also of an earlier version; changes nothing."""
+    """Return whether a folder's index is this program's, of any version; changes nothing."""
     try:
         with closing(_read_only(folder)) as database:
             return _application(database) == APPLICATION or _is_old(database)
@@ -198,10 +199,11 @@ def _make(folder: Path) -> None:
     """
     PRIVATE.make(folder)
     path = folder / FILES[0]
+    _check_files(folder)
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
-        if path.is_symlink() or not path.is_file() or PRIVATE.exposure(path.stat()):
+        if PRIVATE.exposure(path.stat()):
             raise
     with closing(sqlite3.connect(path, timeout=PATIENCE_S)) as database:
         database.execute("BEGIN IMMEDIATE")
@@ -212,14 +214,25 @@ def _make(folder: Path) -> None:
             raise sqlite3.DatabaseError("the index belongs to another program")
 
 
+def _check_files(folder: Path) -> None:
+    """Raise an error for a link, which leads to what is not ours, and for what is not a regular
+    file: SQLite would wait for a pipe for ever."""
+    if folder.is_symlink():
+        raise sqlite3.OperationalError(f"{folder} is a link")
+    for place in (folder / name for name in FILES):
+        if os.path.lexists(place) and not S_ISREG(place.lstat().st_mode):
+            raise sqlite3.OperationalError(f"{place} is not a regular file")
+
+
 def _remove(folder: Path) -> None:
-    for name in FILES:
+    for name in () if folder.is_symlink() else FILES:
         with suppress(OSError):
             (folder / name).unlink()
 
 
 def _read_only(folder: Path) -> sqlite3.Connection:
-    """A connection that takes no lock and makes no file beside the database."""
+    """Open a connection that takes no lock and creates no file beside the database."""
+    _check_files(folder)
     uri = (folder / FILES[0]).absolute().as_uri()
     return sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True)
 
@@ -233,7 +246,7 @@ def _tables(database: sqlite3.Connection) -> set[str]:
 
 
 def _is_old(database: sqlite3.Connection) -> bool:
-    """Whether a database is empty, or has rows of this program's kinds and no others."""
+    """Return whether a database is empty, or contains only rows of this program's kinds."""
     if not (tables := _tables(database)):
         return True
     own = all(name.startswith(("Settings", "Cache", "sqlite_")) for name in tables)
@@ -246,7 +259,7 @@ def _is_old(database: sqlite3.Connection) -> bool:
 
 
 def _read(cache: Any, where: str, *values: str) -> dict[str, Json]:
-    """The rows with a right seal. As bytes: one that is not UTF-8 must not hide the others."""
+    """Return the rows with a valid seal, read as bytes: invalid UTF-8 must not hide other rows."""
     select = (
         "SELECT CAST(key AS BLOB), CAST(value AS BLOB) FROM Cache WHERE raw = 1 AND mode = ? "
         f"AND (expire_time IS NULL OR expire_time > ?) AND {where}"
@@ -266,7 +279,7 @@ def _sealed(key: str, row: Json) -> str:
 
 
 def _seal(key: bytes, text: bytes) -> str:
-    """blake3 of a row: of its key's length, its key and its value."""
+    """Return the blake3 of a row: of its key's length, its key and its value."""
     from blake3 import blake3
 
     return str(blake3(len(key).to_bytes(8, "little") + key + text).hexdigest())
@@ -276,7 +289,7 @@ def _is_not_a_database(error: Exception) -> bool:
     return "malformed" in str(error) or "not a database" in str(error)
 
 
-# The index's rows about entries: their uses, their descriptions, and the entries of each video.
+# The rows about entries: their uses, their descriptions, and the entries of each video.
 
 
 ROWS = ("used", "about")
@@ -289,33 +302,33 @@ class Records:
         self._index, self._folder = index, folder
 
     def uses_of(self, key: str) -> Uses:
-        """An entry's uses."""
+        """Return an entry's uses."""
         return Uses.from_row(self._index.get(f"used:{key}"))
 
     def count_use(self, key: str, *, saved_s: float) -> None:
-        """One use more, now."""
+        """Add a use, at the current time."""
         self._index.change(
             f"used:{key}",
             lambda row: Uses.from_row(row).plus(saved_s=saved_s, now=time.time()),
         )
 
     def by_last_use(self, artifacts: list[Stored]) -> list[Stored]:
-        """The least recently used first; writing an entry counts as a use."""
+        """Sort by the last use, the oldest first; writing an entry counts as a use."""
         uses = self._all_uses()
         return sorted(artifacts, key=lambda s: max(uses[s.key].last_used, s.changed))
 
     def entries(self, artifacts: list[Stored]) -> list[Entry | None]:
-        """The remembered entry of each file; None without one, or of another version of it."""
+        """Return the remembered entry of each file; None if unknown or changed since."""
         uses, abouts = self._all_uses(), self._index.rows("about:")
         return [_remembered(s, abouts.get(s.key), uses[s.key]) for s in artifacts]
 
     def describe(self, entries: list[tuple[Entry, Stored]]) -> None:
-        """Remember entries, each for as long as its file stays as it is."""
+        """Remember entries, each valid as long as its file is unchanged."""
         if entries:
             self._index.set_all({f"about:{e.key}": _to_row(e, stored) for e, stored in entries})
 
     def add(self, entry: Entry, stored: Stored) -> None:
-        """Remember an entry that was just written, also among those of its video."""
+        """Remember an entry that was just written, and list it with its video."""
         keys = [key for key in self.keys_of(entry.video) if key != entry.key]
         self._index.set_all(
             {
@@ -325,13 +338,13 @@ class Records:
         )
 
     def keys_of(self, video: str) -> list[str]:
-        """The keys that are stored for a video, as far as they are remembered."""
+        """Return the remembered keys of a video's entries."""
         known = (self._index.get(f"video:{video}") or {}).get("keys")
         keys = [str(key) for key in known] if isinstance(known, list) else []
         return [key for key in keys if os.path.lexists(self._folder.place(key))]
 
     def forget(self, keys: list[str]) -> None:
-        """Drop the rows of removed entries, and of videos that have none left."""
+        """Drop the rows of removed entries, and of videos without remaining entries."""
         abouts = [self._index.get(f"about:{key}") or {} for key in keys]
         videos = {str(about.get("video")) for about in abouts}
         rows = [f"{row}:{key}" for key in keys for row in ROWS]
@@ -339,7 +352,7 @@ class Records:
         self._index.delete(*rows)
 
     def _all_uses(self) -> defaultdict[str, Uses]:
-        """By key."""
+        """Return the uses of all keys."""
         rows = self._index.rows("used:").items()
         return defaultdict(Uses, {key: Uses.from_row(row) for key, row in rows})
 
@@ -356,7 +369,7 @@ def _to_row(entry: Entry, stored: Stored) -> Json:
 
 
 def _remembered(stored: Stored, row: Json | None, uses: Uses) -> Entry | None:
-    """An entry as the index has it; None unless the file is still the described one."""
+    """Convert an entry's row; None unless the file is still the one described."""
     try:
         if row is None or row["seal"] != list(stored.seal):
             return None

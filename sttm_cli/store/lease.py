@@ -1,9 +1,9 @@
-"""One computation per key among machines: a lease, which its holder renews and others outwait.
+"""One computation per key across machines: a lease that its holder renews while others wait.
 
 A lease is a small object or file. Its age is the difference of two times of the server that keeps
-it, so that clocks of machines may differ. A holder that dies delays the others by the limit at
-most. Where the server ignores conditions, or a holder is paused for longer than the limit, two
-compute the same KV: both are right, and one of them is kept.
+it, so the machines' clocks may differ. A holder that dies delays the others by the limit at most.
+If the server ignores conditions, or a holder is suspended for longer than the limit, two machines
+compute the same KV: both results are right, and one of them is kept.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from sttm_cli.store.files import PRIVATE, Access
 
 LIMIT_S = 60.0
-"""A lease that was not renewed for so long has no holder."""
+"""Age in seconds at which a lease that was not renewed has expired."""
 RENEWALS = 4
-"""Renewals within the limit."""
+"""Renewals per limit."""
 POLL_S = 1.0
-"""A waiter looks again after so long."""
+"""Seconds between a waiter's polls."""
 STEP_S = 2.0
-"""Servers count times in whole seconds."""
+"""Servers report times in whole seconds."""
 
 V = TypeVar("V")
 
@@ -39,31 +39,32 @@ class Seen(NamedTuple, Generic[V]):
 
 
 class Leases(Protocol[V]):
-    """Where leases are kept. Methods raise OSError where that cannot be asked or written."""
+    """Storage for leases. Methods raise OSError if it cannot be read or written."""
 
     def create(self, key: str, token: str) -> V | None:
-        """Write a lease that does not exist yet; None if it does."""
+        """Create a lease; return None if it already exists."""
         ...
 
     def replace(self, key: str, token: str, version: V) -> V | None:
-        """Write over this version of a lease, which renews or takes it; None if it is another."""
+        """Overwrite this version of a lease, to renew or take it; None if it has another
+        version."""
         ...
 
     def look(self, key: str) -> Seen[V] | None:
-        """The lease as it is now, None if there is none."""
+        """Return the current lease, None if there is none."""
         ...
 
     def release(self, key: str, version: V) -> None:
-        """Remove a lease, unless it is known to be another version."""
+        """Remove a lease, unless it is known to have another version."""
         ...
 
     def now(self) -> float:
-        """The time of the server in seconds."""
+        """Return the server's time in seconds."""
         ...
 
 
 class _Clock:
-    """The server's time, asked once for each wait."""
+    """The server's time, requested once per wait."""
 
     def __init__(self, leases: Leases[Any]) -> None:
         self._offset = leases.now() - time.monotonic()
@@ -80,10 +81,10 @@ def holding(
     *,
     done: Callable[[], bool],
 ) -> Iterator[None]:
-    """Hold the lease of `key` while the block runs; calls `on_wait` once if it is held elsewhere.
+    """Hold the lease of `key` within the context; calls `on_wait` once if it is held elsewhere.
 
-    Enters without it where `done` says, after a wait, that there is nothing left to compute, and
-    where leases cannot be written.
+    Enters without the lease if `done` returns True after a wait, since nothing is left to compute,
+    and if leases cannot be written.
     """
     token = secrets.token_hex(16)
     try:
@@ -122,7 +123,7 @@ def _taken(
 
 
 class _Renewal(Generic[V]):
-    """A thread that renews a lease until `end`, which releases it."""
+    """A thread that renews a lease until `end` releases it."""
 
     def __init__(self, leases: Leases[V], key: str, token: str, version: V) -> None:
         self._leases, self._key, self._token = leases, key, token
@@ -145,15 +146,15 @@ class _Renewal(Generic[V]):
             try:
                 self._version = self._leases.replace(self._key, self._token, self._version)
             except OSError:
-                # It is tried again; others wait as long as the limit says.
+                # The next renewal may succeed before the limit.
                 continue
 
 
 class FolderLeases:
-    """Leases as files in a folder that users or machines share; a version is its holder's token.
+    """Leases as files in a folder shared by users or machines; a version is its holder's token.
 
-    Times are the file server's: a file's time is set by the server, and read by opening the file,
-    which network file systems do not answer from what they remember.
+    Times are the file server's: it sets a file's time, which is read by opening the file, because
+    network file systems do not answer that from a cache.
     """
 
     def __init__(self, folder: Path, access: Access = PRIVATE) -> None:
@@ -179,7 +180,7 @@ class FolderLeases:
         if token == version:
             os.utime(path)
             return token
-        # Of several that take it only one can move it away.
+        # Of several processes taking over a lease, only one can move it away.
         grave = path.with_name(f"{key}.{token}")
         try:
             os.rename(path, grave)
@@ -187,7 +188,7 @@ class FolderLeases:
             return None
         moved = _read(grave)[0]
         if moved != version:
-            # Another one was faster, and holds what was moved.
+            # Another process was faster, and holds the file that was moved.
             with suppress(OSError):
                 os.link(grave, path)
         grave.unlink(missing_ok=True)
@@ -209,14 +210,14 @@ class FolderLeases:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, self._access.file_mode)
         with os.fdopen(descriptor, "w") as file:
             with suppress(OSError):
-                # Another user's already has its mode.
+                # Another user's file already has its mode.
                 self._access.set_mode(file.fileno())
             os.utime(path)
             return os.fstat(file.fileno()).st_mtime
 
 
 def _read(path: Path) -> tuple[str, float]:
-    """A lease's token and the time of its last renewal; raises OSError."""
+    """Return a lease's token and the time of its last renewal; raises OSError."""
     flags = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK"))
     with os.fdopen(os.open(path, os.O_RDONLY | flags), "rb") as file:
         token = file.read(64).decode(errors="replace")

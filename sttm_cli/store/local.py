@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from sttm_cli.base.system import single_flight
 from sttm_cli.base.types import Json
+from sttm_cli.settings.fields import size_text
 from sttm_cli.store.artifact import Artifact, Damaged, Spelled, difference, open_artifact, spell
 from sttm_cli.store.claim import Refused, claim, refusal
 from sttm_cli.store.files import (
@@ -52,18 +53,18 @@ if TYPE_CHECKING:
     from sttm_cli.base.types import PrefixKV
     from sttm_cli.store.packing import PackedKV
 
-# Keeping a folder's artifacts within a number of bytes, the least recently used removed first.
+# The bound: keep a folder's artifacts within a number of bytes by evicting the least recently used.
 
 
 MOST_BYTES = 20 << 30
-"""The bound that is chosen where none is given, or a tenth of the free disk where that is less."""
+"""The bound that is chosen where none is given, or a tenth of the disk where that is less."""
 RESCAN_SHARE = 16
 """A scan of a hundred thousand files takes a second. The next one follows once a sixteenth of the
 room that was left is filled, so that a few processes cannot exceed the bound by much."""
 
 
 class Bound:
-    """`max_bytes` for the files in `folder`, None for a bound by the size of its disk."""
+    """`max_bytes` for the files in `folder`; None for a bound by the size of its disk."""
 
     def __init__(
         self,
@@ -78,23 +79,38 @@ class Bound:
         self._before_rescan = 0
 
     def limit(self, scan: Scan | None = None) -> int:
-        """The bound in bytes. The automatic one is never below the size of the stored files,
-        however little space the disk has left."""
+        """The bound in bytes. The automatic one does not depend on how much of the disk is free."""
         if self._max_bytes is not None:
             return self._max_bytes
         stored = (scan or self._folder.scan()).bytes
-        tenth = ((self._folder.space().free or 0) + stored) // 10
-        return min(MOST_BYTES, max(tenth, stored))
+        total = self._folder.space().total
+        # Some file systems do not know their size.
+        return min(MOST_BYTES, max(total // 10, stored)) if total else MOST_BYTES
 
     def describe(self, limit: int) -> str:
         """Where the bound comes from, with its bytes."""
         if self._max_bytes is not None:
-            return f"--max-bytes {limit:,}"
-        return f"the automatic bound of {limit:,} bytes (20 GiB or a tenth of the free disk)"
+            return f"--max-bytes {size_text(limit)}"
+        return f"the automatic bound of {limit:,} bytes (20 GiB or a tenth of the disk)"
 
     def scan_for(self, size: int) -> Scan | None:
         """All files, where `size` bytes more might exceed the bound; else None."""
         return self._folder.scan() if size > self._before_rescan else None
+
+    def lacking(self, size: int, scan: Scan | None) -> str:
+        """Why `size` bytes more are not stored, "" where they are. Nothing that is stored makes
+        room for them on a disk that is nearly full."""
+        if scan and size > (limit := self.limit(scan)):
+            return f"not stored: {size:,} bytes are more than {self.describe(limit)}"
+        space = self._folder.space()
+        if self._max_bytes is not None or not space.total or space.free is None:
+            return ""
+        if space.free - size >= space.reserve:
+            return ""
+        return (
+            f"not stored: {size:,} bytes would leave less than {space.reserve:,} free on the disk "
+            f"of {self._folder.root}; make room there, or give --max-bytes"
+        )
 
     def added(self, written: Stored, scan: Scan | None) -> None:
         """Keep the bound after `written` was added to the files of `scan`, and sweep."""
@@ -173,8 +189,7 @@ class LocalStore(Store):
 
     @property
     def max_bytes(self) -> int:
-        """The bound: as given, else 20 GiB or a tenth of the disk that could be free, and never
-        less than is stored."""
+        """The bound: as given, else 20 GiB or a tenth of the disk, and not less than is stored."""
         return self._bound.limit()
 
     def space(self) -> Space:
@@ -190,7 +205,7 @@ class LocalStore(Store):
             self._index.set(key, value)
 
     def rows(self, prefix: str) -> dict[str, Json]:
-        """The remembered rows whose key begins so, by the rest of it."""
+        """Return the remembered rows whose key begins with `prefix`, by the rest of the key."""
         return self._index.rows(prefix)
 
     # ---- finding and reading
@@ -227,23 +242,23 @@ class LocalStore(Store):
                 return None
 
     def use(self, key: str, *, saved_s: float) -> None:
-        """Count a use of the entry of a key."""
+        """Count a use of an entry."""
         self._records.count_use(key, saved_s=saved_s)
 
     def count_use(self, entry: Entry, *, saved_s: float) -> None:
         self._records.count_use(entry.key, saved_s=saved_s)
         if self._shared:
-            # The rows are each user's own: the file's time tells the others.
+            # Other users do not see these rows; they read the file's mtime.
             touch(self._folder.place(entry.key))
 
     def entries(self) -> list[Entry]:
-        """Headers are read of entries that the index does not describe."""
+        """Return all entries; reads the headers of those that the index does not describe."""
         artifacts, described = self._scan().artifacts, list[tuple[Entry, Stored]]()
         entries = list[Entry]()
         for stored, entry in zip(artifacts, self._records.entries(artifacts), strict=True):
             if entry is None:
                 try:
-                    # The large parts of a hundred thousand entries are not kept.
+                    # Dropped, to keep the memory for a hundred thousand entries small.
                     entry = replace(self._read(stored.path), identity=None, facts=None)
                 except (Damaged, OSError):
                     continue
@@ -263,15 +278,14 @@ class LocalStore(Store):
     # ---- writing and removing
 
     def save(self, identity: Json, packed: PackedKV, *, label: Json) -> Entry | None:
-        """A temporary file beside its place, fsync, rename, then its row."""
+        """Write a temporary file, sync and rename it, then add its row."""
         from sttm_cli.store.packing import write
 
         if not self._make_folder():
             return None
         wanted, scan = spell(identity), self._bound.scan_for(packed.nbytes)
-        if scan and packed.nbytes > (limit := self._bound.limit(scan)):
-            bound = self._bound.describe(limit)
-            self._warn(f"not stored: {packed.nbytes:,} bytes are more than {bound}")
+        if lacking := self._bound.lacking(packed.nbytes, scan):
+            self._warn(lacking)
             return None
         path = self._folder.place(wanted.key)
         try:
@@ -291,7 +305,7 @@ class LocalStore(Store):
         return entry
 
     def has(self, key: str) -> bool:
-        """Whether a file is in this entry's place; nothing of it is read."""
+        """Return whether a file is in this entry's place, without reading it."""
         return not self._refusal and os.path.lexists(self._folder.place(key))
 
     def begin(self, key: str, size: int) -> Incoming | None:
@@ -301,14 +315,14 @@ class LocalStore(Store):
             return None
         scan = self._bound.scan_for(size)
         try:
-            if scan and size > self._bound.limit(scan):
+            if self._bound.lacking(size, scan):
                 return None
             return self._folder.begin(self._folder.place(key))
         except (OSError, Damaged):
             return None
 
     def finish(self, incoming: Incoming, wanted: Spelled) -> Entry | None:
-        """Make a whole file the entry of `wanted`, within the bound; None where it cannot be."""
+        """Turn a complete file into the entry of `wanted`, within the bound; None if that fails."""
         try:
             incoming.keep()
             artifact = self._open(incoming.path, wanted)
@@ -324,7 +338,8 @@ class LocalStore(Store):
         return entry
 
     def remove(self, keys: Iterable[str]) -> list[str]:
-        paths = {} if self._refusal else {self._folder.place(key): key for key in keys}
+        places = {} if self._refusal else {self._folder.place(key): key for key in keys}
+        paths = {path: key for path, key in places.items() if not self._folder.is_linked(path)}
         removed = [paths[path] for path in remove_files(paths, self._warn)]
         self._records.forget(removed)
         return removed
@@ -369,7 +384,7 @@ class LocalStore(Store):
 
     @contextmanager
     def sign(self) -> Iterator[str]:
-        # A lock's file: where several machines share the folder, rows are each user's own.
+        # A lock file, because the rows of a shared folder are private to each user.
         key = secrets.token_hex(32)
         with self.computing(key, lambda: None):
             yield key if self.sees(key) else ""
@@ -383,7 +398,7 @@ class LocalStore(Store):
         return Scan([], []) if self._refusal else self._folder.scan()
 
     def _opened(self, wanted: Spelled) -> tuple[Artifact[FileBlob] | None, str]:
-        """An artifact, or the reason why it cannot be used: "" where there is none."""
+        """Open an artifact; otherwise return why it is unusable, "" if it does not exist."""
         path = self._folder.place(wanted.key)
         if not os.path.lexists(path):
             return None, ""
@@ -396,13 +411,13 @@ class LocalStore(Store):
             return None, f"entry damaged: {error}"
 
     def _read(self, path: Path) -> Entry:
-        """An entry as its file describes it; raises as `_open`."""
+        """Return an entry as its file describes it; raises as `_open`."""
         artifact = self._open(path)
         artifact.blob.close()
         return _entry(artifact, self._records.uses_of(artifact.header.key))
 
     def _miss_reason(self, identity: Json) -> str:
-        """The differences from the entry of the same video that differs least."""
+        """Return the differences from the closest entry of the same video."""
         digest, differences = identity.get("video", {}).get("digest", ""), []
         for key in self._records.keys_of(digest):
             with suppress(Damaged, OSError):
@@ -410,13 +425,13 @@ class LocalStore(Store):
                     difference(identity, self._read(self._folder.place(key)).identity or {})
                 )
         if not differences:
-            # What others stored is found by its whole identity alone.
+            # Other users' entries are only found by their whole identity.
             beside = " and these settings" if self._shared else ""
             return f"nothing stored for this video{beside} (digest {digest[:12]})"
         return "; ".join(min(differences, key=len)[:3])
 
     def _make_folder(self, *, quiet: bool = False) -> bool:
-        """Make and mark the folder; False where that is not possible."""
+        """Create and mark the folder; return False if that fails."""
         if self._refusal:
             return False
         try:
@@ -432,7 +447,7 @@ class LocalStore(Store):
         return True
 
     def _open(self, path: Path, wanted: Spelled | None = None) -> Artifact[FileBlob]:
-        """The artifact in a file; raises OSError and Damaged."""
+        """Open the artifact in a file; raises OSError and Damaged."""
         self._access.check_levels(path)
         artifact = open_artifact(FileBlob(path, self._access), wanted)
         if path.name != artifact.header.key + SUFFIX:
@@ -441,7 +456,7 @@ class LocalStore(Store):
         return artifact
 
     def _problem(self, path: Path) -> str | None:
-        """The damage of an artifact, None for a whole one."""
+        """Return the damage of an artifact, None if it is intact."""
         from sttm_cli.store.reading import check_bytes
 
         try:
@@ -464,8 +479,8 @@ def _entry(artifact: Artifact[FileBlob], uses: Uses) -> Entry:
 
 
 def _own_rows(root: Path) -> Path:
-    """Where this user's rows about a shared folder are: a database is safe neither on a network
-    file system nor between users."""
+    """Return the folder of this user's rows about a shared cache: a database is not safe on a
+    network file system or shared by several users."""
     from blake3 import blake3
     from platformdirs import user_cache_path
 

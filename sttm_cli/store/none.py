@@ -1,4 +1,4 @@
-"""The store that keeps nothing."""
+"""The store of --no-cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class NoStore(Store):
-    """Remembers rows within the process, stores no KV."""
+    """Keeps rows for the lifetime of the process, and no KVs."""
 
     location = "--no-cache"
     keeps_nothing = True
@@ -33,7 +33,7 @@ class NoStore(Store):
         self._rows[key] = value
 
     def rows(self, prefix: str) -> dict[str, Json]:
-        """The remembered rows whose key begins so, by the rest of it."""
+        """Return the remembered rows whose key begins with `prefix`, by the rest of the key."""
         found = self._rows.items()
         return {key.removeprefix(prefix): row for key, row in found if key.startswith(prefix)}
 

@@ -1,21 +1,17 @@
-"""Opening a store from a path or an address."""
+"""Open a store by its path or address."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-from sttm_cli.base.errors import CacheError, UsageError
-from sttm_cli.base.names import BUCKETS, did_you_mean, path_or_address, scheme_of
+from sttm_cli.base.bucket import CLIENTS
+from sttm_cli.base.errors import UsageError
+from sttm_cli.base.names import STORES, did_you_mean, path_or_address, scheme_of
 from sttm_cli.settings.fields import NO_TIER
 from sttm_cli.settings.settings import cache_tier
 from sttm_cli.store.none import NoStore
 from sttm_cli.store.protocol import Store
-
-GROUP = "sttm_cli.stores"
-"""Entry points of this group open stores: the name is the scheme of an address, the object is
-called as `open(address, *, max_bytes, warn)` and returns a Store."""
 
 
 def open_store(
@@ -25,16 +21,16 @@ def open_store(
     max_bytes: int | None = None,
     tier: str | Path | None = None,
 ) -> Store:
-    """Open the store at a path or an address; None stores nothing.
+    """Open the store at a path or an address; with None, a store that keeps nothing.
 
-    `max_bytes`: its bound, None for the store's own choice. `tier`: the folder of a bucket's local
-    copies as given, None for the usual one. Raises UsageError for an address of an unknown scheme
-    and for a tier where there can be none, CacheError where the code for it cannot be loaded.
+    `max_bytes`: its bound, None for the store's default. `tier`: the folder for local copies of a
+    bucket, None for the default. Raises UsageError for an address with an unknown scheme and for a
+    tier without a bucket, CacheError if the store's code cannot be loaded.
     """
     if where is None:
         return NoStore()
     place = path_or_address(where)
-    if isinstance(place, str) and scheme_of(place) in BUCKETS:
+    if isinstance(place, str) and scheme_of(place) in CLIENTS:
         from sttm_cli.store.cloud import BucketStore
 
         return BucketStore(place, max_bytes=max_bytes, warn=warn, tier=cache_tier(tier))
@@ -47,22 +43,16 @@ def open_store(
         from sttm_cli.store.local import LocalStore
 
         return LocalStore(place, max_bytes=max_bytes, warn=warn)
-    point = _entry_point(place)
-    try:
-        opener = point.load()
-    except (ImportError, AttributeError) as error:
-        raise CacheError(f"the store for {place} cannot be loaded: {error}") from error
-    store: Store = opener(place, max_bytes=max_bytes, warn=warn)
+    _check_scheme(place)
+    store: Store = STORES.load(scheme_of(place))(place, max_bytes=max_bytes, warn=warn)
     return store
 
 
-def _entry_point(address: str) -> EntryPoint:
-    scheme = scheme_of(address)
-    known = {point.name: point for point in entry_points(group=GROUP)}
-    if scheme in known:
-        return known[scheme]
-    names = ", ".join(f"{name}://" for name in sorted({*BUCKETS, *known}))
-    raise UsageError(
-        f"--cache-dir {address}: there is no store for {scheme}://",
-        did_you_mean(scheme, {*BUCKETS, *known}) or f"give a folder; installed stores: {names}",
-    )
+def _check_scheme(address: str) -> None:
+    scheme, known = scheme_of(address), sorted({*CLIENTS, *STORES.names()})
+    if scheme not in known:
+        names = ", ".join(f"{name}://" for name in known)
+        raise UsageError(
+            f"--cache-dir {address}: there is no store for {scheme}://",
+            did_you_mean(scheme, known) or f"give a folder; installed stores: {names}",
+        )

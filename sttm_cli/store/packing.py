@@ -1,4 +1,4 @@
-"""How a KV's numbers are stored: as they are, in half precision, or as bytes with scales.
+"""How a KV's numbers are stored: unchanged, in half precision, or as int8 with scales.
 
 The process that computed a KV continues with the numbers that a later process will restore: `pack`
 rounds them in place, so that a cold run and a hit give the same answer.
@@ -37,8 +37,8 @@ SCALED = torch.int8
 TOKENS, DIM = 0, 2
 """Axes of [n, heads, dim]: one scale for all entries along TOKENS is one per channel."""
 BLOCK = 1 << 15
-"""Numbers that are unpacked at once: they stay in the processor's caches between the steps, and
-torch does not share them out among threads, for which a busy machine makes it wait."""
+"""Numbers unpacked at once: they stay in the processor's caches between the steps, and torch does
+not split them among threads, which is slow on a busy machine."""
 _STEPS = 127
 
 
@@ -56,7 +56,7 @@ class Packed:
 
     @property
     def parts(self) -> list[torch.Tensor]:
-        """Scale and offset where there are any, then the stored numbers."""
+        """Return scale and offset, if any, then the stored numbers."""
         return [t for t in (self.scale, self.offset, self.stored) if t is not None]
 
     @property
@@ -66,10 +66,10 @@ class Packed:
     def unpack(self, out: torch.Tensor) -> None:
         """Write the numbers to `out` [n, heads, dim]; bit for bit the same for any rows."""
         if self.scale is None or self.offset is None:
-            # Other devices do not report when the copy is done and `stored` may be written again.
+            # Only CUDA reports the end of a copy, after which `stored` may be overwritten.
             out.copy_(self.stored, non_blocking=out.is_cuda)
         elif out.dtype is torch.float32:
-            # Two rounded operations, never one fused: rows must not depend on their neighbours.
+            # Two rounded operations, never a fused one: a row must not depend on its neighbours.
             torch.mul(self.stored, self.scale, out=out).add_(self.offset)
         else:
             on_cpu = out.device.type == "cpu"
@@ -113,12 +113,12 @@ def pack(kv: PrefixKV, kv_dtype: str = "auto") -> PackedKV:
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor on the CPU; bfloat16 has no numpy type."""
+    """Return the memory of a contiguous CPU tensor; bfloat16 has no numpy type."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def pack_tensor(tensor: torch.Tensor, stored: torch.dtype, *, axis: int = TOKENS) -> Packed:
-    """One tensor [n, heads, dim] as it will be stored.
+    """Convert a tensor [n, heads, dim] to its stored form.
 
     `axis`: the axis whose entries share an int8 scale. Keys and values are stored with TOKENS,
     which was measured to lose least (docs/cache.md); DIM is for comparison.
@@ -140,11 +140,11 @@ def _as_bytes(tensor: torch.Tensor, axis: int) -> Packed:
     return Packed(stored, scale, offset)
 
 
-# From a KV to the bytes of an artifact.
+# Writing a KV as an artifact.
 
 
 ALIGN = 64
-"""Tensors begin at a multiple of so many bytes."""
+"""Alignment of tensors in bytes."""
 
 
 def write(file: BinaryIO, identity: Json, packed: PackedKV, label: Json) -> None:
@@ -157,9 +157,9 @@ def write(file: BinaryIO, identity: Json, packed: PackedKV, label: Json) -> None
         total.update(bytes_of(part))
     record = canonical(_record(identity, packed, label) | {"checksum": str(total)})
     header: Json = {"__metadata__": {"sttm": record.decode(), "seal": seal_of(record)}}
-    _, heads, dim = packed.kv.keys[0].shape
-    states = _stated(packed.kv)
-    for place in layout(list(packed.kv.lengths), heads, dim, packed.kv_dtype, states):
+    pairs = zip(packed.kv.lengths, packed.kv.keys, strict=True)
+    shapes = [[length, *keys.shape[1:]] for length, keys in pairs]
+    for place in layout(shapes, packed.kv_dtype, _stated(packed.kv)):
         header[place.name] = place.to_json()
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(len(text) + 8) % ALIGN)
@@ -208,6 +208,6 @@ def _parts(packed: PackedKV) -> Iterator[torch.Tensor]:
 
 
 def _write_all(file: BinaryIO, data: memoryview) -> None:
-    """An unbuffered file takes 2 GiB at most in one call."""
+    """Write everything: an unbuffered file accepts at most 2 GiB per call."""
     while data:
         data = data[file.write(data) :]

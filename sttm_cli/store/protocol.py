@@ -1,8 +1,8 @@
 """The interface of a store; how to add one: docs/cache.md.
 
 A store is opened from a path or an address (`opening.py`). Only the store knows how its artifacts
-are kept; callers see identities, entries and KVs. Methods do not raise for the state of the medium:
-the store's `warn` gets a line, and the answer is computed.
+are kept; callers see identities, entries and KVs. Methods do not raise for failures of the storage:
+they call the store's `warn` with a line, and the answer is computed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from sttm_cli.base.types import PrefixKV
     from sttm_cli.store.packing import PackedKV
 
-# The records that a store returns: entries, lookups, and results of its upkeep.
+# Results of a store's methods: entries, lookups, and the outcomes of maintenance.
 
 
 @dataclass(frozen=True)
 class Uses:
-    """How often an entry was restored, the seconds that saved in all, and the last time, in
+    """How often an entry was restored, the total seconds saved, and the time of the last use in
     seconds since the epoch."""
 
     hits: int = 0
@@ -34,7 +34,7 @@ class Uses:
 
     @classmethod
     def from_row(cls, row: Json | None) -> Uses:
-        """As a store remembers it; a malformed row counts as no use."""
+        """Read a store's row; a malformed one counts as no uses."""
         row = row or {}
         numbers = [row.get(name) for name in ("hits", "saved_s", "at")]
         if not all(isinstance(n, (int, float)) and abs(n) < 1e11 for n in numbers):
@@ -42,17 +42,17 @@ class Uses:
         return cls(int(row["hits"]), float(row["saved_s"]), float(row["at"]))
 
     def plus(self, *, saved_s: float, now: float) -> Json:
-        """The row after one use more."""
+        """Return the row after one more use."""
         return {"at": now, "hits": self.hits + 1, "saved_s": self.saved_s + saved_s}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One stored KV. Times are seconds since the epoch.
+    """A stored KV. Times are seconds since the epoch.
 
-    `location`: where its bytes are, for people; `video`: the digest of the video; `saved_bytes`:
-    how much smaller `kv_dtype` makes it than the KV that is restored from it. `identity` and
-    `facts` (the outcome of its computation) are None in a listing.
+    `location`: the place of its bytes, for display; `video`: the digest of the video;
+    `saved_bytes`: how much smaller `kv_dtype` makes it than the restored KV. `identity` and `facts`
+    (about its computation) are None in a listing.
     """
 
     key: str
@@ -74,7 +74,7 @@ class Entry:
 
 
 def entry_of(header: Header, *, location: str, created: float, uses: Uses | None = None) -> Entry:
-    """An entry as its artifact describes it."""
+    """Return an entry as its artifact describes it."""
     video = header.identity.get("video")
     return Entry(
         key=header.key,
@@ -94,8 +94,8 @@ def entry_of(header: Header, *, location: str, created: float, uses: Uses | None
 
 @dataclass(frozen=True)
 class Lookup:
-    """The result of `Store.find`: an entry, open until it is loaded or closed, or the reason why
-    there is none."""
+    """The result of `Store.find`: an entry, open until it is loaded or closed, or the reason for
+    the miss."""
 
     entry: Entry | None = None
     artifact: Artifact[Any] | None = None
@@ -122,7 +122,7 @@ class Removed(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """A damaged artifact: where it is, its damage, and whether it was removed."""
+    """A damaged artifact: its place, its damage, and whether it was removed."""
 
     location: str
     problem: str
@@ -130,7 +130,7 @@ class Finding:
 
 
 class Probe(NamedTuple):
-    """One property of a store's medium that was tried; `problem` is None where it is well."""
+    """A tested property of a store's storage; `problem` is None if the test passed."""
 
     name: str
     found: str
@@ -144,6 +144,11 @@ class Space(NamedTuple):
     free: int | None = None
     total: int | None = None
 
+    @property
+    def reserve(self) -> int:
+        """Bytes of the disk that are left alone: 256 MiB, or a twentieth where that is less."""
+        return min(256 << 20, (self.total or 0) // 20)
+
 
 NO_BOUND = 2**63 - 1
 """The `max_bytes` of a store that nothing bounds."""
@@ -153,14 +158,14 @@ NO_BOUND = 2**63 - 1
 class Store(Protocol):
     """Stored KVs by identity, and small rows beside them.
 
-    Methods with a body are defaults for a class that names this one as its base.
+    Methods with a body are defaults for subclasses.
     """
 
     # ---- properties of the store
 
     @property
     def location(self) -> str:
-        """The store's place as a user gives it: an absolute path, or an address."""
+        """The store's place as a user names it: an absolute path, or an address."""
         ...
 
     @property
@@ -170,89 +175,90 @@ class Store(Protocol):
 
     @property
     def refusal(self) -> str:
-        """The reason why the store does not use its place, "" where it does."""
+        """Why the store does not use its place; empty if it does."""
         return ""
 
     failure: str = ""
-    """The reason why the last of these methods could not ask the medium, "" where it could."""
+    """Why the last operation failed to reach the storage; empty if it succeeded."""
 
     @property
     def writable(self) -> bool:
-        """Whether anything can be stored at this moment."""
+        """Whether anything can currently be stored."""
         ...
 
     @property
     def bytes(self) -> int:
-        """The size of all artifacts, counted now."""
+        """The total size of all artifacts, counted now."""
         ...
 
     @property
     def max_bytes(self) -> int:
-        """The bound of `bytes`, which `save` keeps by removing the least recently used."""
+        """The bound of `bytes`, which `save` keeps by removing the least recently used entries."""
         ...
 
     def space(self) -> Space:
-        """The disk below the store."""
+        """Return the space on the store's disk."""
         return Space()
 
     def probes(self) -> Iterator[Probe]:
-        """Try what matters of the medium and cannot be seen otherwise, for `sttm doctor`."""
+        """Test properties of the storage that are not otherwise visible, for `sttm doctor`."""
         return iter(())
 
     # ---- small rows
 
     def get(self, key: str) -> Json | None:
-        """A remembered row, None if there is none."""
+        """Return a remembered row, None if there is none."""
         ...
 
     def set(self, key: str, value: Json) -> None:
-        """Remember a row for some months, where that is possible."""
+        """Remember a row for some months, if possible."""
         ...
 
     # ---- finding and reading
 
     def find(self, identity: Json) -> Lookup:
-        """Open the entry whose identity is equal in full; its header was read and checked.
+        """Open the entry whose identity is equal in full, with a checked header.
 
         The lookup must be loaded or closed. An entry that is replaced or removed meanwhile can
-        still be loaded, or is a miss. Without an entry, `miss_reason` names the differences to the
-        nearest one.
+        still be loaded, or is a miss. On a miss, `miss_reason` names the differences from the
+        closest entry.
         """
         ...
 
     def stored(self, identity: Json) -> Entry | None:
-        """The entry whose identity is equal in full; leaves nothing open."""
+        """Return the entry whose identity is equal in full, without keeping it open."""
         with self.find(identity) as lookup:
             return lookup.entry
 
     def load(self, lookup: Lookup, *, device: str | Sequence[str], room: int) -> PrefixKV | None:
         """Read the entry that `find` opened into buffers with `room` free rows, and close it.
 
-        `device`: one for all layers, or each layer's own. None, and a warning, if it is damaged.
+        `device`: one for all layers, or one per layer. Returns None, after a warning, if the entry
+        is damaged.
         """
         ...
 
     def count_use(self, entry: Entry, *, saved_s: float) -> None:
-        """Remember that an entry was used now, and by how many seconds that was faster."""
+        """Record a use of an entry at the current time, and the seconds it saved."""
         ...
 
     def entries(self) -> list[Entry]:
-        """Every readable entry, without its identity and facts."""
+        """Return every readable entry, without identity and facts."""
         ...
 
     def beginning(self, key: str) -> list[Entry]:
-        """The entries whose key begins with `key`, with identity and facts."""
+        """Return the entries whose key begins with `key`, with identity and facts."""
         ...
 
     # ---- writing and removing
 
     def save(self, identity: Json, packed: PackedKV, *, label: Json) -> Entry | None:
-        """Store a KV, whole or not at all; None, and a warning, where that is not possible."""
+        """Store a KV, completely or not at all; None, after a warning, if that fails."""
         ...
 
     def remove(self, keys: Iterable[str]) -> list[str]:
         """Remove entries; return the keys of those that no longer exist. A process that has one
-        of them open reads it to its end."""
+        open can still read all of it."""
         ...
 
     def prune(self, limit: int) -> list[Removed]:
@@ -263,32 +269,32 @@ class Store(Protocol):
     def verify(
         self, *, repair: bool = False, limit: int | None = None
     ) -> tuple[int, list[Finding]]:
-        """Check every byte of every artifact, or of `limit` of them; return how many artifacts
-        exist, and the damaged ones. `repair` removes those."""
+        """Check every byte of every artifact, or of `limit` of them; return the number of artifacts
+        and the damaged ones. `repair` removes those."""
         ...
 
     def computing(self, key: str, on_wait: Callable[[], None]) -> AbstractContextManager[None]:
-        """A context that one process at a time enters for each key, so that no two compute the
-        same video; `on_wait` is called once where another process is in it."""
+        """Return a context that admits one process at a time per key, so that no two compute the
+        same video; `on_wait` is called once if another process holds it."""
         return nullcontext()
 
     def sign(self) -> AbstractContextManager[str]:
-        """A context in which every opening of this store, on any machine, `sees` the sign that it
-        gives; "" where the store's address is enough to know it by."""
+        """Return a context that yields a sign, which every opening of this store, on any machine,
+        `sees`; "" if the address alone identifies the store."""
         return nullcontext("")
 
     def sees(self, sign: str) -> bool:
-        """Whether a `sign` was given by this very store, while its context lasts."""
+        """Return whether `sign` was given by this very store and its context is still open."""
         return not sign
 
     # ---- its life
 
     def telling(self, warn: Callable[[str], None]) -> AbstractContextManager[None]:
-        """Within this context, and this thread, warnings go to `warn`."""
+        """Redirect this thread's warnings to `warn` within the context."""
         ...
 
     def close(self) -> None:
-        """Release the resources of the store."""
+        """Release the store's resources."""
         ...
 
     def __enter__(self) -> Self:
@@ -298,14 +304,14 @@ class Store(Protocol):
         self.close()
 
 
-# A store's warnings, which may go elsewhere for a while.
+# Warnings of a store, which can be redirected.
 
 
 _redirected: ContextVar[Callable[[str], None] | None] = ContextVar("redirected", default=None)
 
 
 class Warnings:
-    """Called with a line, passes it on to `warn`, or to where it is redirected."""
+    """Passes each line it is called with to `warn`, or to where the line is redirected."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
@@ -315,7 +321,7 @@ class Warnings:
 
     @contextmanager
     def redirected(self, warn: Callable[[str], None]) -> Iterator[None]:
-        """Within this context, and this thread, lines go to `warn`."""
+        """Redirect this thread's lines to `warn` within the context."""
         token = _redirected.set(warn)
         try:
             yield

@@ -1,9 +1,9 @@
-"""From an artifact into the buffers that generation continues to write to.
+"""Restore an artifact into the buffers that generation then appends to.
 
-Pieces of a few megabytes are read side by side, in the file's order, each straight into its final
-place where the numbers need no change. Otherwise (another device, half precision, int8) they go
-through a ring of staging buffers, pinned for a GPU, so that the copy of one piece runs beside the
-reading of the next. The checksum is computed on the way.
+Pieces of a few megabytes are read concurrently, in file order, each directly into its final place
+if the numbers need no conversion. Otherwise (another device, half precision, int8) they pass
+through a ring of staging buffers, pinned for a GPU, so that copying one piece overlaps reading the
+next. The checksum is computed along the way.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ALIGN = 64
 class Buffers:
     """Empty tensors of `shapes`, one on each of `devices`.
 
-    `views[i]` is the memory of tensor i, None where it is not on the CPU.
+    `views[i]` is the memory of tensor i, None if it is not on the CPU.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class Buffers:
             self.views.append(bytes_of(tensor) if device == "cpu" else None)
 
     def _on_cpu(self, shapes: Sequence[list[int]], dtype: torch.dtype) -> None:
-        """One stretch of memory, in huge pages where the system has them: giving a process a
-        gigabyte in pages of 4 KiB takes longer than filling it."""
+        """Allocate one block, in huge pages if the system has them: mapping a gigabyte in pages of
+        4 KiB takes longer than filling it."""
         counts = [prod(shape) * dtype.itemsize for shape in shapes]
         steps = [-(-count // ALIGN) * ALIGN for count in counts]
         memory, begin = _memory(sum(steps)), 0
@@ -60,7 +60,7 @@ class Buffers:
 
 
 class Slot:
-    """A staging buffer, and the copy out of it that may still run on a GPU."""
+    """A staging buffer, with its last copy, which may still be running on a GPU."""
 
     def __init__(self, size: int, *, pinned: bool) -> None:
         self.memory = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
@@ -68,7 +68,7 @@ class Slot:
         self._copied = torch.cuda.Event() if pinned else None
 
     def free(self, count: int) -> memoryview:
-        """The first `count` bytes, to be written: the last copy out of them is done."""
+        """Return the first `count` bytes for writing, after the last copy from them is done."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._view[:count]
@@ -89,7 +89,7 @@ def _memory(size: int) -> torch.Tensor:
 
 PIECE = 4 << 20
 READERS = min(4, os.cpu_count() or 1)
-"""Pieces that are read at once: one thread copies from the page cache slower than memory can."""
+"""Pieces read concurrently: one thread copies from the page cache below memory bandwidth."""
 
 
 def read_tensors(artifact: Artifact[Blob], *, device: str | Sequence[str], room: int) -> PrefixKV:
@@ -149,7 +149,7 @@ def check_bytes(artifact: Artifact[Blob]) -> None:
 
 @dataclass(frozen=True)
 class _Direct:
-    """A piece whose stored bytes are the final ones: its first byte in the file, its place."""
+    """A piece stored in its final form: its first byte in the file, and its place."""
 
     begin: int
     target: memoryview
@@ -157,8 +157,8 @@ class _Direct:
 
 @dataclass(frozen=True)
 class _Staged:
-    """Consecutive rows of one tensor that become numbers on the way: their first byte in the
-    file, their shape and type there, and their place. `scale`, `offset`: the whole tensor's."""
+    """Consecutive rows of one tensor that need conversion: their first byte, shape and type in the
+    file, and their place. `scale`, `offset`: of the whole tensor."""
 
     begin: int
     shape: list[int]
@@ -172,10 +172,10 @@ class _Staged:
         return prod(self.shape) * self.dtype.itemsize
 
     def unpack(self, host: torch.Tensor) -> None:
-        """Turn the stored bytes in `host` into numbers in their final place."""
+        """Convert the stored bytes in `host` into numbers in their final place."""
         stored = host.view(self.dtype).view(self.shape)
         if self.out.device.type != "cpu" and self.out.dtype is not self.dtype:
-            # Smaller numbers cross the bus smaller, and are unpacked there.
+            # The stored form is smaller, so it crosses the bus before it is unpacked.
             stored = stored.to(self.out.device, non_blocking=self.out.is_cuda)
         Packed(stored, self.scale, self.offset).unpack(self.out)
 
@@ -184,7 +184,7 @@ _Piece = _Direct | _Staged
 
 
 def _read_pieces(blob: Blob, pieces: list[_Piece], total: Checksum) -> None:
-    """Read some pieces ahead, and take each in its turn."""
+    """Prefetch up to READERS pieces and consume them in order."""
     slots = _ring(pieces)
     waiting: deque[tuple[Future[None], _Piece, memoryview, Slot | None]] = deque()
 
@@ -211,7 +211,7 @@ def _read_pieces(blob: Blob, pieces: list[_Piece], total: Checksum) -> None:
 
 
 def _ring(pieces: list[_Piece]) -> list[Slot]:
-    """One staging buffer more than there are readers: one is copied from meanwhile."""
+    """Return the staging buffers: one per reader, and one to copy from."""
     staged = [piece for piece in pieces if isinstance(piece, _Staged)]
     if not staged:
         return []
@@ -292,7 +292,7 @@ def _of(
 
 
 def _read_scales(blob: Blob, header: Header, total: Checksum) -> list[torch.Tensor]:
-    """Scale and offset of each tensor, on the CPU, from one read."""
+    """Read scale and offset of each tensor, to the CPU, in one read."""
     if not header.scales:
         return []
     memory = torch.empty(header.scales[-1].end, dtype=torch.uint8)

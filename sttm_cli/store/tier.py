@@ -1,5 +1,5 @@
-"""The local copies of what a bucket holds: an ordinary bounded cache folder, and beside each entry
-the ETag of the object that it is a copy of."""
+"""The local copies of a bucket's entries: an ordinary bounded cache folder, and for each entry the
+ETag of the object that was copied."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Tier:
-    """Copies in `folder`, None for none; and the small rows that are this machine's own.
+    """Copies in `folder`, None to keep none; and rows private to this machine.
 
     `place`: the address of the bucket; a folder may serve several.
     """
@@ -32,38 +32,38 @@ class Tier:
         self.get, self.set = self._rows.get, self._rows.set
 
     def e_tag(self, key: str) -> str:
-        """The ETag of the object that the stored copy is of, "" without a copy."""
+        """Return the ETag of the object that was copied, "" without a copy."""
         if self.store is None or not self.store.has(key):
             return ""
         known = (self.get(f"etag:{self._place}:{key}") or {}).get("e_tag")
         return known if isinstance(known, str) else ""
 
     def find(self, identity: Json) -> Lookup:
-        """The copy, opened and checked; also one whose ETag is not known any more."""
+        """Return the copy, opened and checked, even if its ETag is no longer known."""
         return self.store.find(identity) if self.store is not None else Lookup()
 
     def load(self, lookup: Lookup, *, device: str | Sequence[str], room: int) -> PrefixKV | None:
-        """Read a copy; None, and a warning, if it is damaged."""
+        """Read a copy; None, after a warning, if it is damaged."""
         return self._rows.load(lookup, device=device, room=room)
 
     def begin(self, key: str, size: int) -> Incoming | None:
-        """A file for a copy; None where there is no room, or there are no copies."""
+        """Open a file for a local copy; None if it does not fit or copies are off."""
         return None if self.store is None else self.store.begin(key, size)
 
     def finish(self, incoming: Incoming, wanted: Spelled, e_tag: str | None) -> None:
-        """Make a whole file the copy of the object that has this ETag."""
+        """Turn a complete file into the copy of the object with this ETag."""
         if self.store is not None and self.store.finish(incoming, wanted) is not None and e_tag:
             self.set(f"etag:{self._place}:{wanted.key}", {"e_tag": e_tag})
 
     def remove(self, *keys: str) -> None:
-        """Remove copies of what the bucket holds no longer, or as another version."""
+        """Remove copies of objects that were removed from the bucket or replaced."""
         if self.store is not None and (held := [key for key in keys if self.store.has(key)]):
             self.store.remove(held)
 
     # ---- uses that the bucket does not have yet
 
     def count_use(self, key: str, saved_s: float) -> Uses | None:
-        """Count a use; returns those to add to the bucket's, None while it has a recent one."""
+        """Count a use; return those to add to the bucket's, None while it has a recent one."""
         row = self.get(f"use:{self._place}:{key}") or {}
         pending = Uses.from_row(row).plus(saved_s=saved_s, now=time.time())
         written = row.get("written")
@@ -72,12 +72,12 @@ class Tier:
         kept = {**kept, "written": pending["at"] if due else written}
         self.set(f"use:{self._place}:{key}", kept)
         if self.store is not None:
-            # Copies go in the order of their uses here.
+            # Copies are evicted in the order of their uses here.
             self.store.use(key, saved_s=saved_s)
         return Uses.from_row(pending) if due else None
 
     def pending(self) -> dict[str, Uses]:
-        """The uses of each key that were counted here since the last that the bucket has."""
+        """Return the uses of each key that the bucket does not have yet."""
         rows = self._rows.rows(f"use:{self._place}:").items()
         return {key: Uses.from_row(row) for key, row in rows}
 

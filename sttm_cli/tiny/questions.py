@@ -87,9 +87,17 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Question:
+    """A question of a `kind`, and its true answer.
+
+    `form`: the template's name and the number of words of the thing it names, which any reader of
+    the text sees. `bet`: the answer; where two things are named, which of them it is.
+    """
+
     kind: str
     text: str
     answer: str
+    form: str = ""
+    bet: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,7 +165,8 @@ def _question(
     text = text.replace(" a orange", " an orange")
     if rng.random() < 0.5:
         text = text.replace("colour", "color")
-    return Question(kind, text, answer)
+    bet = ("second", "first")[answer == x] if wording == "pair" else answer
+    return Question(kind, text, answer, f"{wording} {len(x.split())}", bet)
 
 
 def _absent(names: Sequence[str], present: set[str], rng: np.random.Generator) -> str:

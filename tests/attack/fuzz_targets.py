@@ -67,7 +67,7 @@ def _record() -> tuple[dict[str, Any], dict[str, Any]]:
                    "spatial_threshold": 0.8, "temporal_threshold": 0.6},
         "checksum": "blake3:0",
     }  # fmt: skip
-    tensors = {place.name: place.to_json() for place in layout([3, 2], 1, 4, "float32")}
+    tensors = {place.name: place.to_json() for place in layout([[3, 1, 4], [2, 1, 4]], "float32")}
     return record, tensors
 
 
@@ -78,7 +78,7 @@ def _with_states() -> tuple[dict[str, Any], dict[str, Any]]:
     record, _ = _record()
     states = Stated([0], [2, 4], [1, 2, 3], "float32")
     record |= {"format": WITH_STATES, "lengths": [0, 3, 2], "states": states.to_json()}
-    places = layout([0, 3, 2], 1, 4, "float32", states)
+    places = layout([[0, 1, 4], [3, 1, 4], [2, 1, 4]], "float32", states)
     return record, {place.name: place.to_json() for place in places}
 
 
@@ -176,7 +176,7 @@ def checkpoint() -> Target:
         context_length,
         families,
         family_of,
-        layer_bytes,
+        kv_shapes,
         token_count,
     )
 
@@ -198,7 +198,7 @@ def checkpoint() -> Target:
                 if not (isinstance(family.frames, int) and isinstance(family.merge_layer, int)):
                     raise Broken("defaults that are not numbers")
                 token_count(found, 8, width=640, height=360)
-            layer_bytes(found, 2), context_length(found), found.layers, found.text
+            kv_shapes(found), context_length(found), found.layers, found.text
         (folder / name).unlink()
 
     seeds = [bytes([number]) + whole[name] for number, name in enumerate(CHECKED) if name in whole]

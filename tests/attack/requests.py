@@ -29,6 +29,7 @@ VALID: dict[str, Any] = {
             ],
         },
     ],
+    "media_io_kwargs": {"video": {"num_frames": 4, "fps": 1.0}},
     "sttm": {"budget": 0.5, "method": "sttm", "frames": 4, "fps": 1.0, "start": "0:01", "end": 2},
     "stream": False,
     "stream_options": {"include_usage": True},

@@ -27,12 +27,14 @@ GROUPS = {
     "swaps": "swaps",
     "kills": "kills",
     "disks": "disks",
+    "pages": "pages",
+    "folders": "folders",
 }
 """The module here of each group: its `attack(rng, folder)` is an endless iterator over the cases
 that were tried."""
 
 
-MOST_MB = dict.fromkeys(GROUPS, 3072) | {"videos": 4096}
+MOST_MB = dict.fromkeys(GROUPS, 3072) | {"videos": 4096, "pages": 1536}
 """The most memory of a process of each group: the one that asks, a server, a decoder."""
 LONGEST_S = 240.0
 """Until a group has its next case, also the first, on a machine that does other work as well."""

@@ -19,6 +19,8 @@ from sttm_cli.bench.intervals import Bootstrap
 from sttm_cli.bench.scoring import alone, in_conversation, mark
 from sttm_cli.bench.studies.variants import VARIANTS
 from sttm_cli.cli import app
+from sttm_cli.tiny.questions import Question, ask_about
+from sttm_cli.tiny.scenes import make_scene
 from sttm_cli.tiny.training.batches import FIRST_TRAINING_SEED
 
 FILMS = Path(__file__).parents[3] / "shared" / "videos"
@@ -103,6 +105,17 @@ def test_a_method_can_merge_before_another_layer() -> None:
     assert len(sttm.roots) == len(early.roots) == 16
 
 
+def test_sizes_count_as_the_method_needs_it_or_as_its_name_says() -> None:
+    found = find_entrants("tome,tome+sizes,anchors,anchors-sizes,tome@2+sizes")
+    sized = {entrant.name: entrant.sizes for entrant in found}
+    assert sized == {
+        "sttm": False, "tome": False, "tome+sizes": True, "anchors": True, "anchors-sizes": False,
+        "tome@2+sizes": True,
+    }  # fmt: skip
+    with pytest.raises(UsageError, match=r"only \+sizes or -sizes"):
+        find_entrants("tome+size")
+
+
 def test_intervals_hold_the_value_and_pair_what_is_compared() -> None:
     video = np.repeat(np.arange(100), 5)
     hard = np.repeat(np.arange(100) % 4 == 0, 5)
@@ -139,25 +152,40 @@ def test_an_answer_that_would_go_on_is_not_right(tmp_path: Path) -> None:
             assert not any(answer for (answer,) in mark(model, kv, asked))
 
 
-def test_chance_is_the_most_frequent_answer_of_each_kind() -> None:
+def test_chance_is_the_most_frequent_answer_to_questions_of_a_form() -> None:
     marks = {("sttm", 1.0): [True] * 6}
     results = Results(
         video=[0, 1, 2, 0, 1, 0],
         kind=["colour"] * 3 + ["count"] * 2 + [FOLLOW_UP],
-        truth=["red", "blue", "red", "two", "two", "two"],
+        form=["colour 1", "colour 1", "colour 2", "count 0", "count 0", "count 0"],
+        bet=["red", "red", "blue", "two", "one", "two"],
         right=marks,
         kept={("sttm", 1.0): [1.0] * 3},
     )
     chance = report(results)["chance"]
-    assert chance["colour"] == pytest.approx(2 / 3)
-    assert (chance["count"], chance["all"]) == (1.0, pytest.approx(0.8))
+    assert (chance["colour"], chance["count"]) == (1.0, 0.5)
+    assert chance["all"] == pytest.approx(0.8)
+
+
+def test_a_rule_that_knows_the_question_sees_its_form_and_bets_on_a_name() -> None:
+    seen: dict[str, list[Question]] = {}
+    for seed in range(500_000_000, 500_000_040):
+        scene = make_scene(seed, seconds=8)
+        for question in ask_about(scene, range(8), np.random.default_rng(seed)):
+            seen.setdefault(question.form, []).append(question)
+    assert {"pair 1", "existence 1", "existence 2", "count 0"} <= set(seen)
+    for question in seen["pair 1"]:
+        one, two = question.text.split(", the ")[1].rstrip("?").split(" or the ")
+        assert question.answer == {"first": one, "second": two}[question.bet]
+    assert {question.bet for question in seen["existence 2"]} == {"yes", "no"}
 
 
 def test_a_report_counts_kinds_follow_ups_and_chance() -> None:
     results = Results(
         video=[0, 0, 0, 1],
         kind=["colour", "count", FOLLOW_UP, "colour"],
-        truth=["red", "two", "two", "red"],
+        form=["colour 1", "count 0", "count 0", "colour 1"],
+        bet=["red", "two", "two", "red"],
         right={
             ("sttm", 1.0): [True, True, True, False],
             ("sttm", 0.5): [True, False, False, False],

@@ -15,7 +15,7 @@ from sttm_cli.base.errors import OutOfMemoryError, UsageError
 from sttm_cli.base.types import PrefixKV, TokenCounts
 from sttm_cli.bench import speed as measuring
 from sttm_cli.bench.floor import prefill_flops
-from sttm_cli.bench.geometry import GEOMETRIES
+from sttm_cli.bench.geometry import GEOMETRIES, Geometry
 from sttm_cli.cli import app
 
 SAMPLE = str(Path(__file__).parents[2] / "docs" / "sample.mp4")
@@ -53,17 +53,25 @@ def test_every_stage_of_a_model_is_measured_and_nothing_stays_in_the_cache(tmp_p
     assert {path.name for path in (tmp_path / "cache").iterdir()} <= {"CACHEDIR.TAG", "index"}
 
 
-@pytest.mark.parametrize("name", ["llava-video-7b", "qwen2.5-vl-7b"])
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("llava-video-7b", 4), ("llava-onevision-0.5b", 2), ("qwen2-vl-2b", 2), ("qwen3-vl-8b", 4)],
+)
 def test_a_geometry_is_measured_with_random_weights_and_says_that_it_was_shrunk(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, scale: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(GEOMETRIES, name, replace(GEOMETRIES[name], vocabulary=1000))
+    geometry = GEOMETRIES[name]
+    text = {**geometry.config["text_config"], "vocab_size": 1000}
+    small = replace(geometry, config={**geometry.config, "text_config": text})
+    monkeypatch.setitem(GEOMETRIES, name, small)
     plot = tmp_path / "plot.png"
     said = run(
-        *(SAMPLE, "--geometry", name, "--layers", "4", "--scale", "4", "--frames", "2"),
+        *(SAMPLE, "--geometry", name, "--layers", "5", "--scale", str(scale), "--frames", "2"),
         *("--budgets", "0.3", "--repeat", "1", "--no-peers", "--plot", str(plot)),
     )
-    assert f"{name}, random weights, 4 layers, widths / 4; merged by sttm before layer" in said
+    assert (
+        f"{name}, random weights, 5 layers, widths / {scale}; merged by sttm before layer" in said
+    )
     assert "TFLOP/s" in said
     assert plot.read_bytes().startswith(b"\x89PNG")
 
@@ -92,8 +100,15 @@ def test_flags_that_cannot_hold_together_are_named() -> None:
 
 
 def test_geometries_have_the_released_sizes() -> None:
-    assert GEOMETRIES["llava-video-7b"].text == (3584, 18944, 28, 28, 4)
-    assert GEOMETRIES["llava-video-7b"].shrunk(4, 4).text == (896, 4736, 4, 7, 1)
+    keys = "hidden_size", "intermediate_size", "num_hidden_layers", "num_key_value_heads"
+
+    def sizes(geometry: Geometry) -> list[int]:
+        return [geometry.config["text_config"][key] for key in keys]
+
+    assert sizes(GEOMETRIES["llava-video-7b"]) == [3584, 18944, 28, 4]
+    assert sizes(GEOMETRIES["llava-video-7b"].shrunk(4, 4)) == [896, 4736, 4, 1]
+    tower = GEOMETRIES["qwen3-vl-8b"].shrunk(10, 2).config["vision_config"]
+    assert (tower["depth"], tower["deepstack_visual_indexes"]) == (10, [8])
     with pytest.raises(UsageError, match="does not divide"):
         GEOMETRIES["llava-onevision-0.5b"].shrunk(None, 4)
 

@@ -179,3 +179,22 @@ def test_all_entries_are_removed_only_where_somebody_agrees() -> None:
 def test_the_shell_completes_keys_and_every_choice(typed: list[str], words: str) -> None:
     key = stored()
     assert set(complete(*typed).split()) == set(words.replace("KEY", key[:12]).split())
+
+
+def test_what_rm_finds_nothing_of_is_said_by_name(tmp_path: Path) -> None:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    shutil.copy(SAMPLE, clips / "a.mp4")
+    sttm_here("ask", clips / "a.mp4", QUESTION)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for named, message in (
+        (["--model", "nosuch"], "nothing is stored for --model nosuch"),
+        ([empty], f"nothing is stored of {empty}"),
+        (["gone.mp4"], "there is no file gone.mp4, and nothing is stored of it"),
+    ):
+        ended = sttm_here("cache", "rm", *named)
+        assert (ended.code, ended.out) == (1, ""), named
+        assert message in ended.err
+    assert len(sttm_here("cache", "rm", clips, "--json").json["removed"]) == 1
+    assert sttm_here("cache", "ls", "--json").json["entries"] == []

@@ -62,13 +62,18 @@ def test_every_video_is_answered_and_a_bad_one_costs_the_exit_code(clips: Path) 
     assert sttm_here("ask", clips, QUESTION, "--each").code == 0
 
 
-def test_json_is_an_object_a_line_for_each_video_that_was_answered(clips: Path) -> None:
+def test_json_is_an_object_a_line_for_each_video_also_one_that_fails(clips: Path) -> None:
     sttm_here("precompute", clips)
     ended = sttm_here("ask", clips, QUESTION, "--each", "--json")
     reports = [json.loads(line) for line in ended.out.splitlines()]
     assert ended.code == 1
+    assert [Path(r["video"]["path"]).name for r in reports] == ["a.mp4", "bad.mp4", "b.mp4"]
+    failed = reports.pop(1)
+    assert failed["schema"] == "sttm.error/1"
+    assert failed["error"]["kind"] == "video"
+    assert "is not a video" in failed["error"]["message"]
+    assert failed["error"]["hint"]
     assert [r["schema"] for r in reports] == ["sttm.ask/1"] * 2
-    assert [Path(r["video"]["path"]).name for r in reports] == ["a.mp4", "b.mp4"]
     assert [r["cache"]["hit"] for r in reports] == [True, True]
     assert [a["answer"] for r in reports for a in r["answers"]] == ["three", "three"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import wave
@@ -286,3 +287,56 @@ def test_a_path_is_no_question_though_nothing_is_there(tmp_path: Path) -> None:
     further = sttm_here("ask", "-c", "is there a circle?")
     assert further.code == 0
     assert f"about {SAMPLE}" in further.err
+
+
+def test_help_is_in_the_list_of_commands_and_knows_near_names() -> None:
+    assert re.search(r"^.? *help  ", sttm_here().out or sttm_here("help").out, re.MULTILINE)
+    ended = sttm_here("help", "preconpute")
+    assert ended.code == 2
+    assert "precompute" in ended.err
+
+
+def test_what_forbids_fetching_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in (
+        ["models", "pull", "qwen2-vl-2b"],
+        ["ask", SAMPLE, QUESTION, "-m", "qwen2-vl-2b"],
+    ):
+        ended = sttm(*command, HF_HUB_OFFLINE="1")
+        assert ended.code == 4
+        assert "could not be fetched (HF_HUB_OFFLINE is set)" in ended.err
+        assert "unset HF_HUB_OFFLINE" in ended.err
+
+
+def test_without_credentials_a_bucket_names_where_they_are_looked_for(tmp_path: Path) -> None:
+    pytest.importorskip("obstore", reason="the extra 'cloud' is not installed")
+    plain = sttm("ask", "az://box/a.mp4", QUESTION, HOME=str(tmp_path))
+    assert plain.code == 1
+    assert "AZURE_STORAGE_ACCOUNT_NAME (not set)" in plain.err
+    half = sttm("cache", "ls", "--cache-dir", "az://box/a", AZURE_STORAGE_ACCOUNT_KEY="c2VjcmV0")
+    assert half.code == 1
+    assert "AZURE_STORAGE_ACCOUNT_KEY (set)" in half.err
+    assert "c2VjcmV0" not in half.err
+
+
+def test_a_switch_in_the_config_file_may_be_a_boolean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config.toml"
+    monkeypatch.setenv("STTM_CONFIG", str(config))
+    for value, read in (("true", "on"), ("false", "off"), ('"on"', "on")):
+        config.write_text(f"attention_sizes = {value}\n")
+        shown = sttm_here("config", "show")
+        assert shown.code == 0, shown.err
+        assert re.search(rf"^attention_sizes +{read} ", shown.out, re.MULTILINE)
+    config.write_text("attention_sizes = 1\n")
+    refused = sttm_here("config", "show")
+    assert "choose one of off, on" in refused.err
+
+
+def test_sizes_in_messages_read_as_they_were_typed(tmp_path: Path) -> None:
+    bodies = sttm_here("serve", "--max-body", "64M", "--max-bodies", "500K")
+    assert "--max-bodies 500K is less than --max-body 64M" in bodies.err
+    large = sttm("ask", "-", QUESTION, "--max-download", "16K", stdin=SAMPLE.read_bytes())
+    assert "larger than --max-download allows (16K)" in large.err
+    small = sttm_here("ask", SAMPLE, QUESTION, "--max-bytes", "100K")
+    assert "are more than --max-bytes 100K" in small.err

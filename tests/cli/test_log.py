@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +209,58 @@ def test_a_fresh_process_writes_the_log_of_the_user(tmp_path: Path) -> None:
         assert database.execute("SELECT question, answer FROM answers").fetchall() == [
             (QUESTION, "three")
         ]
+
+
+@pytest.mark.parametrize(
+    ("damage", "command"),
+    [
+        ("UPDATE answers SET budget = '{'", ("log",)),
+        ("UPDATE answers SET budget = x'ff'", ("log",)),
+        ("UPDATE conversations SET settings = '['", ("ask", "-c", SECOND)),
+        ("UPDATE conversations SET settings = '[]'", ("ask", "-c", SECOND)),
+        ("DELETE FROM conversations", ("ask", "-c", SECOND)),
+    ],
+)
+def test_a_damaged_row_of_the_log_is_one_clear_line(damage: str, command: tuple[str, ...]) -> None:
+    sttm_here("ask", SAMPLE, QUESTION)
+    with closing(sqlite3.connect(log_path())) as database, database:
+        database.execute(damage)
+    ended = sttm_here(*command)
+    assert ended.code == 1
+    assert f"the log {log_path()} cannot be read" in ended.err
+
+
+def test_nothing_older_is_gone_on_with_where_the_last_answer_was_not_kept(tmp_path: Path) -> None:
+    other = shutil.copy(SAMPLE, tmp_path / "other.mp4")
+    sttm_here("ask", SAMPLE, QUESTION)
+    sttm_here("ask", other, QUESTION, "--no-log")
+    ended = sttm_here("ask", "-c", SECOND)
+    assert (ended.code, ended.out) == (2, "")
+    assert "is not kept (--no-log)" in ended.err
+    assert f"sttm ask {SAMPLE.absolute()} QUESTION -c" in ended.err
+    # By name it is gone on with, and that is said.
+    named = sttm_here("ask", SAMPLE, SECOND, "-c", "-q")
+    assert (named.code, named.out) == (0, "4\n")
+    assert "what was asked later is not kept" in named.err
+    # That answer is kept: it is the last conversation again.
+    again = sttm_here("ask", "-c", QUESTION, "-q")
+    assert (again.code, again.out, again.err) == (0, "three\n", "")
+    with sqlite3.connect(log_path()) as database:
+        assert "other.mp4" not in "\n".join(database.iterdump())
+
+
+def test_no_log_makes_no_file() -> None:
+    sttm_here("ask", SAMPLE, QUESTION, "--no-log")
+    assert not log_path().exists()
+
+
+def test_a_path_that_is_not_there_and_was_never_asked_about_is_an_error(tmp_path: Path) -> None:
+    sttm_here("ask", SAMPLE, QUESTION)
+    ended = sttm_here("log", "nope.mp4")
+    assert (ended.code, ended.out) == (3, "")
+    assert "there is no file nope.mp4, and nothing was asked about it" in ended.err
+    moved = shutil.copy(SAMPLE, tmp_path / "moved.mp4")
+    assert sttm_here("log", moved).code == 0
+    sttm_here("ask", moved, QUESTION)
+    Path(moved).unlink()
+    assert QUESTION in sttm_here("log", moved).out

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sttm_cli.base.errors import UsageError
-from sttm_cli.merge.method import method_names
+from sttm_cli.base.names import METHODS
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.settings.settings import Settings
 from tests.cli.process import sttm, sttm_here
@@ -43,7 +43,7 @@ def beside(folder: Path) -> str:
     return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", os.getcwd())]))
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", METHODS.names())
 def test_every_method_answers_from_its_own_kv_alone(name: str) -> None:
     other = "sttm" if name == "tome" else "tome"
     assert sttm_here("ask", SAMPLE, QUESTION, "--budget", "0.3", "--method", other).code == 0
@@ -57,7 +57,7 @@ def test_every_method_answers_from_its_own_kv_alone(name: str) -> None:
     assert again["answers"] == first["answers"]
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", METHODS.names())
 def test_at_budget_one_every_method_gives_the_same_answer(name: str) -> None:
     with (
         VideoQA(budget=1.0, no_cache=True) as qa,
@@ -97,8 +97,8 @@ def test_an_unknown_method_is_answered_with_the_nearest(command: str) -> None:
 def test_names_are_known_without_anything_heavy() -> None:
     code = (
         "from sttm_cli.settings.settings import Settings\n"
-        "from sttm_cli.merge.method import method_names\n"
-        "Settings(method='vidcom2'), method_names()"
+        "from sttm_cli.base.names import METHODS\n"
+        "Settings(method='vidcom2'), METHODS.names()"
     )
     assert not modules_after(code) & HEAVY
 
@@ -143,9 +143,9 @@ def test_a_method_of_another_package_is_found_by_its_entry_point(tmp_path: Path)
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("import nowhere", "'toy' cannot be imported: No module named 'nowhere'"),
-        (TOY.replace('"toy"', '"sttm"'), "'toy' is not a Method of that name"),
-        ("METHOD = print", "'toy' is not a Method of that name"),
+        ("import nowhere", "cannot be imported: No module named 'nowhere'"),
+        (TOY.replace('"toy"', '"sttm"'), "is not a merging method of that name"),
+        ("METHOD = print", "is not a merging method of that name"),
     ],
 )
 def test_a_method_of_another_package_that_is_broken_is_named(

@@ -61,6 +61,64 @@ def test_answers_are_those_of_the_session_and_counted_by_category_and_budget(
     assert less["tokens"]["kept"] <= 0.05 * less["tokens"]["full"] < full["tokens"]["kept"]
 
 
+def test_thresholds_given_by_hand_stand_for_a_budget(questions: Path, scenes: list[Sheet]) -> None:
+    done = evaluated(questions, "--json", "--thresholds", "0.9/0.80,0.5/0.5", budgets="1").json
+    rows = [row for row in done["rows"] if row["category"] == ALL]
+    pairs = [row["thresholds"] for row in rows]
+    assert pairs == [None, [0.9, 0.8], [0.5, 0.5]]
+    asked = items(scenes)
+    for row, pair in zip(rows[1:], pairs[1:], strict=True):
+        kept, right = [], 0
+        with sttm_cli.VideoQA(model="tiny", budget=1, method="sttm:{:g}/{:g}".format(*pair)) as qa:
+            for one in asked:
+                answer = qa.ask(one["video"], one["question"])
+                kept.append(answer.tokens.video_kept)
+                right += answer.text == one["answer"]
+                assert answer.tokens.spatial_threshold == pair[0]
+                assert answer.tokens.temporal_threshold == pair[1]
+        assert row["tokens"]["kept"] == pytest.approx(sum(kept) / len(kept))
+        assert row["accuracy"]["value"] == pytest.approx(100 * right / len(asked))
+    full, *less = (row["tokens"]["kept"] for row in rows)
+    assert full > less[0] > less[1]
+    again = evaluated(questions, "--thresholds", "0.9/0.8", budgets="1")
+    assert "0 asked now" in again.out
+    assert "from 1 to 0.9/0.8:" in again.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--thresholds", "0.85"), "--thresholds '0.85' is not a pair of thresholds"),
+        (("--thresholds", "0.85/1.2"), "is not a pair of thresholds"),
+        (("--thresholds", "0.85/x"), "--thresholds 'x' is not a number"),
+        (
+            ("--thresholds", "0.85/0.6", "--method", "tome"),
+            "--thresholds 0.85/0.6 cannot be combined with --method tome",
+        ),
+        (
+            ("--method", "sttm:0.85/0.6"),
+            "--method sttm:0.85/0.6 has thresholds and cannot be combined with --budgets",
+        ),
+        (("--method", "tome:0.85/0.6"), "--method 'tome' has no thresholds"),
+    ],
+)
+def test_thresholds_that_cannot_be_are_refused_before_anything_is_asked(
+    tmp_path: Path, flags: tuple[str, ...], message: str
+) -> None:
+    file = write_lines(tmp_path / "q.jsonl", [GOOD])
+    for given in ((file, *flags), ("paper", *flags)):
+        done = sttm_here("eval", *given)
+        assert done.code == 2
+        assert message in done.err
+
+
+def test_thresholds_and_a_budget_cannot_be_combined(scenes: list[Sheet]) -> None:
+    message = "--method sttm:0.8/0.6 has thresholds and cannot be combined with --budget 0.5"
+    done = sttm_here("ask", scenes[0].path, "what?", "--method", "sttm:0.80/0.6")
+    assert done.code == 2
+    assert message in done.err
+
+
 def test_options_are_weighed_and_the_answer_may_be_a_text_a_letter_or_a_place(
     questions: Path, scenes: list[Sheet]
 ) -> None:

@@ -22,6 +22,7 @@ from sttm_cli.bench.exam import Sheet
 from sttm_cli.eval.paper import TASKS, Paper, _measured
 from sttm_cli.eval.published import BENCHMARKS
 from sttm_cli.eval.served import Served
+from sttm_cli.settings.fields import Thresholds
 from tests.cli.process import Ended, sttm, sttm_here
 from tests.eval.benchmarks import write_benchmarks
 from tests.eval.scenes import items, sheets, write_task
@@ -78,6 +79,29 @@ def test_lmms_eval_scores_as_bench_accuracy_does_on_the_same_items(
 
 
 @pytest.mark.long
+def test_thresholds_given_by_hand_are_served_and_shown_beside_a_budget(
+    tmp_path: Path, lmms: Path, scenes: list[Sheet]
+) -> None:
+    rows = items(scenes)[:2]
+    flags = (*own_task(tmp_path, rows), "--budgets", "1", "--thresholds", "0.5/0.50")
+    chart = tmp_path / "chart.svg"
+    done = paper(tmp_path / "hf", *flags, "--json", "--plot", chart)
+    assert done.code == 0, done.err
+    assert "serving tiny at thresholds 0.5/0.5" in done.err
+    full, less = done.json["rows"]
+    assert (full["budget"], full["thresholds"]) == (1.0, None)
+    assert (less["budget"], less["thresholds"]) == (None, [0.5, 0.5])
+    with sttm_cli.VideoQA(model="tiny", budget=1, method="sttm:0.5/0.5", fps=1) as qa:
+        kept = [qa.ask(row["video"], row["question"]).tokens.video_kept for row in rows]
+    assert less["tokens"]["kept"] == sum(kept) / 2 < full["tokens"]["kept"]
+    assert "thresholds by hand" in chart.read_text()
+    again = paper(tmp_path / "hf", *flags)
+    assert "serving" not in again.err
+    assert "0.5/0.5" in again.out
+    assert "of which no rows are published" in again.out
+
+
+@pytest.mark.long
 def test_every_benchmark_is_read_in_its_own_format_and_asked(
     tmp_path: Path, lmms: Path, scenes: list[Sheet]
 ) -> None:
@@ -126,6 +150,65 @@ def test_killed_in_the_middle_it_leaves_nothing_running_and_goes_on_there(
     assert answers.count("from the journal") == 1
     assert len(answers) == 2 * len(rows)
     assert kept(".journal") == kept(".log") == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("task", ["videomme", "vnbench"])
+def test_killed_in_the_middle_of_a_benchmark_in_its_own_format_it_goes_on_at_both_budgets(
+    tmp_path: Path, lmms: Path, scenes: list[Sheet], task: str
+) -> None:
+    """Of parquet and of VNBench's JSON, at the second budget: the first one is kept, the second
+    one's replies are taken from the journal, and only what is missing is asked."""
+    home = tmp_path / "hf"
+    write_benchmarks(home, lmms, scenes)
+    flags = ["--tasks", task, "--budgets", "0.3,0.05", "-m", "tiny", "--json"]
+    command = [sys.executable, "-m", "sttm_cli", "eval", "paper", *flags]
+    below = killed(command, home, lambda: len(kept(".json")) == 1 and replies() > 0)
+    assert below
+    waited(lambda: not any(map(lives, below)))
+    (first,), (journal,) = kept(".json"), kept(".journal")
+    answered, before = replies(), first.read_bytes()
+    rewrite(journal, lambda line: line["reply"]["choices"][0]["message"].update(content="kept"))
+    done = sttm(*command[3:], timeout=1100, HF_HOME=str(home))
+    assert done.code == 0, done.err
+    count = len(scenes) * (4 if task == "vnbench" else 1)
+    rows = done.json["rows"]
+    assert [(row["budget"], row["items"], row["kept"]) for row in rows] == [
+        (0.3, count, True),
+        (0.05, count, False),
+    ]
+    assert "at budget 0.05" in done.err
+    assert "at budget 0.3" not in done.err
+    assert first.read_bytes() == before
+    (second,) = [path for path in kept(".json") if path != first]
+    answers = [item["answer"] for item in stored(second)]
+    assert answers.count("kept") == answered
+    assert all(item["served"] for item in stored(second))
+    assert kept(".journal") == kept(".log") == []
+
+
+def killed(command: list[str], home: Path, when: Callable[[], bool]) -> list[psutil.Process]:
+    """Run a command until `when` and kill it; gives the processes that it had started."""
+    env = {**os.environ, "HF_HOME": str(home)}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
+    try:
+        waited(lambda: when() or process.poll() is not None)
+        assert process.poll() is None, "it ended before it could be killed"
+        return psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def replies() -> int:
+    return sum(path.read_bytes().count(b'{"key"') for path in kept(".journal"))
+
+
+def rewrite(journal: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    lines = [json.loads(line) for line in journal.read_bytes().split(b"\n") if line]
+    for line in lines:
+        change(line)
+    journal.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
 
 
 def lives(process: psutil.Process) -> bool:
@@ -200,7 +283,10 @@ def test_a_measurement_is_kept_under_all_that_shapes_it(tmp_path: Path) -> None:
         with sttm_cli.VideoQA(model="tiny", **change) as qa:
             work = Paper(qa.settings, qa.model_plan, BENCHMARKS, (0.3,), tmp_path, tmp_path)
             places.add(work.place(BENCHMARKS[1], 0.3))
-    assert len(places) == len(changes)
+    pairs = [Thresholds(0.85, 0.6), Thresholds(0.85, 0.65)]
+    places |= {work.place(BENCHMARKS[1], pair) for pair in pairs}
+    assert len(places) == len(changes) + 2
+    assert {place.parent for place in places} == {tmp_path}
 
 
 @pytest.mark.long

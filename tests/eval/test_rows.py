@@ -11,10 +11,12 @@ import pytest
 
 from sttm_cli.base.errors import SttmError, UsageError
 from sttm_cli.bench.charts import chart_of
+from sttm_cli.cli.eval_tables import paper_table
 from sttm_cli.eval.paper import TASKS, Measured
-from sttm_cli.eval.published import BENCHMARKS, Benchmark, benchmarks, published
+from sttm_cli.eval.published import BENCHMARKS, Benchmark, benchmarks, in_words, published
 from sttm_cli.eval.rows import report
 from sttm_cli.eval.vnbench_items import ANNOTATIONS, ITEMS, write_items
+from sttm_cli.settings.fields import Thresholds
 from tests.conftest import SHARED
 
 MODEL = "llava-video-7b"
@@ -84,6 +86,49 @@ def test_nothing_is_made_up_where_nothing_is_published(
     model: str, method: str, budget: float, task: str
 ) -> None:
     assert published(model, method, budget, task) is None
+
+
+@pytest.mark.parametrize(
+    ("pair", "share"),
+    [
+        ((0.85, 0.55), 0.5), ((0.85, 0.65), 0.5), ((0.8, 0.5), 0.3), ((0.8, 0.65), 0.3),
+        ((0.85, 0.5), None), ((0.8, 0.7), None), ((0.9, 0.6), None),
+    ],
+)  # fmt: skip
+def test_thresholds_of_the_paper_have_the_row_that_they_were_set_for(
+    pair: tuple[float, float], share: float | None
+) -> None:
+    found = published(MODEL, "sttm", Thresholds(*pair), "videomme")
+    assert found == (None if share is None else published(MODEL, "sttm", share, "videomme"))
+    assert published("tiny", "sttm", Thresholds(*pair), "videomme") is None
+
+
+def test_thresholds_have_rows_averages_and_a_line_of_their_own() -> None:
+    pairs = (Thresholds(0.85, 0.6), Thresholds(0.8, 0.0))
+    measured = [Measured(b, at, result(1, 0)) for at in (1.0, *pairs) for b in BENCHMARKS]
+    done = report(MODEL, "sttm", measured)
+    rows = {in_words(row): row for row in done["rows"] if row["task"] == "videomme"}
+    assert list(rows) == ["1", "0.85/0.6", "0.8/0"]
+    assert (rows["0.85/0.6"]["budget"], rows["0.85/0.6"]["thresholds"]) == (None, [0.85, 0.6])
+    assert (rows["0.85/0.6"]["published"], rows["0.85/0.6"]["published_share"]) == (62.6, 0.5)
+    assert rows["0.8/0"]["published"] is None
+    assert rows["0.8/0"]["against_full"]["value"] == 0
+    assert [in_words(average) for average in done["averages"]] == list(rows)
+    lines = [line for line in chart_of(done).lines if line.name == "Video-MME, thresholds by hand"]
+    assert [point.at for point in lines[0].points] == pytest.approx([30.05, 30.05])
+    json.dumps(done)
+
+
+@pytest.mark.parametrize(
+    ("model", "known"), [(MODEL, True), ("LLaVA-Video-7B", True), ("x", False)]
+)
+def test_a_model_without_published_rows_is_said_to_have_none(
+    model: str, known: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = report(model, "sttm", [Measured(MME, 0.3, result(1, 0))])
+    assert done["published"] is known
+    paper_table(done)
+    assert ("of which no rows are published" in capsys.readouterr().out) is not known
 
 
 def test_tasks_go_by_their_own_names_and_the_benchmarks() -> None:

@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sttm_cli.merge import merge_tokens
-from sttm_cli.merge.budget import PATH, spatial_on_path, temporal_on_path, token_limit
 from sttm_cli.merge.checks import FEWEST
+from sttm_cli.merge.quadtree.budget import PATH, spatial_on_path, temporal_on_path, token_limit
 from tests.merge.footage import footage, static
 
 SHARES = [0.95, 0.7, 0.5, 0.3, 0.15, 0.1]

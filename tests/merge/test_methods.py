@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from sttm_cli.base.errors import UsageError
+from sttm_cli.base.names import METHODS
 from sttm_cli.merge import MergedTokens
 from sttm_cli.merge.groups import evenly, grouped, shared_out
-from sttm_cli.merge.method import find_method, method_names
+from sttm_cli.merge.method import find_method
 from tests.merge.footage import footage
 
 EAST, NORTH, WEST = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([-1.0, 0.0])
-NAMES = method_names()
+NAMES = METHODS.names()
 OTHERS = [name for name in NAMES if name != "sttm"]
 DROPPING = ("dycoke", "evs", "vidcom2", "frames", "random")
 
@@ -42,10 +43,14 @@ def averages(merged: MergedTokens, values: torch.Tensor) -> torch.Tensor:
 
 
 def test_all_methods_are_there_by_name() -> None:
-    published = {"sttm", "tome", "dycoke", "evs", "vidcom2"}
-    assert published | {"frames", "pooling", "random", "spatial", "temporal"} == set(NAMES)
+    published = {"sttm", "tome", "dycoke", "evs", "vidcom2", "prunevid"}
+    ours = {"anchors", "frames", "pooling", "random", "spatial", "temporal"}
+    assert published | ours == set(NAMES)
+    assert [name for name in NAMES if find_method(name).sizes] == ["anchors"]
     assert find_method("sttm").identity == "sttm/2"
-    assert all(find_method(name).identity == f"{name}/1" for name in OTHERS)
+    assert find_method("vidcom2").identity == "vidcom2/2"
+    others = set(OTHERS) - {"vidcom2"}
+    assert all(find_method(name).identity == f"{name}/1" for name in others)
     with pytest.raises(UsageError, match="did you mean tome"):
         find_method("tom")
 
@@ -186,8 +191,15 @@ def test_evs_drops_the_patches_that_change_least() -> None:
 
 
 def test_vidcom2_gives_the_odd_frame_more_and_keeps_its_odd_tokens() -> None:
-    same = row(EAST, EAST, EAST, EAST)
-    odd = row(EAST, EAST, NORTH, WEST)
+    # Four channels, of which two vary so much that they are not looked at.
+    def steady(*cells: torch.Tensor) -> torch.Tensor:
+        noise = 100 * torch.randn(1, 4, 2, generator=torch.Generator().manual_seed(len(seen)))
+        seen.append(noise)
+        return torch.cat([row(*cells), noise], 2)
+
+    seen: list[torch.Tensor] = []
+    same = steady(EAST, EAST, EAST, EAST)
+    odd = steady(EAST, EAST, NORTH, WEST)
     kept = keep("vidcom2", torch.stack([same, same, odd, same]), 6)
     frames = (kept.roots // 4).tolist()
     assert frames.count(2) == 3
@@ -288,3 +300,136 @@ def test_tome_is_the_algorithm_written_out_over_several_rounds() -> None:
         # The numbering is the order of roots; the grouping is what counts.
         pairs = set(zip(ours, by_hand, strict=True))
         assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
+
+
+def test_anchors_are_least_alike_and_the_others_join_the_nearest() -> None:
+    # Least like the mean: west. Then the cell least like west, and north, least like both.
+    features = row(EAST, turned(10), NORTH, WEST, turned(85))[None]
+    kept = keep("anchors", features, 3)
+    assert kept.roots.tolist() == [0, 2, 3]
+    assert kept.patch_counts.tolist() == [2, 2, 1]
+    assert torch.allclose(kept.features[0], (EAST + turned(10)) / 2)
+    assert torch.allclose(kept.features[1], (NORTH + turned(85)) / 2)
+
+
+def test_a_window_in_which_nothing_changes_leaves_its_anchors_to_the_others() -> None:
+    # Two windows of eight frames: one of a single colour, one of many directions.
+    lively = torch.stack([row(turned(20.0 * i), turned(20.0 * i + 10)) for i in range(8)])
+    still = row(EAST, EAST).expand(8, 1, 2, 2)
+    kept = keep("anchors", torch.cat([still, lively]), 8)
+    frames = kept.roots // 2
+    assert int((frames < 8).sum()) == 1
+    assert kept.patch_counts[0] == 16
+    # Not more than twice its even share, which is two of eight.
+    kept = keep("anchors", torch.cat([still, still, still, lively]), 8)
+    assert int((kept.roots >= 48).sum()) == 4
+
+
+def test_wide_rows_are_told_apart_where_their_channels_cancel() -> None:
+    kinds = torch.randn(6, 256, generator=torch.Generator().manual_seed(0))
+    features = torch.cat([kinds, -kinds], 1).repeat(5, 1).view(1, 5, 6, 512)
+    kept = keep("anchors", features, 6)
+    assert sorted((kept.roots % 6).tolist()) == list(range(6))
+    assert kept.patch_counts.tolist() == [5] * 6
+
+
+def test_anchors_merge_over_the_frames_of_a_window_and_not_beyond() -> None:
+    features = footage(20, 3, 3, 16, noise=0.4)
+    times = torch.arange(20.0).repeat_interleave(9).view(20, 3, 3, 1)
+    kept = keep("anchors", features, 40)
+    window = (torch.arange(20) // 8).repeat_interleave(9)
+    index = kept.sources.index.flatten()
+    assert torch.equal(window[kept.roots][index], window)
+    means = kept.sources(times).flatten()
+    assert not torch.equal(means, means.round())
+
+
+def test_fewer_tokens_than_windows_are_anchors_of_some_windows() -> None:
+    features = footage(40, 3, 3, 16, noise=0.4)
+    kept = keep("anchors", features, 2)
+    assert (kept.roots // 72).tolist() == [1, 3]
+    assert kept.patch_counts.tolist() == [72, 72]
+    assert kept.sources.dropped == 3 * 72
+
+
+def test_large_frames_are_several_windows_and_wide_rows_are_sketched() -> None:
+    torch.manual_seed(0)
+    kinds = torch.randn(24, 1500)
+    place = torch.randint(0, 24, (2, 40, 40))
+    features = kinds[place] + 0.05 * torch.randn(2, 40, 40, 1500)
+    kept = keep("anchors", features, 24 * 4)
+    # Four windows of 800 cells, in each of which every kind has its anchor, and only its own cells.
+    assert kept.roots.tolist() == sorted(set(kept.roots.tolist()))
+    assert torch.bincount(kept.roots // 800).tolist() == [24] * 4
+    anchor_kind = place.flatten()[kept.roots]
+    assert torch.equal(anchor_kind[kept.sources.index.flatten()], place.flatten())
+
+
+def anchors_by_hand(rows: torch.Tensor, count: int) -> tuple[list[int], list[int]]:
+    """Written out, for a single window: the anchors, and each cell's anchor."""
+    rows = torch.nn.functional.normalize(rows.double(), dim=1)
+    apart = (1 - rows @ rows.T).tolist()
+    mean = rows.mean(0)
+    chosen = [min(range(len(rows)), key=lambda i: float(rows[i] @ mean))]
+    while len(chosen) < count:
+        left = [i for i in range(len(rows)) if i not in chosen]
+        chosen.append(max(left, key=lambda i: min(apart[i][j] for j in chosen)))
+    own = [i if i in chosen else min(chosen, key=lambda j: apart[i][j]) for i in range(len(rows))]
+    return sorted(chosen), own
+
+
+def test_anchors_are_the_algorithm_written_out() -> None:
+    for seed in range(6):
+        features = torch.randn(3, 4, 5, 12, generator=torch.Generator().manual_seed(seed))
+        for count in (1, 2, 9, 30, 59):
+            merged = keep("anchors", features, count)
+            chosen, own = anchors_by_hand(features.flatten(0, 2), count)
+            assert merged.roots.tolist() == chosen
+            assert merged.roots[merged.sources.index.flatten()].tolist() == own
+
+
+def test_features_too_large_to_compare_are_refused() -> None:
+    with pytest.raises(UsageError, match="features reach 3e"):
+        keep("anchors", torch.full((2, 4, 4, 600), 3e38), 9)
+
+
+def test_prunevid_merges_static_places_over_their_segment_alone() -> None:
+    # Two scenes of four frames; in each, one place changes from frame to frame.
+    scenes = [row(EAST, EAST, NORTH, NORTH), row(WEST, -NORTH, -NORTH, WEST)]
+    frames = [scene.clone() for scene in scenes for _ in range(4)]
+    for number, frame in enumerate(frames):
+        frame[0, 3] = turned(90.0 * number + 45) / 5
+    features = torch.stack(frames)
+    kept = keep("prunevid", features, 2 * (3 + 4))
+    groups: list[set[int]] = [set() for _ in range(14)]
+    for cell, group in enumerate(kept.sources.index.flatten().tolist()):
+        groups[group].add(cell)
+    still = [{place + 4 * t for t in range(4 * s, 4 * s + 4)} for s in (0, 1) for place in range(3)]
+    assert sorted(map(sorted, groups)) == sorted(
+        map(sorted, [*still, *({4 * t + 3} for t in range(8))])
+    )
+
+
+def test_prunevid_clusters_by_density_in_a_frame() -> None:
+    # Two bunches; the centre of each is inside, not at its rim.
+    bunch = [1 + 0.1 * step for step in range(6)]
+    cells = row(*(size * EAST for size in bunch), *(2 * size * NORTH for size in bunch))
+    kept = keep("prunevid", cells[None], 2)
+    assert kept.sources.index.flatten().tolist() == [0] * 6 + [1] * 6
+    assert set(kept.roots.tolist()) <= {2, 3, 8, 9}
+    assert torch.allclose(kept.features, torch.stack([1.25 * EAST, 2.5 * NORTH]))
+
+
+def test_prunevid_keeps_places_apart_in_time_where_the_budget_allows_it() -> None:
+    features = row(EAST, NORTH).expand(8, 1, 2, 2).clone()
+    kept = keep("prunevid", features, 15)
+    assert len(kept) == 15
+    assert kept.patch_counts.max() <= 2
+
+
+def test_prunevid_finds_segments_where_its_clusters_are_torn() -> None:
+    # Frames of two kinds in turns; the first two runs do not stay.
+    for order in ("ABBAABBB", "BAABBAAA", "ABABABAB", "AAAABBBB"):
+        kinds = {"A": row(EAST, EAST), "B": row(NORTH, 2 * NORTH)}
+        features = torch.stack([kinds[kind] for kind in order]) + 0.01 * torch.randn(8, 1, 2, 2)
+        assert len(keep("prunevid", features, 9)) == 9

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sttm_cli.merge import MergedTokens, merge_tokens
-from sttm_cli.merge.products import full_float32
+from sttm_cli.merge.quadtree.products import full_float32
 from tests.merge.footage import footage, static
 
 videos = st.builds(

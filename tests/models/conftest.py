@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import llava_onevision
+from tests.checkpoints_gemma import gemma4
 from tests.checkpoints_glm import glm
 from tests.checkpoints_internvl import internvl
 from tests.checkpoints_llava import llava_video
@@ -32,6 +33,8 @@ FAMILIES = {
     "perception_lm": perception_lm,
     "molmo2": molmo2,
     "minicpm": minicpm,
+    "gemma4": gemma4,
+    "gemma4_large": lambda folder: gemma4(folder, "large"),
 }
 HERE = {name: write for name, write in FAMILIES.items() if name != "perception_lm" or TIMM}
 """Those whose packages are installed."""

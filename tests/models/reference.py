@@ -19,7 +19,8 @@ QUESTION = "what colour is the circle?"
 def prefilled(model: Any, tokens: VisualTokens, merging: Merging) -> tuple[KVContinuation, Prompt]:
     """The prefix of a video's visual tokens, and its prompt."""
     prompt = model.prompt(tokens)
-    kv = prefill(model.decoder, prompt, model.embed_prompt(prompt, tokens), merging)
+    embeds, extras = model.embed_prompt(prompt, tokens), model.extras(prompt.ids)
+    kv = prefill(model.decoder, prompt, embeds, merging, extras=extras)
     return KVContinuation(model, kv), prompt
 
 
@@ -97,12 +98,19 @@ def one_pass(
     if prompt.blocks is not None:
         blocks[: len(prompt.ids)] = prompt.blocks
     hidden, places, deep = embeds, prompt.video, [d.flatten(0, 2) for d in tokens.deep]
+    own = own_inputs(model, torch.cat([prompt.ids, question]), embeds)
+    shared: dict[str, Any] = {}
     for index, block in enumerate(model.decoder.layers):
         if index == layer:
             merged = merge(hidden[places].unflatten(0, prompt.grid))
             roots = places[merged.roots]
             keep = sorted({*range(len(hidden))} - {*places.tolist()} | {*roots.tolist()})
             hidden[roots] = merged.features
+            if own is not None:
+                own[roots] = merged.sources(own[places].unflatten(0, prompt.grid).flatten(3)).view(
+                    -1, *own.shape[1:]
+                )
+                own = own[keep]
             hidden, positions, blocks = hidden[keep], positions[:, keep], blocks[keep]
             places = torch.tensor([keep.index(root) for root in roots.tolist()])
             deep = [merged.sources(d.unflatten(0, prompt.grid)) for d in deep]
@@ -111,10 +119,25 @@ def one_pass(
                 bias[places] = merged.patch_counts.float().log()
             if reassigned:
                 positions = torch.arange(len(keep))[None]
-        hidden = _layer(model.decoder, block, hidden, positions, blocks, bias)
+        more: dict[str, Any] = {} if own is None else {"per_layer_input": own[None, :, index]}
+        if hasattr(block, "layer_scalar"):  # Gemma 4
+            more["shared_kv_states"] = shared
+        hidden = _layer(model.decoder, block, hidden, positions, blocks, bias, more)
         if index < len(deep):
             hidden[places] += deep[index]
     return model.logits(model.decoder.norm(hidden)[-1])
+
+
+def own_inputs(model: Any, ids: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor | None:
+    """What Gemma 4's small models add in each layer [L, layers, C], None for others."""
+    if not getattr(model.decoder, "hidden_size_per_layer_input", 0):
+        return None
+    config = model.decoder.config
+    ids = torch.where(ids == model.video_id, config.pad_token_id, ids)
+    rows = model.decoder.embed_tokens_per_layer(ids[None]).unflatten(
+        -1, (len(model.decoder.layers), -1)
+    )
+    return model.decoder.project_per_layer_inputs(embeds[None], rows)[0]
 
 
 def _layer(
@@ -124,17 +147,29 @@ def _layer(
     positions: torch.Tensor,
     blocks: torch.Tensor,
     bias: torch.Tensor,
+    more: dict[str, Any],
 ):
     index = list(decoder.layers).index(block)
-    embedding = decoder.rotary_emb
+    embedding, named = decoder.rotary_emb, ()
     if index not in getattr(decoder.config, "rope_scaling_layers", [index]):
         embedding = decoder.rotary_emb_unscaled
-    rotary = embedding(hidden[None], positions if len(positions) == 1 else positions[:, None])
     later = torch.ones(len(hidden), len(hidden), dtype=torch.bool).triu(1)
-    together = (blocks[:, None] == blocks) & (blocks >= 0)
-    mask = torch.zeros(len(hidden), len(hidden)).masked_fill(later & ~together, float("-inf"))
+    hides = later & ~((blocks[:, None] == blocks) & (blocks >= 0))
+    if hasattr(block, "layer_scalar"):
+        kind = decoder.config.layer_types[index]
+        named = (kind,)
+        far = positions[0, :, None] - positions[0] >= decoder.config.sliding_window
+        if decoder.config.model_type == "gemma4_text":
+            hides = (hides | far) if kind == "sliding_attention" else later
+        elif kind == "sliding_attention":  # tokens of a picture see each other however far
+            hides = (later | far) & ~((blocks[:, None] == blocks) & (blocks >= 0))
+    rotary = embedding(
+        hidden[None], positions if len(positions) == 1 else positions[:, None], *named
+    )
+    mask = torch.zeros(len(hidden), len(hidden)).masked_fill(hides, float("-inf"))
     mask = (mask + bias)[None, None]
     if getattr(block, "block_type", "") == "linear_attention":
         mask = None
-    out = block(hidden[None], attention_mask=mask, position_embeddings=rotary, position_ids=None)
+    more = {**more, "attention_mask": mask, "position_embeddings": rotary, "position_ids": None}
+    out = block(hidden[None], **more)
     return (out[0] if isinstance(out, tuple) else out)[0].clone()

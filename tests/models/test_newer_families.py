@@ -19,6 +19,7 @@ from sttm_cli.base.types import FrameChunk, VisualTokens
 from sttm_cli.models.checkpoint import find_checkpoint
 from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import family_of, load, token_count
+from tests.checkpoints_gemma import gemma4
 from tests.checkpoints_glm import glm
 from tests.checkpoints_minicpm import minicpm
 from tests.checkpoints_molmo import molmo2
@@ -72,6 +73,15 @@ CASES |= {
     "minicpm-4x": Case(
         partial(minicpm, seed=1, heads=6, kv_heads=3, scale=40, mode="4x"), (5, 90, 40), _ONE_VIEW
     ),
+}
+CASES |= {
+    "gemma4-small-6x10": Case(gemma4, (6, 64, 96)),
+    "gemma4-small-odd": Case(
+        partial(gemma4, seed=1, heads=6, window=16, soft_tokens=140), (5, 90, 40)
+    ),
+    "gemma4-large": Case(partial(gemma4, size="large", seed=2), (6, 64, 96)),
+    "gemma4-unified": Case(partial(gemma4, size="unified", seed=4), (6, 64, 96)),
+    "gemma4-experts": Case(partial(gemma4, size="experts", seed=3, window=40), (5, 80, 112)),
 }
 FPS = 0.4
 """Frames at 0, 2.5, 5.0 s, ...: tenths of a second, and more than a minute in few frames."""

@@ -19,6 +19,7 @@ from sttm_cli.base.results import Clock
 from sttm_cli.merge import merge_tokens
 from sttm_cli.runtime.session import VideoQA
 from tests.checkpoints import llava_onevision
+from tests.checkpoints_gemma import gemma4
 from tests.checkpoints_glm import glm
 from tests.checkpoints_internvl import internvl
 from tests.checkpoints_llava import llava_video
@@ -79,6 +80,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for family in ("glm4v", "glm4v_moe", "glm46v"):
         glm(root / family, family)
     videollama(root / "video_llama_3")
+    for size in ("small", "large", "experts", "unified"):
+        gemma4(root / f"gemma4-{size}", size)
     molmo2(root / "molmo2", columns=True, scaled=[1, 3])
     if find_spec("timm"):  # Perception-LM's tower
         perception_lm(root / "perception_lm")

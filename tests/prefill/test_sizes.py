@@ -9,8 +9,9 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import sttm_cli.prefill.sizes as sizing
+from sttm_cli.base.names import METHODS
 from sttm_cli.base.types import VisualTokens
-from sttm_cli.merge.method import find_method, method_names
+from sttm_cli.merge.method import find_method
 from sttm_cli.models.checkpoint import find_checkpoint
 from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import load
@@ -76,7 +77,7 @@ def test_prefix_then_question_equals_one_pass_with_the_same_bias(
         assert not torch.allclose(wanted, without, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("method", METHODS.names())
 def test_where_nothing_is_merged_nothing_changes(model, prefix, method: str) -> None:
     on, off = (
         prefilled(model, prefix, merged_by(method, 1.0), sizes=sizes) for sizes in (True, False)

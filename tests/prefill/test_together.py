@@ -12,6 +12,7 @@ from sttm_cli import VideoQA
 from sttm_cli.answer import Generated, generate
 from sttm_cli.base.types import Continuation, Sampling
 from sttm_cli.prefill import KVContinuation, Together
+from tests.checkpoints_gemma import gemma4
 from tests.checkpoints_qwen import qwen_vl
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
@@ -23,15 +24,18 @@ QUESTIONS = (
 )
 
 
-@pytest.fixture(scope="module", params=["tiny", "qwen2_vl", "qwen3_5"])
+@pytest.fixture(scope="module", params=["tiny", "qwen2_vl", "qwen3_5", "gemma4", "gemma4_unified"])
 def asked(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[VideoQA, KVContinuation, list[torch.Tensor]]:
     """A prefix, and questions of different lengths to continue it with."""
     name = "tiny"
-    if request.param != "tiny":
+    if request.param.startswith("qwen"):
         folder = tmp_path_factory.mktemp("model") / "qwen"
         name = str(qwen_vl(folder, request.param, pixels=(256, 4 * 80 * 112)))
+    if "gemma4" in request.param:
+        size = "unified" if "unified" in request.param else "small"
+        name = str(gemma4(tmp_path_factory.mktemp("model") / "gemma", size, window=16))
     qa = VideoQA(model=name, budget=0.4, no_cache=True, dtype="float32", frames=4)
     prefix = qa.prepare(SAMPLE).prefix
     assert isinstance(prefix, KVContinuation)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 import torch
 from transformers import (
     AttentionInterface,
-    AutoModelForImageTextToText,
     DynamicCache,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -23,8 +21,6 @@ import sttm_cli
 from sttm_cli.base.errors import ModelError, UsageError
 from sttm_cli.models import registry
 from sttm_cli.models.registry import TINY
-from tests.checkpoints_molmo import molmo2
-from tests.checkpoints_videollama import videollama
 from tests.merged import QUESTION, SAMPLE, Case, asking, inputs_of, state_of, video_qa
 
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": -1}
@@ -47,6 +43,17 @@ def test_method_positions_and_counts_are_those_of_video_qa(llava: Case) -> None:
             logits = llava.model(**llava.inputs).logits
         assert torch.allclose(logits[0, -1], wanted, atol=1e-4), options
         assert stats.video_kept == kept
+
+
+def test_thresholds_are_those_of_video_qa(llava: Case, qwen: Case) -> None:
+    for case in (llava, qwen):
+        with video_qa(case, budget=1, method="sttm:0.8/0.6") as (_, prepared, question):
+            wanted = prepared.prefix.extend(question)
+            kept = prepared.kv.tokens.video_kept
+        with sttm_cli.merging(case.model, spatial_threshold=0.8, temporal_threshold=0.6) as stats:
+            logits = case.model(**case.inputs).logits
+        assert torch.allclose(logits[0, -1], wanted, atol=1e-4)
+        assert stats.video_kept == kept < stats.video_full
 
 
 def test_thresholds_are_used_as_given(llava: Case) -> None:
@@ -104,6 +111,7 @@ def case_frames(qa: Any) -> np.ndarray:
         ({"budget": 0.5, "spatial_threshold": 0.8}, "cannot be combined"),
         ({"spatial_threshold": 1.8}, "spatial_threshold is 1.8"),
         ({"temporal_threshold": 0.5, "method": "tome"}, "'tome' has no thresholds"),
+        ({"method": "sttm:0.8/0.6"}, "cannot be combined with merging's own thresholds"),
         ({"method": "tomee"}, "method 'tomee' is not known"),
         ({"merge_layer": 4}, "merge_layer 4 is not possible: the model has 4 layers"),
         ({"merge_layer": -1}, "merge_layer -1 is not possible"),
@@ -157,17 +165,6 @@ def test_models_that_cannot_merge_are_refused(llava: Case, monkeypatch: pytest.M
     assert "is not supported for llava-video" in refused(llava.model)
 
 
-@pytest.mark.parametrize("made", [videollama, molmo2])
-def test_families_whose_video_cannot_be_found_in_a_prompt_are_refused(
-    made: Callable[[Path], Path], tmp_path: Path
-) -> None:
-    model = AutoModelForImageTextToText.from_pretrained(made(tmp_path)).eval()
-    before = state_of(model)
-    name = registry.family_of_loaded(model).name
-    assert f"is not supported for {name} (ask with sttm_cli.VideoQA)" in refused(model)
-    assert state_of(model) == before
-
-
 # ---- inputs that are refused
 
 
@@ -198,7 +195,7 @@ def two_videos(case: Case, first: np.ndarray, second: np.ndarray) -> Any:
     "family",
     [
         "llava_onevision", "qwen2_vl", "qwen3_vl", "internvl", "smolvlm", "glm4v", "glm46v",
-        "perception_lm",
+        "perception_lm", "video_llama_3",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("more", [8, 2])

@@ -159,3 +159,14 @@ def test_a_session_with_a_loaded_model_takes_every_setting_and_so_does_the_next(
     model.set_attn_implementation("eager")
     with pytest.raises(UsageError, match="attention 'eager'"):
         VideoQA(model=model, processor=processor, attention_sizes="on", no_cache=True)
+    # Where nobody asked, a kernel that cannot count sizes leaves them out.
+    with VideoQA(model=model, processor=processor, method="anchors", no_cache=True) as qa:
+        assert not qa.model_plan.attention_sizes
+
+
+def test_sizes_count_in_attention_as_the_method_needs_it_unless_said() -> None:
+    wanted = {"anchors": True, "sttm": False}
+    for method, counted in wanted.items():
+        for said, sized in (("auto", counted), ("on", True), ("off", False)):
+            with VideoQA(method=method, attention_sizes=said, no_cache=True) as qa:
+                assert qa.model_plan.attention_sizes is sized

@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -27,9 +28,13 @@ from sttm_cli.base.events import (
     to_line,
 )
 from sttm_cli.base.reports import AnswerReport, AskReport
+from sttm_cli.serve import client
 from sttm_cli.serve.client import Server, ServerGone
 from sttm_cli.serve.http_errors import Refused
 from sttm_cli.settings.settings import Settings
+from tests.attack.addresses import dripping, endless, head, once
+from tests.attack.site import MOST_SENT, SILENCE, Route
+from tests.attack.site import serving as endless_site
 from tests.base.test_events import ANSWER, BROKEN, REPORT
 from tests.cli.process import sttm_here
 from tests.test_startup import HEAVY, modules_after
@@ -275,3 +280,36 @@ def test_a_server_that_lies_in_the_middle_is_left_for_this_process(
         ended = sttm_here(command, *given, stdin=f"{COUNT}\n")
     assert (ended.code, ended.out) == (0, "three\n")
     assert "another protocol" in ended.err
+
+
+EVENTS = head(kind="application/x-ndjson")
+PIECES = lines(Heard("1"), TextPiece("three ")) * 99
+ENDLESS: dict[str, Route] = {
+    "lines of the head": endless(b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n"),
+    "interim answers": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "dripping head": dripping(b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n"),
+    "events": endless(EVENTS, PIECES),
+    "one event": endless(EVENTS, b" "),
+    "chunks": endless(head("Transfer-Encoding: chunked"), b"1\r\n \r\n"),
+    "a refusal": endless(head(status="400 no"), b" "),
+    "silence": once(EVENTS, lines(Heard("1")), SILENCE),
+    "dripping events": dripping(EVENTS, PIECES),
+}
+
+
+@pytest.mark.parametrize("route", ENDLESS.values(), ids=ENDLESS)
+def test_a_server_that_never_comes_to_an_end_is_gone(
+    route: Route, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"_HEARD_S": 0.5, "_CONNECT_S": 0.5, "_WORK_S": 1.0}.items():
+        monkeypatch.setattr(client, name, value)
+    monkeypatch.setattr(client, "_MOST_BYTES", 1 << 20)
+    with endless_site() as site:
+        server = Server(None, site.at(""))
+        site.begin({"/sttm/ask": route, "/sttm/status": route})
+        for use in (lambda: asked(server), server.status):
+            started = time.monotonic()
+            with pytest.raises(ServerGone):
+                use()
+            assert time.monotonic() - started < 20
+        assert site.sent < MOST_SENT

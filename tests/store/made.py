@@ -12,13 +12,18 @@ from sttm_cli.store import LocalStore, Store
 IDENTITY = {"format": 1, "video": {"digest": "d1"}, "merge": {"budget": 0.3}, "model": {"w": "m1"}}
 
 
-def kv(seed: int = 0, lengths: tuple[int, ...] = (12, 12, 7), dtype=torch.float32) -> PrefixKV:
+def kv(
+    seed: int = 0,
+    lengths: tuple[int, ...] = (12, 12, 7),
+    dtype=torch.float32,
+    merge_layer: int = 2,
+) -> PrefixKV:
     torch.manual_seed(seed)
     return PrefixKV(
         keys=[torch.randn(n + 5, 2, 4).to(dtype) for n in lengths],
         values=[torch.randn(n + 5, 2, 4).to(dtype) for n in lengths],
         lengths=lengths,
-        merge_layer=2,
+        merge_layer=merge_layer,
         next_positions=(12, 7),
         tokens=TokenCounts(10, 5, 7, 8, 0.8, 0.6),
         grid=(2, 1, 5),
@@ -29,7 +34,7 @@ def kv(seed: int = 0, lengths: tuple[int, ...] = (12, 12, 7), dtype=torch.float3
 
 def with_states(seed: int = 0, dtype=torch.float32) -> PrefixKV:
     """As `kv`, with recurrent layers before each and behind the second of its three."""
-    made = kv(seed, (0, 12, 0, 12, 0, 7), dtype)
+    made = kv(seed, (0, 12, 0, 12, 0, 7), dtype, merge_layer=4)
     for layer, length in enumerate(made.lengths):
         if not length:
             none = torch.empty(0, 2, 4, dtype=dtype)

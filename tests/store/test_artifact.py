@@ -144,6 +144,6 @@ def test_the_format_is_pinned_byte_for_byte(store: LocalStore, kv_dtype: str, ma
 PINNED = {
     ("kv", "auto"): "08f2dd45a9adf9ddaf64b4a345305f800431711010c7db1a77df45a3bfba509a",
     ("kv", "int8"): "34d198bc5c384337284903ff938538bca98d10e5cd7d21a96b2a1b34d263a8aa",
-    ("with_states", "auto"): "af96fec62f29d84ea9efb285ab171bc07b1a72585f8f0a511f26a9e0cf0664c5",
-    ("with_states", "int8"): "325240e8128eef7d411eb2262795754180af3c47bff3558ba688b2e462ce9f07",
+    ("with_states", "auto"): "84b2de51933aee19da16cd2f3f53d11bb6eea89ecfe42b62322fae4da3eb3566",
+    ("with_states", "int8"): "abe1ecf6074e851596b4553a82571e6230400b9ea630362c366a5716853448ec",
 }

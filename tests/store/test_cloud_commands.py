@@ -45,7 +45,7 @@ def test_two_machines_share_what_one_of_them_computed(
         "damaged": [],
     }
     refreshed = on(one, "ask", SAMPLE, QUESTION, "--refresh", *at)
-    assert refreshed.json["cache"]["miss_reason"] == "made anew, as --refresh asks"
+    assert refreshed.json["cache"]["miss_reason"] == "recomputed, as --refresh asks"
     assert on(two, "ask", SAMPLE, QUESTION, *at).json["cache"]["hit"]
     assert len(on(two, "cache", "rm", row["key"], *at).json["removed"]) == 1
     assert on(one, "cache", "ls", *at).json["entries"] == []

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
+from stat import S_ISFIFO
 
 import diskcache
 import pytest
 
 from sttm_cli.store import LocalStore, pack
 from sttm_cli.store.claim import MARKER
-from tests.cli.process import sttm_here
+from sttm_cli.store.index import FILES
+from tests.cli.process import Ended, sttm_here
 from tests.store.made import IDENTITY, another, kv, restored
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "sample.mp4"
@@ -155,6 +159,77 @@ def test_another_programs_database_in_the_index_is_left_alone(store: LocalStore)
     assert contents(store.path / "index") == before
 
 
+@pytest.mark.parametrize("level", ["kv/ab", "kv"])
+def test_nothing_behind_a_link_is_written_or_removed(
+    store: LocalStore, warnings: list[str], tmp_path: Path, level: str
+) -> None:
+    entry = store.save(IDENTITY, pack(kv()), label={})
+    folder = Path(entry.location).parent
+    folder = folder if level == "kv/ab" else folder.parent
+    theirs = folder.rename(tmp_path / "theirs")
+    folder.symlink_to(theirs)
+    before = contents(theirs)
+    assert len(before) == 1
+    assert store.save(IDENTITY, pack(kv(1)), label={}) is None
+    assert store.remove([entry.key]) == []
+    lock = store.path / "locks"
+    shutil.rmtree(lock, ignore_errors=True)
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks" / entry.key).touch()
+    lock.symlink_to(tmp_path / "locks")
+    assert store.prune(0) == []
+    assert (tmp_path / "locks" / entry.key).exists()
+    assert restored(store) is None
+    assert {"is not a folder" in line for line in warnings} == {True}
+    assert contents(theirs) == before
+
+
+@pytest.mark.parametrize("content", [b"not a database" * 100, b""])
+@pytest.mark.parametrize(
+    "part", ["index", "index/cache.db", "index/cache.db-wal", "index/cache.db-shm"]
+)
+def test_rows_are_neither_written_nor_removed_behind_a_link(
+    store: LocalStore, tmp_path: Path, part: str, content: bytes
+) -> None:
+    entry = store.save(IDENTITY, pack(kv()), label={})
+    store.close()
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "cache.db").write_bytes(content)
+    if part == "index":
+        shutil.rmtree(store.path / part)
+        (store.path / part).symlink_to(theirs)
+    else:
+        (store.path / part).unlink(missing_ok=True)
+        (store.path / part).symlink_to(theirs / "cache.db")
+    before = contents(theirs)
+    other = another(store)
+    assert restored(other) is not None
+    other.count_use(entry, saved_s=1.0)
+    other.set("row", {"a": 1})
+    assert other.get("row") is None
+    other.close()
+    assert contents(theirs) == before
+
+
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("name", FILES)
+def test_no_pipe_in_place_of_the_index_is_waited_for(
+    tmp_path: Path, name: str, marked: bool
+) -> None:
+    with LocalStore(tmp_path / "cache", warn=print) as store:
+        store.save(IDENTITY, pack(kv()), label={})
+    pipe = tmp_path / "cache" / "index" / name
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    if not marked:
+        (tmp_path / "cache" / MARKER).unlink()
+    with LocalStore(tmp_path / "cache", warn=print) as store:
+        store.set("row", {"a": 1})
+        assert store.get("row") is None
+    assert S_ISFIFO(pipe.lstat().st_mode)
+
+
 # ---- owner and mode
 
 
@@ -234,3 +309,53 @@ def test_a_sign_is_seen_by_every_opening_of_the_folder_and_by_no_other(
             assert not other.sees(sign)
     with another(store) as same:
         assert not same.sees(sign)
+
+
+# ---- a disk that others have filled
+
+
+def _asked_on_a_full_disk(place: Path, results: Connection) -> None:
+    """In a process of its own, which alone sees the disk: ask before and while it is full."""
+    from tests.attack.disks import FILLER, filled, small_disk
+
+    disk = small_disk(place)
+    if disk is None:
+        results.send(None)
+        return
+    videos = []
+    for number in range(3):
+        videos.append(place.with_name(f"{number}.mp4"))
+        videos[-1].write_bytes(SAMPLE.read_bytes() + bytes([number]))
+
+    def ask(video: Path, *more: str) -> Ended:
+        return sttm_here("ask", video, "how many shapes?", "--cache-dir", disk / "cache", *more)
+
+    ended = [ask(videos[0]), ask(videos[1])]
+    filled(disk, 1_000_000)
+    ended += [ask(videos[2]), ask(videos[0], "--json"), ask(videos[1], "--json")]
+    ended += [ask(videos[2], "--max-bytes", "1G"), ask(videos[2], "--json")]
+    (disk / FILLER).unlink()
+    results.send(ended)
+
+
+def test_a_nearly_full_disk_removes_nothing_and_says_what_is_not_stored(tmp_path: Path) -> None:
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(
+        target=_asked_on_a_full_disk, args=(tmp_path / "disk", theirs)
+    )
+    process.start()
+    theirs.close()
+    ended = ours.recv()
+    process.join()
+    if ended is None:
+        pytest.skip("only root mounts a small disk to be filled")
+    _, second, full, *kept, given, last = ended
+    assert second.err.count("warning") == 0
+    assert (full.code, full.out) == (second.code, second.out)
+    assert "not stored" in full.err
+    assert "would leave less than 3,355,443 free" in full.err
+    assert "removed" not in full.err
+    assert [one.json["cache"]["hit"] for one in kept] == [True, True]
+    # Who gives a bound has the disk filled.
+    assert "not stored" not in given.err
+    assert last.json["cache"]["hit"]

@@ -55,12 +55,12 @@ def test_an_entry_larger_than_the_bound_is_not_stored(tmp_path: Path, warnings) 
 
 
 @pytest.fixture
-def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Let the disk have so many free bytes."""
+def free(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let the disk have so many free bytes, and so many in all."""
 
-    def has(count: int) -> None:
+    def has(count: int, total: int = 1 << 40) -> None:
         monkeypatch.setattr(
-            "sttm_cli.store.files.shutil.disk_usage", lambda place: usage(1 << 40, 0, count)
+            "sttm_cli.store.files.shutil.disk_usage", lambda place: usage(total, 0, count)
         )
 
     usage = namedtuple("usage", "total used free")
@@ -68,32 +68,47 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 def test_a_disk_that_fills_up_evicts_nothing_of_what_is_stored(
-    store: LocalStore, warnings: list[str], free: Callable[[int], None]
+    store: LocalStore, warnings: list[str], free: Callable[..., None]
 ) -> None:
     free(1 << 30)
     identities = [{**IDENTITY, "video": {"digest": f"d{i}"}} for i in range(6)]
-    entries = [store.save(identity, pack(kv()), label={}) for identity in identities[:5]]
-    stored = store.bytes
+    for identity in identities[:5]:
+        store.save(identity, pack(kv()), label={})
+    bound = store.max_bytes
     free(0)
-    assert store.max_bytes == stored
-    assert another(store).prune(another(store).max_bytes) == []
+    assert store.max_bytes == bound
+    assert another(store).prune(bound) == []
     assert warnings == []
-    another(store, warnings.append).save(identities[5], pack(kv()), label={})
-    assert store.stored(identities[0]) is None
-    assert all(store.stored(identity) for identity in identities[1:])
+    assert another(store, warnings.append).save(identities[5], pack(kv()), label={}) is None
+    assert all(store.stored(identity) for identity in identities[:5])
     assert len(warnings) == 1
-    assert (
-        f"removed 1 of the least recently used entries ({entries[0].bytes:,} bytes)"
-        in (warnings[0])
-    )
+    assert "would leave less than 268,435,456 free" in warnings[0]
+
+
+def test_the_automatic_bound_evicts_with_a_word_and_follows_the_size_of_the_disk(
+    store: LocalStore, warnings: list[str], free: Callable[..., None]
+) -> None:
+    identities = [{**IDENTITY, "video": {"digest": f"d{i}"}} for i in range(3)]
+    entries = [store.save(identity, pack(kv()), label={}) for identity in identities[:2]]
+    free(1 << 40, 20 * entries[0].bytes)
+    other = another(store, warnings.append)
+    assert other.max_bytes == 2 * entries[0].bytes
+    other.save(identities[2], pack(kv()), label={})
+    assert [store.stored(i) is not None for i in identities] == [False, True, True]
+    removed = f"removed 1 of the least recently used entries ({entries[0].bytes:,} bytes)"
+    assert removed in warnings[0]
     assert "automatic bound" in warnings[0]
     assert "--max-bytes" not in warnings[0]
+    # A disk of an unknown size.
+    free(0, 0)
+    assert another(store).max_bytes == 20 << 30
+    assert another(store, pytest.fail).save(identities[0], pack(kv()), label={}) is not None
 
 
 def test_a_message_names_the_bound_that_was_given_or_that_there_was_none(
-    tmp_path: Path, warnings: list[str], free: Callable[[int], None]
+    tmp_path: Path, warnings: list[str], free: Callable[..., None]
 ) -> None:
-    free(100)
+    free(100, 100)
     for max_bytes, named in ((None, "the automatic bound of 10 bytes"), (50, "--max-bytes 50")):
         store = LocalStore(tmp_path / "cache", warn=warnings.append, max_bytes=max_bytes)
         assert store.save(IDENTITY, pack(kv()), label={}) is None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from sttm_cli.merge.grouping import split, spread
 from sttm_cli.merge.groups import cosines, grouped, within_budget
 from sttm_cli.merge.method import Method
-from sttm_cli.merge.pyramid import build_pyramid
-from sttm_cli.merge.similarity import measure
+from sttm_cli.merge.quadtree.grouping import split, spread
+from sttm_cli.merge.quadtree.pyramid import build_pyramid
+from sttm_cli.merge.quadtree.similarity import measure
 from sttm_cli.merge.tokens import MergedTokens
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from sttm_cli.merge.checks import FEWEST, is_whole
-from sttm_cli.merge.merging import merge_tokens
 from sttm_cli.merge.method import Method
+from sttm_cli.merge.quadtree.merging import merge_tokens
 from sttm_cli.merge.tokens import MergedTokens
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from sttm_cli.merge.grouping import follow
 from sttm_cli.merge.groups import cosines, evenly, grouped, within_budget
 from sttm_cli.merge.method import Method
+from sttm_cli.merge.quadtree.grouping import follow
 from sttm_cli.merge.tokens import MergedTokens
 
 

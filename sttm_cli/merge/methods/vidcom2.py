@@ -1,7 +1,8 @@
 """VidCom2: Video Compression Commander (Liu et al., EMNLP 2025, arXiv 2505.14454).
 
-A frame's share of the budget grows with the distance of its tokens from the video's mean; each
-frame keeps the tokens that are least like the frame's and the video's mean.
+Tokens are compared by the half of their channels that varies least. A frame's share of the budget
+grows with the distance of its tokens from the video's mean; each frame keeps the tokens that are
+least like the frame's and the video's mean.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ TEMPERATURE = 0.01
 
 def vidcom2(features: torch.Tensor, keep: int) -> MergedTokens:
     """Keep `keep` tokens of `features` [T, H, W, C]."""
-    rows = normalize(features.flatten(1, 2).float(), dim=-1)
+    rows = normalize(_steady(features.flatten(1, 2).float()), dim=-1)
     frames, cells = rows.shape[:2]
     to_video = _likeness(rows, rows.mean((0, 1)))
     to_frame = _likeness(rows, rows.mean(1, keepdim=True))
@@ -33,9 +34,15 @@ def vidcom2(features: torch.Tensor, keep: int) -> MergedTokens:
     return chosen(features, (order + start)[taken])
 
 
+def _steady(rows: torch.Tensor) -> torch.Tensor:
+    """The half of the channels with the least variance over the video."""
+    order = rows.var((0, 1), correction=0).argsort(stable=True)
+    return rows[..., order[: max(1, rows.shape[2] // 2)]]
+
+
 def _likeness(rows: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
     distance = (rows - centre).square().sum(-1)
     return torch.stack([(-distance / (2 * scale)).exp() for scale in SCALES]).sum(0)
 
 
-METHOD = Method("vidcom2", 1, within_budget(vidcom2))
+METHOD = Method("vidcom2", 2, within_budget(vidcom2))

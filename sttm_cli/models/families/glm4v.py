@@ -83,4 +83,5 @@ FAMILY = Family(
     grid=partial(dynamic_grid, shared=True, most=None),
     load=load,
     find=find,
+    images_beside=False,
 )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Prompt, VisualTokens
-from sttm_cli.models.chat_format import ChatFormat, prompt_1d
+from sttm_cli.models.chat_format import ChatFormat, not_one_video, prompt_1d
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.family import Family
 from sttm_cli.models.loading import Placement, load_pretrained
@@ -75,6 +75,33 @@ def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) 
     return Molmo2(*load_pretrained(Molmo2ForConditionalGeneration, checkpoint, placement))
 
 
+def find(
+    config: Any, ids: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """See `Find`: frames, with times between them; transformers takes no image beside a video.
+
+    A single token between visual ones ends a row; without such tokens, frames are squares.
+    """
+    places = (ids == config.image_patch_id).nonzero()[:, 0]
+    gaps = places.diff()
+    frames = [len(frame) for frame in places.tensor_split(_after(gaps > 2))]
+    rows = [len(row) for row in places.tensor_split(_after(gaps > 1))]
+    each = frames[0]
+    width = rows[0] if len(rows) > len(frames) else math.isqrt(each)
+    height = each // max(1, width)
+    square = len(set(config.vision_config.image_size)) == 1
+    if not each or set(frames) != {each} or len(set(rows)) > 1 or height * width != each:
+        raise not_one_video()
+    if len(rows) == len(frames) and each > 1 and not square:
+        raise not_one_video()
+    return places, (len(frames), height, width)
+
+
+def _after(ends: torch.Tensor) -> list[int]:
+    """Where the parts begin that follow marked places."""
+    return [int(at) + 1 for at in ends.nonzero()[:, 0]]
+
+
 def grid(checkpoint: Checkpoint, frames: int, *, width: int, height: int) -> tuple[int, int]:
     """A step per frame, and the squared frame's tokens after pooling, which rounds up."""
     settings = frame_processor(checkpoint)
@@ -98,4 +125,7 @@ FAMILY = Family(
     step_text=8,
     grid=grid,
     load=load,
+    find=find,
+    two_way=True,
+    images_beside=False,
 )

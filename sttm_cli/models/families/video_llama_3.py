@@ -8,10 +8,12 @@ transformers' `VideoLlama3Processor` and `VideoLlama3Model.get_video_features`.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from sttm_cli.base.errors import UsageError
 from sttm_cli.base.types import Prompt, VisualTokens
-from sttm_cli.models.chat_format import ChatFormat, prompt_1d
+from sttm_cli.models.chat_format import ChatFormat, not_one_video, prompt_1d
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.family import Family
 from sttm_cli.models.loading import Placement, load_pretrained
@@ -70,6 +72,32 @@ def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) 
     return VideoLlama3(*load_pretrained(VideoLlama3ForConditionalGeneration, checkpoint, placement))
 
 
+def find(
+    config: Any,
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    video_grid_thw: torch.Tensor,
+    video_merge_sizes: torch.Tensor,
+) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """See `Find`: frames, with times between them, none of whose tokens was dropped."""
+    time, *sides = (int(side) for side in video_grid_thw)
+    height, width = (side // int(video_merge_sizes) for side in sides)
+    places = (ids == config.video_token_id).nonzero()[:, 0]
+    if 0 < len(places) < time * height * width:
+        raise UsageError(
+            f"the prompt has {len(places)} tokens of a video of {time} x {height} x {width}: its "
+            "processor has dropped those that repeat the frame before",
+            "call the processor with use_token_compression=False; merging takes its place",
+        )
+    if len(places) != time * height * width:
+        raise not_one_video()
+    frames = places.view(time, height * width)
+    apart = any(int(after[0] - before[-1]) < 2 for before, after in pairwise(frames))
+    if apart or bool((frames[:, -1] - frames[:, 0] != height * width - 1).any()):
+        raise not_one_video()
+    return places, (time, height, width)
+
+
 def grid(checkpoint: Checkpoint, frames: int, *, width: int, height: int) -> tuple[int, int]:
     """A step per frame, of its own patches within the bounds that all frames share."""
     settings = frame_processor(checkpoint)
@@ -91,4 +119,6 @@ FAMILY = Family(
     step_text=8,
     grid=grid,
     load=load,
+    find=find,
+    given={"video_grid_thw": "grid_thw", "video_merge_sizes": "merge_sizes"},
 )

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from sttm_cli.merge.products import Products, multiply
-from sttm_cli.merge.pyramid import Pyramid, level_pairs
+from sttm_cli.merge.quadtree.products import Products, multiply
+from sttm_cli.merge.quadtree.pyramid import Pyramid, level_pairs
 
 BELOW_ONE = 1 - 2**-24
 """The largest float32 below 1; 1 is reserved for cells that are equal bit by bit."""

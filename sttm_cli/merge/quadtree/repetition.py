@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import torch
 
-from sttm_cli.merge.products import frames_at_once
-from sttm_cli.merge.pyramid import Pyramid, level_pairs
-from sttm_cli.merge.similarity import BELOW_ONE, Similarities
+from sttm_cli.merge.quadtree.products import frames_at_once
+from sttm_cli.merge.quadtree.pyramid import Pyramid, level_pairs
+from sttm_cli.merge.quadtree.similarity import BELOW_ONE, Similarities
 
 NEAR = 1 - 1e-5
 """Cosines of equal vectors exceed this for any summation order."""

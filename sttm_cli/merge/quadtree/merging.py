@@ -11,9 +11,9 @@ from typing import Literal
 
 import torch
 
-from sttm_cli.merge.budget import fit, token_limit
 from sttm_cli.merge.checks import check_features, check_finite, check_settings, too_small
-from sttm_cli.merge.grouping import (
+from sttm_cli.merge.quadtree.budget import fit, token_limit
+from sttm_cli.merge.quadtree.grouping import (
     Candidates,
     Nodes,
     follow,
@@ -24,9 +24,9 @@ from sttm_cli.merge.grouping import (
     split,
     spread,
 )
-from sttm_cli.merge.pyramid import Pyramid, build_pyramid
-from sttm_cli.merge.repetition import settle_repetition
-from sttm_cli.merge.similarity import Similarities, measure
+from sttm_cli.merge.quadtree.pyramid import Pyramid, build_pyramid
+from sttm_cli.merge.quadtree.repetition import settle_repetition
+from sttm_cli.merge.quadtree.similarity import Similarities, measure
 from sttm_cli.merge.tokens import MergedTokens, Sources
 
 SPATIAL, TEMPORAL = 0.8, 0.6

@@ -12,10 +12,10 @@ from itertools import pairwise
 
 import torch
 
-from sttm_cli.merge.cut import Cuts
-from sttm_cli.merge.grouping import Nodes, best_similarity, pair_up, split, spread
-from sttm_cli.merge.pyramid import Pyramid
-from sttm_cli.merge.similarity import Similarities
+from sttm_cli.merge.quadtree.cut import Cuts
+from sttm_cli.merge.quadtree.grouping import Nodes, best_similarity, pair_up, split, spread
+from sttm_cli.merge.quadtree.pyramid import Pyramid
+from sttm_cli.merge.quadtree.similarity import Similarities
 
 PATH = ((1.0, 1.0), (0.94, 0.82), (0.85, 0.60), (0.75, 0.55), (-1.0, -1.0))
 """Pairs of (spatial, temporal) thresholds. At the first only equal cells merge, at the last all

@@ -12,7 +12,7 @@ from itertools import accumulate
 import numpy as np
 import torch
 
-from sttm_cli.merge.pyramid import Pyramid
+from sttm_cli.merge.quadtree.pyramid import Pyramid
 
 Table = np.ndarray
 """Score by number of tokens: agreement with the threshold, -inf where unreachable."""

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import torch
 
-from sttm_cli.merge.pyramid import Pyramid
+from sttm_cli.merge.quadtree.pyramid import Pyramid
 
 CACHE_BYTES = 4 << 20
 """Bytes of cells processed at once on a CPU, so that they stay in its cache."""

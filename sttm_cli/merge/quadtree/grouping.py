@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from sttm_cli.merge.pyramid import Pyramid
-from sttm_cli.merge.similarity import Similarities
+from sttm_cli.merge.quadtree.pyramid import Pyramid
+from sttm_cli.merge.quadtree.similarity import Similarities
 
 
 @dataclass(frozen=True)

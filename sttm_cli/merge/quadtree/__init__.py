@@ -1,0 +1,1 @@
+"""The published method: a quadtree in space, links in time, thresholds that meet a budget."""
