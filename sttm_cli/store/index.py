@@ -219,7 +219,7 @@ def _remove(folder: Path) -> None:
 
 
 def _read_only(folder: Path) -> sqlite3.Connection:
-    """Open a connection that takes no lock and creates no file beside the database."""
+    """A connection that takes no lock and makes no file beside the database."""
     uri = (folder / FILES[0]).absolute().as_uri()
     return sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True)
 
