@@ -42,7 +42,8 @@ def _run(job: dict[str, Any]) -> Any:
         rounds = []
         for requests in job["rounds"]:
             outputs = llm.generate([_prompt(one) for one in requests], greedy, use_tqdm=False)
-            rounds.append([_told(output) for output in outputs])
+            pads = _pads(llm.get_tokenizer())
+            rounds.append([_told(output, pads) for output in outputs])
         return rounds
     finally:
         llm.llm_engine.engine_core.shutdown()
@@ -74,12 +75,17 @@ def _video(frames: np.ndarray, fps: float) -> tuple[np.ndarray, dict[str, Any]]:
     }
 
 
-def _told(output: Any) -> dict[str, Any]:
-    ids = list(output.outputs[0].token_ids)
+def _pads(tokenizer: Any) -> set[int]:
+    """The ids of a video's placeholders."""
+    return {tokenizer.convert_tokens_to_ids(name) for name in ("<|video_pad|>", "<video>")}
+
+
+def _told(output: Any, pads: set[int]) -> dict[str, Any]:
     return {
         "text": output.outputs[0].text,
-        "ids": ids,
-        "prompt_ids": list(output.prompt_token_ids),
+        "ids": list(output.outputs[0].token_ids),
+        "prompt": len(output.prompt_token_ids),
+        "places": sum(one in pads for one in output.prompt_token_ids),
         "cached": output.num_cached_tokens or 0,
     }
 
