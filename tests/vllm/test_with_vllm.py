@@ -119,7 +119,6 @@ def test_answers_are_those_of_sttm_ask_and_a_second_question_hits(
     video = saved(tmp_path / "video.npy", frames)
     rounds = [[{"prompt": prompt(family, q), "videos": [video], "fps": FPS}] for q in QUESTIONS]
     jobs = [{"engine": {"model": str(checkpoint), **pruned(b)}, "rounds": rounds} for b in BUDGETS]
-    # As much as 300 tokens long, so that every budget fills a block of 128.
     for share, answers in zip(BUDGETS, vllm(tmp_path, jobs), strict=True):
         with VideoQA(
             model=str(checkpoint),
@@ -164,8 +163,7 @@ def test_chunks_several_videos_and_images_agree(family: str, tmp_path: Path) -> 
     whole, pieces, cached = vllm(tmp_path, jobs)
     for other in (pieces, cached):
         assert [r[0]["ids"] for r in other] == [r[0]["ids"] for r in whole]
-    kept = int(0.3 * whole[2][0]["places"] / 0.3)
-    assert [r[0]["places"] for r in whole] == [2 * kept, 2 * kept, kept]
+    assert [r[0]["places"] for r in whole] == [240, 240, 120]
     assert cached[1][0]["cached"] > 128
     assert whole[0][0]["ids"] != whole[1][0]["ids"]
 
