@@ -10,8 +10,9 @@ from functools import lru_cache
 import torch
 
 from sttm_cli.base.errors import UsageError
+from sttm_cli.base.names import METHODS
 from sttm_cli.merge.groups import filled_up
-from sttm_cli.merge.method import Method, find_method, method_names
+from sttm_cli.merge.method import Method, find_method
 from sttm_cli.merge.quadtree.budget import token_limit
 from sttm_cli.merge.tokens import Sources
 
@@ -24,7 +25,7 @@ Grid = tuple[int, int, int]
 
 def pruning_names() -> list[str]:
     """List the values that `--video-pruning-method` gains: sttm, and sttm:NAME for the others."""
-    return [NAME, *(f"{NAME}:{name}" for name in method_names() if name != NAME)]
+    return [NAME, *(f"{NAME}:{name}" for name in METHODS.names() if name != NAME)]
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch
 
 import sttm_cli
 from sttm_cli.base.errors import ModelError, UsageError
+from sttm_cli.base.names import METHODS
 from sttm_cli.merge import merge_tokens
 from sttm_cli.merge.groups import filled_up
-from sttm_cli.merge.method import method_names
 from sttm_cli.vllm.merger import merger_of, pruning_names
 from sttm_cli.vllm.places import Medium, marked, placed, resized, unmarked, unmerged
 from sttm_cli.vllm.versions import untested
@@ -73,7 +73,7 @@ def test_a_budget_that_a_video_cannot_meet_is_refused_before_it_is_encoded() -> 
 
 def test_the_names_are_those_of_all_methods_and_others_are_vllms_own() -> None:
     assert pruning_names()[0] == "sttm"
-    assert len(pruning_names()) == len(method_names())
+    assert len(pruning_names()) == len(METHODS.names())
     assert merger_of(None) is None
     assert merger_of(("evs", 0.5)) is None
     tome = merger_of(("sttm:tome", 0.5))
