@@ -119,6 +119,7 @@ def qwen_vl(
     heads: int = 4,
     kv_heads: int = 2,
     layers: int = 5,
+    head_dim: int = 16,
     patch: int = 8,
     pixels: tuple[int, int] = (16 * 16, 80 * 80),
     generation: dict[str, object] | None = None,
@@ -127,7 +128,7 @@ def qwen_vl(
     torch.manual_seed(seed)
     config_class, model_class, processor_class, video_class = FAMILIES[family]
     tok = byte_level_tokenizer()
-    vision, text = _dimensions(family, heads=heads, layers=layers, patch=patch)
+    vision, text = _dimensions(family, heads=heads, layers=layers, head_dim=head_dim, patch=patch)
     config = config_class(
         vision_config=vision,
         text_config={
@@ -160,15 +161,17 @@ def qwen_vl(
 
 
 def _dimensions(
-    family: str, *, heads: int, layers: int, patch: int
+    family: str, *, heads: int, layers: int, head_dim: int, patch: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    hidden, depth = heads * 16, 3
+    hidden, depth = heads * head_dim, 3
+    sections = [head_dim // 8, 3 * head_dim // 16, 3 * head_dim // 16]
     text = {
         "hidden_size": hidden,
         "intermediate_size": 2 * hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections},
     }
     vision = {"depth": depth, "num_heads": 2, "patch_size": patch, "initializer_range": 0.1}
     if family == "qwen2_vl":
@@ -182,7 +185,7 @@ def _dimensions(
     deep = {"deepstack_visual_indexes": [0, 1, 2], "num_position_embeddings": 64}
     if family == "qwen3_vl_moe":
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-    return {**vision, **deep}, {**text, "head_dim": 16, "tie_word_embeddings": False}
+    return {**vision, **deep}, {**text, "head_dim": head_dim}
 
 
 def _dimensions_3_5(

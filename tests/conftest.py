@@ -11,6 +11,8 @@ import pytest
 
 LMMS = os.environ.get("STTM_LMMS_VENV")
 """An environment with lmms-eval, for the tests that need one."""
+VLLM = os.environ.get("STTM_VLLM_VENV")
+"""An environment with vLLM, for the tests that need one."""
 # Nothing in the tests may look at the user's own cache, model hub or settings.
 for name in [n for n in os.environ if n.startswith("STTM_")]:
     del os.environ[name]

@@ -14,7 +14,6 @@ from torch import nn
 
 from sttm_cli.base.device import wait_for
 from sttm_cli.base.types import Json, PrefixKV
-from sttm_cli.prefill import layout_of
 
 TRIES = 5
 MOVED = 256 * 2**20
@@ -50,26 +49,25 @@ def measure_rates(
 def prefill_flops(decoder: Any, kv: PrefixKV) -> float:
     """Count the operations of a prefill: linear layers, causal attention, updates of states.
 
-    The last layer computes keys and values only. All experts are counted.
+    The last layer that holds any computes keys and values only. All experts are counted; of a layer
+    with a window, the tokens that it keeps.
     """
-    total, layout = 0.0, layout_of(decoder.config)
+    total, last = 0.0, len(kv.lengths) - 1
     full = kv.tokens.prefix - kv.tokens.video_kept + kv.tokens.video_full
-    for index, layer in enumerate(decoder.layers[: layout.holding]):
-        tokens = full if index < kv.merge_layer else kv.tokens.prefix
+    for index, (layer, tokens) in enumerate(zip(decoder.layers, kv.lengths, strict=False)):
         if index in kv.states:
+            count = full if index < kv.merge_layer else kv.tokens.prefix
             weights = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
             # A state is read twice and written once for each token.
-            total += (2.0 * weights + 6.0 * kv.states[index].recurrent.numel()) * tokens
+            total += (2.0 * weights + 6.0 * kv.states[index].recurrent.numel()) * count
             continue
-        attention = layer.self_attn
-        if index == layout.holding - 1:
-            both = attention.k_proj, getattr(attention, "v_proj", None)
+        if index == last:
+            both = layer.self_attn.k_proj, layer.self_attn.v_proj
             total += 2.0 * sum(part.weight.numel() for part in both if part is not None) * tokens
             continue
         weights = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
-        seen = layout.rows(index, tokens)
-        pairs = tokens**2 - (tokens - seen) ** 2
-        total += 2.0 * weights * tokens + 2.0 * attention.q_proj.weight.shape[0] * pairs
+        queries = layer.self_attn.q_proj.weight.shape[0]
+        total += 2.0 * weights * tokens + 2.0 * queries * tokens**2
     return total
 
 

@@ -22,19 +22,26 @@ from sttm_cli.cli.flags import (
 )
 from sttm_cli.cli.output import print_json, print_words, say, size, starting
 from sttm_cli.settings.fields import parse_bytes, parse_duration
-from sttm_cli.settings.settings import Settings
+from sttm_cli.settings.settings import SETTINGS, Settings
 
 if TYPE_CHECKING:
     from sttm_cli.serve.local_servers import LocalServer
     from sttm_cli.serve.options import Options
 
 PORT = 8000
+ENGINES = ("sttm", "vllm")
 _PORT_ONLY = ("--host", "--port", "--api-key", "--allow-path", "--allow-private")
+_FOR_VLLM = (
+    "--engine", "--host", "--port", "--api-key", "--allow-path", "--host-bytes", "--quiet",
+    "--debug",
+)  # fmt: skip
+"""The flags of this command, beside settings, that vLLM's server has a counterpart of."""
 _SPEAKING = ("--json", "--quiet", "--debug")
 _SERVER = "Server"
 _BOUNDS = "Bounds"
 EXAMPLES = examples(
     "sttm serve -m llava-onevision-7b --allow-path ~/Videos",
+    "sttm serve --engine vllm -m qwen2.5-vl-7b -b 0.3 -- --tensor-parallel-size 2",
     "sttm serve --status",
     "sttm serve --stop",
 )
@@ -47,7 +54,16 @@ def _option(*names: str, panel: str = _SERVER, **details: Any) -> Any:
 @takes(without(RUN, "no_cache", "refresh", "start", "end"), ANSWERS)
 def serve(
     context: typer.Context,
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FLAGS", show_default=False,
+                       help="Flags for vLLM's own server, with --engine vllm."),
+    ] = None,
     *,
+    engine: Annotated[
+        str, _option("--engine", metavar="WORD",
+                     help="Who answers: sttm, or vllm, which must be installed.")
+    ] = "sttm",
     host: Annotated[str, _option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, _option("--port", help="Port to listen on; 0 takes a free one.")
@@ -124,10 +140,33 @@ def serve(
     """
     for flag, beside in (("--status", ()), ("--stop", ()), ("--socket-only", _PORT_ONLY)):
         _check_beside(context, flag, beside)
+    if engine not in ENGINES:
+        raise UsageError(f"--engine {engine!r} is not a server", f"give {' or '.join(ENGINES)}")
+    if more and engine != "vllm":
+        raise UsageError(
+            f"{' '.join(more)}: flags after -- are for --engine vllm", "leave them out"
+        )
     if status or stop:
         _others(output, stop=stop)
         return
     settings = settings_from(flags)
+    if engine == "vllm":
+        _check_for_vllm(context)
+        from sttm_cli.vllm.front import Server
+        from sttm_cli.vllm.front import serve as start
+
+        start(
+            settings,
+            Server(
+                host=host,
+                port=port,
+                api_key=api_key,
+                allow_path=tuple(allow_path or ()),
+                host_bytes=parse_bytes("--host-bytes", host_bytes) if host_bytes else None,
+                more=tuple(more or ()),
+            ),
+            (lambda line: None) if output.quiet else say,
+        )
     check_serving()
     from sttm_cli.serve.options import Options
 
@@ -159,6 +198,15 @@ def _check_beside(context: typer.Context, flag: str, flags: Sequence[str]) -> No
     others = flags or [name for name in every if name not in (flag, *_SPEAKING)]
     if typed(context, (flag,)) and (beside := typed(context, tuple(others))):
         raise UsageError(f"{flag} and {beside[0]} cannot be combined", "choose one")
+
+
+def _check_for_vllm(context: typer.Context) -> None:
+    """Raise UsageError where a flag was typed that vLLM's server has no counterpart of."""
+    settings = {flag for setting in SETTINGS.values() for flag in setting.flags}
+    every = (p.opts[-1] for p in context.command.params if p.opts[-1].startswith("--"))
+    others = [flag for flag in every if flag not in settings and flag not in _FOR_VLLM]
+    if beside := typed(context, tuple(others)):
+        raise UsageError(f"--engine vllm and {beside[0]} cannot be combined", "leave one out")
 
 
 def _run(settings: Settings, options: Options, output: Output) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from sttm_cli.base.errors import UsageError
 from sttm_cli.merge.checks import check_budget, check_features, check_finite, is_whole
 from sttm_cli.merge.quadtree.budget import token_limit
 from sttm_cli.merge.quadtree.merging import merge_tokens
@@ -92,6 +93,34 @@ def _boxes(index: torch.Tensor, roots: torch.Tensor, grid: torch.Size) -> torch.
     whole = filled & (count.index_add(0, token, (~inside).long()) == 0)
     ends = torch.where(whole, bottom, top + 1), torch.where(whole, right, left + 1)
     return torch.stack([frame, top, left, *ends], 1).int()
+
+
+def filled_up(merged: MergedTokens, count: int) -> tuple[torch.Tensor, Sources]:
+    """Return `count` roots, ascending, and sources: those of `merged`, and of further cells.
+
+    For a number of tokens that is fixed in advance, where exact repetition left fewer. The further
+    cells, spaced evenly among those without a token of their own, leave their groups. Raises
+    UsageError, a ValueError, where `merged` has more tokens.
+    """
+    sources, roots = merged.sources, merged.roots
+    missing = count - len(roots)
+    if missing < 0:
+        raise UsageError(f"{len(roots)} tokens are more than {count}", "the method must keep less")
+    if not missing:
+        return roots, sources
+    index, grid = sources.index.flatten(), sources.index.shape
+    owner = torch.where(index >= 0, roots[index.clamp(min=0)], -1)
+    weight = torch.where(index >= 0, sources.weight.flatten(), 0.0)
+    free = owner != torch.arange(len(owner), device=owner.device)
+    added = free.nonzero()[:, 0]
+    added = added[evenly(missing, len(added), added.device)]
+    owner[added], weight[added] = added, 1.0
+    roots = torch.cat([roots, added]).sort().values
+    index = torch.where(owner >= 0, torch.searchsorted(roots, owner.clamp(min=0)), -1)
+    total = torch.zeros(count, device=weight.device).index_add_(0, index.clamp(min=0), weight)
+    weight = weight / total[index.clamp(min=0)]
+    dropped = int((index < 0).sum())
+    return roots, Sources(index.view(grid), weight.view(grid), count, dropped)
 
 
 def evenly(count: int, total: int, device: torch.device | None = None) -> torch.Tensor:
