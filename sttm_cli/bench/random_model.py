@@ -20,7 +20,7 @@ from sttm_cli.merge.method import find_method
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.loading import free_bytes
 from sttm_cli.models.registry import family_of
-from sttm_cli.runtime.request import ModelPlan, check_positions, options_of, sized
+from sttm_cli.runtime.model_plan import ModelPlan, check_positions, options_of, sized
 from sttm_cli.runtime.resources import ModelHost, Resources
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.store import NoStore

@@ -24,7 +24,7 @@ from sttm_cli.eval.environment import VERSION, lmms_python
 from sttm_cli.eval.published import Amount, Benchmark, at
 from sttm_cli.eval.served import Served, ended, serving
 from sttm_cli.eval.vnbench_items import write_items
-from sttm_cli.runtime.request import ModelPlan
+from sttm_cli.runtime.model_plan import ModelPlan
 from sttm_cli.settings.fields import Thresholds
 from sttm_cli.settings.settings import Settings
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sttm_cli.merge.tokens import MergedTokens
 
-    Merge = Callable[[torch.Tensor, float | int], MergedTokens]
+    BudgetedMerge = Callable[[torch.Tensor, float | int], MergedTokens]
     """Takes features [T, H, W, C] and a budget: a share in (0, 1] as a float, or a number of
     tokens as an int. The budget is an upper bound; at 1.0 every token is kept unchanged."""
 
@@ -35,7 +35,7 @@ class Method:
 
     name: str
     version: int
-    merge: Merge
+    merge: BudgetedMerge
     sizes: bool = False
 
     @property

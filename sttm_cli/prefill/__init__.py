@@ -2,7 +2,7 @@
 
 from sttm_cli.prefill.merged_cache import check_cache, expect_tokens, held_by
 from sttm_cli.prefill.passes import Continuing, MergingPass, Pass
-from sttm_cli.prefill.prefix import ROOM, Merge, Merging, prefill
+from sttm_cli.prefill.prefix import ROOM, MergeConfig, MergeState, prefill
 from sttm_cli.prefill.ragged import KVContinuation, hooked_layers
 from sttm_cli.prefill.sizes import Counted, count_in, counted_kernel, plain_kernel
 from sttm_cli.prefill.together import Together
@@ -14,8 +14,8 @@ __all__ = [
     "Counted",
     "KVContinuation",
     "Layout",
-    "Merge",
-    "Merging",
+    "MergeConfig",
+    "MergeState",
     "MergingPass",
     "Pass",
     "Together",

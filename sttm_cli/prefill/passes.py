@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 
 from sttm_cli.base.errors import UsageError
 from sttm_cli.prefill.merged_cache import Held, MergedLayer, MergedStates, merge_layers
-from sttm_cli.prefill.prefix import Merge
+from sttm_cli.prefill.prefix import MergeState
 from sttm_cli.prefill.ragged import BufferLayer, deeper_inputs
 from sttm_cli.prefill.sizes import Counted, logs_of
 from sttm_cli.prefill.states import recurrent_layers
@@ -117,7 +117,7 @@ class MergingPass(Pass):
     def __init__(
         self,
         *given: Any,
-        merges: Sequence[Merge],
+        merges: Sequence[MergeState],
         past: int,
         levels: Sequence[torch.Tensor] = (),
         deltas: torch.Tensor | None = None,
@@ -173,7 +173,7 @@ class MergingPass(Pass):
             merge_layers(cache, self._first, len(self._decoder.layers), held)
         return shorter
 
-    def _pairs(self, rows: torch.Tensor) -> list[tuple[Merge, torch.Tensor]]:
+    def _pairs(self, rows: torch.Tensor) -> list[tuple[MergeState, torch.Tensor]]:
         return list(zip(self.merges, self._each(rows), strict=True))
 
     def _holds(self, times: int) -> Held:

@@ -24,7 +24,7 @@ ROOM = 512
 
 
 @dataclass(frozen=True)
-class Merging:
+class MergeConfig:
     """How prefill merges: before decoder layer `layer`, by `merge` ([T, H, W, C] -> Merged).
 
     `positions`: "reassigned" renumbers the tokens consecutively after merging, "survivors" keeps
@@ -44,7 +44,7 @@ def prefill(
     decoder: Any,
     prompt: Prompt,
     embeds: torch.Tensor,
-    merging: Merging,
+    merging: MergeConfig,
     *,
     deep: Sequence[torch.Tensor] = (),
     extras: Mapping[str, torch.Tensor] | None = None,
@@ -57,7 +57,7 @@ def prefill(
     prompt's tokens. `merging_stage` is a context around merging alone, for timing. Raises
     UsageError for a merge layer or positions that the decoder's layers do not allow.
     """
-    state, layout = Merge(prompt, merging, merging_stage), layout_of(decoder.config)
+    state, layout = MergeState(prompt, merging, merging_stage), layout_of(decoder.config)
     check_merging(layout, merging.layer, merging.positions)
     layers = _empty_layers(decoder, layout.holding)
     with suppress(_Filled), _deepstack(decoder, state, deep):
@@ -112,7 +112,7 @@ class _LastLayer(BufferLayer):
 
 
 @contextmanager
-def _deepstack(decoder: Any, state: Merge, deep: Sequence[torch.Tensor]) -> Iterator[None]:
+def _deepstack(decoder: Any, state: MergeState, deep: Sequence[torch.Tensor]) -> Iterator[None]:
     def add(level: torch.Tensor, *called: Any) -> torch.Tensor:
         return state.add(called[-1], level)
 
@@ -127,7 +127,7 @@ def _deepstack(decoder: Any, state: Merge, deep: Sequence[torch.Tensor]) -> Iter
             handle.remove()
 
 
-class Merge:
+class MergeState:
     """Merges the visual tokens at the merge layer, and keeps the result for later layers.
 
     `kept` [L] bool: the tokens that go on, or that a merged one replaces; `length`: their number;
@@ -137,7 +137,7 @@ class Merge:
     def __init__(
         self,
         prompt: Prompt,
-        merging: Merging,
+        merging: MergeConfig,
         stage: Callable[[], AbstractContextManager[object]],
     ) -> None:
         self._prompt, self._merging, self._stage = prompt, merging, stage

@@ -26,15 +26,16 @@ from sttm_cli.base.types import (
     VisualTokens,
 )
 from sttm_cli.decode import read_frames
-from sttm_cli.prefill import Merging, prefill
-from sttm_cli.runtime.request import ModelPlan, Request, version_to_read
+from sttm_cli.prefill import MergeConfig, prefill
+from sttm_cli.runtime.model_plan import ModelPlan
+from sttm_cli.runtime.request import Request, version_to_read
 from sttm_cli.runtime.resources import ModelHost
 
 if TYPE_CHECKING:
     from sttm_cli.models.family import VideoLLM
 
 OnChunk = Callable[[FrameChunk], None]
-Merge = Callable[[torch.Tensor], Merged]
+MergeFunction = Callable[[torch.Tensor], Merged]
 """Features [T, H, W, C] -> the remaining tokens."""
 
 
@@ -110,7 +111,7 @@ class Compute:
         clock: Clock,
         *,
         budget: float | int,
-        merge: Merge | None = None,
+        merge: MergeFunction | None = None,
         layer: int | None = None,
         sizes: bool | None = None,
     ) -> PrefixKV:
@@ -126,12 +127,12 @@ class Compute:
 
         where = self.plan.merge_layer if layer is None else layer
         count = self.plan.attention_sizes if sizes is None else sizes
-        merging = Merging(where, checked, self.plan.positions, count)
+        merging = MergeConfig(where, checked, self.plan.positions, count)
         if self._decoder_thread is None:
             return self._prefill(tokens, clock, merging)
         return self._decoder_thread.submit(self._prefill, tokens, clock, merging).result()
 
-    def _prefill(self, tokens: VisualTokens, clock: Clock, merging: Merging) -> PrefixKV:
+    def _prefill(self, tokens: VisualTokens, clock: Clock, merging: MergeConfig) -> PrefixKV:
         model = self.model(clock)
         self._progress("prefill", 0, 1)
         with clock.stage("prefill"), reporting_memory():

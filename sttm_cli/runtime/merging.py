@@ -18,7 +18,7 @@ from sttm_cli.merge.quadtree.merging import SPATIAL, TEMPORAL, merge_tokens
 from sttm_cli.models.family import Family
 from sttm_cli.models.loading import FULL, LINEAR
 from sttm_cli.models.registry import family_of_loaded
-from sttm_cli.prefill import Merging
+from sttm_cli.prefill import MergeConfig
 from sttm_cli.runtime.merging_block import MergingBlock, MergingStats
 from sttm_cli.settings.fields import one_of, parse_budget, whole_number
 from sttm_cli.settings.settings import PAPER_METHOD, SETTINGS, Sizes
@@ -48,7 +48,7 @@ def merging(
     """
     family, decoder = _supported(model)
     layer = _layer(family, decoder, merge_layer)
-    how = Merging(
+    how = MergeConfig(
         layer,
         _merge(budget, spatial_threshold, temporal_threshold, method),
         _positions(family, positions),

@@ -21,8 +21,8 @@ from sttm_cli.models.family import Family
 from sttm_cli.prefill import (
     Continuing,
     Counted,
-    Merge,
-    Merging,
+    MergeConfig,
+    MergeState,
     MergingPass,
     Pass,
     check_cache,
@@ -71,7 +71,7 @@ class MergingBlock:
     """A model's hooks while it merges. Each thread has its own pass; `stats` are of the last."""
 
     def __init__(
-        self, model: Any, decoder: Any, family: Family, how: Merging, stats: MergingStats
+        self, model: Any, decoder: Any, family: Family, how: MergeConfig, stats: MergingStats
     ) -> None:
         if family.find is None:
             raise ModelError(
@@ -245,7 +245,7 @@ class MergingBlock:
             call.positions,
             call.mask,
             counted,
-            merges=[Merge(prompt, self._how, stage) for prompt in prompts],
+            merges=[MergeState(prompt, self._how, stage) for prompt in prompts],
             past=call.past,
             levels=levels,
             deltas=call.deltas() if self._axes > 1 else None,
@@ -326,7 +326,7 @@ class MergingBlock:
             )
         return [level.view(rows, *grid, -1)[: len(prompts)] for level in levels]
 
-    def _count(self, merges: Sequence[Merge]) -> None:
+    def _count(self, merges: Sequence[MergeState]) -> None:
         counts, stats = [merge.counts() for merge in merges], self._stats
         stats.video_full = sum(count.video_full for count in counts)
         stats.video_kept = sum(count.video_kept for count in counts)

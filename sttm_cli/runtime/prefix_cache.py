@@ -24,7 +24,7 @@ from sttm_cli.settings.settings import Settings
 from sttm_cli.store import pack
 
 if TYPE_CHECKING:
-    from sttm_cli.runtime.request import ModelPlan
+    from sttm_cli.runtime.model_plan import ModelPlan
 
 # Validation of a restored KV against the shape that this model would produce.
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from sttm_cli.base.results import Clock
     from sttm_cli.base.types import Continuation, PrefixKV
     from sttm_cli.models.family import VideoLLM
-    from sttm_cli.runtime.request import ModelPlan, Request
+    from sttm_cli.runtime.model_plan import ModelPlan
+    from sttm_cli.runtime.request import Request
     from sttm_cli.settings.settings import Settings
 
 TO_PREFIX = ("decode", "encode", "merge", "prefill")

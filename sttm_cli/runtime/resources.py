@@ -15,7 +15,7 @@ from sttm_cli.base.types import Continuation, LayerState, PrefixKV
 from sttm_cli.models.checkpoint import check_unchanged
 from sttm_cli.models.family import VideoLLM
 from sttm_cli.models.registry import load
-from sttm_cli.runtime.request import ModelPlan
+from sttm_cli.runtime.model_plan import ModelPlan
 from sttm_cli.store import Store
 
 if TYPE_CHECKING:

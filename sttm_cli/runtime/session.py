@@ -21,19 +21,15 @@ from sttm_cli.base.types import Frames, OnToken, PrefixKV, Progress, Sampling
 from sttm_cli.decode import Source, Sources, in_bucket, object_at
 from sttm_cli.models.given import name_of
 from sttm_cli.models.registry import load
-from sttm_cli.runtime.request import (
+from sttm_cli.runtime.model_plan import (
     CheckedModel,
     ModelPlan,
-    Request,
     check_model,
-    check_video,
-    facts_for,
-    known_identity,
-    make_request,
     plan_loaded,
     plan_model,
     with_choices,
 )
+from sttm_cli.runtime.request import Request, check_video, facts_for, known_identity, make_request
 from sttm_cli.runtime.resources import ModelHost, Resources
 from sttm_cli.settings.fields import check_question
 from sttm_cli.settings.settings import (

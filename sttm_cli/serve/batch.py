@@ -10,8 +10,8 @@ from typing import Any
 
 from sttm_cli.base.errors import UsageError
 from sttm_cli.prefill import KVContinuation, Together
+from sttm_cli.runtime.model_plan import ModelPlan
 from sttm_cli.runtime.prepared import Prepared
-from sttm_cli.runtime.request import ModelPlan
 
 _MOST = 8
 Work = Callable[[Prepared], Any]

@@ -21,8 +21,8 @@ from sttm_cli.base.events import Reported
 from sttm_cli.base.reports import ServerStatus
 from sttm_cli.base.results import Answer, Choice
 from sttm_cli.decode import Source
+from sttm_cli.runtime.model_plan import check_model, plan_model
 from sttm_cli.runtime.prepared import Prepared, ask_report
-from sttm_cli.runtime.request import check_model, plan_model
 from sttm_cli.runtime.resources import DISK, Resources
 from sttm_cli.runtime.session import VideoQA
 from sttm_cli.serve.batch import Batches, together

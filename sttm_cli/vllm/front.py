@@ -19,7 +19,7 @@ import sttm_cli
 from sttm_cli.base.errors import ModelError, SttmError, UsageError
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.family import Family
-from sttm_cli.runtime.request import check_model
+from sttm_cli.runtime.model_plan import check_model
 from sttm_cli.settings.settings import SETTINGS, Settings, cache_dir
 from sttm_cli.vllm.versions import TESTED, untested
 

@@ -10,13 +10,15 @@ import torch
 
 from sttm_cli.answer import generate
 from sttm_cli.base.types import Prompt, VisualTokens
-from sttm_cli.prefill import KVContinuation, Merging, prefill
+from sttm_cli.prefill import KVContinuation, MergeConfig, prefill
 from tests.fakes import keep_all, pair_up
 
 QUESTION = "what colour is the circle?"
 
 
-def prefilled(model: Any, tokens: VisualTokens, merging: Merging) -> tuple[KVContinuation, Prompt]:
+def prefilled(
+    model: Any, tokens: VisualTokens, merging: MergeConfig
+) -> tuple[KVContinuation, Prompt]:
     """The prefix of a video's visual tokens, and its prompt."""
     prompt = model.prompt(tokens)
     embeds, extras = model.embed_prompt(prompt, tokens), model.extras(prompt.ids)
@@ -28,7 +30,7 @@ def assert_equals_transformers(
     model: Any, tokens: VisualTokens, theirs: Any, processor: Any, inputs: Any
 ) -> None:
     """Token ids, the first token's logits and the greedy answer are those of `generate`."""
-    prefix, prompt = prefilled(model, tokens, Merging(1, keep_all, "reassigned"))
+    prefix, prompt = prefilled(model, tokens, MergeConfig(1, keep_all, "reassigned"))
     question = model.question(QUESTION)
     assert [*prompt.ids.tolist(), *question.tolist()] == inputs["input_ids"][0].tolist()
     with torch.inference_mode():
@@ -58,7 +60,7 @@ def assert_equals_one_pass(
 
 
 def _equals_one_pass(model: Any, tokens: VisualTokens, layer: int, *, sizes: bool) -> None:
-    prefix, prompt = prefilled(model, tokens, Merging(layer, pair_up, "reassigned", sizes))
+    prefix, prompt = prefilled(model, tokens, MergeConfig(layer, pair_up, "reassigned", sizes))
     question = model.question(QUESTION)
     flat = len(prompt.positions) == 1
     wanted = one_pass(

@@ -15,7 +15,7 @@ from sttm_cli.base.types import FrameChunk
 from sttm_cli.models.checkpoint import find_checkpoint
 from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import load
-from sttm_cli.prefill import KVContinuation, Merging, prefill
+from sttm_cli.prefill import KVContinuation, MergeConfig, prefill
 from tests.checkpoints import llava_onevision
 from tests.checkpoints_qwen import qwen_vl
 from tests.fakes import DictMemo, pair_up
@@ -60,7 +60,8 @@ def answered(folder: Path, positions: str, attention: str) -> torch.Tensor:
     tokens = model.encode(FrameChunk(frames, ()), 6)
     prompt = model.prompt(type(tokens)(tokens.features, tokens.deep, (0, 1, 2, 3, 4, 5)))
     embeds = model.embed_prompt(prompt, tokens)
-    kv = prefill(model.decoder, prompt, embeds, Merging(2, pair_up, positions), deep=tokens.deep)
+    merging = MergeConfig(2, pair_up, positions)
+    kv = prefill(model.decoder, prompt, embeds, merging, deep=tokens.deep)
     going = KVContinuation(model, kv)
     going.extend(model.question("what colour is the circle?"))
     return going.extend(torch.tensor([7]))

@@ -21,7 +21,7 @@ from sttm_cli.models.registry import (
     load,
     token_count,
 )
-from sttm_cli.runtime.request import options_of
+from sttm_cli.runtime.model_plan import options_of
 from sttm_cli.settings.settings import Settings
 from tests.checkpoints_internvl import internvl
 from tests.checkpoints_perception import perception_lm

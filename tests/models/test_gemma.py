@@ -18,7 +18,7 @@ from sttm_cli.base.errors import ModelError, UsageError
 from sttm_cli.models.families.gemma4 import deepest, shapes
 from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import load
-from sttm_cli.prefill import KVContinuation, Merging, kv_shapes, layout_of
+from sttm_cli.prefill import KVContinuation, MergeConfig, kv_shapes, layout_of
 from sttm_cli.runtime.request import kv_bytes
 from sttm_cli.runtime.resources import Resources
 from sttm_cli.store import LocalStore, NoStore
@@ -66,7 +66,7 @@ def test_answers_longer_than_the_window_equal_transformers(
     endless: dict[str, Any] = {"max_new_tokens": 3 * WINDOW, "eos_token_id": -1}
     out = theirs.generate(**inputs, do_sample=False, **endless)
     wanted = out[0, inputs["input_ids"].shape[1] :].tolist()
-    prefix, _ = prefilled(ours, loaded.tokens, Merging(1, keep_all, "reassigned"))
+    prefix, _ = prefilled(ours, loaded.tokens, MergeConfig(1, keep_all, "reassigned"))
     ids, made = ours.question(PROMPTED), list[int]()
     for _ in wanted:
         made.append(int(prefix.extend(ids).argmax()))

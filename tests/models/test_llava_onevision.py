@@ -15,7 +15,7 @@ from sttm_cli.base.types import FrameChunk
 from sttm_cli.models.checkpoint import find_checkpoint
 from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import family_of, load
-from sttm_cli.prefill import KVContinuation, Merging, prefill
+from sttm_cli.prefill import KVContinuation, MergeConfig, prefill
 from tests.checkpoints import llava_onevision
 from tests.fakes import DictMemo, keep_all
 
@@ -54,7 +54,8 @@ def prepared(model, frames: np.ndarray, layer: int = 1):
     tokens = model.encode(FrameChunk(frames, tuple(range(len(frames)))), len(frames))
     prompt = model.prompt(tokens)
     embeds = model.embed_prompt(prompt, tokens)
-    return prefill(model.decoder, prompt, embeds, Merging(layer, keep_all, "reassigned")), prompt
+    merging = MergeConfig(layer, keep_all, "reassigned")
+    return prefill(model.decoder, prompt, embeds, merging), prompt
 
 
 def test_token_ids_equal_those_of_the_chat_template(folder: Path, frames: np.ndarray) -> None:

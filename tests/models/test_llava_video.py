@@ -26,7 +26,7 @@ from sttm_cli.base.types import FrameChunk, VisualTokens
 from sttm_cli.models.checkpoint import find_checkpoint
 from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import load
-from sttm_cli.prefill import Merging
+from sttm_cli.prefill import MergeConfig
 from tests.checkpoints_llava import llava_video
 from tests.fakes import DictMemo, keep_all
 from tests.models.reference import QUESTION, assert_equals_one_pass, prefilled
@@ -151,7 +151,7 @@ def test_first_token_logits_and_text_equal_the_assembly(model, folder, newlines,
     tokens = assembly.tokens(pixels(frames, assembly.side))
     embeds = assembly.inputs(tokens, prompt_text(QUESTION), newlines)
     wanted = assembly.decoder(inputs_embeds=embeds[None]).logits[0, -1]
-    prefix, _ = prefilled(model, encoded(model, frames), Merging(1, keep_all, "reassigned"))
+    prefix, _ = prefilled(model, encoded(model, frames), MergeConfig(1, keep_all, "reassigned"))
     logits = prefix.extend(model.question(QUESTION))
     prefix.rewind()
     assert torch.allclose(logits, wanted, atol=1e-4)
@@ -189,7 +189,7 @@ def test_repetition_penalty_counts_the_answer_alone(tmp_path: Path, frames: np.n
     folder = llava_video(tmp_path / "m", seed=4, generation={"repetition_penalty": 1.5})
     model, assembly = loaded(folder), Assembly(folder)
     tokens = encoded(model, frames)
-    prefix, prompt = prefilled(model, tokens, Merging(2, keep_all, "reassigned"))
+    prefix, prompt = prefilled(model, tokens, MergeConfig(2, keep_all, "reassigned"))
     made = generate(prefix, model.question(QUESTION), model, max_new_tokens=16)
     embeds = torch.cat([model.embed_prompt(prompt, tokens), model.embed(model.question(QUESTION))])
     out = assembly.decoder.generate(

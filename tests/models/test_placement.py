@@ -14,7 +14,7 @@ from sttm_cli.merge import merge_tokens
 from sttm_cli.models.checkpoint import find_checkpoint
 from sttm_cli.models.loading import Placement, place, weight_bytes
 from sttm_cli.models.registry import load
-from sttm_cli.prefill import KVContinuation, Merging, prefill
+from sttm_cli.prefill import KVContinuation, MergeConfig, prefill
 from sttm_cli.runtime.session import VideoQA
 from tests.decode.made import Make
 from tests.fakes import DictMemo
@@ -37,7 +37,7 @@ def noise(seed: int = 0) -> FrameChunk:
 @torch.inference_mode()
 def first_logits(model: Any, tokens: VisualTokens) -> torch.Tensor:
     prompt = model.prompt(tokens)
-    merging = Merging(1, lambda grid: merge_tokens(grid, budget=0.5), "survivors")
+    merging = MergeConfig(1, lambda grid: merge_tokens(grid, budget=0.5), "survivors")
     embeds = model.embed_prompt(prompt, tokens)
     kv = prefill(model.decoder, prompt, embeds, merging, deep=tokens.deep)
     return KVContinuation(model, kv).extend(model.question("what colour is the circle?"))

@@ -17,7 +17,7 @@ from sttm_cli.models.checkpoint import find_checkpoint
 from sttm_cli.models.families.qwen2_5_vl import spacing
 from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import family_of, load
-from sttm_cli.prefill import KVContinuation, Merging, prefill
+from sttm_cli.prefill import KVContinuation, MergeConfig, prefill
 from tests.checkpoints_qwen import qwen_vl
 from tests.fakes import DictMemo, keep_all, pair_up
 from tests.models.reference import one_pass
@@ -115,7 +115,7 @@ def test_first_token_logits_and_text_equal_transformers(case, model, theirs) -> 
     tokens = encoded(model, case[1])
     prompt = model.prompt(tokens)
     embeds = model.embed_prompt(prompt, tokens)
-    merging = Merging(1, keep_all, "survivors")
+    merging = MergeConfig(1, keep_all, "survivors")
     kv = prefill(model.decoder, prompt, embeds, merging, deep=tokens.deep)
     prefix = KVContinuation(model, kv)
     logits = prefix.extend(model.question(QUESTION))
@@ -133,7 +133,7 @@ def test_merged_prefix_then_question_equals_one_pass(case, model, layer) -> None
     tokens = encoded(model, case[1])
     prompt, question = model.prompt(tokens), model.question(QUESTION)
     embeds = model.embed_prompt(prompt, tokens)
-    merging = Merging(layer, pair_up, "survivors")
+    merging = MergeConfig(layer, pair_up, "survivors")
     kv = prefill(model.decoder, prompt, embeds, merging, deep=tokens.deep)
     logits = KVContinuation(model, kv).extend(question)
     wanted = one_pass(
@@ -186,7 +186,7 @@ def test_repetition_penalty_of_the_checkpoint_is_honoured(tmp_path: Path) -> Non
     tokens = encoded(model, frames)
     prompt = model.prompt(tokens)
     embeds = model.embed_prompt(prompt, tokens)
-    kv = prefill(model.decoder, prompt, embeds, Merging(2, keep_all, "survivors"))
+    kv = prefill(model.decoder, prompt, embeds, MergeConfig(2, keep_all, "survivors"))
     prefix = KVContinuation(model, kv)
     made = generate(prefix, model.question(QUESTION), model, max_new_tokens=24)
     wanted = [i for i in out[0, inputs["input_ids"].shape[1] :].tolist() if i not in model.end_ids]

@@ -13,7 +13,7 @@ from sttm_cli.base.types import VisualTokens
 from sttm_cli.models.checkpoint import find_checkpoint
 from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import load
-from sttm_cli.prefill import KVContinuation, Merging, prefill
+from sttm_cli.prefill import KVContinuation, MergeConfig, prefill
 from sttm_cli.runtime.resources import DEVICE, Held, KVMemory
 from tests.fakes import DictMemo, keep_all, pair_up
 from tests.models.reference import one_pass
@@ -43,7 +43,7 @@ def prefix(model):
 @torch.inference_mode()
 def test_prefix_then_question_equals_one_pass(model, prefix, layer, positions, merge) -> None:
     prompt, embeds, tokens = prefix
-    merging = Merging(layer, merge, positions)
+    merging = MergeConfig(layer, merge, positions)
     kv = prefill(model.decoder, prompt, embeds, merging)
     logits = KVContinuation(model, kv).extend(model.question(QUESTION))
     whole = one_pass(
@@ -62,7 +62,7 @@ def test_layers_hold_all_tokens_below_the_merge_layer_and_the_merged_from_it_on(
     model, prefix
 ) -> None:
     prompt, embeds, _ = prefix
-    kv = prefill(model.decoder, prompt, embeds, Merging(2, pair_up, "reassigned"))
+    kv = prefill(model.decoder, prompt, embeds, MergeConfig(2, pair_up, "reassigned"))
     full, merged = len(prompt.ids), len(prompt.ids) - 40
     assert kv.lengths == (full, full, merged, merged)
     assert kv.next_positions == (full, merged)
@@ -71,7 +71,7 @@ def test_layers_hold_all_tokens_below_the_merge_layer_and_the_merged_from_it_on(
 
 def test_survivors_keep_their_positions(model, prefix) -> None:
     prompt, embeds, _ = prefix
-    kv = prefill(model.decoder, prompt, embeds, Merging(2, pair_up, "survivors"))
+    kv = prefill(model.decoder, prompt, embeds, MergeConfig(2, pair_up, "survivors"))
     assert kv.next_positions == (len(prompt.ids), len(prompt.ids))
 
 
@@ -79,7 +79,7 @@ def test_merging_changes_the_answer_of_a_random_model(model, prefix) -> None:
     prompt, embeds, _ = prefix
     logits = [
         KVContinuation(
-            model, prefill(model.decoder, prompt, embeds, Merging(1, m, "reassigned"))
+            model, prefill(model.decoder, prompt, embeds, MergeConfig(1, m, "reassigned"))
         ).extend(model.question(QUESTION))
         for m in (keep_all, pair_up)
     ]
@@ -90,7 +90,7 @@ def test_rewinding_gives_the_same_logits_again_and_leaves_the_prefix_as_it_was(
     model, prefix
 ) -> None:
     prompt, embeds, _ = prefix
-    kv = prefill(model.decoder, prompt, embeds, Merging(1, pair_up, "reassigned"))
+    kv = prefill(model.decoder, prompt, embeds, MergeConfig(1, pair_up, "reassigned"))
     before = [k[:n].clone() for k, n in zip(kv.keys, kv.lengths, strict=True)]
     going = KVContinuation(model, kv)
     first = going.extend(model.question(QUESTION))
@@ -103,7 +103,7 @@ def test_rewinding_gives_the_same_logits_again_and_leaves_the_prefix_as_it_was(
 
 def test_an_answer_longer_than_the_room_behind_the_prefix_still_fits(model, prefix) -> None:
     prompt, embeds, _ = prefix
-    kv = prefill(model.decoder, prompt, embeds, Merging(1, pair_up, "reassigned"))
+    kv = prefill(model.decoder, prompt, embeds, MergeConfig(1, pair_up, "reassigned"))
     tokens = torch.arange(700) % 60 + 6
     # Buffers of its own, none of which has to grow.
     roomy = deepcopy(kv)
@@ -120,7 +120,7 @@ def test_an_answer_longer_than_the_room_behind_the_prefix_still_fits(model, pref
 
 def test_the_room_is_what_the_layers_with_every_token_leave(model, prefix) -> None:
     prompt, embeds, _ = prefix
-    kv = prefill(model.decoder, prompt, embeds, Merging(1, pair_up, "reassigned"))
+    kv = prefill(model.decoder, prompt, embeds, MergeConfig(1, pair_up, "reassigned"))
     limit = model.decoder.config.max_position_embeddings
     assert kv.next_positions[1] < kv.next_positions[0] == len(prompt.ids)
     assert KVContinuation(model, kv).room == limit - len(prompt.ids)
@@ -128,7 +128,7 @@ def test_the_room_is_what_the_layers_with_every_token_leave(model, prefix) -> No
 
 def test_buffers_that_grew_count_in_the_memory_that_kvs_may_take(model, prefix) -> None:
     prompt, embeds, _ = prefix
-    kv = prefill(model.decoder, prompt, embeds, Merging(1, pair_up, "reassigned"))
+    kv = prefill(model.decoder, prompt, embeds, MergeConfig(1, pair_up, "reassigned"))
     size = sum(t.nbytes for t in kv.keys + kv.values)
     memory, going = KVMemory(device_bytes=size), KVContinuation(model, kv)
     held = memory.add("kv", Held(kv, going, CacheUse(False, "", 0, 0, 0, "new")))
@@ -146,5 +146,5 @@ def test_hooks_are_gone_after_a_run_that_failed(model, prefix) -> None:
         raise ValueError("no merge today")
 
     with pytest.raises(ValueError, match="no merge today"):
-        prefill(model.decoder, prompt, embeds, Merging(1, broken, "reassigned"))
+        prefill(model.decoder, prompt, embeds, MergeConfig(1, broken, "reassigned"))
     assert all(not layer._forward_pre_hooks for layer in model.decoder.layers)

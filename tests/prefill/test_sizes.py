@@ -15,7 +15,7 @@ from sttm_cli.merge.method import find_method
 from sttm_cli.models.checkpoint import find_checkpoint
 from sttm_cli.models.loading import Placement
 from sttm_cli.models.registry import load
-from sttm_cli.prefill import KVContinuation, Merging, prefill
+from sttm_cli.prefill import KVContinuation, MergeConfig, prefill
 from sttm_cli.prefill.sizes import counting
 from sttm_cli.prefill.together import Together
 from tests.fakes import DictMemo, keep_all, pair_up
@@ -45,7 +45,7 @@ def merged_by(name: str, share: float = 0.3):
 
 def prefilled(model, prefix, merge, *, layer: int = 1, sizes: bool = True):
     prompt, embeds, _ = prefix
-    return prefill(model.decoder, prompt, embeds, Merging(layer, merge, "reassigned", sizes))
+    return prefill(model.decoder, prompt, embeds, MergeConfig(layer, merge, "reassigned", sizes))
 
 
 @pytest.mark.parametrize("layer", [0, 1, 3])

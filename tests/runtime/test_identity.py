@@ -14,7 +14,8 @@ from sttm_cli.merge.method import find_method
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.registry import find_family
 from sttm_cli.runtime import request
-from sttm_cli.runtime.request import ModelPlan, identity_of
+from sttm_cli.runtime.model_plan import ModelPlan
+from sttm_cli.runtime.request import identity_of
 from sttm_cli.settings.settings import Settings
 from sttm_cli.store import key_of
 
