@@ -91,7 +91,7 @@ def plan_model(settings: Settings, checked: CheckedModel) -> ModelPlan:
         positions=family.positions if positions == "auto" else positions,
         attention=resolve_attention(device, dtype),
         attention_sizes=sized(settings, resolve_attention(device, dtype)),
-        # A device named by hand is the one that is meant.
+        # An explicit --device disables spreading.
         spread=settings.device == "auto" and device == "cuda",
         options=options,
         system=settings.system or "",
