@@ -37,9 +37,10 @@ def noise(seed: int = 0) -> FrameChunk:
 @torch.inference_mode()
 def first_logits(model: Any, tokens: VisualTokens) -> torch.Tensor:
     prompt = model.prompt(tokens)
-    merging = Merging(1, lambda grid: merge_tokens(grid, budget=0.5), "survivors")
+    merging = Merging(1, lambda grid: merge_tokens(grid, budget=0.5), "reassigned")
     embeds = model.embed_prompt(prompt, tokens)
-    kv = prefill(model.decoder, prompt, embeds, merging, deep=tokens.deep)
+    extras = model.extras(prompt.ids)
+    kv = prefill(model.decoder, prompt, embeds, merging, deep=tokens.deep, extras=extras)
     return KVContinuation(model, kv).extend(model.question("what colour is the circle?"))
 
 
