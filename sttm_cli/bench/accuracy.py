@@ -24,6 +24,7 @@ from sttm_cli.bench.intervals import Bootstrap
 from sttm_cli.bench.scoring import alone, in_conversation, mark
 from sttm_cli.merge.method import find_method
 from sttm_cli.runtime.session import VideoQA
+from sttm_cli.settings.fields import check_no_thresholds
 from sttm_cli.settings.settings import PAPER_METHOD as OURS
 from sttm_cli.tiny.questions import KINDS
 
@@ -62,10 +63,11 @@ def find_entrants(
 
 def _find(name: str, layers: int, variants: Mapping[str, Shorten]) -> Entrant:
     plain = name.removesuffix("+sizes").removesuffix("-sizes")
-    if "+" in plain:
+    if "+" in plain or plain.endswith("-sizes"):
         raise UsageError(
             f"--methods {name!r} is not known", "only +sizes or -sizes can follow a method"
         )
+    check_no_thresholds(plain, "--methods")
     method, sign, layer = plain.partition("@")
     if sign and not layer.isdigit():
         raise UsageError(f"--methods {name!r} is not known", "a layer is a number, as in sttm@2")

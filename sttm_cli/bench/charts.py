@@ -51,7 +51,7 @@ def accuracy_chart(report: Json) -> Chart:
 def evaluation_chart(report: Json) -> Chart:
     """Accuracy by budget of `sttm eval paper`: a line for each benchmark, dashed as published."""
     known = [row for row in report["rows"] if row.get("accuracy")]
-    by_hand = [row for row in known if row.get("thresholds")]
+    by_hand = [row for row in known if row.get("thresholds") and row["tokens"]["full"]]
     # A number of tokens has no place among shares.
     rows = [row for row in known if row["budget"] is not None and row["budget"] <= 1]
     lines = []

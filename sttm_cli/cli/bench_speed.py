@@ -106,7 +106,7 @@ def speed(
     check_plot(plot)
     if geometry is None and (layers is not None or scale != 1):
         raise UsageError("--layers and --scale need --geometry", "a model's size is its own")
-    settings = settings_from(flags)
+    settings = settings_from(flags, compares=True)
     for flag, given in (
         ("--model", settings.model != DEFAULT_MODEL),
         ("--revision", settings.revision),

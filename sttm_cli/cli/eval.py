@@ -25,7 +25,7 @@ from sttm_cli.cli.flags import (
 )
 from sttm_cli.cli.output import StageProgress, check_plot, print_json, say, warn
 from sttm_cli.settings.fields import Thresholds, parse_budget, parse_thresholds
-from sttm_cli.settings.settings import DEFAULT_METHOD, SETTINGS
+from sttm_cli.settings.settings import PAPER_METHOD, SETTINGS
 
 PAPER_BUDGETS, OWN_BUDGETS = "1,0.5,0.3", "1,0.5,0.3,0.15"
 TASKS = "vnbench,videomme,longvideobench_val_v,mlvu_dev,egoschema_subset,nextqa_mc_test"
@@ -256,10 +256,10 @@ def _amounts(
     ]
     method = SETTINGS["method"].read(flags["method"])
     if thresholds is not None:
-        if method != DEFAULT_METHOD:
+        if method != PAPER_METHOD:
             raise UsageError(
                 f"--thresholds {thresholds} cannot be combined with --method {method}",
-                f"they are those of the method {DEFAULT_METHOD}",
+                f"they are those of the method {PAPER_METHOD}",
             )
         found += [parse_thresholds("--thresholds", part) for part in thresholds.split(",")]
     elif ":" in method:

@@ -17,7 +17,7 @@ from typer.models import OptionInfo
 
 from sttm_cli.base.errors import SttmError, UsageError
 from sttm_cli.base.names import METHODS
-from sttm_cli.settings.fields import Group, Setting
+from sttm_cli.settings.fields import Group, Setting, check_no_thresholds
 from sttm_cli.settings.settings import CONFIG_KEYS, KEEP_ALIVE, NO_LOG, SETTINGS, Settings
 
 VIDEO = "A video file, a folder of images, an http(s) or s3:// address, or '-' for stdin."
@@ -149,8 +149,13 @@ class Output:
     debug: bool
 
 
-def settings_from(flags: dict[str, Any]) -> Settings:
-    """Convert flags as typed to checked settings. Raises UsageError."""
+def settings_from(flags: dict[str, Any], *, compares: bool = False) -> Settings:
+    """Convert flags as typed to checked settings; `compares`: of a command that compares budgets.
+
+    Raises UsageError.
+    """
+    if compares:
+        check_no_thresholds(str(flags["method"]))
     return Settings(**flags)
 
 

@@ -94,7 +94,7 @@ def inspect(
     wanted = [parse_budget(flag, part) for part in given.split(",")]
     check_file("--picture", picture, ".png")
     check_file("--report", report, ".html")
-    settings = settings_from(flags)
+    settings = settings_from(flags, compares=True)
     from sttm_cli.runtime.session import VideoQA
 
     with StageProgress(output) as progress, VideoQA(settings, warn=warn, progress=progress) as qa:

@@ -11,6 +11,7 @@ from weakref import WeakSet
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 
+from sttm_cli.base.device import KERNELS
 from sttm_cli.base.errors import ModelError, UsageError
 from sttm_cli.base.types import Merged
 from sttm_cli.merge.method import find_method
@@ -18,9 +19,9 @@ from sttm_cli.merge.quadtree.merging import SPATIAL, TEMPORAL, merge_tokens
 from sttm_cli.models.family import Family
 from sttm_cli.models.loading import FULL, LINEAR
 from sttm_cli.models.registry import family_of_loaded
-from sttm_cli.prefill import MergeConfig
+from sttm_cli.prefill import MergeConfig, plain_kernel
 from sttm_cli.runtime.merging_block import MergingBlock, MergingStats
-from sttm_cli.settings.fields import one_of, parse_budget, whole_number
+from sttm_cli.settings.fields import one_of, parse_budget, parse_method, whole_number
 from sttm_cli.settings.settings import PAPER_METHOD, SETTINGS, Sizes
 
 POSITIONS = ("auto", "reassigned", "survivors")
@@ -52,7 +53,7 @@ def merging(
         layer,
         _merge(budget, spatial_threshold, temporal_threshold, method),
         _positions(family, positions),
-        _counts(attention_sizes, method),
+        _counts(attention_sizes, method, plain_kernel(decoder)),
     )
     with _alone(decoder):
         stats = MergingStats()
@@ -111,7 +112,7 @@ def _positions(family: Family, given: str) -> str:
 def _merge(
     budget: float | int | None, spatial: float | None, temporal: float | None, method: str
 ) -> Callable[[torch.Tensor], Merged]:
-    if ":" in method:
+    if ":" in parse_method("method", method):
         raise UsageError(
             f"method {method!r} cannot be combined with merging's own thresholds",
             "give spatial_threshold and temporal_threshold",
@@ -134,10 +135,12 @@ def _merge(
     return lambda features: merge_tokens(features, *given)
 
 
-def _counts(sizes: str, method: str) -> bool:
+def _counts(sizes: str, method: str, kernel: str) -> bool:
     """Return whether merged tokens count in attention by their size."""
     chosen = one_of(*get_args(Sizes))("attention_sizes", sizes)
-    return find_method(method, "method").sizes if chosen == "auto" else chosen == "on"
+    if chosen == "auto":
+        return find_method(method, "method").sizes and kernel in KERNELS
+    return chosen == "on"
 
 
 _ACTIVE: WeakSet[Any] = WeakSet()

@@ -81,7 +81,7 @@ def one_of(*allowed: str) -> Parse:
     """Parsing of a choice among words."""
 
     def parse(flag: str, value: Any) -> str:
-        if set(allowed) == {"on", "off"} and str(value).lower() in ("true", "false"):
+        if {"on", "off"} <= set(allowed) and str(value).lower() in ("true", "false"):
             # As Python and TOML write it.
             return "on" if str(value).lower() == "true" else "off"
         if value not in allowed:
@@ -268,6 +268,15 @@ def check_thresholds_alone(method: str, budget: float | int) -> None:
         raise UsageError(
             f"--method {method} has thresholds and cannot be combined with --budget {budget:g}",
             "give --budget 1, or leave the thresholds out",
+        )
+
+
+def check_no_thresholds(method: str, flag: str = "--method") -> None:
+    """Raise UsageError for thresholds where budgets are given elsewhere, or compared."""
+    if ":" in method:
+        raise UsageError(
+            f"{flag} {method} has thresholds, and this command takes budgets",
+            f"give {flag} {method.partition(':')[0]}",
         )
 
 

@@ -85,7 +85,7 @@ class Settings:
     method: str = setting(
         DEFAULT_METHOD, "--method", parse=parse_method, group=Group.MODEL, metavar="NAME",
         env="STTM_METHOD",
-        help="How tokens are merged: sttm, or another method such as tome or evs.",
+        help="How tokens are merged: sttm, or another method such as anchors or tome.",
     )
     merge_layer: int | None = setting(
         None, "--merge-layer", parse=whole_number(0), group=Group.MODEL, metavar="LAYER",

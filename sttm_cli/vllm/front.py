@@ -17,9 +17,11 @@ import psutil
 
 import sttm_cli
 from sttm_cli.base.errors import ModelError, SttmError, UsageError
+from sttm_cli.merge.method import find_method
 from sttm_cli.models.checkpoint import Checkpoint
 from sttm_cli.models.family import Family
 from sttm_cli.runtime.model_plan import check_model
+from sttm_cli.settings.fields import check_no_thresholds
 from sttm_cli.settings.settings import SETTINGS, Settings, cache_dir
 from sttm_cli.vllm.versions import TESTED, untested
 
@@ -98,6 +100,7 @@ class _Memo:
 
 def check(settings: Settings, server: Server) -> None:
     """Raise UsageError for what vLLM's server would not honour."""
+    check_no_thresholds(settings.method)
     plain = Settings()
     for field in fields(Settings):
         given, flag = getattr(settings, field.name), SETTINGS[field.name].flags[-1]
@@ -106,6 +109,8 @@ def check(settings: Settings, server: Server) -> None:
             refused = False
         if field.name == "budget":
             refused = isinstance(given, int) and given > 1
+        if field.name == "attention_sizes":
+            refused = given == "on" or (given == "auto" and find_method(settings.method).sizes)
         if refused:
             raise UsageError(
                 f"{flag} {_shown(given)} cannot be combined with {ENGINE}",

@@ -330,7 +330,7 @@ def test_a_switch_in_the_config_file_may_be_a_boolean(
         assert re.search(rf"^attention_sizes +{read} ", shown.out, re.MULTILINE)
     config.write_text("attention_sizes = 1\n")
     refused = sttm_here("config", "show")
-    assert "choose one of off, on" in refused.err
+    assert "choose one of auto, off, on" in refused.err
 
 
 def test_sizes_in_messages_read_as_they_were_typed(tmp_path: Path) -> None:

@@ -37,9 +37,10 @@ def noise(seed: int = 0) -> FrameChunk:
 @torch.inference_mode()
 def first_logits(model: Any, tokens: VisualTokens) -> torch.Tensor:
     prompt = model.prompt(tokens)
-    merging = MergeConfig(1, lambda grid: merge_tokens(grid, budget=0.5), "survivors")
+    merging = MergeConfig(1, lambda grid: merge_tokens(grid, budget=0.5), "reassigned")
     embeds = model.embed_prompt(prompt, tokens)
-    kv = prefill(model.decoder, prompt, embeds, merging, deep=tokens.deep)
+    extras = model.extras(prompt.ids)
+    kv = prefill(model.decoder, prompt, embeds, merging, deep=tokens.deep, extras=extras)
     return KVContinuation(model, kv).extend(model.question("what colour is the circle?"))
 
 
@@ -65,7 +66,7 @@ def test_layers_that_accelerate_moves_give_the_same_answer(folder: Path, tmp_pat
     parts = {n: "cpu" for n, m in inner.named_modules() if n and not any(m.children())}
     parts = {n: d for n, d in parts.items() if not n.startswith(f"{name}.layers.1.")}
     there = [f"{part}." for part in parts] + [f"{name}.layers.1."]
-    rest = {n: "cpu" for n, p in inner.named_parameters() if not covered(n, there)}
+    rest = {n: "cpu" for n in inner.state_dict() if not covered(n, there)}
     where = {**parts, **rest, f"{name}.layers.1": "disk"}
     dispatch_model(inner, where, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True)
     assert next(model.decoder.layers[1].parameters()).device.type == "meta"
