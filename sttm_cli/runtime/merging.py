@@ -139,7 +139,7 @@ def _counts(sizes: str, method: str, kernel: str) -> bool:
     """Return whether merged tokens count in attention by their size."""
     chosen = one_of(*get_args(Sizes))("attention_sizes", sizes)
     if chosen == "auto":
-        return find_method(method, "method").sizes and kernel in KERNELS
+        return bool(find_method(method, "method").sizes) and kernel in KERNELS
     return chosen == "on"
 
 

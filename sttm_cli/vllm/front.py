@@ -34,7 +34,7 @@ TAKEN = ("model", "revision", "budget", "method", "fps", "frames", "dtype", "cac
 _INSTEAD = {
     "budget": "give a share such as 0.3",
     "merge_layer": "vLLM merges before layer 0",
-    "attention_sizes": "vLLM's attention takes no sizes of merged tokens",
+    "attention_sizes": "vLLM's attention takes no sizes of merged tokens: give off",
     "positions": "survivors keep their ids in time, height and width, others are counted anew",
     "max_new_tokens": "clients send max_tokens",
     "seed": "clients send seed",

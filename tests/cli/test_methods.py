@@ -94,6 +94,20 @@ def test_an_unknown_method_is_answered_with_the_nearest(command: str) -> None:
         Settings(method="vidcom")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("inspect", SAMPLE, "--budget", "1", "--method", "sttm:0.8/0.6"),
+        ("bench", "speed", SAMPLE, "--method", "sttm:0.8/0.6"),
+        ("bench", "accuracy", "--methods", "sttm:0.8/0.6", "--questions", "2"),
+    ],
+)
+def test_thresholds_are_refused_where_budgets_are_compared(command: tuple[str, ...]) -> None:
+    ended = sttm_here(*command)
+    assert ended.code == 2
+    assert "sttm:0.8/0.6 has thresholds, and this command takes budgets" in ended.err
+
+
 def test_names_are_known_without_anything_heavy() -> None:
     code = (
         "from sttm_cli.settings.settings import Settings\n"

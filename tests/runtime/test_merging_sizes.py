@@ -244,6 +244,9 @@ def test_what_cannot_count_sizes_is_refused_by_name(
             sttm_cli.merging(llava.model, attention_sizes="on"),
         ):
             pass
+        # Where nobody asked for sizes, a method goes without them.
+        with sttm_cli.merging(llava.model, method="anchors"):
+            pass
     assert state_of(llava.model) == before
 
 

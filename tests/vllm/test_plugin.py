@@ -177,7 +177,7 @@ def test_vllm_starts_with_the_flags_that_ours_stand_for(beside: Path, tmp_path: 
     assert extra["cpu_bytes_to_use"] == 2**30
     [tier] = extra["secondary_tiers"]
     assert tier["root_dir"].startswith(str(tmp_path / "cache" / "vllm" / "0.32.0-"))
-    whole = serve(beside, "-m", model, "-b", "1")
+    whole = serve(beside, "-m", model, "-b", "1", "--attention-sizes", "off")
     assert "--video-pruning" not in whole.out
 
 
@@ -185,6 +185,8 @@ def test_vllm_starts_with_the_flags_that_ours_stand_for(beside: Path, tmp_path: 
     ("arguments", "said"),
     [
         (["--attention-sizes", "on"], "--attention-sizes on cannot be combined"),
+        (["--method", "anchors"], "--attention-sizes auto cannot be combined"),
+        (["--method", "sttm:0.8/0.6", "-b", "1"], "--method sttm:0.8/0.6 has thresholds"),
         (["--merge-layer", "2"], "--merge-layer 2 cannot be combined"),
         (["-b", "512"], "--budget 512 cannot be combined"),
         (["--keep-alive", "5m"], "--engine vllm and --keep-alive cannot be combined"),
