@@ -13,7 +13,7 @@ import pytest
 from sttm_cli.settings.settings import Settings
 from tests.cli.process import sttm_here
 from tests.messages import ERRORS, covers, says_something, unhelpful, warned, written
-from tests.reference_docs import PAGE, commands, examples, groups_of, is_common, is_shared, page
+from tests.reference_docs import PAGE, commands, examples, groups_of, heading, is_common, is_shared, page
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,7 +27,8 @@ def test_every_command_and_flag_is_documented_as_its_help_says() -> None:
 
 @pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
 def test_every_command_and_flag_says_what_it_does(name: str, command: Any) -> None:
-    section = PAGE.read_text(encoding="utf-8").split(f"\n## {name}\n")[1].split("\n## ")[0]
+    title = heading(name, command)
+    section = PAGE.read_text(encoding="utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0]
     assert command.help.strip()
     for option in command.params:
         assert (option.help or "").strip(), option.name
