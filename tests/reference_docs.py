@@ -212,7 +212,9 @@ def _brief(about: str) -> tuple[str, str]:
     said = re.search(r" \(default: (.*)\)$", about)
     text = about[: said.start()] if said else about
     clause = re.split(r"[.;](?: |$)|(?<!--on ray)(?<!--geometry): ", text)[0]
-    return clause[:1].lower() + clause[1:], said[1] if said else ""
+    if clause[1:2].islower():
+        clause = clause[0].lower() + clause[1:]
+    return clause, said[1] if said else ""
 
 
 if __name__ == "__main__":

@@ -111,10 +111,10 @@ def test_the_readme_names_every_document() -> None:
 
 
 def quoted_messages() -> list[str]:
-    """The messages in the first cells of the troubleshooting page's tables."""
-    rows = re.findall(
-        r"^\| (`.*?`) \| (?!\d)", TROUBLE.read_text(encoding="utf-8"), flags=re.MULTILINE
-    )
+    """The messages at the beginning of the lines of the troubleshooting page's lists."""
+    page = TROUBLE.read_text(encoding="utf-8")
+    rows = re.findall(r"^- (`.*?`): (?=[A-Z\[])", page, flags=re.MULTILINE)
+    assert len(rows) > 20
     return [message for cell in rows for message in re.findall(r"`([^`]+)`", cell)]
 
 
