@@ -42,15 +42,15 @@ budget = 0.3
 
 ## Environment
 
-- `STTM_MODEL`, `STTM_BUDGET`, `STTM_METHOD`, `STTM_CACHE_DIR`, `STTM_CACHE_TIER`: as the flags
-- `STTM_CONFIG`: the config file
-- `STTM_HOST`: the server to ask, `HOST:PORT`
-- `STTM_API_KEY`: its key; of `sttm serve`, what clients must send
-- `STTM_LMMS_VENV`: [lmms-eval's environment](evaluation.md#the-environment)
-- `HF_HOME`, `HF_HUB_OFFLINE`: where models are kept; never ask the hub
-- `XDG_CACHE_HOME`, `XDG_CONFIG_HOME`, `XDG_STATE_HOME`: folders of cache, config, log (Linux)
-- `TMPDIR`: downloads and stdin while they are read
-- `NO_COLOR`: no colours
+`STTM_MODEL`, `STTM_BUDGET`, `STTM_METHOD`, `STTM_CACHE_DIR`, `STTM_CACHE_TIER`: as the flags\\
+`STTM_CONFIG`: the config file\\
+`STTM_HOST`: the server to ask, `HOST:PORT`\\
+`STTM_API_KEY`: its key; of `sttm serve`, what clients must send\\
+`STTM_LMMS_VENV`: [lmms-eval's environment](evaluation.md#the-environment)\\
+`HF_HOME`, `HF_HUB_OFFLINE`: where models are kept; never ask the hub\\
+`XDG_CACHE_HOME`, `XDG_CONFIG_HOME`, `XDG_STATE_HOME`: folders of cache, config, log (Linux)\\
+`TMPDIR`: downloads and stdin while they are read\\
+`NO_COLOR`: no colours
 
 ## Exit codes
 
@@ -96,7 +96,7 @@ def _shared(ask: Any) -> str:
         _option_row(p) for p in ask.params if is_shared(p) and p.name not in SETTINGS
     ]
     panels["Several commands"] = [_option_row(option) for option in common().values()]
-    groups = (f"\n**{name}**\n\n" + "\n".join(rows) + "\n" for name, rows in panels.items())
+    groups = (f"\n**{name}**\n\n{_lines(rows)}" for name, rows in panels.items())
     return SHARED + "".join(groups) + "\n"
 
 
@@ -161,11 +161,12 @@ def _section(command: Any, name: str) -> str:
     # What follows the first paragraph is in the help itself.
     about = " ".join(command.help.split("\n\n")[0].split())
     shown = [option for option in options if not (is_shared(option) or is_common(option))]
-    own = "".join(f"{_option_row(option)}\n" for option in shown)
+    groups = groups_of(command)
+    own = _lines([_option_row(option) for option in shown]) if shown else ""
     if name.startswith("sttm bench "):
         names = (f"`{flag}`" for option in shown for flag in (*option.opts, *option.secondary_opts))
-        own = f"Its own, which `--help` explains: {', '.join(names)}\n"
-    return f"## {heading(name, command)}\n\n{about}{groups_of(command)}{_shown(name)}\n" + (
+        groups, own = " See `--help`.", f"{', '.join(names)}\n"
+    return f"## {heading(name, command)}\n\n{about}{groups}{_shown(name)}\n" + (
         f"\n{own}" if own else ""
     )
 
@@ -193,6 +194,11 @@ def _shown(name: str) -> str:
     return f" ([shown]({links[0]}))" if links else ""
 
 
+def _lines(rows: Sequence[str]) -> str:
+    """Rows below each other: a backslash ends a line of a paragraph."""
+    return "\\\n".join(rows) + "\n"
+
+
 def _option_row(option: Any) -> str:
     default = option.default if option.show_default else None
     flags = (*option.opts, *option.secondary_opts)
@@ -204,14 +210,14 @@ def _row(flags: Sequence[str], about: str, env: str | None, default: Any) -> str
     brief, said = _brief(" ".join(about.split()))
     value = said if default in (None, False, "") else str(default)
     beside = ", ".join(part for part in (value, env and f"`{env}`") if part)
-    return f"- {names}: {brief}" + (f" ({beside})" if beside else "")
+    return f"{names}: {brief}" + (f" ({beside})" if beside else "")
 
 
 def _brief(about: str) -> tuple[str, str]:
     """The first clause of a flag's help, and the default that it names."""
     said = re.search(r" \(default: (.*)\)$", about)
     text = about[: said.start()] if said else about
-    clause = re.split(r"[.;](?: |$)|(?<!--on ray)(?<!--geometry): ", text)[0]
+    clause = re.split(r"[.;](?: |$)|(?<!--on ray)(?<!--geometry): |, such as |, until ", text)[0]
     if clause[1:2].islower():
         clause = clause[0].lower() + clause[1:]
     return clause, said[1] if said else ""
