@@ -122,7 +122,7 @@ def test_every_kind_of_error_is_in_the_troubleshooting_page_with_its_exit_code()
     page = TROUBLE.read_text(encoding="utf-8")
     assert len(ERRORS) > 6
     for error in ERRORS:
-        assert f"| `{error.kind}` | {error.exit_code} |" in page, error.__name__
+        assert f"- `{error.kind}` ({error.exit_code}" in page, error.__name__
 
 
 def test_every_message_quoted_in_the_troubleshooting_page_is_in_the_source() -> None:
