@@ -18,8 +18,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 HEAD = """\
 # Commands
 
-Every command and flag in short, with defaults in brackets; `--help` says more. Answers and data go
-to stdout, everything else to stderr. A flag beats its environment variable, that the
+Every command and flag, with defaults in brackets; `--help` explains a command's own. Answers and
+data go to stdout, everything else to stderr. A flag beats its environment variable, that the
 [config file](#config-file), that the default.
 
 """
@@ -161,14 +161,16 @@ def _section(command: Any, name: str) -> str:
     # What follows the first paragraph is in the help itself.
     about = " ".join(command.help.split("\n\n")[0].split())
     shown = [option for option in options if not (is_shared(option) or is_common(option))]
-    groups = groups_of(command)
-    own = _lines([_option_row(option) for option in shown]) if shown else ""
-    if name.startswith("sttm bench "):
-        names = (f"`{flag}`" for option in shown for flag in (*option.opts, *option.secondary_opts))
-        groups, own = " See `--help`.", f"{', '.join(names)}\n"
-    return f"## {heading(name, command)}\n\n{about}{groups}{_shown(name)}\n" + (
-        f"\n{own}" if own else ""
-    )
+    own = f"\nOwn: {'; '.join(map(_own, shown))}\n" if shown else ""
+    groups = " See `--help`." if name.startswith("sttm bench ") else groups_of(command)
+    return f"## {heading(name, command)}\n\n{about}{groups}{_shown(name)}\n{own}"
+
+
+def _own(option: Any) -> str:
+    """An option's names and default, which its help explains."""
+    names = ", ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts))
+    beside = _beside(option.help, option.envvar, option.default if option.show_default else None)
+    return names + beside
 
 
 def _place(argument: Any) -> str:
@@ -207,14 +209,18 @@ def _option_row(option: Any) -> str:
 
 def _row(flags: Sequence[str], about: str, env: str | None, default: Any) -> str:
     names = ", ".join(f"`{name}`" for name in flags)
-    brief, said = _brief(" ".join(about.split()))
-    value = said if default in (None, False, "") else str(default)
+    return f"{names}: {_brief(about)[0]}{_beside(about, env, default)}"
+
+
+def _beside(about: str, env: str | None, default: Any) -> str:
+    value = _brief(about)[1] if default in (None, False, "") else str(default)
     beside = ", ".join(part for part in (value, env and f"`{env}`") if part)
-    return f"{names}: {brief}" + (f" ({beside})" if beside else "")
+    return f" ({beside})" if beside else ""
 
 
 def _brief(about: str) -> tuple[str, str]:
     """The first clause of a flag's help, and the default that it names."""
+    about = " ".join(about.split())
     said = re.search(r" \(default: (.*)\)$", about)
     text = about[: said.start()] if said else about
     clause = re.split(r"[.;](?: |$)|(?<!--on ray)(?<!--geometry): |, such as |, until ", text)[0]
