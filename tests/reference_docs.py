@@ -161,8 +161,8 @@ def _section(command: Any, name: str) -> str:
     # What follows the first paragraph is in the help itself.
     about = " ".join(command.help.split("\n\n")[0].split())
     shown = [option for option in options if not (is_shared(option) or is_common(option))]
-    own = f"\nOwn: {'; '.join(map(_own, shown))}\n" if shown else ""
-    groups = " See `--help`." if name.startswith("sttm bench ") else groups_of(command)
+    own = f"\n{'; '.join(map(_own, shown))}\n" if shown else ""
+    groups = "" if name.startswith("sttm bench ") else groups_of(command)
     return f"## {heading(name, command)}\n\n{about}{groups}{_shown(name)}\n{own}"
 
 
