@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 HEAD = """\
 # Commands
 
-Written from the commands' help (`python -m tests.reference_docs`), which says more. Answers and
+Every command and flag, with defaults in brackets; `--help` explains a command's own. Answers and
 data go to stdout, everything else to stderr. A flag beats its environment variable, that the
 [config file](#config-file), that the default.
 
@@ -31,10 +31,9 @@ The same in every command that names their group. All take those of **Output**.
 TAIL = """\
 ## Config file
 
-The file that `STTM_CONFIG` names, or `config.toml` in the user's configuration folder;
-`sttm config path` prints it. Its keys are flags without dashes: KEYS.
-They are defaults of the commands that take the flag, apart from `--budget` of `inspect`,
-`--max-download` and `--keep-alive` of `serve`, and all of `bench` and `eval`.
+`config.toml` in the user's configuration folder, or what `STTM_CONFIG` names; `sttm config path`
+prints it. Keys: KEYS. They are defaults of the commands that take the flag, apart from `--budget`
+of `inspect`, `--max-download` and `--keep-alive` of `serve`, and all of `bench` and `eval`.
 
 ```toml
 model = "llava-onevision-7b"
@@ -43,23 +42,22 @@ budget = 0.3
 
 ## Environment
 
-- `STTM_MODEL`, `STTM_BUDGET`, `STTM_METHOD`, `STTM_CACHE_DIR`, `STTM_CACHE_TIER`: as the flags
-- `STTM_CONFIG`: the config file
-- `STTM_HOST`: the server that is asked, as `HOST:PORT`: [Serving](serve.md)
-- `STTM_API_KEY`: its key; of `sttm serve`, the key that clients must send
-- `STTM_LMMS_VENV`: lmms-eval's environment: [Evaluation](evaluation.md)
-- `HF_HOME`, `HF_HUB_OFFLINE`: where models are kept, and whether the hub is asked at all
-- `XDG_CACHE_HOME`, `XDG_CONFIG_HOME`, `XDG_STATE_HOME`: Linux: folders of cache, config, log
-- `TMPDIR`: where downloads and stdin are kept while they are read
-- `NO_COLOR`: no colours
+`STTM_MODEL`, `STTM_BUDGET`, `STTM_METHOD`, `STTM_CACHE_DIR`, `STTM_CACHE_TIER`: as the flags\\
+`STTM_CONFIG`: the config file\\
+`STTM_HOST`: the server to ask, `HOST:PORT`\\
+`STTM_API_KEY`: its key; of `sttm serve`, what clients must send\\
+`STTM_LMMS_VENV`: [lmms-eval's environment](evaluation.md#the-environment)\\
+`HF_HOME`, `HF_HUB_OFFLINE`: where models are kept; never ask the hub\\
+`XDG_CACHE_HOME`, `XDG_CONFIG_HOME`, `XDG_STATE_HOME`: folders of cache, config, log (Linux)\\
+`TMPDIR`: downloads and stdin while they are read\\
+`NO_COLOR`: no colours
 
 ## Exit codes
 
-0 done · 1 any other failure; of `precompute`, `eval` and `--each`: a part failed; of `cache
-verify`: damage · 2 usage · 3 the video cannot be read · 4 the model is missing or not supported · 5
-out of memory · 130 interrupted. A failure is a line on stderr, with what to do below it; with
-`--json` also `{"schema": "sttm.error/1", "error": {"kind", "message", "hint"}}` on stdout:
-[Troubleshooting](troubleshooting.md).
+0 done · 1 any other failure, a part that failed (`precompute`, `eval`, `--each`), damage (`cache
+verify`) · 2 usage · 3 the video cannot be read · 4 the model is missing or not supported · 5 out of
+memory · 130 interrupted. With `--json` a failure is also `{"schema": "sttm.error/1", "error":
+{"kind", "message", "hint"}}` on stdout: [Troubleshooting](troubleshooting.md).
 """
 
 
@@ -98,7 +96,7 @@ def _shared(ask: Any) -> str:
         _option_row(p) for p in ask.params if is_shared(p) and p.name not in SETTINGS
     ]
     panels["Several commands"] = [_option_row(option) for option in common().values()]
-    groups = (f"\n**{name}**\n\n" + "\n".join(rows) + "\n" for name, rows in panels.items())
+    groups = (f"\n**{name}**\n\n{_lines(rows)}" for name, rows in panels.items())
     return SHARED + "".join(groups) + "\n"
 
 
@@ -152,17 +150,27 @@ def is_shared(option: Any) -> bool:
     return getattr(option, "rich_help_panel", None) in panels
 
 
-def _section(command: Any, name: str) -> str:
+def heading(name: str, command: Any) -> str:
+    """The title of a command's section: its name and what stands behind it."""
     arguments = [p for p in command.params if p.param_type_name == "argument"]
+    return " ".join([name, *map(_place, arguments)])
+
+
+def _section(command: Any, name: str) -> str:
     options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
-    usage = f"`{' '.join([name, *map(_place, arguments)])}`: " if arguments else ""
     # What follows the first paragraph is in the help itself.
     about = " ".join(command.help.split("\n\n")[0].split())
     shown = [option for option in options if not (is_shared(option) or is_common(option))]
-    own = "".join(f"{_option_row(option)}\n" for option in shown)
-    return f"## {name}\n\n{usage}{about}{groups_of(command)}{_shown(name)}\n" + (
-        f"\n{own}" if own else ""
-    )
+    own = f"\n{'; '.join(map(_own, shown))}\n" if shown else ""
+    groups = "" if name.startswith("sttm bench ") else groups_of(command)
+    return f"## {heading(name, command)}\n\n{about}{groups}{_shown(name)}\n{own}"
+
+
+def _own(option: Any) -> str:
+    """An option's names and default, which its help explains."""
+    names = ", ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts))
+    beside = _beside(option.help, option.envvar, option.default if option.show_default else None)
+    return names + beside
 
 
 def _place(argument: Any) -> str:
@@ -188,6 +196,11 @@ def _shown(name: str) -> str:
     return f" ([shown]({links[0]}))" if links else ""
 
 
+def _lines(rows: Sequence[str]) -> str:
+    """Rows below each other: a backslash ends a line of a paragraph."""
+    return "\\\n".join(rows) + "\n"
+
+
 def _option_row(option: Any) -> str:
     default = option.default if option.show_default else None
     flags = (*option.opts, *option.secondary_opts)
@@ -196,12 +209,24 @@ def _option_row(option: Any) -> str:
 
 def _row(flags: Sequence[str], about: str, env: str | None, default: Any) -> str:
     names = ", ".join(f"`{name}`" for name in flags)
+    return f"{names}: {_brief(about)[0]}{_beside(about, env, default)}"
+
+
+def _beside(about: str, env: str | None, default: Any) -> str:
+    value = _brief(about)[1] if default in (None, False, "") else str(default)
+    beside = ", ".join(part for part in (value, env and f"`{env}`") if part)
+    return f" ({beside})" if beside else ""
+
+
+def _brief(about: str) -> tuple[str, str]:
+    """The first clause of a flag's help, and the default that it names."""
     about = " ".join(about.split())
-    if default not in (None, False, ""):
-        about = f"{about.removesuffix('.')} (default: {default})."
-    if env:
-        about += f" `{env}`"
-    return f"- {names}: {about}"
+    said = re.search(r" \(default: (.*)\)$", about)
+    text = about[: said.start()] if said else about
+    clause = re.split(r"[.;](?: |$)|(?<!--on ray)(?<!--geometry): |, such as |, until ", text)[0]
+    if clause[1:2].islower():
+        clause = clause[0].lower() + clause[1:]
+    return clause, said[1] if said else ""
 
 
 if __name__ == "__main__":

@@ -13,7 +13,16 @@ import pytest
 from sttm_cli.settings.settings import Settings
 from tests.cli.process import sttm_here
 from tests.messages import ERRORS, covers, says_something, unhelpful, warned, written
-from tests.reference_docs import PAGE, commands, examples, groups_of, is_common, is_shared, page
+from tests.reference_docs import (
+    PAGE,
+    commands,
+    examples,
+    groups_of,
+    heading,
+    is_common,
+    is_shared,
+    page,
+)
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,7 +36,8 @@ def test_every_command_and_flag_is_documented_as_its_help_says() -> None:
 
 @pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
 def test_every_command_and_flag_says_what_it_does(name: str, command: Any) -> None:
-    section = PAGE.read_text(encoding="utf-8").split(f"\n## {name}\n")[1].split("\n## ")[0]
+    title = heading(name, command)
+    section = PAGE.read_text(encoding="utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0]
     assert command.help.strip()
     for option in command.params:
         assert (option.help or "").strip(), option.name
@@ -110,10 +120,10 @@ def test_the_readme_names_every_document() -> None:
 
 
 def quoted_messages() -> list[str]:
-    """The messages in the first cells of the troubleshooting page's tables."""
-    rows = re.findall(
-        r"^\| (`.*?`) \| (?!\d)", TROUBLE.read_text(encoding="utf-8"), flags=re.MULTILINE
-    )
+    """The messages at the beginning of the lines of the troubleshooting page's lists."""
+    page = TROUBLE.read_text(encoding="utf-8")
+    rows = re.findall(r"^- (`.*?`): (?=[A-Z\[])", page, flags=re.MULTILINE)
+    assert len(rows) > 20
     return [message for cell in rows for message in re.findall(r"`([^`]+)`", cell)]
 
 
@@ -121,7 +131,7 @@ def test_every_kind_of_error_is_in_the_troubleshooting_page_with_its_exit_code()
     page = TROUBLE.read_text(encoding="utf-8")
     assert len(ERRORS) > 6
     for error in ERRORS:
-        assert f"| `{error.kind}` | {error.exit_code} |" in page, error.__name__
+        assert f"- `{error.kind}` ({error.exit_code}" in page, error.__name__
 
 
 def test_every_message_quoted_in_the_troubleshooting_page_is_in_the_source() -> None:

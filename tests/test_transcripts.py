@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sttm_cli.base.device import resolve_device
-from tests.reference_docs import PAGE, commands
+from tests.reference_docs import PAGE, commands, heading
 from tests.store.bucket import environment, moto
 from tests.transcripts import BLOCK, ROOT, replayed
 
@@ -40,7 +40,7 @@ def test_a_page_says_what_its_commands_print(page: Path, request: pytest.Fixture
     assert list(now.pictures) == [], again
 
 
-@pytest.mark.parametrize("name", [name for name, _ in commands()])
-def test_every_command_is_shown_with_what_it_prints(name: str) -> None:
-    section = PAGE.read_text(encoding="utf-8").split(f"\n## {name}\n")[1].split("\n## ")[0]
+@pytest.mark.parametrize("title", [heading(name, command) for name, command in commands()])
+def test_every_command_is_shown_with_what_it_prints(title: str) -> None:
+    section = PAGE.read_text(encoding="utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0]
     assert "([shown](" in section

@@ -139,8 +139,8 @@ def _counts(sizes: str, method: str, kernel: str) -> bool:
     """Return whether merged tokens count in attention by their size."""
     chosen = one_of(*get_args(Sizes))("attention_sizes", sizes)
     if chosen == "auto":
-        return bool(find_method(method, "method").sizes) and kernel in KERNELS
-    return chosen == "on"
+        return find_method(method, "method").sizes and kernel in KERNELS
+    return bool(chosen == "on")
 
 
 _ACTIVE: WeakSet[Any] = WeakSet()
