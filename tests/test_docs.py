@@ -101,11 +101,11 @@ def test_every_setting_is_named_in_the_page_on_python() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
 def test_links_between_documents_lead_somewhere(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    for target, _, heading in re.findall(r"\]\(([^)#\s]*)(#([^)]+))?\)", text):
+    for target, _, anchor in re.findall(r"\]\(([^)#\s]*)(#([^)]+))?\)", text):
         if not target.startswith("http"):
             page = document.parent / target if target else document
             assert page.exists(), target
-            assert not heading or heading in anchors(page), f"{target}#{heading}"
+            assert not anchor or anchor in anchors(page), f"{target}#{anchor}"
 
 
 def anchors(page: Path) -> set[str]:

@@ -22,6 +22,8 @@ from tests.checkpoints_molmo import molmo2
 from tests.merged import FAMILIES, QUESTION, Case, case_of, inputs_of, state_of, video_qa
 from tests.models.reference import _layer
 
+pytestmark = pytest.mark.long
+
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": -1}
 KEPT = {"return_dict_in_generate": True, "output_logits": True}
 VISION = "<|vision_start|>{}<|vision_end|>"

@@ -17,6 +17,8 @@ from sttm_cli.base.errors import UsageError
 from tests.merged import FAMILIES, NO_BEAMS, QUESTION, Case, case_of, scored, state_of, video_qa
 from tests.models.test_attention import as_flash_attention_computes
 
+pytestmark = pytest.mark.long
+
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": -1}
 KEPT = {"return_dict_in_generate": True, "output_logits": True}
 ON = {"budget": 0.3, "attention_sizes": "on"}
