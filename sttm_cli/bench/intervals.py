@@ -59,13 +59,15 @@ class Bootstrap:
         return len(set(self._video[among].tolist())) > 1
 
     def _share(self, right: np.ndarray, among: np.ndarray) -> np.ndarray:
+        """Return the share in each draw, nan in one without any of these questions."""
         size = self._times.shape[1]
         hits = np.bincount(self._video[among], weights=right[among], minlength=size)
         counts = np.bincount(self._video[among], minlength=size)
-        share: np.ndarray = (self._times @ hits) / np.maximum(self._times @ counts, 1)
+        drawn = self._times @ counts
+        share: np.ndarray = (self._times @ hits) / np.where(drawn == 0, np.nan, drawn)
         return share
 
 
 def _estimate(value: float, drawn: np.ndarray) -> Estimate:
-    low, high = np.percentile(drawn, (2.5, 97.5))
+    low, high = np.nanpercentile(drawn, (2.5, 97.5))
     return Estimate(value, float(low), float(high))

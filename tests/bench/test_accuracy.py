@@ -138,6 +138,15 @@ def test_an_interval_holds_95_of_100_draws() -> None:
     assert found.high - found.low == pytest.approx(2 * 1.96 * 0.025, rel=0.06)
 
 
+def test_a_draw_without_a_video_of_a_category_says_nothing_of_it() -> None:
+    video = np.repeat(np.arange(20), 2)
+    right, among = np.ones(40, dtype=bool), video < 2
+    boot = Bootstrap(video)
+    assert boot.accuracy(right, among).low > 0
+    assert boot.kept(right, right, among).low == 1
+    assert boot.ahead(right, ~right, among).low > 0
+
+
 def test_an_answer_that_would_go_on_is_not_right(tmp_path: Path) -> None:
     with sttm_cli.VideoQA(model="tiny", frames=5, no_cache=True) as qa:
         sheet = Exam("test", 5).sheet(700_000_000, tmp_path)
