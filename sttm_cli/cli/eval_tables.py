@@ -10,8 +10,8 @@ from sttm_cli.cli.tables import columns
 from sttm_cli.eval.published import Amount, in_words
 
 _PAPER_HEAD = (
-    "benchmark", "budget", "questions", "accuracy", "published", "difference", "against 1",
-    "tokens kept", "computed", "from cache",
+    "benchmark", "budget", "questions", "videos", "accuracy", "published", "difference",
+    "against 1", "tokens kept", "computed", "from cache",
 )  # fmt: skip
 _MOST_CHANGED = 20
 """Number of changed answers on a terminal; --json has all of them."""
@@ -47,11 +47,12 @@ def paper_table(report: Json) -> None:
 def _paper_row(row: Json) -> tuple[str, ...]:
     first = (row["benchmark"], in_words(row))
     if row["error"]:
-        return (*first, "failed", *("",) * 7)
+        return (*first, "failed", *("",) * (len(_PAPER_HEAD) - 3))
     seconds, tokens = row["first_token_s"], row["tokens"]
     return (
         *first,
         f"{row['items']:,}",
+        f"{row['videos']:,}",
         _interval(row["accuracy"]) or f"{row['lmms_eval']['score']:.3g}",
         "" if row["published"] is None else f"{row['published']:.1f}",
         _interval(row["difference"], "+"),
@@ -83,13 +84,14 @@ def own_table(report: Json, budgets: Sequence[Amount]) -> None:
             row["category"],
             in_words(row),
             str(row["items"]),
+            str(row["videos"]),
             _interval(row["accuracy"]),
             _interval(row["difference"], "+"),
             f"{row['tokens']['kept']:,.0f} of {row['tokens']['full']:,.0f}",
         )
         for row in report["rows"]
     ]
-    head = ("category", "budget", "questions", "right", "difference", "tokens kept")
+    head = ("category", "budget", "questions", "videos", "right", "difference", "tokens kept")
     print_text(columns(head, rows))
     _own_changes(report["changed"], budgets)
     use = report["cache"]

@@ -252,6 +252,7 @@ def test_a_question_that_failed_once_counts_at_no_budget() -> None:
     one, two = (Item(n, f"{n}.mp4", "?", ("a",)) for n in (1, 2))
     asked = [Asked(one, 1.0, "a"), Asked(one, 0.3, error="x"), Asked(two, 1.0, "b")]
     done = report([*asked, Asked(two, 0.3, "a")], (1.0, 0.3))
+    assert [row["videos"] for row in done["rows"]] == [1, 1]
     assert [(r["budget"], r["items"], r["accuracy"]["value"]) for r in done["rows"]] == [
         (1.0, 1, 0.0),
         (0.3, 1, 100.0),

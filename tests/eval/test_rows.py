@@ -162,6 +162,15 @@ def test_a_row_has_the_difference_to_what_is_published_and_to_budget_1() -> None
     assert row["cache"] == {"questions": 4, "hits": 2, "saved_s": 8.0}
 
 
+def test_the_table_has_videos_and_an_interval_where_all_is_right(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paper_table(report(MODEL, "sttm", [Measured(MME, 0.3, result(1, 1, 1))]))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "benchmark budget questions videos accuracy" in shown
+    assert "Video-MME 0.3 3 3 100.0 [43.8, 100.0]" in shown
+
+
 def test_no_interval_from_one_video_and_no_accuracy_where_no_item_is_right_or_wrong() -> None:
     items = [item(number, number % 2, video="same.mp4") for number in range(4)]
     one = {"metric": "m", "score": 0.5, "items": items}
