@@ -16,6 +16,7 @@ from sttm_cli.cli.flags import (
     ANSWERS,
     RUN,
     Output,
+    allowed_folder,
     check_serving,
     examples,
     only,
@@ -104,7 +105,7 @@ def paper(
     allow_path: Annotated[
         list[Path] | None,
         typer.Option(
-            "--allow-path", metavar="FOLDER", show_default=False,
+            "--allow-path", metavar="FOLDER", show_default=False, parser=allowed_folder,
             help="Videos of tasks may lie below this folder as well as below HF_HOME; may be given "
             "several times.",
         ),
