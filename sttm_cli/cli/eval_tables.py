@@ -34,7 +34,10 @@ def paper_table(report: Json) -> None:
     notes = {row["benchmark"]: row["note"] for row in report["rows"] if row["note"]}
     for benchmark, note in notes.items():
         print_text(f"{benchmark}: {note}")
-    uses = [row["cache"] for row in report["rows"] if "cache" in row]
+    rows = report["rows"]
+    if kept := sum(row["kept"] for row in rows):
+        print_text(f"{kept} of {len(rows)} measurements kept from before")
+    uses = [row["cache"] for row in rows if "cache" in row and not row["kept"]]
     if uses:
         hits, asked = (sum(use[name] for use in uses) for name in ("hits", "questions"))
         saved = sum(use["saved_s"] for use in uses)

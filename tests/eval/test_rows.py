@@ -171,6 +171,20 @@ def test_the_table_has_videos_and_an_interval_where_all_is_right(
     assert "Video-MME 0.3 3 3 100.0 [43.8, 100.0]" in shown
 
 
+def test_what_was_kept_from_before_is_not_said_to_be_asked_now(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first, again = Measured(MME, 0.3, result(1, 1, 1)), Measured(NEXT, 0.3, result(1, 1), kept=True)
+    paper_table(report(MODEL, "sttm", [first, again]))
+    shown = capsys.readouterr().out
+    assert "1 of 2 measurements kept from before" in shown
+    assert "cache: 1 of 3 questions began" in shown
+    paper_table(report(MODEL, "sttm", [again]))
+    shown = capsys.readouterr().out
+    assert "1 of 1 measurements kept from before" in shown
+    assert "cache:" not in shown
+
+
 def test_no_interval_from_one_video_and_no_accuracy_where_no_item_is_right_or_wrong() -> None:
     items = [item(number, number % 2, video="same.mp4") for number in range(4)]
     one = {"metric": "m", "score": 0.5, "items": items}
