@@ -298,6 +298,7 @@ def test_lmms_eval_knows_the_model_sttm(tmp_path: Path, lmms: Path, scenes: list
     command += ["--model_args", "model=tiny,budget=0.05,frames=8", "--include_path", flags[3]]
     command += ["--output_path", tmp_path / "out", "--limit", "4"]
     done = subprocess.run(list(map(str, command)), env=env, capture_output=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
     (found,) = (tmp_path / "out").rglob("*_results.json")
     score = json.loads(found.read_text())["results"]["scenes"]["scenes,none"]
     asked = "".join(f"{row['question']}\n" for row in rows[:4])
