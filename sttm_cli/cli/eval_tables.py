@@ -32,6 +32,12 @@ def paper_table(report: Json) -> None:
         beside = "" if known is None else f", published {known:.1f}"
         print_text(f"average at {in_words(average)}: {average['accuracy']:.1f}{beside}")
     notes = {row["benchmark"]: row["note"] for row in report["rows"] if row["note"]}
+    for row in report["rows"]:
+        if row.get("failed"):
+            print_text(
+                f"{row['benchmark']} at {in_words(row)}: without {row['failed']:,} questions that "
+                "were not answered"
+            )
     for benchmark, note in notes.items():
         print_text(f"{benchmark}: {note}")
     rows = report["rows"]
@@ -49,7 +55,7 @@ def paper_table(report: Json) -> None:
 
 def _paper_row(row: Json) -> tuple[str, ...]:
     first = (row["benchmark"], in_words(row))
-    if row["error"]:
+    if "items" not in row:
         return (*first, "failed", *("",) * (len(_PAPER_HEAD) - 3))
     seconds, tokens = row["first_token_s"], row["tokens"]
     return (

@@ -251,7 +251,7 @@ def test_what_fails_is_said_and_not_kept_and_the_rest_goes_on(
     done = paper(tmp_path / "hf", *flags, "--tasks", "vnbench,scenes", "--budgets", "0.3")
     assert done.code == 1
     assert "VNBench at 0.3: VNBench's annotations are missing" in done.err
-    assert "1 of 3 questions were not answered" in done.err
+    assert "1 of 3 questions were not answered, about a.mp4" in done.err
     assert "this server may not read that file" in done.err
     assert kept(".json") == []
     # With the folder named, only the one question is left to ask.

@@ -29,7 +29,8 @@ def item(number: int, right: float | None, *, video: str = "", hit: bool = False
         "cache": {"hit": hit, "cold_seconds": 5.0},
         "seconds": {"first_token": 0.5 if hit else 4.0 + number, "restore": 1.0, "prefill": 2.0},
     }
-    return {"item": number, "video": video or f"{number}.mp4", "right": right, "served": served}
+    made = {"item": number, "video": video or f"{number}.mp4", "right": right, "failed": False}
+    return {**made, "served": served}
 
 
 def result(*marks: float | None, **more: Any) -> dict[str, Any]:
@@ -196,10 +197,30 @@ def test_no_interval_from_one_video_and_no_accuracy_where_no_item_is_right_or_wr
 
 
 def test_a_failed_measurement_has_its_reason_and_no_figure() -> None:
-    failed = Measured(MME, 0.3, result(1, 0), "1 of 2 questions were not answered: gone")
+    failed = Measured(MME, 0.3, None, "it is gone")
     (row,) = report(MODEL, "sttm", [failed])["rows"]
     assert "gone" in row["error"]
     assert "accuracy" not in row
+
+
+def test_one_unreadable_video_leaves_the_figure_of_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = result(1, 1, 0, 0)
+    found["items"][3] |= {"failed": True, "served": None}
+    measured = Measured(MME, 0.3, found, "1 of 4 questions were not answered, about 3.mp4: gone")
+    done = report(MODEL, "sttm", [measured])
+    (row,) = done["rows"]
+    assert (row["items"], row["videos"], row["failed"]) == (3, 3, 1)
+    assert row["accuracy"]["value"] == pytest.approx(200 / 3)
+    assert row["error"] == measured.error
+    paper_table(done)
+    shown = capsys.readouterr().out
+    assert "66.7" in shown
+    assert "Video-MME at 0.3: without 1 questions that were not answered" in shown
+    for item in found["items"]:
+        item["failed"] = True
+    assert "accuracy" not in report(MODEL, "sttm", [measured])["rows"][0]
 
 
 def test_the_average_is_that_of_all_six_or_none() -> None:
