@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 from sttm_cli.base.types import Json
 from sttm_cli.cli.output import print_text
@@ -32,6 +33,8 @@ def paper_table(report: Json) -> None:
         beside = "" if known is None else f", published {known:.1f}"
         print_text(f"average at {in_words(average)}: {average['accuracy']:.1f}{beside}")
     notes = {row["benchmark"]: row["note"] for row in report["rows"] if row["note"]}
+    for line in _costs(report["rows"]):
+        print_text(line)
     for row in report["rows"]:
         if row.get("failed"):
             print_text(
@@ -51,6 +54,21 @@ def paper_table(report: Json) -> None:
             f"cache: {hits:,} of {asked:,} questions began with a video that was already prepared, "
             f"which saved {saved:,.1f} s"
         )
+
+
+def _costs(rows: Sequence[Json]) -> Iterator[str]:
+    """Yield a line for each budget of which tokens and seconds are published."""
+    for words in dict.fromkeys(in_words(row) for row in rows):
+        of = [row for row in rows if in_words(row) == words and row["published_tokens"]]
+        tokens = [row["tokens"]["kept"] for row in of if row.get("tokens", {}).get("kept")]
+        seconds = [row["prefill_s"] for row in of if row.get("prefill_s") is not None]
+        if tokens:
+            line = f"cost at {words}: {fmean(tokens):,.0f} tokens, published "
+            line += f"{of[0]['published_tokens']:,}"
+            if seconds:
+                line += f"; {fmean(seconds):.3g} s of the decoder's pass, published "
+                line += f"{of[0]['published_first_token_s']:.3g}"
+            yield line
 
 
 def _paper_row(row: Json) -> tuple[str, ...]:

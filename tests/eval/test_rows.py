@@ -172,6 +172,17 @@ def test_the_table_has_videos_and_an_interval_where_all_is_right(
     assert "Video-MME 0.3 3 3 100.0 [43.8, 100.0]" in shown
 
 
+def test_tokens_and_seconds_are_set_beside_the_published_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measured = [Measured(b, at, result(1, 0)) for at in (0.3, 0.4) for b in (MME, NEXT)]
+    paper_table(report(MODEL, "sttm", [*measured, Measured(MME, 0.5, None, "gone")]))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cost")]
+    assert lines == [
+        "cost at 0.3: 300 tokens, published 5,179; 2 s of the decoder's pass, published 0.555"
+    ]
+
+
 def test_what_was_kept_from_before_is_not_said_to_be_asked_now(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
