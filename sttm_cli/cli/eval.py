@@ -233,8 +233,11 @@ def file(
         ):
             found.append(asked)
     done = {**report(found, shares), "model": settings.model, "method": settings.method}
-    for line, error in dict.fromkeys((f["line"], f["error"]) for f in done["failed"]):
-        warn(f"line {line} has no answer: {error}")
+    if not any((folder / item.video).exists() for item in items):
+        warn(f"no video of {questions} is in {folder.absolute()}: name their folder with --videos")
+    else:
+        for line, error in dict.fromkeys((f["line"], f["error"]) for f in done["failed"]):
+            warn(f"line {line} has no answer: {error}")
     if output.as_json:
         print_json(done)
     else:
