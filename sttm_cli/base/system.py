@@ -150,7 +150,8 @@ def bound_memory(most_bytes: int) -> None:
 _TIED = """
 import os, runpy, signal, sys, threading
 def end():
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Timer(10, os._exit, [1]).start()
 threading.Thread(target=end, daemon=True).start()

@@ -16,6 +16,7 @@ from sttm_cli.cli.flags import (
     ANSWERS,
     RUN,
     Output,
+    allowed_folder,
     check_serving,
     examples,
     only,
@@ -104,7 +105,7 @@ def paper(
     allow_path: Annotated[
         list[Path] | None,
         typer.Option(
-            "--allow-path", metavar="FOLDER", show_default=False,
+            "--allow-path", metavar="FOLDER", show_default=False, parser=allowed_folder,
             help="Videos of tasks may lie below this folder as well as below HF_HOME; may be given "
             "several times.",
         ),
@@ -232,8 +233,11 @@ def file(
         ):
             found.append(asked)
     done = {**report(found, shares), "model": settings.model, "method": settings.method}
-    for line, error in dict.fromkeys((f["line"], f["error"]) for f in done["failed"]):
-        warn(f"line {line} has no answer: {error}")
+    if not any((folder / item.video).exists() for item in items):
+        warn(f"no video of {questions} is in {folder.absolute()}: name their folder with --videos")
+    else:
+        for line, error in dict.fromkeys((f["line"], f["error"]) for f in done["failed"]):
+            warn(f"line {line} has no answer: {error}")
     if output.as_json:
         print_json(done)
     else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 from sttm_cli.base.types import Json
 from sttm_cli.cli.output import print_text
@@ -10,8 +11,8 @@ from sttm_cli.cli.tables import columns
 from sttm_cli.eval.published import Amount, in_words
 
 _PAPER_HEAD = (
-    "benchmark", "budget", "questions", "accuracy", "published", "difference", "against 1",
-    "tokens kept", "computed", "from cache",
+    "benchmark", "budget", "questions", "videos", "accuracy", "published", "difference",
+    "against 1", "tokens kept", "computed", "from cache",
 )  # fmt: skip
 _MOST_CHANGED = 20
 """Number of changed answers on a terminal; --json has all of them."""
@@ -32,9 +33,20 @@ def paper_table(report: Json) -> None:
         beside = "" if known is None else f", published {known:.1f}"
         print_text(f"average at {in_words(average)}: {average['accuracy']:.1f}{beside}")
     notes = {row["benchmark"]: row["note"] for row in report["rows"] if row["note"]}
+    for line in _costs(report["rows"]):
+        print_text(line)
+    for row in report["rows"]:
+        if row.get("failed"):
+            print_text(
+                f"{row['benchmark']} at {in_words(row)}: without {row['failed']:,} questions that "
+                "were not answered"
+            )
     for benchmark, note in notes.items():
         print_text(f"{benchmark}: {note}")
-    uses = [row["cache"] for row in report["rows"] if "cache" in row]
+    rows = report["rows"]
+    if kept := sum(row["kept"] for row in rows):
+        print_text(f"{kept} of {len(rows)} measurements kept from before")
+    uses = [row["cache"] for row in rows if "cache" in row and not row["kept"]]
     if uses:
         hits, asked = (sum(use[name] for use in uses) for name in ("hits", "questions"))
         saved = sum(use["saved_s"] for use in uses)
@@ -44,14 +56,30 @@ def paper_table(report: Json) -> None:
         )
 
 
+def _costs(rows: Sequence[Json]) -> Iterator[str]:
+    """Yield a line for each budget of which tokens and seconds are published."""
+    for words in dict.fromkeys(in_words(row) for row in rows):
+        of = [row for row in rows if in_words(row) == words and row["published_tokens"]]
+        tokens = [row["tokens"]["kept"] for row in of if row.get("tokens", {}).get("kept")]
+        seconds = [row["prefill_s"] for row in of if row.get("prefill_s") is not None]
+        if tokens:
+            line = f"cost at {words}: {fmean(tokens):,.0f} tokens, published "
+            line += f"{of[0]['published_tokens']:,}"
+            if seconds:
+                line += f"; {fmean(seconds):.3g} s of the decoder's pass, published "
+                line += f"{of[0]['published_first_token_s']:.3g}"
+            yield line
+
+
 def _paper_row(row: Json) -> tuple[str, ...]:
     first = (row["benchmark"], in_words(row))
-    if row["error"]:
-        return (*first, "failed", *("",) * 7)
+    if "items" not in row:
+        return (*first, "failed", *("",) * (len(_PAPER_HEAD) - 3))
     seconds, tokens = row["first_token_s"], row["tokens"]
     return (
         *first,
         f"{row['items']:,}",
+        f"{row['videos']:,}",
         _interval(row["accuracy"]) or f"{row['lmms_eval']['score']:.3g}",
         "" if row["published"] is None else f"{row['published']:.1f}",
         _interval(row["difference"], "+"),
@@ -83,13 +111,14 @@ def own_table(report: Json, budgets: Sequence[Amount]) -> None:
             row["category"],
             in_words(row),
             str(row["items"]),
+            str(row["videos"]),
             _interval(row["accuracy"]),
             _interval(row["difference"], "+"),
             f"{row['tokens']['kept']:,.0f} of {row['tokens']['full']:,.0f}",
         )
         for row in report["rows"]
     ]
-    head = ("category", "budget", "questions", "right", "difference", "tokens kept")
+    head = ("category", "budget", "questions", "videos", "right", "difference", "tokens kept")
     print_text(columns(head, rows))
     _own_changes(report["changed"], budgets)
     use = report["cache"]

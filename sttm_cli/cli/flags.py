@@ -22,6 +22,14 @@ from sttm_cli.settings.settings import CONFIG_KEYS, KEEP_ALIVE, NO_LOG, SETTINGS
 
 VIDEO = "A video file, a folder of images, an http(s) or s3:// address, or '-' for stdin."
 
+
+def allowed_folder(text: str) -> Path:
+    """Read --allow-path. An empty text, as of an unset variable, would be the current folder."""
+    if not text:
+        raise typer.BadParameter("it is empty: give an existing folder, or leave it out")
+    return Path(text)
+
+
 NoServer = Annotated[
     bool,
     typer.Option("--no-server", help="Work in this process, even if a server runs."),

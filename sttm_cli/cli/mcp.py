@@ -16,6 +16,7 @@ from sttm_cli.cli.flags import (
     NoLog,
     NoServer,
     Output,
+    allowed_folder,
     examples,
     settings_from,
     takes,
@@ -34,6 +35,7 @@ def mcp(
         typer.Option(
             "--allow-path",
             metavar="FOLDER",
+            parser=allowed_folder,
             show_default=False,
             help="Videos below this folder may be read; may be given several times. (default: the "
             "current folder)",

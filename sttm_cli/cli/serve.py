@@ -13,6 +13,7 @@ from sttm_cli.cli.flags import (
     ANSWERS,
     RUN,
     Output,
+    allowed_folder,
     check_serving,
     examples,
     settings_from,
@@ -78,7 +79,7 @@ def serve(
     ] = None,
     allow_path: Annotated[
         list[Path] | None,
-        _option("--allow-path", metavar="FOLDER", show_default=False,
+        _option("--allow-path", metavar="FOLDER", show_default=False, parser=allowed_folder,
                 help="Clients may name files below this folder; may be given several times."),
     ] = None,
     allow_private: Annotated[

@@ -30,6 +30,7 @@ NEEDS = (
     "loguru>=0.7.3,<0.8",
     "openai>=3.52,<4",
     "opencv-python-headless>=5.0",
+    "pytablewriter>=1.2,<2",
     "python-dotenv>=1.2",
     "pytz",
     "requests>=2.34",

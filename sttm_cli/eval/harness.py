@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import threading
+import traceback
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -181,15 +182,28 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _end_with_the_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not sys.stdin: Python cannot end while a thread holds its lock.
+    while os.read(0, 4096):
+        pass
     os._exit(1)
+
+
+def _line(error: BaseException | None) -> str:
+    """Return an exception in one line, for tenacity's RetryError that of its last attempt."""
+    while (attempt := getattr(error, "last_attempt", None)) is not None:
+        error = attempt.exception()
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def main() -> None:
     """Run the job in the given file; its result is written atomically."""
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    result, out = run(job), Path(job["out"])
+    try:
+        result, out = run(job), Path(job["out"])
+    except Exception as error:
+        traceback.print_exc()
+        sys.exit(_line(error))
     part = out.with_suffix(".part")
     part.write_text(json.dumps(result), encoding="utf-8")
     part.replace(out)

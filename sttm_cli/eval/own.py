@@ -220,6 +220,7 @@ def _rows(
                 **stated(budget),
                 "category": name,
                 "items": int(among.sum()),
+                "videos": boot.videos(among),
                 "accuracy": in_percent(boot.accuracy(right, among), known=boot.tells(among)),
                 "difference": in_percent(boot.ahead(right, first, among), known=boot.tells(among))
                 if place

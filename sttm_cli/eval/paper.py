@@ -32,6 +32,7 @@ TASKS = Path(__file__).parent / "tasks"
 _HARNESS = Path(__file__).parent / "harness.py"
 _TASK_FILES = (".yaml", ".yml", ".py", ".json", ".jsonl", ".csv", ".parquet")
 _LOOK_S = 0.2
+_MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,13 @@ def _measured(
     failed = sum(item["failed"] for item in result["items"])
     if failed:
         first = result["errors"][0] if result["errors"] else "no answer"
-        text = f"{failed} of {len(result['items'])} questions were not answered: {first[:300]}"
+        about = dict.fromkeys(
+            Path(str(item["video"])).name for item in result["items"] if item["failed"]
+        )
+        text = (
+            f"{failed} of {len(result['items'])} questions were not answered, about "
+            f"{', '.join([*about][:_MOST_NAMED])}: {first[:300]}"
+        )
         return Measured(benchmark, budget, result, text)
     part = place.with_suffix(".part")
     part.write_text(json.dumps(result), encoding="utf-8")

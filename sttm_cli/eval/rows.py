@@ -45,10 +45,18 @@ def _row(model: str, method: str, measured: Measured, full: Json | None) -> Json
         "published_tokens": known and known.tokens,
         "published_first_token_s": known and known.first_token_s,
     }
-    if result is None or measured.error:
+    if result is None:
         return row
+    answered = [item for item in result["items"] if not item["failed"]]
+    failed = len(result["items"]) - len(answered)
+    if failed:
+        # lmms-eval's own score takes what failed as wrong.
+        result = {**result, "items": answered, "score": None}
+        if _right(result) is None:
+            return row
     return row | {
-        "items": len(result["items"]),
+        "items": len(answered),
+        "failed": failed,
         "videos": len({item["video"] for item in result["items"]}),
         "accuracy": _accuracy(result),
         "lmms_eval": {name: result[name] for name in ("metric", "score")},
@@ -142,7 +150,7 @@ def _averages(rows: Sequence[Json]) -> list[Json]:
         of = [
             row
             for row, its in zip(rows, amounts, strict=True)
-            if its == amount and row["task"] in names and row.get("accuracy")
+            if its == amount and row["task"] in names and row.get("accuracy") and not row["error"]
         ]
         if len(of) == len(BENCHMARKS):
             theirs = [row["published"] for row in of if row["published"] is not None]

@@ -124,9 +124,9 @@ def test_intervals_hold_the_value_and_pair_what_is_compared() -> None:
     found = boot.accuracy(easy, every)
     assert found.value == 0.75
     assert 0.65 < found.low < 0.70 < 0.80 < found.high < 0.85
-    # The same videos fail for both: nothing is left to chance between them.
+    # The same videos fail for both: no more than the rule of three is left to chance.
     worse = easy & (np.arange(500) % 5 != 0)
-    assert boot.ahead(easy, easy, every).high == 0
+    assert boot.ahead(easy, easy, every).high == pytest.approx(3 / 100)
     assert boot.ahead(easy, worse, every).low > 0
     assert boot.kept(worse, easy, every).value == pytest.approx(0.8)
 
@@ -136,6 +136,27 @@ def test_an_interval_holds_95_of_100_draws() -> None:
     right, every = np.arange(400) % 2 == 0, np.ones(400, dtype=bool)
     found = Bootstrap(np.arange(400)).accuracy(right, every)
     assert found.high - found.low == pytest.approx(2 * 1.96 * 0.025, rel=0.06)
+
+
+def test_a_draw_without_a_video_of_a_category_says_nothing_of_it() -> None:
+    video = np.repeat(np.arange(20), 2)
+    right, among = np.ones(40, dtype=bool), video < 2
+    boot = Bootstrap(video)
+    assert boot.accuracy(right, among).low > 0
+    assert boot.kept(right, right, among).low == 1
+
+
+@pytest.mark.parametrize("mark", [True, False])
+def test_where_all_draws_are_the_same_the_number_of_videos_bounds(mark: bool) -> None:
+    # Wilson's score interval of 5 of 5, and of none of 5.
+    right, every = np.full(10, mark), np.ones(10, dtype=bool)
+    boot = Bootstrap(np.repeat(np.arange(5), 2))
+    found = boot.accuracy(right, every)
+    edges = (0.5655, 1.0) if mark else (0.0, 0.4345)
+    assert (found.low, found.high) == pytest.approx(edges, abs=1e-4)
+    same = boot.ahead(right, right, every)
+    assert (same.low, same.high) == pytest.approx((-0.6, 0.6))
+    assert boot.ahead(right, ~right, every).high == (1 if mark else pytest.approx(-0.4))
 
 
 def test_an_answer_that_would_go_on_is_not_right(tmp_path: Path) -> None:

@@ -181,6 +181,14 @@ def test_a_bad_video_is_left_out_at_every_budget_and_the_end_is_1(questions: Pat
     assert ended.err.count("missing.mp4") == 1
 
 
+def test_forgotten_videos_are_one_warning_that_names_the_flag(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "q.jsonl", [GOOD, {**GOOD, "video": "b.mp4"}])
+    ended = evaluated(file, "--json")
+    assert (ended.code, len(ended.json["failed"])) == (1, 4)
+    assert f"is in {tmp_path}: name their folder with --videos" in ended.err
+    assert "has no answer" not in ended.err
+
+
 def test_the_table_says_which_answers_changed(questions: Path) -> None:
     done = evaluated(questions, "--json").json
     lost = [item for item in done["changed"] if not item["answers"][1]["right"]]
@@ -252,6 +260,7 @@ def test_a_question_that_failed_once_counts_at_no_budget() -> None:
     one, two = (Item(n, f"{n}.mp4", "?", ("a",)) for n in (1, 2))
     asked = [Asked(one, 1.0, "a"), Asked(one, 0.3, error="x"), Asked(two, 1.0, "b")]
     done = report([*asked, Asked(two, 0.3, "a")], (1.0, 0.3))
+    assert [row["videos"] for row in done["rows"]] == [1, 1]
     assert [(r["budget"], r["items"], r["accuracy"]["value"]) for r in done["rows"]] == [
         (1.0, 1, 0.0),
         (0.3, 1, 100.0),

@@ -251,7 +251,7 @@ def test_what_fails_is_said_and_not_kept_and_the_rest_goes_on(
     done = paper(tmp_path / "hf", *flags, "--tasks", "vnbench,scenes", "--budgets", "0.3")
     assert done.code == 1
     assert "VNBench at 0.3: VNBench's annotations are missing" in done.err
-    assert "1 of 3 questions were not answered" in done.err
+    assert "1 of 3 questions were not answered, about a.mp4" in done.err
     assert "this server may not read that file" in done.err
     assert kept(".json") == []
     # With the folder named, only the one question is left to ask.
@@ -298,6 +298,7 @@ def test_lmms_eval_knows_the_model_sttm(tmp_path: Path, lmms: Path, scenes: list
     command += ["--model_args", "model=tiny,budget=0.05,frames=8", "--include_path", flags[3]]
     command += ["--output_path", tmp_path / "out", "--limit", "4"]
     done = subprocess.run(list(map(str, command)), env=env, capture_output=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
     (found,) = (tmp_path / "out").rglob("*_results.json")
     score = json.loads(found.read_text())["results"]["scenes"]["scenes,none"]
     asked = "".join(f"{row['question']}\n" for row in rows[:4])

@@ -29,7 +29,8 @@ def item(number: int, right: float | None, *, video: str = "", hit: bool = False
         "cache": {"hit": hit, "cold_seconds": 5.0},
         "seconds": {"first_token": 0.5 if hit else 4.0 + number, "restore": 1.0, "prefill": 2.0},
     }
-    return {"item": number, "video": video or f"{number}.mp4", "right": right, "served": served}
+    made = {"item": number, "video": video or f"{number}.mp4", "right": right, "failed": False}
+    return {**made, "served": served}
 
 
 def result(*marks: float | None, **more: Any) -> dict[str, Any]:
@@ -162,6 +163,40 @@ def test_a_row_has_the_difference_to_what_is_published_and_to_budget_1() -> None
     assert row["cache"] == {"questions": 4, "hits": 2, "saved_s": 8.0}
 
 
+def test_the_table_has_videos_and_an_interval_where_all_is_right(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paper_table(report(MODEL, "sttm", [Measured(MME, 0.3, result(1, 1, 1))]))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "benchmark budget questions videos accuracy" in shown
+    assert "Video-MME 0.3 3 3 100.0 [43.8, 100.0]" in shown
+
+
+def test_tokens_and_seconds_are_set_beside_the_published_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measured = [Measured(b, at, result(1, 0)) for at in (0.3, 0.4) for b in (MME, NEXT)]
+    paper_table(report(MODEL, "sttm", [*measured, Measured(MME, 0.5, None, "gone")]))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cost")]
+    assert lines == [
+        "cost at 0.3: 300 tokens, published 5,179; 2 s of the decoder's pass, published 0.555"
+    ]
+
+
+def test_what_was_kept_from_before_is_not_said_to_be_asked_now(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first, again = Measured(MME, 0.3, result(1, 1, 1)), Measured(NEXT, 0.3, result(1, 1), kept=True)
+    paper_table(report(MODEL, "sttm", [first, again]))
+    shown = capsys.readouterr().out
+    assert "1 of 2 measurements kept from before" in shown
+    assert "cache: 1 of 3 questions began" in shown
+    paper_table(report(MODEL, "sttm", [again]))
+    shown = capsys.readouterr().out
+    assert "1 of 1 measurements kept from before" in shown
+    assert "cache:" not in shown
+
+
 def test_no_interval_from_one_video_and_no_accuracy_where_no_item_is_right_or_wrong() -> None:
     items = [item(number, number % 2, video="same.mp4") for number in range(4)]
     one = {"metric": "m", "score": 0.5, "items": items}
@@ -173,10 +208,30 @@ def test_no_interval_from_one_video_and_no_accuracy_where_no_item_is_right_or_wr
 
 
 def test_a_failed_measurement_has_its_reason_and_no_figure() -> None:
-    failed = Measured(MME, 0.3, result(1, 0), "1 of 2 questions were not answered: gone")
+    failed = Measured(MME, 0.3, None, "it is gone")
     (row,) = report(MODEL, "sttm", [failed])["rows"]
     assert "gone" in row["error"]
     assert "accuracy" not in row
+
+
+def test_one_unreadable_video_leaves_the_figure_of_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = result(1, 1, 0, 0)
+    found["items"][3] |= {"failed": True, "served": None}
+    measured = Measured(MME, 0.3, found, "1 of 4 questions were not answered, about 3.mp4: gone")
+    done = report(MODEL, "sttm", [measured])
+    (row,) = done["rows"]
+    assert (row["items"], row["videos"], row["failed"]) == (3, 3, 1)
+    assert row["accuracy"]["value"] == pytest.approx(200 / 3)
+    assert row["error"] == measured.error
+    paper_table(done)
+    shown = capsys.readouterr().out
+    assert "66.7" in shown
+    assert "Video-MME at 0.3: without 1 questions that were not answered" in shown
+    for item in found["items"]:
+        item["failed"] = True
+    assert "accuracy" not in report(MODEL, "sttm", [measured])["rows"][0]
 
 
 def test_the_average_is_that_of_all_six_or_none() -> None:

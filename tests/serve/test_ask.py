@@ -224,6 +224,13 @@ def test_flags_that_cannot_hold_are_refused_by_name(flags: tuple[str, ...]) -> N
     assert all(flag in told.err for flag in flags if flag.startswith("--"))
 
 
+@pytest.mark.parametrize("command", [("serve",), ("mcp",), ("eval", "paper")])
+def test_an_empty_allow_path_is_not_the_current_folder(command: tuple[str, ...]) -> None:
+    told = sttm_here(*command, "--allow-path", "", "--merge-layer", "-7")
+    assert told.code == 2
+    assert "'--allow-path': it is empty" in told.err
+
+
 def test_a_server_of_another_version_is_said_and_not_used(
     found: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
