@@ -65,7 +65,7 @@ def open_client(
     except ImportError as missing:
         raise error(
             f"{what} what is not installed: {missing.name}",
-            "pip install 'sttm-cli[cloud]'",
+            "python -m pip install obstore boto3",
         ) from None
     http = any(os.environ.get(name, "").startswith("http://") for name in ENDPOINTS)
     backoff = {

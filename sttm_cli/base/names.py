@@ -125,6 +125,15 @@ def path_or_address(where: str | os.PathLike[str]) -> str | Path:
     return text if scheme else Path(text)
 
 
+def absolute_path(path: Path) -> Path:
+    """Return the absolute path, without ".." in it; links are followed only to leave one out."""
+    if ".." not in path.parts:
+        return path.absolute()
+    if path.name == "..":
+        return Path(os.path.realpath(path))
+    return Path(os.path.realpath(path.parent)) / path.name
+
+
 def absolute(where: str | Path) -> str:
     """Return the location in a form independent of the working folder."""
     return where if isinstance(where, str) else str(where.absolute())

@@ -75,7 +75,7 @@ def pull(
     flags: dict[str, Any],
     output: Output,
 ) -> None:
-    """Fetch a model, with progress; an interrupted download is resumed.
+    """Fetch a model, with progress; files that are complete are not fetched again.
 
     It is kept in the Hugging Face hub's folder, shared by all programs, or below HF_HOME.
     """

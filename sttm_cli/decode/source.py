@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sttm_cli.base.errors import SttmError, UsageError, VideoError
+from sttm_cli.base.names import absolute_path
 from sttm_cli.base.system import FileFacts
 from sttm_cli.base.types import Progress
 from sttm_cli.decode.bucket import fetch, in_bucket, object_at
@@ -85,7 +86,7 @@ class Source:
         """The video's name in records: an address, or an absolute path, as text."""
         if self.is_copy:
             return self.name
-        return os.fsencode(self.path.absolute()).decode(errors="backslashreplace")
+        return os.fsencode(absolute_path(self.path)).decode(errors="backslashreplace")
 
     @contextmanager
     def naming_it(self) -> Iterator[None]:

@@ -27,7 +27,9 @@ def check_runner(on: str) -> None:
     if name == LOCAL and on != LOCAL:
         raise UsageError(f"--on {on!r} has an address", "give local alone")
     if name == RAY and any(find_spec(module) is None for module in ("ray", "pyarrow", "pandas")):
-        raise SttmError("--on ray needs what is not installed: ray", "pip install 'sttm-cli[ray]'")
+        raise SttmError(
+            "--on ray needs what is not installed: ray", "python -m pip install 'ray[data]'"
+        )
 
 
 def runner_names() -> list[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from sttm_cli.base.errors import SttmError
+from sttm_cli.base.names import absolute_path
 from sttm_cli.base.reports import LogEntry
 from sttm_cli.base.types import Json
 from sttm_cli.settings.settings import SETTINGS, Settings
@@ -65,7 +66,7 @@ def new_talk(video: str, settings: Settings, before: str = "") -> Talk:
 
 def known_as(video: str) -> str:
     """Return a video's name in the log: an address as it is, a path as absolute."""
-    named = video if video == "-" or "://" in video else str(Path(video).absolute())
+    named = video if video == "-" or "://" in video else str(absolute_path(Path(video)))
     return os.fsencode(named).decode(errors="backslashreplace")
 
 

@@ -249,6 +249,21 @@ def test_nothing_older_is_gone_on_with_where_the_last_answer_was_not_kept(tmp_pa
         assert "other.mp4" not in "\n".join(database.iterdump())
 
 
+def test_a_path_through_another_folder_is_the_same_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips, beside = tmp_path / "clips", tmp_path / "beside"
+    clips.mkdir()
+    beside.mkdir()
+    video = shutil.copy(SAMPLE, clips / "a.mp4")
+    sttm_here("ask", video, QUESTION)
+    monkeypatch.chdir(beside)
+    assert QUESTION in sttm_here("log", "../clips/a.mp4").out
+    assert sttm_here("ask", "-c", "../clips/a.mp4", SECOND, "-q").code == 0
+    removed = sttm_here("cache", "rm", "../clips")
+    assert removed.code == 0, removed.err
+
+
 def test_no_log_makes_no_file() -> None:
     sttm_here("ask", SAMPLE, QUESTION, "--no-log")
     assert not log_path().exists()

@@ -230,7 +230,7 @@ def test_without_the_extra_the_hint_says_what_to_install(monkeypatch: pytest.Mon
     bucket._client.cache_clear()
     with pytest.raises(SttmError, match="not installed") as raised:
         find_videos(["s3://videos/*.mp4"])
-    assert raised.value.hint == "pip install 'sttm-cli[cloud]'"
+    assert raised.value.hint == "python -m pip install obstore boto3"
 
 
 @pytest.mark.long

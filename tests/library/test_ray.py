@@ -307,7 +307,7 @@ def test_without_ray_the_hint_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(runners, "find_spec", lambda name: None)
     with pytest.raises(SttmError, match="not installed: ray") as raised:
         check_runner("ray://head:6379")
-    assert raised.value.hint == "pip install 'sttm-cli[ray]'"
+    assert raised.value.hint == "python -m pip install 'ray[data]'"
     check_runner("local")
 
 

@@ -175,7 +175,7 @@ def test_without_the_extra_a_bucket_is_one_clear_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr == (
         "sttm: a cache in a bucket needs what is not installed: obstore\n"
-        "  pip install 'sttm-cli[cloud]'\n"
+        "  python -m pip install obstore boto3\n"
     )
 
 

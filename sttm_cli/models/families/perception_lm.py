@@ -51,7 +51,7 @@ def load(checkpoint: Checkpoint, placement: Placement, options: frozenset[str]) 
     """
     if find_spec("timm") is None:
         raise ModelError(
-            f"model {checkpoint.name!r} needs the package timm", "pip install 'sttm-cli[timm]'"
+            f"model {checkpoint.name!r} needs the package timm", "python -m pip install timm"
         )
     from transformers import PerceptionLMForConditionalGeneration
 
