@@ -262,7 +262,7 @@ def test_a_server_that_fails_for_a_while_is_asked_again(
     assert store.save(IDENTITY, pack(made), label={}) is not None
     proxy.times = 3
     assert same(restored(open_bucket("b")), made)
-    assert proxy.times == 0
+    assert proxy.times == 0, proxy.lines
 
 
 def test_connections_cut_in_a_read_and_in_a_write_lose_nothing(
