@@ -33,6 +33,8 @@ IMAGES = {
     "qwen2_5_vl": VISION.format("<|image_pad|>"),
     "qwen3_vl": VISION.format("<|image_pad|>"),
     "qwen3_vl_moe": VISION.format("<|image_pad|>"),
+    "qwen3_5": VISION.format("<|image_pad|>"),
+    "qwen3_5_moe": VISION.format("<|image_pad|>"),
     "glm4v": "<|begin_of_image|><|image|><|end_of_image|>",
     "glm4v_moe": "<|begin_of_image|><|image|><|end_of_image|>",
     "glm46v": "<|begin_of_image|><|image|><|end_of_image|>",
@@ -124,7 +126,7 @@ def by_hand(case: Case, inputs: Any, spatial: float, temporal: float) -> tuple[t
             if family.positions == "reassigned":
                 positions = torch.arange(len(hidden))[None]
         none = torch.zeros(())
-        hidden = _layer(decoder, block, hidden, positions, blocks, none)
+        hidden = _layer(decoder, block, hidden, positions, blocks, none, {})
         if index < len(deep):
             hidden[visual] += deep[index]
     return case.model.lm_head(decoder.norm(hidden))[-1], len(roots)
