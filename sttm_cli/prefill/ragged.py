@@ -27,7 +27,7 @@ from sttm_cli.prefill.states import (
     recurrent_layers,
     rows_apart,
 )
-from sttm_cli.prefill.windows import Behind, Layout, layout_of, masks, rotary
+from sttm_cli.prefill.windows import Behind, Layout, full_mask, layout_of, masks, rotary
 
 
 class Above(NamedTuple):
@@ -328,18 +328,7 @@ def _mask(
     attention is causal."""
     if (sees is None and blocks is None) or layer is None:
         return None
-    if sees is None:
-        mask: torch.Tensor = create_causal_mask(
-            decoder.config,
-            hidden,
-            None,
-            Cache(layers=[layer]),
-            block_sequence_ids=None if blocks is None else blocks.to(hidden.device)[None],
-        )
-        return mask
-    count, recent = sees.shape
-    before = sees.new_ones((count, layer.length + count - recent))
-    return torch.cat([before, sees], dim=1).to(hidden.device)[None, None]
+    return full_mask(decoder, layer, hidden, sees, blocks)
 
 
 def _rotary_input(positions: torch.Tensor) -> torch.Tensor:

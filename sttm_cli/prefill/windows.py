@@ -127,7 +127,7 @@ def masks(
     made[FULL] = made[WINDOW] = None
     if FULL in held:
         everywhere = None if layout.near_blocks else behind.blocks
-        made[FULL] = _full_mask(decoder, held[FULL], hidden, behind.sees, everywhere)
+        made[FULL] = full_mask(decoder, held[FULL], hidden, behind.sees, everywhere)
     if WINDOW in held:
         made[WINDOW] = _window_mask(layout, held[WINDOW], hidden, behind)
     if not decoder.config._attn_implementation.endswith("eager"):
@@ -141,13 +141,15 @@ def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | N
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def _full_mask(
+def full_mask(
     decoder: Any,
     layer: CacheLayerMixin,
     hidden: torch.Tensor,
     sees: torch.Tensor | None,
     blocks: torch.Tensor | None,
 ) -> torch.Tensor | None:
+    """Build the mask [1, 1, n, held + n] of tokens `hidden` appended to a layer without a window;
+    None where attention is causal. `sees`, `blocks`: as in `ragged.run`."""
     if sees is not None:
         held = layer.get_seq_length()
         before = sees.new_ones((len(sees), held + len(sees) - sees.shape[1]))

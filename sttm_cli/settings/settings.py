@@ -85,7 +85,8 @@ class Settings:
     method: str = setting(
         DEFAULT_METHOD, "--method", parse=parse_method, group=Group.MODEL, metavar="NAME",
         env="STTM_METHOD",
-        help="How tokens are merged: sttm, or another method such as anchors or tome.",
+        help="How tokens are merged: sttm, or another such as anchors or tome. sttm:0.8/0.6 sets "
+        "thresholds by hand, with --budget 1.",
     )
     merge_layer: int | None = setting(
         None, "--merge-layer", parse=whole_number(0), group=Group.MODEL, metavar="LAYER",

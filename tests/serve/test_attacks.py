@@ -101,7 +101,7 @@ def test_what_is_no_video_below_the_folder_is_told_as_such(
     (allowed / "images").mkdir()
     for name in ("list.m3u8", "text.mp4", "empty.mp4", "images", "none.mp4"):
         refused(http.post(ROUTE, json=body(f"{allowed}/{name}")), 422)
-    # A missing file is told in the same words, whatever its address can mean.
+    # A missing file gets the same reply, whatever its address can mean.
     missing = ("none.mp4", "none?.mp4", "none#a.mp4", "none%41.mp4")
     report = {refused(http.post(ROUTE, json=body(f"file://{allowed}/{n}")), 422) for n in missing}
     assert len(report) == 1
